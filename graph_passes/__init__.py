@@ -1,0 +1,19 @@
+"""Graph passes: ``onnx_ir.Model`` in, ``onnx_ir.Model`` out. No torch, no onnxruntime, no disk."""
+
+from graph_passes.ffn_pattern import FfnOutcome
+from graph_passes.fuse_attention import FuseGroupQueryAttentionPass
+from graph_passes.fuse_norms import FuseSkipRmsNormPass
+from graph_passes.fuse_rotary import FuseRotaryEmbeddingPass
+from graph_passes.fuse_sparse_ffn import FuseSparseFfnPass
+from graph_passes.name_interface import NameInterfacePass
+from graph_passes.pipeline import export_pipeline
+
+__all__ = [
+    "FfnOutcome",
+    "FuseGroupQueryAttentionPass",
+    "FuseRotaryEmbeddingPass",
+    "FuseSkipRmsNormPass",
+    "FuseSparseFfnPass",
+    "NameInterfacePass",
+    "export_pipeline",
+]

@@ -1,0 +1,132 @@
+"""Recognise the ReLU family in a graph: what it is, its threshold, and its pre-activation."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+
+import numpy as np
+import onnx_ir as ir
+
+from graph_passes.linear import scalar_constant
+
+__all__ = ["Activation", "describe_activation", "match_activation"]
+
+
+@dataclass(frozen=True)
+class Activation:
+    """``kind`` (relu, relu2, fatrelu) with ``threshold`` on pre-activation ``z``.
+
+    The operators' rule is "inactive iff z <= threshold" (custom_ops.py).
+    """
+
+    kind: str
+    threshold: float
+    z: ir.Value
+
+
+def match_activation(value: ir.Value) -> Activation | None:
+    """Return the activation whose result ``value`` is, or None.
+
+    1. ``Relu(z)``, ``Max(z, 0)``, ``Clip(z, 0)``: relu;
+    2. ``Where(z <= t, 0, z)`` and its mirror images, ``z * Cast(z > t)``: fatrelu, or relu for t = 0.
+       Where the graph keeps the boundary (``z >= t``), the threshold becomes the next float below t,
+       which selects exactly the same numbers;
+    3. ``Pow(r, 2)``, ``r * r`` with r of case 1 or 2: relu2.
+    """
+    node = value.producer()
+    if node is None or node.domain != "":
+        return None
+    match node.op_type:
+        case "Relu":
+            return _relu(node.inputs[0])
+        case "Max" if len(node.inputs) == 2:
+            for z, zero in (node.inputs, node.inputs[::-1]):
+                if scalar_constant(zero) == 0.0:
+                    return _relu(z)
+        case "Clip":
+            low = node.inputs[1] if len(node.inputs) > 1 else None
+            high = node.inputs[2] if len(node.inputs) > 2 else None
+            if scalar_constant(low) == 0.0 and (high is None or scalar_constant(high) == math.inf):
+                return _relu(node.inputs[0])
+        case "Where":
+            return _from_where(node)
+        case "Pow":
+            if scalar_constant(node.inputs[1]) == 2.0:
+                return _squared(node.inputs[0])
+        case "Mul":
+            if node.inputs[0] is node.inputs[1]:
+                return _squared(node.inputs[0])
+            return _from_mask(node)
+    return None
+
+
+def describe_activation(ops: set[str]) -> str:
+    """Name an activation that is not a ReLU by the operators it is made of, for a message."""
+    if "Erf" in ops or "Gelu" in ops:
+        return "Gelu"
+    if "Tanh" in ops:
+        return "Gelu (tanh)"
+    if "Sigmoid" in ops:
+        return "Silu"
+    shapeless = ops - {"Mul", "Cast", "Reshape", "Identity"}
+    return " and ".join(sorted(shapeless)) or "a plain product"
+
+
+def _relu(z: ir.Value | None) -> Activation | None:
+    return Activation("relu", 0.0, z) if z is not None else None
+
+
+def _squared(value: ir.Value | None) -> Activation | None:
+    inner = match_activation(value) if value is not None else None
+    if inner is None or inner.kind == "relu2":
+        return None
+    return Activation("relu2", inner.threshold, inner.z)
+
+
+def _comparison(value: ir.Value | None) -> tuple[ir.Value, float, bool] | None:
+    """Return (z, t, active) for a comparison of z with a constant: active tells which side it selects.
+
+    ``t`` is such that the comparison is "z > t" (active) or "z <= t" (not active) for every float.
+    """
+    node = value.producer() if value is not None else None
+    if node is None or node.domain != "":
+        return None
+    if node.op_type == "Not":
+        inner = _comparison(node.inputs[0])
+        return (inner[0], inner[1], not inner[2]) if inner is not None else None
+    if node.op_type not in ("Less", "LessOrEqual", "Greater", "GreaterOrEqual"):
+        return None
+    left, right = node.inputs
+    below, strict = node.op_type.startswith("Less"), not node.op_type.endswith("OrEqual")
+    threshold = scalar_constant(right)
+    if threshold is None:
+        threshold, left, below = scalar_constant(left), right, not below
+    if threshold is None or left is None or not 0.0 <= threshold < math.inf:
+        return None
+    keeps_boundary = strict == below  # z < t is inactive, or z >= t is active
+    if keeps_boundary and threshold > 0.0:  # at t = 0 the boundary's value is 0 either way
+        threshold = float(np.nextafter(np.float32(threshold), np.float32(0.0)))
+    return left, threshold, not below
+
+
+def _from_where(node: ir.Node) -> Activation | None:
+    condition = _comparison(node.inputs[0])
+    if condition is None:
+        return None
+    z, threshold, active = condition
+    kept, zeroed = (node.inputs[1], node.inputs[2]) if active else (node.inputs[2], node.inputs[1])
+    if kept is not z or scalar_constant(zeroed) != 0.0:
+        return None
+    return Activation("fatrelu" if threshold > 0.0 else "relu", threshold, z)
+
+
+def _from_mask(node: ir.Node) -> Activation | None:
+    for z, mask in (node.inputs, node.inputs[::-1]):
+        cast = mask.producer() if mask is not None else None
+        if cast is None or cast.op_type != "Cast":
+            continue
+        condition = _comparison(cast.inputs[0])
+        if condition is not None and condition[0] is z and condition[2]:
+            return Activation("fatrelu" if condition[1] > 0.0 else "relu", condition[1], z)
+    return None
