@@ -1,0 +1,60 @@
+// What the shared library exports: onnxruntime's entry point, and a description of the build.
+#include <cstdlib>
+#include <string>
+
+#include "../src/dispatch.h"
+#include "ffn_op.h"
+#include "status.h"
+
+#define PROSPARSE_EXPORT extern "C" __attribute__((visibility("default")))
+
+namespace prosparse::ort {
+namespace {
+
+// The domain is onnxruntime's to keep while sessions use it; it is freed when the process ends.
+void add_domain(const Api& api, OrtSessionOptions* options) {
+  const Choice choice = choose_variant(std::getenv("PROSPARSE_ISA"));
+  if (choice.kernels == nullptr) throw InvalidArgument(choice.error);
+  CustomOpDomain* domain = nullptr;
+  check(api.CreateCustomOpDomain("com.prosparse", &domain));
+  try {
+    for (const CustomOp* const* op = custom_ops(); *op != nullptr; ++op) check(api.CustomOpDomain_Add(domain, *op));
+    check(api.AddCustomOpDomain(options, domain));
+  } catch (...) {
+    api.ReleaseCustomOpDomain(domain);
+    throw;
+  }
+}
+
+}  // namespace
+}  // namespace prosparse::ort
+
+// Adds domain com.prosparse to `options`. Called by onnxruntime; see RegisterCustomOpsLibrary there.
+PROSPARSE_EXPORT prosparse::ort::Status* RegisterCustomOps(OrtSessionOptions* options, const OrtApiBase* opaque) {
+  using namespace prosparse::ort;
+  const ApiBase* base = reinterpret_cast<const ApiBase*>(opaque);
+  const Api* api = base->GetApi(kApiVersion);
+  if (api == nullptr) {  // version 1 exists in every release, and its first member makes a status
+    const std::string text = std::string("the com.prosparse operators need onnxruntime 1.18 or newer, got ") +
+                             base->GetVersionString();
+    return base->GetApi(1)->CreateStatus(kNotImplemented, text.c_str());
+  }
+  return guarded(*api, [&] { add_domain(*api, options); });
+}
+
+// JSON: version, isa_compiled, isa_supported, isa_used (null if PROSPARSE_ISA cannot run), error.
+PROSPARSE_EXPORT const char* prosparse_ops_info(void) {
+  static std::string text;
+  try {
+    const prosparse::Choice choice = prosparse::choose_variant(std::getenv("PROSPARSE_ISA"));
+    const std::string used = choice.kernels != nullptr ? "\"" + std::string(choice.kernels->isa) + "\"" : "null";
+    std::string error;
+    for (const char c : choice.error) error += c == '"' || c == '\\' ? '\'' : c;
+    text = std::string("{\"version\": \"") + PROSPARSE_VERSION + "\", \"isa_compiled\": [" +
+           prosparse::variant_names(false, "\"") + "], \"isa_supported\": [" + prosparse::variant_names(true, "\"") +
+           "], \"isa_used\": " + used + ", \"error\": " + (error.empty() ? "null" : "\"" + error + "\"") + "}";
+    return text.c_str();
+  } catch (...) {
+    return "{\"error\": \"out of memory\"}";
+  }
+}

@@ -1,0 +1,49 @@
+#include "dispatch.h"
+
+#include <cstring>
+
+namespace prosparse {
+namespace {
+
+bool always() { return true; }
+
+#if defined(__x86_64__)
+// The builtin reads XCR0 too: registers that the operating system does not save count as absent.
+bool has_avx2() { return __builtin_cpu_supports("avx2") && __builtin_cpu_supports("fma"); }
+bool has_avx512() { return __builtin_cpu_supports("avx512f"); }
+#endif
+
+}  // namespace
+
+const std::vector<Variant>& compiled_variants() {
+  static const std::vector<Variant> variants = {
+#if defined(__x86_64__)
+      {&kAvx512Kernels, has_avx512},
+      {&kAvx2Kernels, has_avx2},
+#endif
+      {&kScalarKernels, always},
+  };
+  return variants;
+}
+
+std::string variant_names(bool supported_only, const char* quote) {
+  std::string names;
+  for (const Variant& variant : compiled_variants()) {
+    if (supported_only && !variant.is_supported()) continue;
+    if (!names.empty()) names += ", ";
+    names += std::string(quote) + variant.kernels->isa + quote;
+  }
+  return names;
+}
+
+Choice choose_variant(const char* forced) {
+  const bool is_forced = forced != nullptr && *forced != '\0';
+  for (const Variant& variant : compiled_variants()) {
+    if (is_forced && std::strcmp(forced, variant.kernels->isa) != 0) continue;
+    if (variant.is_supported()) return {variant.kernels, ""};
+  }
+  return {nullptr, std::string("PROSPARSE_ISA=") + forced + " cannot run here: this build has " +
+                       variant_names(false) + "; this machine runs " + variant_names(true)};
+}
+
+}  // namespace prosparse

@@ -1,0 +1,34 @@
+// Which variants this build has, which this machine runs, and which one is used.
+#ifndef PROSPARSE_DISPATCH_H_
+#define PROSPARSE_DISPATCH_H_
+
+#include <string>
+#include <vector>
+
+#include "prosparse/ffn_kernels.h"
+
+namespace prosparse {
+
+struct Variant {
+  const FfnKernels* kernels;
+  bool (*is_supported)();  // by the processor and by the operating system
+};
+
+// Best first; "scalar" is last and runs anywhere.
+const std::vector<Variant>& compiled_variants();
+
+struct Choice {
+  const FfnKernels* kernels;  // null if `error` is set
+  std::string error;          // one line
+};
+
+// The best supported variant, or the one that `forced` names. A forced variant that cannot run is an
+// error, never another variant. `forced` is PROSPARSE_ISA's value; null or "" for none.
+Choice choose_variant(const char* forced);
+
+// "avx512, avx2, scalar"
+std::string variant_names(bool supported_only, const char* quote = "");
+
+}  // namespace prosparse
+
+#endif  // PROSPARSE_DISPATCH_H_
