@@ -64,6 +64,8 @@ def _symbols(graph: ir.Graph) -> dict[str, str]:
 def _renamed(dim: int | ir.SymbolicDim, symbols: dict[str, str]) -> int | str | None:
     if isinstance(dim, int) or dim.value is None:
         return dim if isinstance(dim, int) else None
+    if dim.value.isdigit():  # the exporter writes some fixed dimensions as text
+        return int(dim.value)
     return re.sub(r"[A-Za-z_]\w*", lambda m: symbols.get(m[0], m[0]), dim.value)
 
 

@@ -34,11 +34,11 @@ def export_pipeline(
             FuseSkipRmsNormPass(),
         ]
     return ir.passes.Sequential(
+        NameInterfacePass(),  # first: it also makes the number of KV heads a number
         common.CommonSubexpressionEliminationPass(),  # so that layers share one mask, one cos, one sin
         FuseSparseFfnPass(outcomes),
         *fusions,
         common.RemoveUnusedNodesPass(),  # what the fusions left behind, with its initializers
-        NameInterfacePass(),
         common.ClearMetadataAndDocStringPass(),  # after the FFN pass, which reads module paths from it
         common.TopologicalSortPass(),
         common.CheckerPass(),

@@ -73,11 +73,7 @@ struct Api {
   Status*(PROSPARSE_ORT_CALL* KernelInfo_GetNodeName)(const KernelInfo*, char*, size_t*);  // 244
   void* gap245[4];
   Status*(PROSPARSE_ORT_CALL* KernelInfoGetConstantInput_tensor)(const KernelInfo*, size_t, int*, const Value**);  // 249
-  void* gap250[18];
-  Status*(PROSPARSE_ORT_CALL* ShapeInferContext_GetInputTypeShape)(const ShapeContext*, size_t, TensorInfo**);  // 268
-  void* gap269[1];
-  Status*(PROSPARSE_ORT_CALL* ShapeInferContext_SetOutputTypeShape)(const ShapeContext*, size_t, const TensorInfo*);  // 270
-  void* gap271[3];
+  void* gap250[24];
   Status*(PROSPARSE_ORT_CALL* KernelContext_ParallelFor)(const KernelContext*, void (*)(void*, size_t), size_t, size_t,
                                                          void*);  // 274
 };
@@ -95,8 +91,6 @@ static_assert(slot(offsetof(Api, ReleaseTensorTypeAndShapeInfo)) == 99);
 static_assert(slot(offsetof(Api, ReleaseCustomOpDomain)) == 101);
 static_assert(slot(offsetof(Api, KernelInfo_GetNodeName)) == 244);
 static_assert(slot(offsetof(Api, KernelInfoGetConstantInput_tensor)) == 249);
-static_assert(slot(offsetof(Api, ShapeInferContext_GetInputTypeShape)) == 268);
-static_assert(slot(offsetof(Api, ShapeInferContext_SetOutputTypeShape)) == 270);
 static_assert(slot(offsetof(Api, KernelContext_ParallelFor)) == 274);
 
 struct ApiBase {

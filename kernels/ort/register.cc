@@ -44,7 +44,7 @@ PROSPARSE_EXPORT prosparse::ort::Status* RegisterCustomOps(OrtSessionOptions* op
 
 // JSON: version, isa_compiled, isa_supported, isa_used (null if PROSPARSE_ISA cannot run), error.
 PROSPARSE_EXPORT const char* prosparse_ops_info(void) {
-  static std::string text;
+  thread_local std::string text;  // valid until the thread's next call
   try {
     const prosparse::Choice choice = prosparse::choose_variant(std::getenv("PROSPARSE_ISA"));
     const std::string used = choice.kernels != nullptr ? "\"" + std::string(choice.kernels->isa) + "\"" : "null";

@@ -1,8 +1,8 @@
 // AVX2 with FMA: 8 columns per step, four accumulators per dot product.
 //
 // A dot product is a fixed tree: chunk i of 8 columns goes to accumulator i % 4, then
-// (0 + 1) + (2 + 3), then the 8 lanes by halves; the up to 7 columns left are added one by one with
-// std::fma-like scalar steps in order. There are 16 registers, so two rows or tokens at a time.
+// (0 + 1) + (2 + 3), then the 8 lanes by halves; the up to 7 columns left are added one by one, in order,
+// with one rounding each. There are 16 registers, so two rows or tokens at a time.
 #include "prosparse/ffn_kernels.h"
 
 #if defined(__x86_64__)

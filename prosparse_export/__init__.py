@@ -1,0 +1,46 @@
+"""ONNX export and deployment of activation-sparse transformers.
+
+    import prosparse_export
+
+    model = prosparse_export.load("out/demo.onnx")
+    print(model.generate("The city of Paris is", max_new_tokens=32))
+
+Names are imported when they are first used: ``import prosparse_export`` brings in neither torch nor
+onnxruntime.
+"""
+
+from __future__ import annotations
+
+import importlib
+from importlib.metadata import PackageNotFoundError, version
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from prosparse_export.errors import ProSparseError
+    from prosparse_export.export import ExportOptions, export_model
+    from prosparse_export.library import library_path, register
+    from prosparse_export.runtime import load
+    from prosparse_export.validate import validate
+
+__all__ = ["ExportOptions", "ProSparseError", "export_model", "library_path", "load", "register", "validate"]
+
+_HOME = {
+    "ExportOptions": "export",
+    "ProSparseError": "errors",
+    "export_model": "export",
+    "library_path": "library",
+    "load": "runtime",
+    "register": "library",
+    "validate": "validate",
+}
+
+try:
+    __version__ = version("prosparse-export")
+except PackageNotFoundError:  # a source tree that was not installed
+    __version__ = "0.0.0"
+
+
+def __getattr__(name: str) -> object:
+    if name not in _HOME:
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    return getattr(importlib.import_module(f"{__name__}.{_HOME[name]}"), name)

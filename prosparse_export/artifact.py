@@ -1,0 +1,176 @@
+"""Fourth stage: write the graph and what belongs to it, all or nothing."""
+
+from __future__ import annotations
+
+import errno
+import filecmp
+import json
+import os
+import shutil
+import tempfile
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import onnx_ir as ir
+
+from prosparse_export.errors import ProSparseError
+
+__all__ = ["Sidecars", "artifact_folder", "write_artifact"]
+
+MANIFEST = "prosparse.json"
+_ROOM = 1 << 20  # bytes for everything but the weights
+
+
+@dataclass(frozen=True)
+class Sidecars:
+    """What lies beside the graph.
+
+    Attributes:
+        documents: JSON files by name.
+        files: files to copy, by the name that they get.
+        write: called with a folder, writes more files into it (the tokenizer's).
+    """
+
+    documents: Mapping[str, Any] = field(default_factory=dict)
+    files: Mapping[str, Path] = field(default_factory=dict)
+    write: Callable[[Path], object] | None = None
+
+
+@contextmanager
+def artifact_folder(output: Path, *, overwrite: bool) -> Iterator[Path]:
+    """Yield a folder beside ``output`` whose files replace those of ``output``'s folder at the end.
+
+    If the body raises, or is interrupted, nothing remains. ``output`` itself is moved last, so it never
+    exists without what it needs.
+
+    Raises:
+        ProSparseError: a file is in the way, the folder is not writable, or the disk is full.
+    """
+    if output.suffix != ".onnx":
+        raise ProSparseError(f"output: {output}: expected a name that ends in .onnx")
+    if output.exists() and not overwrite:
+        raise ProSparseError(f"output: {output}: exists already", hint="choose another name or pass --overwrite")
+    created = _make_parents(output.parent)
+    staging = None
+    try:
+        with _disk_errors(output):
+            staging = Path(tempfile.mkdtemp(prefix=f".{output.name}.", suffix=".partial", dir=output.parent))
+            yield staging
+            _publish(staging, output, overwrite=overwrite)
+            created = []
+    finally:
+        if staging is not None:
+            shutil.rmtree(staging, ignore_errors=True)
+        for folder in reversed(created):
+            with _ignoring_os_errors():
+                folder.rmdir()
+
+
+def write_artifact(
+    model: ir.Model, staging: Path, name: str, sidecars: Sidecars, progress: Callable[[int, int], None] | None = None
+) -> None:
+    """Write ``model`` as ``name`` with external data ``name.data``, and the sidecars, into ``staging``.
+
+    Args:
+        model: the graph.
+        staging: folder from `artifact_folder`.
+        name: file name of the graph.
+        sidecars: what goes beside it.
+        progress: called with (bytes written, bytes in all) before each tensor.
+
+    Raises:
+        ProSparseError: there is not enough room on the disk.
+    """
+    total = sum(value.const_value.nbytes for value in model.graph.initializers.values() if value.const_value is not None)
+    free = shutil.disk_usage(staging).free
+    if free < total + _ROOM:
+        raise ProSparseError(
+            f"output: {staging.parent}: disk full: expected {total + _ROOM:,} bytes free, got {free:,}",
+            hint="free some space or choose another folder",
+        )
+    written = 0
+
+    def report(tensor: ir.TensorProtocol, _: object) -> None:
+        nonlocal written
+        if progress is not None:
+            progress(written, total)
+        written += tensor.nbytes
+
+    ir.save(model, staging / name, external_data=f"{name}.data", callback=report)
+    for file_name, document in sidecars.documents.items():
+        text = json.dumps(document, indent=2, ensure_ascii=False) + "\n"
+        (staging / file_name).write_text(text, encoding="utf-8")
+    if sidecars.write is not None:
+        sidecars.write(staging)
+    for file_name, source in sidecars.files.items():
+        shutil.copyfile(source, staging / file_name)
+
+
+def _make_parents(folder: Path) -> list[Path]:
+    missing: list[Path] = []
+    while not folder.exists():
+        missing.insert(0, folder)
+        folder = folder.parent
+    if not folder.is_dir():
+        raise ProSparseError(f"output: {folder}: expected a folder, got a file")
+    try:
+        for path in missing:
+            path.mkdir()
+    except OSError as error:
+        raise ProSparseError(
+            f"output: {folder}: cannot make a folder in it: {error.strerror}", hint="choose a folder that you may write to"
+        ) from error
+    return missing
+
+
+def _publish(staging: Path, output: Path, *, overwrite: bool) -> None:
+    names = sorted(path.name for path in staging.iterdir())
+    names.sort(key=lambda name: name == output.name)  # stable: the graph goes last
+    for name in names:
+        target = output.parent / name
+        if target.exists() and not overwrite and not _same(staging / name, target):
+            raise ProSparseError(
+                f"output: {target}: exists already, with other contents",
+                hint="choose an empty folder or pass --overwrite",
+            )
+    output.unlink(missing_ok=True)  # with overwrite: no old graph beside new weights, not even for a moment
+    placed: list[Path] = []
+    try:
+        for name in names:
+            target = output.parent / name
+            if not target.exists():
+                placed.append(target)
+            os.replace(staging / name, target)
+    except BaseException:
+        for path in placed:
+            path.unlink(missing_ok=True)
+        raise
+
+
+def _same(one: Path, other: Path) -> bool:
+    return other.is_file() and filecmp.cmp(one, other, shallow=False)
+
+
+@contextmanager
+def _ignoring_os_errors() -> Iterator[None]:
+    try:
+        yield
+    except OSError:
+        pass
+
+
+@contextmanager
+def _disk_errors(output: Path) -> Iterator[None]:
+    try:
+        yield
+    except OSError as error:
+        what = {errno.ENOSPC: "disk full", errno.EDQUOT: "disk quota exceeded"}.get(
+            error.errno or 0, error.strerror or str(error)
+        )
+        raise ProSparseError(
+            f"output: {output.parent}: cannot write: {what}",
+            hint="choose a folder that you may write to and that has room for the weights in float32",
+        ) from error

@@ -1,0 +1,24 @@
+"""The command line: ``prosparse COMMAND`` and ``prosparse-export``."""
+
+from __future__ import annotations
+
+import click
+
+from prosparse_export import __version__
+from prosparse_export.cli.command import CONTEXT
+from prosparse_export.cli.export import export_command
+from prosparse_export.cli.generate import generate_command
+from prosparse_export.cli.info import info_command
+from prosparse_export.cli.validate import validate_command
+
+__all__ = ["export_command", "main"]
+
+
+@click.group(context_settings=CONTEXT)
+@click.version_option(__version__, prog_name="prosparse-export")
+def main() -> None:
+    """Export activation-sparse transformers to ONNX, check them, run them."""
+
+
+for _command in (export_command, validate_command, generate_command, info_command):
+    main.add_command(_command)

@@ -1,0 +1,78 @@
+"""``prosparse export``, also installed as ``prosparse-export``."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import click
+
+from prosparse_export.cli.command import CONTEXT, ProSparseCommand
+from prosparse_export.cli.display import stages
+
+__all__ = ["export_command"]
+
+_EXAMPLES = """
+Examples:
+  prosparse-export models/demo out/demo.onnx
+  prosparse-export prosparse-llama-2-7b out/7b.onnx -v
+  prosparse-export models/demo out/demo.onnx --attention plain --overwrite
+"""
+
+
+@click.command("export", cls=ProSparseCommand, context_settings=CONTEXT, epilog=_EXAMPLES)
+@click.argument("model_dir", type=click.Path(path_type=Path))
+@click.argument("output", type=click.Path(path_type=Path))
+@click.option("--overwrite", is_flag=True, help="Replace files that are in the way.")
+@click.option("--allow-dense", is_flag=True, help="Write the model even if no FFN can be sparse.")
+@click.option(
+    "--attention",
+    type=click.Choice(["fused", "plain"]),
+    default="fused",
+    show_default=True,
+    help="fused: GroupQueryAttention and fused norms, onnxruntime >= 1.21. plain: standard operators, >= 1.18.",
+)
+@click.option("--library/--no-library", default=True, show_default=True, help="Put the operator library beside it.")
+@click.option("--trust-remote-code", is_flag=True, help="Let Python code in MODEL_DIR run. Read it first.")
+@click.option("-v", "--verbose", is_flag=True, help="Say what became of every FFN and attention, and why.")
+@click.option("-q", "--quiet", is_flag=True, help="No progress display.")
+@click.option("--json", "as_json", is_flag=True, help="Print the manifest as JSON instead of a summary.")
+def export_command(
+    model_dir: Path,
+    output: Path,
+    overwrite: bool,
+    allow_dense: bool,
+    attention: str,
+    library: bool,
+    trust_remote_code: bool,
+    verbose: bool,
+    quiet: bool,
+    as_json: bool,
+) -> None:
+    """Export the model folder MODEL_DIR to the ONNX file OUTPUT, its ReLU FFNs as sparse operators.
+
+    MODEL_DIR holds config.json, *.safetensors and the tokenizer. Beside OUTPUT come its weights
+    (OUTPUT.data), config.json, the tokenizer, prosparse.json and the operator library. Nothing is
+    written if anything fails.
+    """
+    with stages(quiet=quiet) as report:
+        report("start", 0, 0)
+        from prosparse_export.export import ExportOptions, export_model  # torch takes seconds to import
+
+        options = ExportOptions(
+            overwrite=overwrite,
+            allow_dense=allow_dense,
+            fuse_attention=attention == "fused",
+            with_library=library,
+            trust_remote_code=trust_remote_code,
+        )
+        result = export_model(model_dir, output, options, report)
+    if verbose:
+        for outcome in (*result.rewritten, *result.refused):
+            click.echo(str(outcome), err=True)
+        for line in result.attention_refusals:
+            click.echo(line, err=True)
+    if as_json:
+        click.echo(json.dumps(result.manifest, indent=2))
+    else:
+        click.echo(f"{result.path}: {len(result.rewritten)} FFNs rewritten, {len(result.refused)} refused")

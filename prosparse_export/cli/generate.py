@@ -1,0 +1,53 @@
+"""``prosparse generate``."""
+
+from __future__ import annotations
+
+import time
+from pathlib import Path
+
+import click
+
+from prosparse_export.cli.command import CONTEXT, ProSparseCommand
+
+__all__ = ["generate_command"]
+
+_EXAMPLES = """
+Examples:
+  prosparse generate out/demo.onnx "The city of Paris is"
+  prosparse generate out/demo.onnx "In 1905," -n 100 --temperature 0.7 --seed 1
+  prosparse generate out/demo.onnx "In 1905," --no-library    # stock onnxruntime, same tokens
+"""
+
+
+@click.command("generate", cls=ProSparseCommand, context_settings=CONTEXT, epilog=_EXAMPLES)
+@click.argument("onnx_file", type=click.Path(path_type=Path))
+@click.argument("prompt")
+@click.option("-n", "--max-new-tokens", type=click.IntRange(min=1), default=64, show_default=True)
+@click.option("--temperature", type=click.FloatRange(min=0.0), default=0.0, show_default=True, help="0 is greedy.")
+@click.option("--seed", type=int, help="For sampling.")
+@click.option("--threads", type=click.IntRange(min=1), help="Intra-op threads.  [default: one per core]")
+@click.option("--library/--no-library", default=True, show_default=True, help="Run the sparse kernels.")
+def generate_command(
+    onnx_file: Path,
+    prompt: str,
+    max_new_tokens: int,
+    temperature: float,
+    seed: int | None,
+    threads: int | None,
+    library: bool,
+) -> None:
+    """Continue PROMPT with the exported model ONNX_FILE, token by token; speed goes to stderr."""
+    from prosparse_export.runtime import SparseModel
+
+    model = SparseModel.open(onnx_file, threads=threads, library=library)
+    click.echo(prompt, nl=False)
+    began, first, count = time.perf_counter(), 0.0, 0
+    for piece in model.stream_text(prompt, max_new_tokens=max_new_tokens, temperature=temperature, seed=seed):
+        count += 1
+        if count == 1:
+            first = time.perf_counter()
+        click.echo(piece, nl=False)
+    click.echo()
+    if count > 1:
+        rate = (count - 1) / (time.perf_counter() - first)
+        click.echo(f"first token {1000 * (first - began):.1f} ms, then {rate:.1f} tokens/s", err=True)

@@ -1,0 +1,81 @@
+"""``prosparse validate``."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import asdict
+from pathlib import Path
+
+import click
+from rich.console import Console
+from rich.table import Table
+
+from prosparse_export.cli.command import CONTEXT, ProSparseCommand
+from prosparse_export.cli.display import stages
+
+__all__ = ["validate_command"]
+
+_EXAMPLES = """
+Examples:
+  prosparse validate models/demo out/demo.onnx
+  prosparse validate MODEL_DIR out/7b.onnx --tokens 256 --step-tokens 32 --text mine.txt
+  prosparse validate models/demo out/demo.onnx --json > report.json   # exit 1 if beyond the bound
+"""
+
+
+@click.command("validate", cls=ProSparseCommand, context_settings=CONTEXT, epilog=_EXAMPLES)
+@click.argument("model_dir", type=click.Path(path_type=Path))
+@click.argument("onnx_file", type=click.Path(path_type=Path))
+@click.option("--text", "text_file", type=click.Path(exists=True, dir_okay=False, path_type=Path), help="Text, UTF-8.")
+@click.option("--tokens", type=click.IntRange(min=8), default=2048, show_default=True, help="Tokens of text.")
+@click.option("--context", type=click.IntRange(min=8), default=512, show_default=True, help="Tokens per window.")
+@click.option("--step-tokens", type=click.IntRange(min=1), help="Tokens computed one by one.  [default: all]")
+@click.option("--greedy", type=click.IntRange(min=1), default=64, show_default=True, help="Tokens generated.")
+@click.option("--max-abs-diff", type=float, default=1e-3, show_default=True, help="Bound on a logit's difference.")
+@click.option("--threads", type=click.IntRange(min=1), help="Intra-op threads.  [default: one per core]")
+@click.option("--trust-remote-code", is_flag=True, help="Let Python code in MODEL_DIR run. Read it first.")
+@click.option("-q", "--quiet", is_flag=True, help="No progress display.")
+@click.option("--json", "as_json", is_flag=True, help="Print JSON.")
+def validate_command(
+    model_dir: Path,
+    onnx_file: Path,
+    text_file: Path | None,
+    tokens: int,
+    context: int,
+    step_tokens: int | None,
+    greedy: int,
+    max_abs_diff: float,
+    threads: int | None,
+    trust_remote_code: bool,
+    quiet: bool,
+    as_json: bool,
+) -> None:
+    """Compare ONNX_FILE, with and without the sparse kernels, with PyTorch on MODEL_DIR; exit 1 if they differ.
+
+    Logits of real text (bundled, or yours), in one go and token by token and as a left-padded batch,
+    and greedy generation. Two tokens whose logits are nearer than twice the bound count as a tie.
+    """
+    with stages(quiet=quiet) as report:
+        report("start", 0, 0)
+        from prosparse_export.validate import ValidationOptions, validate  # torch takes seconds to import
+
+        options = ValidationOptions(tokens, min(context, tokens), max_abs_diff, greedy, step_tokens, threads)
+        text = text_file.read_text(encoding="utf-8") if text_file else None
+        result = validate(
+            model_dir, onnx_file, options, text=text, trust_remote_code=trust_remote_code, report=report
+        )
+    if as_json:
+        values = {"passed": result.passed, "bound": max_abs_diff, "comparisons": [asdict(c) for c in result.comparisons]}
+        click.echo(json.dumps(values, indent=2))
+    else:
+        table = Table("run", "tokens", "max |diff|", "top-1 differs", "ties", "greedy same", "")
+        for c in result.comparisons:
+            same = f"{c.greedy_tokens - c.greedy_differs} of {c.greedy_tokens}" if c.greedy_tokens else "-"
+            cells = (c.name, f"{c.tokens}", f"{c.max_abs_diff:.2e}", f"{c.top1_differs}", f"{c.ties}", same)
+            table.add_row(*cells, "ok" if c.passed else "FAILED")
+        console = Console(highlight=False)
+        console.print(table)
+        verdict = "passed" if result.passed else "FAILED"
+        console.print(f"{verdict}: bound {max_abs_diff:g} on logits, top-1 and greedy tokens the same, ties apart")
+    if not result.passed:
+        raise SystemExit(1)

@@ -1,0 +1,197 @@
+"""The main job: model folder in, ONNX artifact out."""
+
+from __future__ import annotations
+
+import hashlib
+import shutil
+from collections.abc import Callable
+from dataclasses import dataclass
+from importlib.metadata import version
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import onnx_ir as ir
+import torch
+from graph_passes import FfnOutcome, export_pipeline
+from prosparse_models import Checkpoint
+from transformers import AutoTokenizer
+
+from prosparse_export.artifact import MANIFEST, Sidecars, artifact_folder, write_artifact
+from prosparse_export.errors import ProSparseError
+from prosparse_export.library import library_path
+from prosparse_export.load import load_model_folder, quiet
+from prosparse_export.runtime import SparseModel
+from prosparse_export.trace import OPSET, trace
+
+__all__ = ["ExportOptions", "ExportResult", "export_model"]
+
+_PACKAGES = ("prosparse-export", "torch", "transformers", "onnx", "onnx-ir", "onnxscript", "onnxruntime")
+_CHECK_TOKENS = 16
+_CHECK_BOUND = 1e-3  # logits, absolute; `prosparse validate` measures on real text
+
+
+@dataclass(frozen=True)
+class ExportOptions:
+    """How to export.
+
+    Attributes:
+        overwrite: replace files that are in the way.
+        allow_dense: write the artifact even if no feed-forward block became sparse.
+        fuse_attention: use onnxruntime's fused attention, rotary and norm operators (onnxruntime >= 1.21).
+        with_library: put the operator library beside the graph.
+        trust_remote_code: let Python code in the model folder run, for model types unknown here.
+    """
+
+    overwrite: bool = False
+    allow_dense: bool = False
+    fuse_attention: bool = True
+    with_library: bool = True
+    trust_remote_code: bool = False
+
+
+@dataclass(frozen=True)
+class ExportResult:
+    """What was written.
+
+    Attributes:
+        path: the graph.
+        rewritten: feed-forward blocks that became sparse operators.
+        refused: those that did not, with their reasons.
+        attention_refusals: one line per attention that was not fused.
+        manifest: contents of prosparse.json.
+    """
+
+    path: Path
+    rewritten: tuple[FfnOutcome, ...]
+    refused: tuple[FfnOutcome, ...]
+    attention_refusals: tuple[str, ...]
+    manifest: dict[str, Any]
+
+
+Report = Callable[[str, int, int], None]
+"""Called with a stage's name, how much of it is done, and of how much (0: unknown)."""
+
+
+def export_model(
+    folder: Path, output: Path, options: ExportOptions | None = None, report: Report | None = None
+) -> ExportResult:
+    """Export the model in ``folder`` to ``output``, an .onnx file; see docs/architecture.md.
+
+    Beside it come ``OUT.onnx.data``, config.json, generation_config.json, the tokenizer's files,
+    prosparse.json and the operator library. All appear at the end, the graph last, or none.
+
+    Raises:
+        ProSparseError: the folder cannot be read, the output cannot be written, no block could be
+            rewritten, or the written graph does not compute what the model does.
+    """
+    options = options or ExportOptions()
+    folder, output = Path(folder), Path(output)
+    tell = report or (lambda *_: None)
+    with artifact_folder(output, overwrite=options.overwrite) as staging:
+        tell("load", 0, 0)
+        checkpoint = load_model_folder(folder, trust_remote_code=options.trust_remote_code)
+        tell("trace", 0, 0)
+        graph = trace(checkpoint.model)
+        tell("rewrite", 0, 0)
+        outcomes: list[FfnOutcome] = []
+        refusals: list[str] = []
+        export_pipeline(outcomes, refusals, fuse_attention=options.fuse_attention)(graph)
+        rewritten = tuple(o for o in outcomes if not o.reason)
+        refused = tuple(o for o in outcomes if o.reason)
+        if not rewritten and not options.allow_dense:
+            raise _nothing_rewritten(folder, refused)
+        tell("write", 0, 0)
+        manifest = _manifest(folder, checkpoint, graph, outcomes, refusals)
+        sidecars = _sidecars(folder, checkpoint, manifest, options)
+        write_artifact(graph, staging, output.name, sidecars, lambda done, total: tell("write", done, total))
+        tell("check", 0, 0)
+        _check(checkpoint, staging / output.name, uses_library=options.with_library and bool(rewritten))
+    return ExportResult(output, rewritten, refused, tuple(refusals), manifest)
+
+
+def _nothing_rewritten(folder: Path, refused: tuple[FfnOutcome, ...]) -> ProSparseError:
+    reason = str(refused[0]) if refused else "no feed-forward block was found"
+    others = f" ({len(refused) - 1} more refused)" if len(refused) > 1 else ""
+    return ProSparseError(
+        f"model folder: {folder}: no feed-forward block can be sparse: {reason}{others}",
+        hint="this needs a model trained with ReLU; pass --allow-dense to export it as it is",
+    )
+
+
+def _manifest(
+    folder: Path, checkpoint: Checkpoint, graph: ir.Model, outcomes: list[FfnOutcome], refusals: list[str]
+) -> dict[str, Any]:
+    fused = any(node.op_type == "GroupQueryAttention" for node in graph.graph)
+    return {
+        "format": 1,
+        "versions": {name: version(name) for name in _PACKAGES},
+        "source": {
+            "model_type": checkpoint.config.get("model_type"),
+            "sha256": {path.name: _sha256(path) for path in (folder / "config.json", *checkpoint.files)},
+            "weight_dtype": checkpoint.weight_dtype,
+        },
+        "opset": OPSET,
+        "opset_imports": dict(sorted(graph.opset_imports.items())),
+        "onnxruntime": ">=1.21" if fused else ">=1.18",
+        "attention": "GroupQueryAttention" if fused else "plain",
+        "attention_refused": refusals,
+        "weight_format": "f32",
+        "ffn": {
+            "rewritten": sum(not o.reason for o in outcomes),
+            "refused": sum(bool(o.reason) for o in outcomes),
+            "layers": [vars(o) for o in outcomes],
+        },
+    }
+
+
+def _sha256(path: Path) -> str:
+    digest = hashlib.sha256()
+    with path.open("rb") as stream:
+        while block := stream.read(1 << 20):
+            digest.update(block)
+    return digest.hexdigest()
+
+
+def _sidecars(folder: Path, checkpoint: Checkpoint, manifest: dict[str, Any], options: ExportOptions) -> Sidecars:
+    generation = checkpoint.model.generation_config
+    documents = {
+        "config.json": checkpoint.config,
+        "generation_config.json": generation.to_diff_dict() if generation is not None else {},
+        MANIFEST: manifest,
+    }
+    files: dict[str, Path] = {}
+    if options.with_library:
+        library = library_path()
+        files[library.name] = library
+    return Sidecars(documents, files, lambda target: _write_tokenizer(folder, target))
+
+
+def _write_tokenizer(folder: Path, target: Path) -> None:
+    """Write the folder's tokenizer in the fast format, or copy what is there if there is no tokenizer."""
+    names = [path.name for path in folder.glob("*token*")] + [path.name for path in folder.glob("*.model")]
+    if not names:
+        return
+    try:
+        with quiet():
+            AutoTokenizer.from_pretrained(folder, local_files_only=True, trust_remote_code=False).save_pretrained(target)
+    except (OSError, ValueError, ImportError):  # a tokenizer that brings code, or a package that is not here
+        for name in names:
+            shutil.copyfile(folder / name, target / name)
+
+
+@torch.no_grad()
+def _check(checkpoint: Checkpoint, path: Path, *, uses_library: bool) -> None:
+    """Compare a few logits with PyTorch's: an artifact that computes something else is never published."""
+    vocabulary = int(checkpoint.model.config.get_text_config().vocab_size)
+    ids = np.random.default_rng(0).integers(0, vocabulary, size=(1, _CHECK_TOKENS))
+    with quiet():
+        expected = checkpoint.model(input_ids=torch.from_numpy(ids)).logits.float().numpy()
+    actual, _ = SparseModel.open(path, library=uses_library).forward(ids, np.ones_like(ids))
+    difference = float(np.abs(actual - expected).max())
+    bound = _CHECK_BOUND * max(1.0, float(np.abs(expected).max()))
+    if not difference <= bound:
+        raise ProSparseError(
+            f"check: logits differ from PyTorch's: expected at most {bound:g}, got {difference:g}",
+            hint="please report this model; --attention plain may help",
+        )

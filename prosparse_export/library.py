@@ -1,0 +1,102 @@
+"""The operator library: where it is, what it can, and how a session gets it."""
+
+from __future__ import annotations
+
+import ctypes
+import json
+import os
+from dataclasses import dataclass
+from pathlib import Path
+
+import onnxruntime
+
+from prosparse_export.errors import ProSparseError
+
+__all__ = ["LibraryInfo", "library_info", "library_path", "register"]
+
+_MARK = "prosparse.registered"  # a session configuration entry: it lives and dies with the object
+_NAMES = ("libprosparse_ops.so", "libprosparse_ops.dylib")
+
+
+@dataclass(frozen=True)
+class LibraryInfo:
+    """What the operator library says of itself.
+
+    Attributes:
+        path: the shared library.
+        version: the version that it was built as.
+        isa_compiled: variants in it, best first.
+        isa_supported: those that this machine runs.
+        isa_used: the one that will run, or None where PROSPARSE_ISA names one that cannot.
+        error: why ``isa_used`` is None.
+    """
+
+    path: Path
+    version: str
+    isa_compiled: tuple[str, ...]
+    isa_supported: tuple[str, ...]
+    isa_used: str | None
+    error: str | None
+
+
+def library_path() -> Path:
+    """Return the path of the operator library, for any onnxruntime binding in any language.
+
+    ``PROSPARSE_OPS_LIBRARY`` overrides it, for instance with a build of one's own.
+
+    Raises:
+        ProSparseError: there is none.
+    """
+    override = os.environ.get("PROSPARSE_OPS_LIBRARY")
+    if override:
+        if not Path(override).is_file():
+            raise ProSparseError(f"PROSPARSE_OPS_LIBRARY: {override}: expected a shared library, got no such file")
+        return Path(override)
+    folder = Path(__file__).parent / "_ops"
+    for name in _NAMES:
+        if (folder / name).is_file():
+            return folder / name
+    raise ProSparseError(
+        f"operator library: {folder}: expected {_NAMES[0]}, got none",
+        hint="run `pip install .` in the project's folder: it builds the library",
+    )
+
+
+def library_info() -> LibraryInfo:
+    """Ask the operator library which variants it has and which one would run."""
+    path = library_path()
+    try:
+        function = ctypes.CDLL(str(path)).prosparse_ops_info
+    except (OSError, AttributeError) as error:
+        raise ProSparseError(f"operator library: {path}: cannot be loaded: {error}") from error
+    function.restype = ctypes.c_char_p
+    values = json.loads(function().decode())
+    return LibraryInfo(
+        path=path,
+        version=values["version"],
+        isa_compiled=tuple(values["isa_compiled"]),
+        isa_supported=tuple(values["isa_supported"]),
+        isa_used=values["isa_used"],
+        error=values["error"],
+    )
+
+
+def register(session_options: onnxruntime.SessionOptions) -> None:
+    """Make the operators of domain ``com.prosparse`` known to sessions made with these options.
+
+    Calling it again with the same object does nothing (onnxruntime itself would fail).
+
+    Raises:
+        ProSparseError: there is no library, or it refuses (onnxruntime too old, PROSPARSE_ISA wrong).
+    """
+    try:
+        session_options.get_session_config_entry(_MARK)
+        return
+    except RuntimeError:  # onnxruntime's way to say that there is no such entry
+        pass
+    path = library_path()
+    try:
+        session_options.register_custom_ops_library(str(path))
+    except Exception as error:  # onnxruntime's exceptions share no base class
+        raise ProSparseError(f"operator library: {path}: {' '.join(str(error).split())}") from error
+    session_options.add_session_config_entry(_MARK, "1")

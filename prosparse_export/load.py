@@ -1,0 +1,46 @@
+"""First stage: a model folder becomes a PyTorch model."""
+
+from __future__ import annotations
+
+import logging
+import warnings
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+from prosparse_models import Checkpoint, CheckpointError, load_checkpoint
+from transformers.utils import logging as transformers_logging
+
+from prosparse_export.errors import ProSparseError
+
+__all__ = ["load_model_folder", "quiet"]
+
+
+@contextmanager
+def quiet() -> Iterator[None]:
+    """Silence the warnings, log lines and progress bars of torch and transformers."""
+    bars = transformers_logging.is_progress_bar_enabled()
+    transformers_logging.disable_progress_bar()
+    disabled = logging.root.manager.disable
+    logging.disable(logging.ERROR)
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            yield
+    finally:
+        logging.disable(disabled)
+        if bars:
+            transformers_logging.enable_progress_bar()
+
+
+def load_model_folder(folder: Path, *, trust_remote_code: bool = False) -> Checkpoint:
+    """Load ``folder`` in float32; see `prosparse_models.load_checkpoint`.
+
+    Raises:
+        ProSparseError: the folder is not a model that can be read.
+    """
+    try:
+        with quiet():
+            return load_checkpoint(folder, trust_remote_code=trust_remote_code)
+    except CheckpointError as error:
+        raise ProSparseError(str(error), hint=error.hint) from error

@@ -1,0 +1,64 @@
+"""Second stage: a PyTorch model becomes an ONNX graph, through transformers' exporter."""
+
+from __future__ import annotations
+
+import contextlib
+import io
+
+import onnx_ir as ir
+import torch
+from transformers import PreTrainedModel
+from transformers.exporters import OnnxConfig, OnnxExporter
+
+from prosparse_export.errors import ProSparseError
+from prosparse_export.load import quiet
+
+__all__ = ["OPSET", "trace"]
+
+OPSET = 20
+"""ai.onnx opset of every artifact: the newest that onnxscript 0.7 translates to, and old enough for
+every onnxruntime that the operator library runs on (1.18 knows opset 21)."""
+
+# Example sizes: all different, and none 0 or 1, which torch.export would take for constants.
+_BATCH, _SEQUENCE, _PAST = 2, 3, 4
+
+
+@torch.no_grad()
+def trace(model: PreTrainedModel) -> ir.Model:
+    """Return ``model`` as a graph with a KV cache, and dynamic batch, sequence and past.
+
+    The graph is plain ONNX: the exporter's own fusions are off, because its GroupQueryAttention needs
+    batch 1 and its packed projections hide the FFN (docs/architecture.md). Weights are not copied.
+
+    Raises:
+        ProSparseError: the exporter cannot translate the model.
+    """
+    vocabulary = int(model.config.get_text_config().vocab_size)
+    ids = torch.arange(_BATCH * (_PAST + _SEQUENCE)).reshape(_BATCH, -1) % vocabulary
+    mask = torch.ones(_BATCH, _PAST + _SEQUENCE, dtype=torch.long)
+    mask[0, 0] = 0
+    positions = (mask.cumsum(-1) - 1).clamp(min=0)
+    try:
+        with quiet(), contextlib.redirect_stdout(io.StringIO()), contextlib.redirect_stderr(io.StringIO()):
+            past = model(
+                input_ids=ids[:, :_PAST],
+                attention_mask=mask[:, :_PAST],
+                position_ids=positions[:, :_PAST],
+                use_cache=True,
+            ).past_key_values
+            inputs = {
+                "input_ids": ids[:, _PAST:],
+                "attention_mask": mask,
+                "position_ids": positions[:, _PAST:],
+                "past_key_values": past,
+            }
+            config = OnnxConfig(dynamic=True, opset_version=OPSET, ort_fusions=None)
+            exported = OnnxExporter().export(model, inputs, config)
+    except (RuntimeError, TypeError, ValueError, NotImplementedError, AttributeError) as error:
+        reason = " ".join(str(error).split())[:300]
+        raise ProSparseError(
+            f"export: {type(model).__name__}: transformers' ONNX exporter failed: {type(error).__name__}: {reason}",
+            hint="check that this architecture is a decoder-only language model that torch.export can trace",
+        ) from error
+    graph = exported.program
+    return graph if isinstance(graph, ir.Model) else graph.model
