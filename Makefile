@@ -1,0 +1,40 @@
+# The README's two commands. Each makes .venv from constraints.txt; a second run takes seconds.
+PYTHON ?= python3
+VENV := .venv
+BIN := $(VENV)/bin
+DEMO := out/demo.onnx
+SOURCES := $(shell find kernels prosparse_export graph_passes models/prosparse_models -name '*.py' -o -name '*.cc' -o -name '*.h' -o -name 'CMakeLists.txt')
+
+.PHONY: demo test check clean
+
+demo: $(VENV)/installed
+	$(BIN)/prosparse-export models/demo $(DEMO) --overwrite
+	$(BIN)/prosparse validate models/demo $(DEMO)
+	$(BIN)/prosparse generate $(DEMO) "The city of Paris is"
+	@echo "artifact: $(DEMO), with everything that it needs in out/"
+
+test: $(VENV)/installed-dev
+	$(BIN)/python -m pytest
+
+# Lint, types and import rules: what CI runs after the tests.
+check: $(VENV)/installed-dev
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/mypy
+	$(BIN)/lint-imports
+
+$(VENV)/ready: constraints.txt
+	$(PYTHON) -m venv $(VENV)
+	$(BIN)/python -m pip install --quiet --upgrade pip
+	touch $@
+
+$(VENV)/installed: $(VENV)/ready pyproject.toml $(SOURCES)
+	$(BIN)/python -m pip install -c constraints.txt .
+	touch $@
+
+$(VENV)/installed-dev: $(VENV)/installed
+	$(BIN)/python -m pip install -c constraints.txt ".[dev]"
+	touch $@
+
+clean:
+	rm -rf $(VENV) out build
