@@ -1,10 +1,12 @@
-"""Fuse attention with a KV cache into onnxruntime's GroupQueryAttention, keeping batch dynamic.
+"""Fuse attention with a KV cache into onnxruntime's GroupQueryAttention, for any batch and left padding.
 
-onnxruntime's operator counts a row's past as ``seqlens_k + 1 - sequence``, which knows right padding
-only. transformers' exporter therefore fuses for batch 1 alone. Here every row is said to be full
-(``seqlens_k = total - 1``) and the exported mask, which carries the left padding and the causal
-order, enters as ``attention_bias``. That is right for any batch, in prefill from an empty cache and
-in decode by one token. Several tokens after a non-empty past are the operator's own limit: batch 1.
+The operator counts each row's tokens from slot 0 of the cache (``seqlens_k``), so it knows padding on
+the right only; transformers' exporter therefore fuses for batch 1 alone. (An ``attention_bias`` input
+could carry the exported mask, but only onnxruntime >= 1.22 has it.) Nothing in a decoder but attention
+looks across tokens, so here the *whole graph* works on rows that are turned to begin with their first
+real token: input_ids and position_ids are turned left by each row's padding, the last hidden state is
+turned back, and in between padding lies on the right, where the operator wants it. Without padding,
+and in decode, the turn is by 0. The cache is then packed too: slot 0 holds a row's first real token.
 """
 
 from __future__ import annotations
@@ -19,15 +21,19 @@ from graph_passes.linear import constant_array, scalar_constant
 __all__ = ["FuseGroupQueryAttentionPass"]
 
 _RESHAPING = frozenset({"Reshape", "Transpose", "Expand", "Unsqueeze", "Identity"})
+_COMPARISONS = frozenset({"Less", "LessOrEqual", "Greater", "GreaterOrEqual", "Equal", "Or", "Xor"})
 
 
 class FuseGroupQueryAttentionPass(ir.passes.InPlacePass):
     """Replace attention over ``Concat(past, new)`` by ``com.microsoft::GroupQueryAttention``.
 
-    The operator with ``attention_bias`` exists since onnxruntime 1.21.
+    All attentions of the graph, or none: the turned rows (see above) are right for all of them only if
+    each is the operator. The mask must be causal order and padding, nothing more. ``attention_mask``
+    must have each row's tokens side by side. Several tokens after a non-empty cache need batch 1,
+    which is the operator's own limit.
 
     Args:
-        refusals: the reason is appended here for each attention that stays as it is.
+        refusals: reasons are appended here if the graph stays as it is.
     """
 
     def __init__(self, refusals: list[str] | None = None) -> None:
@@ -36,21 +42,30 @@ class FuseGroupQueryAttentionPass(ir.passes.InPlacePass):
 
     def call(self, model: ir.Model) -> ir.passes.PassResult:
         """Rewrite ``model``."""
-        lengths: dict[int, tuple[ir.Value, ir.Value]] = {}
-        count = 0
-        for node in list(model.graph):
-            if node.op_type != "Softmax" or node.domain != "":
-                continue
-            found = _match(node)
-            if isinstance(found, str):
-                if self._refusals is not None:
-                    self._refusals.append(f"attention {node.name or node.outputs[0].name}: {found}")
-                continue
-            _rewrite(model.graph, found, lengths)
-            count += 1
-        if count:
-            model.opset_imports.setdefault("com.microsoft", 1)
-        return ir.passes.PassResult(model, modified=count > 0)
+        inputs = {value.name: value for value in model.graph.inputs}
+        found: list[_Attention] = []
+        reasons: list[str] = []
+        for node in model.graph:
+            if node.op_type == "Softmax" and node.domain == "":
+                match = _match(node)
+                if isinstance(match, str):
+                    reasons.append(f"attention {node.name or node.outputs[0].name}: {match}")
+                else:
+                    found.append(match)
+        head = model.graph.outputs[0].producer()
+        if found and not {"input_ids", "attention_mask", "position_ids"} <= inputs.keys():
+            reasons.append("attention: expected inputs input_ids, attention_mask and position_ids")
+        elif found and (head is None or head.op_type not in ("MatMul", "Gemm", "Add")):
+            reasons.append("attention: the first output is no product with lm_head")
+        if reasons or not found:
+            if self._refusals is not None:
+                self._refusals.extend(reasons)
+            return ir.passes.PassResult(model, modified=False)
+        seqlens, total = _turn_rows(model.graph, inputs)
+        for attention in found:
+            _rewrite(model.graph, attention, seqlens, total)
+        model.opset_imports.setdefault("com.microsoft", 1)
+        return ir.passes.PassResult(model, modified=True)
 
 
 @dataclass(frozen=True)
@@ -62,7 +77,6 @@ class _Attention:
     past_v: ir.Value
     present_k: ir.Value
     present_v: ir.Value
-    bias: ir.Value  # [batch or 1, 1 or heads, sequence, past + sequence]
     scale: float
     output: ir.Value  # [batch, sequence, heads * head_dim]
     heads: int
@@ -82,6 +96,8 @@ def _match(softmax: ir.Node) -> _Attention | str:
     bias = added.inputs[1]
     if scores is None or bias is None:
         return "the scores are no plain product of queries and keys"
+    if (mask := _mask_refusal(bias)) is not None:
+        return mask
     q, q_scale = _unscaled(scores.inputs[0])
     k, k_scale = _unscaled(scores.inputs[1])
     keys = _cache(k)
@@ -107,7 +123,6 @@ def _match(softmax: ir.Node) -> _Attention | str:
         past_v=values.inputs[0],  # type: ignore[arg-type]
         present_k=keys.outputs[0],
         present_v=values.outputs[0],
-        bias=bias,
         scale=q_scale * k_scale,
         output=output,
         heads=q_shape[1],
@@ -176,24 +191,93 @@ def _merged(new: tape.Tape, value: ir.Value) -> ir.Value:
     return new.op("Reshape", [flat, new.op("Constant", [], {"value_ints": [0, 0, -1]})])
 
 
-def _lengths(new: tape.Tape, attention: _Attention) -> tuple[ir.Value, ir.Value]:
-    """Return ``seqlens_k`` [batch] and ``total_sequence_length`` [], both int32, from the mask's shape."""
-    total = new.op("Cast", [new.op("Shape", [attention.bias], {"start": 3, "end": 4})], {"to": ir.DataType.INT32})
-    one = new.op("Constant", [], {"value": ir.tensor([1], dtype=ir.DataType.INT32)})
-    batch = new.op("Shape", [attention.past_k], {"start": 0, "end": 1})
-    seqlens = new.op("Expand", [new.op("Sub", [total, one]), batch])
-    return seqlens, new.op("Squeeze", [total])
+def _mask_refusal(bias: ir.Value) -> str | None:
+    """Return why ``bias`` is more than causal order and padding, or None.
+
+    Causal order is one comparison of positions. A sliding window or a bidirectional prefix needs a
+    second one, or an Or; positional biases come from weights.
+    """
+    stack, seen, comparisons, reads_mask = [bias], set[int](), 0, False
+    while stack:
+        value = stack.pop()
+        if id(value) in seen:
+            continue
+        seen.add(id(value))
+        node = value.producer()
+        if node is None:
+            reads_mask |= value.name == "attention_mask"
+            if value.const_value is not None and value.const_value.size > 1 and value.dtype == ir.DataType.FLOAT:
+                return "its mask contains weights"
+            continue
+        comparisons += node.op_type in _COMPARISONS
+        stack.extend(v for v in node.inputs if v is not None)
+    if comparisons != 1 or not reads_mask:
+        return f"its mask is more than causal order and padding: {comparisons} comparisons, expected 1"
+    return None
 
 
-def _rewrite(graph: ir.Graph, found: _Attention, lengths: dict[int, tuple[ir.Value, ir.Value]]) -> None:
+def _turn_rows(graph: ir.Graph, inputs: dict[str | None, ir.Value]) -> tuple[ir.Value, ir.Value]:
+    """Turn the rows of the whole graph so that padding is on the right.
+
+    Returns ``seqlens_k`` [batch] (last slot in use) and ``total_sequence_length`` [], both int32.
+    """
+    ids, mask, positions = inputs["input_ids"], inputs["attention_mask"], inputs["position_ids"]
     new = tape.Tape()
-    if id(found.bias) not in lengths:
-        lengths[id(found.bias)] = _lengths(new, found)
-    seqlens, total = lengths[id(found.bias)]
+    flags = new.op("Cast", [mask], {"to": ir.DataType.INT32})
+    shape = new.op("Shape", [ids])  # [batch, sequence]
+    sequence = new.op("Shape", [ids], {"start": 1, "end": 2})
+    width = new.op("Shape", [mask], {"start": 1, "end": 2})
+    zero, one = (new.op("Constant", [], {"value_ints": [n]}) for n in (0, 1))
+    recent = new.op("Slice", [flags, new.op("Sub", [width, sequence]), width, one])  # of the new tokens
+    padding = new.op("ArgMax", [recent], {"axis": 1, "keepdims": 1})  # first 1: [batch, 1]
+    count = new.op("Squeeze", [sequence])
+    steps = new.op("Range", [new.op("Squeeze", [zero]), count, new.op("Squeeze", [one])])
+    there = new.op("Mod", [new.op("Expand", [new.op("Add", [steps, padding]), shape]), sequence])
+    back = new.op("Mod", [new.op("Expand", [new.op("Sub", [steps, padding]), shape]), sequence])
+    turned_ids = new.op("GatherElements", [ids, there], {"axis": 1})
+    turned_positions = new.op("GatherElements", [positions, there], {"axis": 1})
+    back_rows = new.op("Unsqueeze", [back, new.op("Constant", [], {"value_ints": [-1]})])
+    used = new.op("ReduceSum", [flags, one], {"keepdims": 0})
+    int_one, int_zero = (new.op("Constant", [], {"value": ir.tensor(n, dtype=ir.DataType.INT32)}) for n in (1, 0))
+    seqlens = new.op("Max", [new.op("Sub", [used, int_one]), int_zero])
+    total = new.op("Squeeze", [new.op("Cast", [width], {"to": ir.DataType.INT32})])
+    ours = set(map(id, new.nodes))
+    for old, turned in ((ids, turned_ids), (positions, turned_positions)):
+        turned.type, turned.shape = old.type, old.shape
+        for user, index in list(old.uses()):
+            if id(user) not in ours and user.op_type != "Shape":
+                user.replace_input_with(index, turned)
+    graph.insert_before(graph[0], list(new.nodes))
+    _turn_back(graph, back_rows)
+    return seqlens, total
+
+
+def _turn_back(graph: ir.Graph, rows: ir.Value) -> None:
+    """Turn the last hidden state, ``[batch, sequence, d_model]``, before lm_head; else the logits."""
+    head = graph.outputs[0].producer()
+    assert head is not None
+    hidden = head.inputs[0] if head.op_type == "MatMul" else None
+    if hidden is not None and hidden.shape is not None and hidden.shape.rank() == 3:
+        turned = ir.node("GatherND", [hidden, rows], {"batch_dims": 1})
+        turned.outputs[0].type, turned.outputs[0].shape = hidden.type, hidden.shape
+        graph.insert_before(head, [turned])
+        head.replace_input_with(0, turned.outputs[0])
+        return
+    logits = graph.outputs[0]
+    turned = ir.node("GatherND", [logits, rows], {"batch_dims": 1})
+    turned.outputs[0].type, turned.outputs[0].shape = logits.type, logits.shape
+    graph.insert_after(head, [turned])
+    name, logits.name = logits.name, f"{logits.name}.turned"
+    turned.outputs[0].name = name
+    graph.outputs[0] = turned.outputs[0]
+
+
+def _rewrite(graph: ir.Graph, found: _Attention, seqlens: ir.Value, total: ir.Value) -> None:
+    new = tape.Tape()
     q, k, v = (_merged(new, value) for value in (found.q, found.k, found.v))
     results = new.op_multi_out(
         "GroupQueryAttention",
-        [q, k, v, found.past_k, found.past_v, seqlens, total, None, None, None, found.bias],
+        [q, k, v, found.past_k, found.past_v, seqlens, total],
         {"num_heads": found.heads, "kv_num_heads": found.kv_heads, "scale": found.scale},
         num_outputs=3,
         domain="com.microsoft",

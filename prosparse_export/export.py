@@ -38,7 +38,7 @@ class ExportOptions:
     Attributes:
         overwrite: replace files that are in the way.
         allow_dense: write the artifact even if no feed-forward block became sparse.
-        fuse_attention: use onnxruntime's fused attention, rotary and norm operators (onnxruntime >= 1.21).
+        fuse_attention: use onnxruntime's fused attention, rotary and norm operators (onnxruntime >= 1.20).
         with_library: put the operator library beside the graph.
         trust_remote_code: let Python code in the model folder run, for model types unknown here.
     """
@@ -133,7 +133,7 @@ def _manifest(
         },
         "opset": OPSET,
         "opset_imports": dict(sorted(graph.opset_imports.items())),
-        "onnxruntime": ">=1.21" if fused else ">=1.18",
+        "onnxruntime": ">=1.20" if fused else ">=1.18",
         "attention": "GroupQueryAttention" if fused else "plain",
         "attention_refused": refusals,
         "weight_format": "f32",

@@ -27,8 +27,8 @@ _BATCH, _SEQUENCE, _PAST = 2, 3, 4
 def trace(model: PreTrainedModel) -> ir.Model:
     """Return ``model`` as a graph with a KV cache, and dynamic batch, sequence and past.
 
-    The graph is plain ONNX: the exporter's own fusions are off, because its GroupQueryAttention needs
-    batch 1 and its packed projections hide the FFN (docs/architecture.md). Weights are not copied.
+    The graph is plain ONNX: the exporter's own fusions stay off, because its GroupQueryAttention needs
+    batch 1 and its packed projections hide the FFN (docs/architecture.md).
 
     Raises:
         ProSparseError: the exporter cannot translate the model.
@@ -52,7 +52,7 @@ def trace(model: PreTrainedModel) -> ir.Model:
                 "position_ids": positions[:, _PAST:],
                 "past_key_values": past,
             }
-            config = OnnxConfig(dynamic=True, opset_version=OPSET, ort_fusions=None)
+            config = OnnxConfig(dynamic=True, opset_version=OPSET)
             exported = OnnxExporter().export(model, inputs, config)
     except (RuntimeError, TypeError, ValueError, NotImplementedError, AttributeError) as error:
         reason = " ".join(str(error).split())[:300]
@@ -60,5 +60,5 @@ def trace(model: PreTrainedModel) -> ir.Model:
             f"export: {type(model).__name__}: transformers' ONNX exporter failed: {type(error).__name__}: {reason}",
             hint="check that this architecture is a decoder-only language model that torch.export can trace",
         ) from error
-    graph = exported.program
-    return graph if isinstance(graph, ir.Model) else graph.model
+    program = getattr(exported, "program", exported)  # transformers 5.20 returns torch's ONNXProgram itself
+    return program if isinstance(program, ir.Model) else program.model

@@ -30,7 +30,7 @@ Examples:
     type=click.Choice(["fused", "plain"]),
     default="fused",
     show_default=True,
-    help="fused: GroupQueryAttention and fused norms, onnxruntime >= 1.21. plain: standard operators, >= 1.18.",
+    help="fused: GroupQueryAttention and fused norms, onnxruntime >= 1.20. plain: standard operators, >= 1.18.",
 )
 @click.option("--library/--no-library", default=True, show_default=True, help="Put the operator library beside it.")
 @click.option("--trust-remote-code", is_flag=True, help="Let Python code in MODEL_DIR run. Read it first.")

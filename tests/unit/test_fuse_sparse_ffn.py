@@ -1,0 +1,130 @@
+"""Which blocks become sparse operators, and that the numbers stay."""
+
+from __future__ import annotations
+
+import numpy as np
+import onnx_ir as ir
+import pytest
+from graph_passes import FfnOutcome, FuseSparseFfnPass
+from graphs import D_FF, D_MODEL, evaluate, ffn_graph
+
+GATED = {
+    "relu": ("a = Relu (z)\nh = Mul (a, u)", "relu", 0.0),
+    "relu, other order": ("a = Relu (z)\nh = Mul (u, a)", "relu", 0.0),
+    "relu as Max": ("a = Max (z, zero)\nh = Mul (a, u)", "relu", 0.0),
+    "relu as Clip": ("a = Clip (z, zero)\nh = Mul (a, u)", "relu", 0.0),
+    "relu2 by Pow": ("r = Relu (z)\na = Pow (r, two)\nh = Mul (a, u)", "relu2", 0.0),
+    "relu2 by Mul": ("r = Relu (z)\na = Mul (r, r)\nh = Mul (a, u)", "relu2", 0.0),
+    "fatrelu, z <= t": ("c = LessOrEqual (z, t)\na = Where (c, zero, z)\nh = Mul (a, u)", "fatrelu", 0.25),
+    "fatrelu, t >= z": ("c = GreaterOrEqual (t, z)\na = Where (c, zero, z)\nh = Mul (a, u)", "fatrelu", 0.25),
+    "fatrelu, z > t": ("c = Greater (z, t)\na = Where (c, z, zero)\nh = Mul (a, u)", "fatrelu", 0.25),
+    "fatrelu, not z > t": ("g = Greater (z, t)\nc = Not (g)\na = Where (c, zero, z)\nh = Mul (a, u)", "fatrelu", 0.25),
+    "fatrelu, keeps the boundary": (
+        "c = GreaterOrEqual (z, t)\na = Where (c, z, zero)\nh = Mul (a, u)",
+        "fatrelu",
+        float(np.nextafter(np.float32(0.25), np.float32(0))),
+    ),
+    "fatrelu by a mask": ("c = Greater (z, t)\nm = Cast <to = 1> (c)\na = Mul (z, m)\nh = Mul (a, u)", "fatrelu", 0.25),
+    "drelu": ("a = Relu (z)\nv = Relu (u)\nh = Mul (a, v)", "drelu", 0.0),
+}
+PLAIN = {
+    "relu": ("h = Relu (z)", "relu", 0.0),
+    "relu2": ("r = Relu (z)\nh = Mul (r, r)", "relu2", 0.0),
+    "fatrelu": ("c = LessOrEqual (z, t)\nh = Where (c, zero, z)", "fatrelu", 0.25),
+}
+CASES = [pytest.param(*case, True, id=f"gated {name}") for name, case in GATED.items()]
+CASES += [pytest.param(*case, False, id=f"plain {name}") for name, case in PLAIN.items()]
+
+
+@pytest.mark.parametrize("form", ["matmul", "matmul and bias", "gemm", "gemm and bias"])
+@pytest.mark.parametrize(("nodes", "activation", "threshold", "gated"), CASES)
+def test_rewrites(nodes: str, activation: str, threshold: float, gated: bool, form: str) -> None:
+    model = ffn_graph(nodes, gated=gated, bias="bias" in form, gemm="gemm" in form)
+    x = np.random.default_rng(1).standard_normal((5, D_MODEL) if "gemm" in form else (2, 3, D_MODEL)).astype(np.float32)
+    expected = evaluate(model, x=x)[0]
+    outcomes: list[FfnOutcome] = []
+    result = FuseSparseFfnPass(outcomes)(model)
+    assert result.modified
+    op = "SparseGatedFFNF32" if gated else "SparseFFNF32"
+    assert [(o.op, o.activation, o.reason, o.d_model, o.d_ff) for o in outcomes] == [(op, activation, "", D_MODEL, D_FF)]
+    assert outcomes[0].threshold == pytest.approx(threshold, abs=0)
+    ir.passes.common.RemoveUnusedNodesPass()(model)
+    assert [node.op_type for node in model.graph] == [op]
+    actual = evaluate(model, x=x)[0]
+    # Products of d_model, then d_ff terms, in another order: gamma(n) times the magnitudes.
+    w = {n: np.abs(v.const_value.numpy()) for n, v in model.graph.initializers.items() if v.const_value is not None}
+    scale = np.abs(x).max() * max(v.max() for v in w.values() if v.ndim == 2)
+    magnitude = (D_MODEL * scale + 4) ** 3 * D_FF * max(v.max() for v in w.values())
+    np.testing.assert_allclose(actual, expected, rtol=0, atol=(D_MODEL + D_FF + 8) * 2.0**-24 * magnitude)
+    assert np.abs(expected).max() > 1e-2  # the bound above says something
+
+
+def test_uses_down_proj_in_place_and_transposes_the_others() -> None:
+    model = ffn_graph("a = Relu (z)\nh = Mul (a, u)", scope="model.layers.7.mlp")
+    old = {n: model.graph.initializers[n].const_value.numpy() for n in ("w_gate", "w_up", "w_down")}
+    outcomes: list[FfnOutcome] = []
+    FuseSparseFfnPass(outcomes)(model)
+    node = next(n for n in model.graph if n.domain == "com.prosparse")
+    _, w_gate, b_gate, w_up, b_up, w_down, b_down = node.inputs
+    assert (w_gate.name, w_up.name) == ("model.layers.7.mlp.gate_proj.weight", "model.layers.7.mlp.up_proj.weight")
+    assert w_down is model.graph.initializers["w_down"]
+    assert b_gate is b_up
+    np.testing.assert_array_equal(w_gate.const_value.numpy(), old["w_gate"].T)
+    np.testing.assert_array_equal(w_up.const_value.numpy(), old["w_up"].T)
+    np.testing.assert_array_equal(b_down.const_value.numpy(), np.zeros(D_MODEL, np.float32))
+    assert (outcomes[0].layer, outcomes[0].module) == (7, "model.layers.7.mlp")
+    assert str(outcomes[0]) == f"layer 7: SparseGatedFFNF32 (relu, d_model {D_MODEL}, d_ff {D_FF})"
+    assert node.outputs[0].shape == ir.Shape(["b", "s", D_MODEL])
+
+
+REFUSED = {
+    "silu": ("s = Sigmoid (z)\na = Mul (z, s)\nh = Mul (a, u)", "gate is Silu, not a ReLU"),
+    "gelu": ('a = Gelu (z)\nh = Mul (a, u)', "gate is Gelu, not a ReLU"),
+    "leaky": ("a = LeakyRelu (z)\nh = Mul (a, u)", "gate is LeakyRelu, not a ReLU"),
+    "two-sided": ("a = Abs (z)\nh = Mul (a, u)", "gate is Abs, not a ReLU"),
+    "clipped above": ("a = Clip (z, zero, two)\nh = Mul (a, u)", "gate is Clip, not a ReLU"),
+    "cubed": ("r = Relu (z)\nq = Pow (r, two)\na = Pow (q, two)\nh = Mul (a, u)", "gate is Pow and Relu, not a ReLU"),
+    "shifted": ("r = Relu (z)\na = Sub (r, t)\nh = Mul (a, u)", "gate is Relu and Sub, not a ReLU"),
+    "no activation": ("h = Mul (z, u)", "gate is a plain product, not a ReLU"),
+}
+
+
+@pytest.mark.parametrize(("nodes", "reason"), REFUSED.values(), ids=REFUSED)
+def test_refuses_with_a_reason(nodes: str, reason: str) -> None:
+    model = ffn_graph(nodes, scope="model.layers.3.mlp")
+    before = [node.op_type for node in model.graph]
+    outcomes: list[FfnOutcome] = []
+    assert not FuseSparseFfnPass(outcomes)(model).modified
+    assert [str(o) for o in outcomes] == [f"layer 3: {reason}"]
+    assert [node.op_type for node in model.graph] == before
+    assert not model.functions
+
+
+def test_refuses_a_hidden_value_that_others_use() -> None:
+    model = ffn_graph("a = Relu (z)\nh = Mul (a, u)", outputs=("y", "h"))
+    outcomes: list[FfnOutcome] = []
+    assert not FuseSparseFfnPass(outcomes)(model).modified
+    assert outcomes[0].reason == "'h' is used outside of the block too"
+
+
+def test_refuses_other_dtypes() -> None:
+    model = ffn_graph("h = Relu (z)", gated=False)
+    weight = model.graph.initializers["w_down"]
+    weight.const_value = ir.tensor(weight.const_value.numpy().astype(np.float16), name="w_down")
+    outcomes: list[FfnOutcome] = []
+    assert not FuseSparseFfnPass(outcomes)(model).modified
+    assert outcomes[0].reason == "down_proj's weight is FLOAT16: expected FLOAT"
+
+
+def test_a_computed_weight_is_no_linear_layer() -> None:
+    model = ffn_graph("w = Mul (x, x)\nh = MatMul (z, w)", gated=False)
+    outcomes: list[FfnOutcome] = []
+    assert not FuseSparseFfnPass(outcomes)(model).modified
+    assert outcomes == []
+
+
+def test_body_travels_once_per_operator() -> None:
+    model = ffn_graph("h = Relu (z)", gated=False)
+    FuseSparseFfnPass()(model)
+    assert [f.name for f in model.functions.values()] == ["SparseFFNF32"]
+    assert model.opset_imports["com.prosparse"] == 1
