@@ -101,7 +101,7 @@ def _match(softmax: ir.Node) -> _Attention | str:
     q, q_scale = _unscaled(scores.inputs[0])
     k, k_scale = _unscaled(scores.inputs[1])
     keys = _cache(k)
-    uses = softmax.outputs[0].uses()
+    uses = _unguarded(softmax.outputs[0]).uses()
     if len(uses) != 1 or uses[0].node.op_type != "MatMul" or uses[0].idx != 0:
         return "the attention weights are used otherwise than with the values"
     values = _cache(uses[0].node.inputs[1])
@@ -139,6 +139,15 @@ def _unscaled(value: ir.Value | None) -> tuple[ir.Value, float]:
             if number is not None and inner is not None:
                 return inner, number
     return value, 1.0
+
+
+def _unguarded(weights: ir.Value) -> ir.Value:
+    """Follow ``Where(IsNaN(w), 0, w)``, which makes rows that attend to nothing zero."""
+    users = {use.node.op_type: use.node for use in weights.uses()}
+    if set(users) == {"IsNaN", "Where"} and users["Where"].inputs[2] is weights:
+        if users["Where"].inputs[0] is users["IsNaN"].outputs[0]:
+            return users["Where"].outputs[0]
+    return weights
 
 
 def _cache(value: ir.Value | None) -> ir.Node | None:

@@ -1,0 +1,130 @@
+"""The demo model through the whole chain."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import onnx
+import pytest
+from numpy.typing import NDArray
+from prosparse_export import load, validate
+from prosparse_export.validate import ValidationOptions, default_text
+
+pytestmark = pytest.mark.integration
+
+
+def prompt_ids(artifact: Path, count: int) -> NDArray[np.int64]:
+    tokenizer = load(artifact).tokenizer
+    assert tokenizer is not None
+    return np.asarray(tokenizer.encode(default_text()).ids[:count], np.int64)[None]
+
+
+def test_logits_top1_and_greedy_tokens_are_pytorchs(demo_folder: Path, demo_artifact: Path) -> None:
+    result = validate(demo_folder, demo_artifact, ValidationOptions(tokens=2048, max_abs_diff=1e-3, greedy=64))
+    names = [c.name for c in result.comparisons]
+    runs = ["prefill in one go", "token by token", "batch of 3, left padded"]
+    assert names == [f"{library} library: {run}" for library in ("with", "without") for run in runs]
+    for comparison in result.comparisons:
+        assert comparison.max_abs_diff <= 1e-3, comparison
+        assert comparison.top1_differs == comparison.ties == 0, comparison
+        assert comparison.greedy_differs == 0, comparison
+        assert comparison.passed
+    assert [c.tokens for c in result.comparisons[:2]] == [2048, 2048]
+    assert [c.greedy_tokens for c in result.comparisons[:3]] == [192, 0, 192]
+
+
+def test_validation_fails_where_it_should(demo_folder: Path, demo_artifact: Path) -> None:
+    command = [sys.executable, "-c", "from prosparse_export.cli import main; main()", "validate", "-q"]
+    arguments = [str(demo_folder), str(demo_artifact), "--tokens", "64", "--greedy", "4", "--max-abs-diff", "1e-9"]
+    child = subprocess.run([*command, *arguments], capture_output=True, text=True, check=False)
+    assert child.returncode == 1
+    assert "FAILED" in child.stdout
+
+
+def test_validation_fails_on_a_changed_weight(demo_folder: Path, demo_artifact: Path, tmp_path: Path) -> None:
+    for path in demo_artifact.parent.iterdir():
+        (tmp_path / path.name).write_bytes(path.read_bytes())
+    model = onnx.load(tmp_path / demo_artifact.name)
+    weight = next(i for i in model.graph.initializer if i.name == "model.layers.2.mlp.gate_proj.weight")
+    array = onnx.numpy_helper.to_array(weight).copy()
+    array[:64] *= np.float32(1.5)
+    weight.CopyFrom(onnx.numpy_helper.from_array(array, weight.name))
+    (tmp_path / f"{demo_artifact.name}.data").unlink()
+    onnx.save(model, tmp_path / "changed.onnx")
+    result = validate(demo_folder, tmp_path / "changed.onnx", ValidationOptions(tokens=64, greedy=4))
+    assert not any(c.passed for c in result.comparisons)
+
+
+def test_any_thread_count_gives_the_same_bits(demo_artifact: Path) -> None:
+    ids = prompt_ids(demo_artifact, 65)
+    mask = np.ones_like(ids)
+    results = []
+    for threads in (1, 2, 3, 4):
+        model = load(demo_artifact, threads=threads)
+        prefill, cache = model.forward(ids[:, :64], mask[:, :64])
+        decode, _ = model.forward(ids[:, 64:], mask, cache)
+        results.append((prefill, decode))
+    for prefill, decode in results[1:]:
+        np.testing.assert_array_equal(prefill, results[0][0])
+        np.testing.assert_array_equal(decode, results[0][1])
+
+
+def test_text_is_the_same_without_the_library(demo_artifact: Path) -> None:
+    with_library = load(demo_artifact).generate("The city of Paris is", max_new_tokens=32)
+    assert with_library == load(demo_artifact, library=False).generate("The city of Paris is", max_new_tokens=32)
+    assert len(with_library.split()) > 10
+
+
+def test_sampling_is_reproducible_and_really_samples(demo_artifact: Path) -> None:
+    model = load(demo_artifact)
+    texts = {s: model.generate("In 1905,", max_new_tokens=16, temperature=1.0, seed=s) for s in range(3)}
+    assert texts[1] == model.generate("In 1905,", max_new_tokens=16, temperature=1.0, seed=1)
+    assert len(set(texts.values())) == 3
+
+
+def test_artifact_is_complete(demo_artifact: Path) -> None:
+    names = {path.name for path in demo_artifact.parent.iterdir()}
+    wanted = {"demo.onnx", "demo.onnx.data", "config.json", "generation_config.json", "tokenizer.json"}
+    assert wanted | {"tokenizer_config.json", "prosparse.json"} <= names
+    assert any(name.startswith("libprosparse_ops") for name in names)
+    manifest = json.loads((demo_artifact.parent / "prosparse.json").read_text())
+    assert manifest["ffn"]["rewritten"] == len(manifest["ffn"]["layers"]) == 5
+    assert manifest["ffn"]["refused"] == 0
+    assert manifest["attention"] == "GroupQueryAttention"
+    assert set(manifest["source"]["sha256"]) == {"config.json", "model.safetensors"}
+    onnx.checker.check_model(str(demo_artifact))
+    model = onnx.load(demo_artifact, load_external_data=False)
+    assert [n.op_type for n in model.graph.node].count("SparseGatedFFNF32") == 5
+    assert [f.name for f in model.functions] == ["SparseGatedFFNF32"]
+    for initializer in model.graph.initializer:  # large ones begin at a page: they are mapped, not copied
+        entries = {e.key: e.value for e in initializer.external_data}
+        if int(entries.get("length", 0)) >= 1 << 20:
+            assert int(entries["offset"]) % 4096 == 0
+
+
+def test_the_demo_is_sparse_by_training(demo_folder: Path) -> None:
+    """Sparsity on the text that validate uses, against the model card's figure."""
+    import torch
+    from prosparse_models import load_checkpoint
+
+    model = load_checkpoint(demo_folder).model
+    zeros: list[float] = []
+    for layer in model.model.layers:
+        layer.mlp.down_proj.register_forward_pre_hook(lambda _, args: zeros.append((args[0] == 0).float().mean().item()))
+    from transformers import AutoTokenizer
+
+    ids = AutoTokenizer.from_pretrained(demo_folder)(default_text())["input_ids"][:512]
+    with torch.no_grad():
+        model(input_ids=torch.tensor([ids]))
+    assert len(zeros) == 5
+    assert 0.85 < np.mean(zeros) < 0.99
+    assert model.model.layers[0].mlp.gate_proj.bias is None  # nothing but weights could make them zero
+
+
+def test_demo_fits_in_git(demo_folder: Path) -> None:
+    tracked = [p for p in demo_folder.rglob("*") if p.is_file() and "__pycache__" not in p.parts]
+    assert sum(p.stat().st_size for p in tracked) <= 12_000_000

@@ -1,6 +1,0 @@
-"""Makes ``graphs`` importable from the tests of passes and kernels."""
-
-import sys
-from pathlib import Path
-
-sys.path.insert(0, str(Path(__file__).parent))
