@@ -69,7 +69,7 @@ def describe_activation(ops: set[str]) -> str:
         return "Gelu (tanh)"
     if "Sigmoid" in ops:
         return "Silu"
-    shapeless = ops - {"Mul", "Cast", "Reshape", "Identity"}
+    shapeless = ops - {"Mul", "Cast", "Expand", "Identity", "Shape"}
     return " and ".join(sorted(shapeless)) or "a plain product"
 
 
@@ -116,9 +116,17 @@ def _from_where(node: ir.Node) -> Activation | None:
         return None
     z, threshold, active = condition
     kept, zeroed = (node.inputs[1], node.inputs[2]) if active else (node.inputs[2], node.inputs[1])
-    if kept is not z or scalar_constant(zeroed) != 0.0:
+    if kept is not z or not _is_zero(zeroed):
         return None
     return Activation("fatrelu" if threshold > 0.0 else "relu", threshold, z)
+
+
+def _is_zero(value: ir.Value | None) -> bool:
+    """Tell whether ``value`` is the constant 0, or that expanded to some shape."""
+    node = value.producer() if value is not None else None
+    if node is not None and node.op_type == "Expand" and node.domain == "":
+        value = node.inputs[0]
+    return scalar_constant(value) == 0.0
 
 
 def _from_mask(node: ir.Node) -> Activation | None:

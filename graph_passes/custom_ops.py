@@ -94,7 +94,8 @@ _BODIES = {
 
 @functools.cache
 def _parsed(name: str, opset: int) -> bytes:
-    return onnx.parser.parse_function(_BODIES[name] % {"opset": opset}).SerializeToString()
+    body: bytes = onnx.parser.parse_function(_BODIES[name] % {"opset": opset}).SerializeToString()
+    return body
 
 
 def function_proto(name: str, opset: int = OPSET) -> onnx.FunctionProto:

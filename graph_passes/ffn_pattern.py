@@ -13,11 +13,58 @@ from graph_passes.linear import Linear, find_linears
 __all__ = ["FfnMatch", "FfnOutcome", "find_ffns"]
 
 # What may stand between up_proj and down_proj. Anything else (a Softmax, a norm's ReduceMean) means
-# that the second product does not belong to a feed-forward block.
+# that the second product does not belong to a feed-forward block. Shape and Expand make a constant as
+# large as the activations, which is how torch.nn.functional.threshold is exported.
 _ELEMENTWISE = frozenset(
-    "Abs Add And Cast Celu Clip Div Elu Equal Erf Exp Gelu Greater GreaterOrEqual HardSigmoid HardSwish Identity "
-    "LeakyRelu Less LessOrEqual Log Max Min Mish Mul Neg Not Or PRelu Pow Reciprocal Relu Selu Sigmoid Sign Softplus "
-    "Sqrt Sub Swish Tanh ThresholdedRelu Where QuickGelu FastGelu BiasGelu".split()
+    [
+        "Abs",
+        "Add",
+        "And",
+        "Cast",
+        "Celu",
+        "Clip",
+        "Div",
+        "Elu",
+        "Equal",
+        "Erf",
+        "Exp",
+        "Expand",
+        "Gelu",
+        "Greater",
+        "GreaterOrEqual",
+        "HardSigmoid",
+        "HardSwish",
+        "Identity",
+        "LeakyRelu",
+        "Less",
+        "LessOrEqual",
+        "Log",
+        "Max",
+        "Min",
+        "Mish",
+        "Mul",
+        "Neg",
+        "Not",
+        "Or",
+        "PRelu",
+        "Pow",
+        "Reciprocal",
+        "Relu",
+        "Selu",
+        "Shape",
+        "Sigmoid",
+        "Sign",
+        "Softplus",
+        "Sqrt",
+        "Sub",
+        "Swish",
+        "Tanh",
+        "ThresholdedRelu",
+        "Where",
+        "QuickGelu",
+        "FastGelu",
+        "BiasGelu",
+    ]
 )
 _LARGEST_BLOCK = 32  # nodes between up_proj and down_proj; the tanh form of GELU has 9
 
@@ -98,14 +145,10 @@ def _match(down: Linear, linears: dict[ir.Value, Linear], ordinal: int) -> FfnMa
         reason = f"{'gate' if len(sources) == 2 else 'activation'} is {ops}, not a ReLU"
     else:
         reason = _check(gate, up, down, interior)
-    return FfnMatch(
-        int(layer.group(1)) if layer else ordinal, module, gate, up, down, activation, threshold, reason
-    )
+    return FfnMatch(int(layer.group(1)) if layer else ordinal, module, gate, up, down, activation, threshold, reason)
 
 
-def _between(
-    hidden: ir.Value, linears: dict[ir.Value, Linear]
-) -> tuple[list[Linear], list[ir.Node]] | None:
+def _between(hidden: ir.Value, linears: dict[ir.Value, Linear]) -> tuple[list[Linear], list[ir.Node]] | None:
     """Walk from down_proj's input back to the linear layers that feed it, through elementwise nodes only."""
     stack, sources, interior, seen = [hidden], dict[int, Linear](), list[ir.Node](), set[int]()
     while stack:
@@ -128,9 +171,7 @@ def _between(
     return (list(sources.values()), interior) if interior else None
 
 
-def _classify(
-    hidden: ir.Value, linears: dict[ir.Value, Linear]
-) -> tuple[Linear | None, Linear | None, str, float]:
+def _classify(hidden: ir.Value, linears: dict[ir.Value, Linear]) -> tuple[Linear | None, Linear | None, str, float]:
     """Return (gate, up, activation, threshold); up is None where the block is not of the ReLU family."""
     plain = match_activation(hidden)
     if plain is not None and plain.z in linears:

@@ -101,7 +101,7 @@ def _match(softmax: ir.Node) -> _Attention | str:
     q, q_scale = _unscaled(scores.inputs[0])
     k, k_scale = _unscaled(scores.inputs[1])
     keys = _cache(k)
-    uses = _unguarded(softmax.outputs[0]).uses()
+    uses = list(_unguarded(softmax.outputs[0]).uses())
     if len(uses) != 1 or uses[0].node.op_type != "MatMul" or uses[0].idx != 0:
         return "the attention weights are used otherwise than with the values"
     values = _cache(uses[0].node.inputs[1])
@@ -171,7 +171,7 @@ def _cache(value: ir.Value | None) -> ir.Node | None:
 def _output(value: ir.Value) -> ir.Value | None:
     """Follow ``Where(nothing attended, 0, .)``, Transpose and Reshape to ``[batch, sequence, heads * head_dim]``."""
     for wanted in ("Where", "Transpose", "Reshape"):
-        uses = value.uses()
+        uses = list(value.uses())
         if len(uses) != 1 or value.is_graph_output():
             return None
         node = uses[0].node

@@ -93,10 +93,10 @@ def _neuron_major(graph: ir.Graph, linear: Linear, module: str, *, is_down: bool
     if name in graph.initializers:  # two blocks may share a weight
         return graph.initializers[name]
 
-    def transpose() -> ir.Tensor:
+    def transpose() -> ir.TensorProtocol:
         return ir.tensor(np.ascontiguousarray(source.numpy().T), name=name)
 
-    shape = ir.Shape(tuple(reversed(tuple(source.shape))))
+    shape = ir.Shape(source.shape.numpy()[::-1])
     value = ir.Value(name=name, shape=shape, type=ir.TensorType(source.dtype))
     value.const_value = ir.LazyTensor(transpose, dtype=source.dtype, shape=shape, name=name)
     graph.register_initializer(value)
@@ -108,5 +108,6 @@ def _zeros(graph: ir.Graph, width: int) -> ir.Value:
     name = f"prosparse.zeros.{width}"
     if name not in graph.initializers:
         tensor = ir.tensor(np.zeros(width, dtype=np.float32), name=name)
-        graph.register_initializer(ir.Value(name=name, shape=tensor.shape, type=ir.TensorType(tensor.dtype), const_value=tensor))
+        value = ir.Value(name=name, shape=ir.Shape([width]), type=ir.TensorType(tensor.dtype), const_value=tensor)
+        graph.register_initializer(value)
     return graph.initializers[name]

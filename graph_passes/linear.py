@@ -61,9 +61,7 @@ def find_linears(graph: ir.Graph) -> dict[ir.Value, Linear]:
 
 def is_parameter(value: ir.Value | None) -> bool:
     """Tell whether ``value`` is an initializer with known contents that no caller can override."""
-    return (
-        value is not None and value.is_initializer() and value.const_value is not None and not value.is_graph_input()
-    )
+    return value is not None and value.is_initializer() and value.const_value is not None and not value.is_graph_input()
 
 
 def constant_array(value: ir.Value | None, most: int = 64) -> np.ndarray | None:
@@ -94,7 +92,7 @@ def module_scope(node: ir.Node) -> str:
 
 def _shape(value: ir.Value) -> tuple[int, ...]:
     assert value.const_value is not None
-    return tuple(int(d) for d in value.const_value.shape)
+    return tuple(value.const_value.shape.numpy())
 
 
 def _matrix(value: ir.Value | None) -> tuple[ir.Value, bool] | None:
@@ -119,7 +117,7 @@ def _from_matmul(node: ir.Node) -> Linear | None:
         return None
     weight, transposed = matrix
     output, bias = node.outputs[0], None
-    uses = output.uses()
+    uses = list(output.uses())
     if len(uses) == 1 and not output.is_graph_output():
         user = uses[0].node
         if user.op_type == "Add" and user.domain == "":

@@ -2,7 +2,7 @@
 
     import prosparse_export
 
-    model = prosparse_export.load("out/demo.onnx")
+    model = prosparse_export.model_folder("out/demo.onnx")
     print(model.generate("The city of Paris is", max_new_tokens=32))
 
 Names are imported when they are first used: ``import prosparse_export`` brings in neither torch nor
@@ -20,7 +20,7 @@ if TYPE_CHECKING:
     from prosparse_export.export import ExportOptions, export_model
     from prosparse_export.library import library_path, register
     from prosparse_export.runtime import load
-    from prosparse_export.validate import validate
+    from prosparse_export.validation import validate
 
 __all__ = ["ExportOptions", "ProSparseError", "export_model", "library_path", "load", "register", "validate"]
 
@@ -31,7 +31,7 @@ _HOME = {
     "library_path": "library",
     "load": "runtime",
     "register": "library",
-    "validate": "validate",
+    "validate": "validation",
 }
 
 try:

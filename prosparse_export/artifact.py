@@ -50,7 +50,9 @@ def artifact_folder(output: Path, *, overwrite: bool) -> Iterator[Path]:
         ProSparseError: a file is in the way, the folder is not writable, or the disk is full.
     """
     if output.suffix != ".onnx":
-        raise ProSparseError(f"output: {output}: expected a name that ends in .onnx")
+        raise ProSparseError(
+            f"output: {output}: expected a name that ends in .onnx", hint=f"for instance {output}.onnx"
+        )
     if output.exists() and not overwrite:
         raise ProSparseError(f"output: {output}: exists already", hint="choose another name or pass --overwrite")
     created = _make_parents(output.parent)
@@ -84,7 +86,9 @@ def write_artifact(
     Raises:
         ProSparseError: there is not enough room on the disk.
     """
-    total = sum(value.const_value.nbytes for value in model.graph.initializers.values() if value.const_value is not None)
+    total = sum(
+        value.const_value.nbytes for value in model.graph.initializers.values() if value.const_value is not None
+    )
     free = shutil.disk_usage(staging).free
     if free < total + _ROOM:
         raise ProSparseError(
@@ -99,7 +103,14 @@ def write_artifact(
             progress(written, total)
         written += tensor.nbytes
 
-    ir.save(model, staging / name, external_data=f"{name}.data", callback=report)
+    ir.save(
+        model,
+        staging / name,
+        external_data=f"{name}.data",
+        callback=report,
+        alignment=4096,  # a page: onnxruntime maps the file and the kernels read it in place
+        align_threshold=65536,
+    )
     for file_name, document in sidecars.documents.items():
         text = json.dumps(document, indent=2, ensure_ascii=False) + "\n"
         (staging / file_name).write_text(text, encoding="utf-8")
@@ -115,13 +126,14 @@ def _make_parents(folder: Path) -> list[Path]:
         missing.insert(0, folder)
         folder = folder.parent
     if not folder.is_dir():
-        raise ProSparseError(f"output: {folder}: expected a folder, got a file")
+        raise ProSparseError(f"output: {folder}: expected a folder, got a file", hint="choose another folder")
     try:
         for path in missing:
             path.mkdir()
     except OSError as error:
         raise ProSparseError(
-            f"output: {folder}: cannot make a folder in it: {error.strerror}", hint="choose a folder that you may write to"
+            f"output: {folder}: cannot make a folder in it: {error.strerror}",
+            hint="choose a folder that you may write to",
         ) from error
     return missing
 

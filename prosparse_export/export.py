@@ -13,16 +13,16 @@ from typing import Any
 import numpy as np
 import onnx_ir as ir
 import torch
-from graph_passes import FfnOutcome, export_pipeline
-from prosparse_models import Checkpoint
 from transformers import AutoTokenizer
 
+from graph_passes import FfnOutcome, export_pipeline
 from prosparse_export.artifact import MANIFEST, Sidecars, artifact_folder, write_artifact
 from prosparse_export.errors import ProSparseError
 from prosparse_export.library import library_path
-from prosparse_export.load import load_model_folder, quiet
+from prosparse_export.model_folder import load_model_folder, quiet
 from prosparse_export.runtime import SparseModel
 from prosparse_export.trace import OPSET, trace
+from prosparse_models import Checkpoint
 
 __all__ = ["ExportOptions", "ExportResult", "export_model"]
 
@@ -174,7 +174,9 @@ def _write_tokenizer(folder: Path, target: Path) -> None:
         return
     try:
         with quiet():
-            AutoTokenizer.from_pretrained(folder, local_files_only=True, trust_remote_code=False).save_pretrained(target)
+            AutoTokenizer.from_pretrained(folder, local_files_only=True, trust_remote_code=False).save_pretrained(
+                target
+            )
     except (OSError, ValueError, ImportError):  # a tokenizer that brings code, or a package that is not here
         for name in names:
             shutil.copyfile(folder / name, target / name)

@@ -202,11 +202,9 @@ class SparseModel:
                 shown = text
 
 
-def _choose(
-    logits: NDArray[np.float32], temperature: float, rng: np.random.Generator
-) -> NDArray[np.int64]:
+def _choose(logits: NDArray[np.float32], temperature: float, rng: np.random.Generator) -> NDArray[np.int64]:
     if temperature <= 0.0:
-        return logits.argmax(-1)
+        return np.asarray(logits.argmax(-1), np.int64)
     scaled = (logits - logits.max(-1, keepdims=True)).astype(np.float64) / temperature
     weights = np.exp(scaled)
     weights /= weights.sum(-1, keepdims=True)

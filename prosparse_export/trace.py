@@ -11,7 +11,7 @@ from transformers import PreTrainedModel
 from transformers.exporters import OnnxConfig, OnnxExporter
 
 from prosparse_export.errors import ProSparseError
-from prosparse_export.load import quiet
+from prosparse_export.model_folder import quiet
 
 __all__ = ["OPSET", "trace"]
 

@@ -1,6 +1,6 @@
 """Write the text that ``prosparse validate`` uses by default: articles that the demo never saw.
 
-    python heldout_text.py ../../prosparse_export/text
+python heldout_text.py ../../prosparse_export/text
 """
 
 from __future__ import annotations

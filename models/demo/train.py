@@ -20,10 +20,11 @@ from pathlib import Path
 
 import numpy as np
 import torch
-from corpus import read_articles, split, token_stream, train_tokenizer
 from numpy.typing import NDArray
 from torch import nn
 from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
+
+from corpus import read_articles, split, token_stream, train_tokenizer
 
 CONTEXT = 512
 ROWS_PER_STEP = 16

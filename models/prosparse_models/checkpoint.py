@@ -8,7 +8,6 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from torch import nn
 from transformers import AutoConfig, AutoModelForCausalLM, PretrainedConfig, PreTrainedModel
 from transformers.models.auto.configuration_auto import CONFIG_MAPPING
 from transformers.models.auto.modeling_auto import MODEL_FOR_CAUSAL_LM_MAPPING
@@ -44,9 +43,7 @@ class Checkpoint:
     files: tuple[Path, ...]
 
 
-def load_checkpoint(
-    folder: Path, *, dtype: torch.dtype = torch.float32, trust_remote_code: bool = False
-) -> Checkpoint:
+def load_checkpoint(folder: Path, *, dtype: torch.dtype = torch.float32, trust_remote_code: bool = False) -> Checkpoint:
     """Load the causal language model in ``folder``.
 
     Besides everything that transformers knows, this reads ``sparsellama`` (ProSparse-LLaMA-2),
@@ -141,7 +138,7 @@ def _check_complete(folder: Path, info: Mapping[str, Any]) -> None:
 
 
 def _exported_config(hf_config: PretrainedConfig, config: ModelConfig, activation: str) -> dict[str, Any]:
-    values = hf_config.to_dict()
+    values: dict[str, Any] = hf_config.to_dict()
     if activation:
         values["hidden_act"] = activation
     if activation == "fatrelu":
@@ -153,5 +150,3 @@ def _exported_config(hf_config: PretrainedConfig, config: ModelConfig, activatio
 
 def _one_line(error: Exception) -> str:
     return " ".join(str(error).split())
-
-

@@ -57,15 +57,17 @@ def validate_command(
     """
     with stages(quiet=quiet) as report:
         report("start", 0, 0)
-        from prosparse_export.validate import ValidationOptions, validate  # torch takes seconds to import
+        from prosparse_export.validation import ValidationOptions, validate  # torch takes seconds to import
 
         options = ValidationOptions(tokens, min(context, tokens), max_abs_diff, greedy, step_tokens, threads)
         text = text_file.read_text(encoding="utf-8") if text_file else None
-        result = validate(
-            model_dir, onnx_file, options, text=text, trust_remote_code=trust_remote_code, report=report
-        )
+        result = validate(model_dir, onnx_file, options, text=text, trust_remote_code=trust_remote_code, report=report)
     if as_json:
-        values = {"passed": result.passed, "bound": max_abs_diff, "comparisons": [asdict(c) for c in result.comparisons]}
+        values = {
+            "passed": result.passed,
+            "bound": max_abs_diff,
+            "comparisons": [asdict(c) for c in result.comparisons],
+        }
         click.echo(json.dumps(values, indent=2))
     else:
         table = Table("run", "tokens", "max |diff|", "top-1 differs", "ties", "greedy same", "")

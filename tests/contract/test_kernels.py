@@ -14,9 +14,10 @@ import numpy as np
 import onnx
 import onnxruntime
 import pytest
-from graph_passes import custom_ops
 from graphs import weights_model
 from numpy.typing import NDArray
+
+from graph_passes import custom_ops
 from prosparse_export import register
 from prosparse_export.library import library_info, library_path
 
@@ -142,7 +143,7 @@ def test_same_bits_for_any_threads_and_any_grouping(op: str) -> None:
     x = np.random.default_rng(0).standard_normal((37, 512)).astype(np.float32)
     one = session(model, library=True, threads=1)
     expected = one.run(None, {"x": x})[0]
-    assert 0 < (np.abs(expected - weights["b_down"]).max(-1) > 0).sum()
+    assert (np.abs(expected - weights["b_down"]).max(-1) > 0).sum() > 0
     for threads in (2, 3, 4):
         other = session(model, library=True, threads=threads)
         for _ in range(3):
@@ -311,7 +312,9 @@ def test_register_is_idempotent_and_per_object() -> None:
 
 
 def test_library_exports_two_names_only() -> None:
-    listing = subprocess.run(["nm", "-D", "--defined-only", str(library_path())], capture_output=True, text=True, check=False)
+    listing = subprocess.run(
+        ["nm", "-D", "--defined-only", str(library_path())], capture_output=True, text=True, check=False
+    )
     if listing.returncode != 0:
         listing = subprocess.run(["nm", "-gU", str(library_path())], capture_output=True, text=True, check=True)
     names = {line.split()[-1].lstrip("_") for line in listing.stdout.splitlines() if " T " in line}

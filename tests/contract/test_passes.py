@@ -7,10 +7,11 @@ import onnx_ir as ir
 import onnxruntime
 import pytest
 import torch
-from graph_passes import export_pipeline
 from numpy.typing import NDArray
-from prosparse_export.trace import trace
 from transformers import LlamaConfig, LlamaForCausalLM
+
+from graph_passes import export_pipeline
+from prosparse_export.trace import trace
 
 PASSES = [pytest.param(i, id=type(p).__name__) for i, p in enumerate(export_pipeline([]).passes)]
 HEADS, KV_HEADS, DIM, LAYERS, VOCAB = 4, 2, 16, 2, 96

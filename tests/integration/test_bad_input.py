@@ -54,7 +54,9 @@ def test_truncated_safetensors(folder: Path, tmp_path: Path, run_cli: Run) -> No
     weights = folder / "model.safetensors"
     weights.write_bytes(weights.read_bytes()[:1_000_000])
     out = tmp_path / "out" / "m.onnx"
-    assert_refused(run_cli(folder, out, "-q"), out, str(weights), "expected a whole safetensors file, got 1000000 bytes")
+    assert_refused(
+        run_cli(folder, out, "-q"), out, str(weights), "expected a whole safetensors file, got 1000000 bytes"
+    )
 
 
 def test_unknown_model_type(folder: Path, tmp_path: Path, run_cli: Run) -> None:
@@ -67,7 +69,9 @@ def test_silu_model(folder: Path, tmp_path: Path, run_cli: Run) -> None:
     change_config(folder, hidden_act="silu")
     out = tmp_path / "out" / "m.onnx"
     child = run_cli(folder, out, "-q")
-    assert_refused(child, out, "no feed-forward block can be sparse: layer 0: gate is Silu, not a ReLU (4 more refused)")
+    assert_refused(
+        child, out, "no feed-forward block can be sparse: layer 0: gate is Silu, not a ReLU (4 more refused)"
+    )
     assert "--allow-dense" in child.stderr
 
 

@@ -9,9 +9,10 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from transformers import ArceeConfig, ArceeForCausalLM, LlamaConfig, LlamaForCausalLM, OPTConfig, OPTForCausalLM
+
 from prosparse_export import export_model, load
 from prosparse_models import load_checkpoint
-from transformers import ArceeConfig, ArceeForCausalLM, LlamaConfig, LlamaForCausalLM, OPTConfig, OPTForCausalLM
 
 pytestmark = pytest.mark.integration
 VOCAB = 96

@@ -11,6 +11,7 @@ import numpy as np
 import onnx
 import pytest
 from conftest import ROOT
+
 from prosparse_export import export_model
 from prosparse_export.library import library_path
 
@@ -54,7 +55,9 @@ def runtime_python(version: str) -> Path:
         install = [str(python), "-m", "pip", "install", "-q", f"onnxruntime=={version}", *_REQUIREMENTS[version]]
         done = subprocess.run(install, capture_output=True, text=True, check=False)
         if "No matching distribution" in done.stderr and sys.version_info >= (3, 13):
-            pytest.skip(f"there is no onnxruntime {version} for Python {sys.version_info.major}.{sys.version_info.minor}")
+            pytest.skip(
+                f"there is no onnxruntime {version} for Python {sys.version_info.major}.{sys.version_info.minor}"
+            )
         assert done.returncode == 0, done.stderr
         (folder / "ready").touch()
     return python
@@ -71,6 +74,7 @@ def run(version: str, model: Path, arrays: Path) -> None:
 def logits(demo_folder: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """Three left-padded rows and PyTorch's logits for them."""
     import torch
+
     from prosparse_models import load_checkpoint
 
     ids = np.random.default_rng(0).integers(3, 4000, (3, 40))

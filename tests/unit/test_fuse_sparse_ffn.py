@@ -5,8 +5,9 @@ from __future__ import annotations
 import numpy as np
 import onnx_ir as ir
 import pytest
-from graph_passes import FfnOutcome, FuseSparseFfnPass
 from graphs import D_FF, D_MODEL, evaluate, ffn_graph
+
+from graph_passes import FfnOutcome, FuseSparseFfnPass
 
 GATED = {
     "relu": ("a = Relu (z)\nh = Mul (a, u)", "relu", 0.0),
@@ -16,6 +17,11 @@ GATED = {
     "relu2 by Pow": ("r = Relu (z)\na = Pow (r, two)\nh = Mul (a, u)", "relu2", 0.0),
     "relu2 by Mul": ("r = Relu (z)\na = Mul (r, r)\nh = Mul (a, u)", "relu2", 0.0),
     "fatrelu, z <= t": ("c = LessOrEqual (z, t)\na = Where (c, zero, z)\nh = Mul (a, u)", "fatrelu", 0.25),
+    "fatrelu as torch exports it": (
+        "c = LessOrEqual (z, t)\ns = Shape (z)\no = Expand (zero, s)\na = Where (c, o, z)\nh = Mul (a, u)",
+        "fatrelu",
+        0.25,
+    ),
     "fatrelu, t >= z": ("c = GreaterOrEqual (t, z)\na = Where (c, zero, z)\nh = Mul (a, u)", "fatrelu", 0.25),
     "fatrelu, z > t": ("c = Greater (z, t)\na = Where (c, z, zero)\nh = Mul (a, u)", "fatrelu", 0.25),
     "fatrelu, not z > t": ("g = Greater (z, t)\nc = Not (g)\na = Where (c, zero, z)\nh = Mul (a, u)", "fatrelu", 0.25),
@@ -46,7 +52,9 @@ def test_rewrites(nodes: str, activation: str, threshold: float, gated: bool, fo
     result = FuseSparseFfnPass(outcomes)(model)
     assert result.modified
     op = "SparseGatedFFNF32" if gated else "SparseFFNF32"
-    assert [(o.op, o.activation, o.reason, o.d_model, o.d_ff) for o in outcomes] == [(op, activation, "", D_MODEL, D_FF)]
+    assert [(o.op, o.activation, o.reason, o.d_model, o.d_ff) for o in outcomes] == [
+        (op, activation, "", D_MODEL, D_FF)
+    ]
     assert outcomes[0].threshold == pytest.approx(threshold, abs=0)
     ir.passes.common.RemoveUnusedNodesPass()(model)
     assert [node.op_type for node in model.graph] == [op]
@@ -79,7 +87,7 @@ def test_uses_down_proj_in_place_and_transposes_the_others() -> None:
 
 REFUSED = {
     "silu": ("s = Sigmoid (z)\na = Mul (z, s)\nh = Mul (a, u)", "gate is Silu, not a ReLU"),
-    "gelu": ('a = Gelu (z)\nh = Mul (a, u)', "gate is Gelu, not a ReLU"),
+    "gelu": ("a = Gelu (z)\nh = Mul (a, u)", "gate is Gelu, not a ReLU"),
     "leaky": ("a = LeakyRelu (z)\nh = Mul (a, u)", "gate is LeakyRelu, not a ReLU"),
     "two-sided": ("a = Abs (z)\nh = Mul (a, u)", "gate is Abs, not a ReLU"),
     "clipped above": ("a = Clip (z, zero, two)\nh = Mul (a, u)", "gate is Clip, not a ReLU"),

@@ -9,8 +9,9 @@ from typing import Any
 
 import pytest
 import torch
-from prosparse_models import CheckpointError, FatReLU, load_checkpoint
 from transformers import LlamaConfig, LlamaForCausalLM
+
+from prosparse_models import CheckpointError, FatReLU, load_checkpoint
 
 SIZES = {
     "hidden_size": 16,
@@ -81,9 +82,7 @@ def plant_code(folder: Path) -> Path:
 
 
 @pytest.mark.parametrize(("fields", "activation", "threshold"), RELEASED.values(), ids=RELEASED)
-def test_reads_released_checkpoints(
-    fields: dict[str, Any], activation: str, threshold: float, tmp_path: Path
-) -> None:
+def test_reads_released_checkpoints(fields: dict[str, Any], activation: str, threshold: float, tmp_path: Path) -> None:
     folder = make_folder(tmp_path / "m", fields)
     mark = plant_code(folder)
     checkpoint = load_checkpoint(folder)

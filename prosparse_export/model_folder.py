@@ -8,10 +8,10 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
-from prosparse_models import Checkpoint, CheckpointError, load_checkpoint
 from transformers.utils import logging as transformers_logging
 
 from prosparse_export.errors import ProSparseError
+from prosparse_models import Checkpoint, CheckpointError, load_checkpoint
 
 __all__ = ["load_model_folder", "quiet"]
 

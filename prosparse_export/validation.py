@@ -13,7 +13,7 @@ from numpy.typing import NDArray
 from transformers import AutoTokenizer, PreTrainedModel
 
 from prosparse_export.errors import ProSparseError
-from prosparse_export.load import load_model_folder, quiet
+from prosparse_export.model_folder import load_model_folder, quiet
 from prosparse_export.runtime import Cache, SparseModel
 
 __all__ = ["Comparison", "Validation", "ValidationOptions", "default_text", "validate"]
@@ -144,7 +144,10 @@ class _Reference:
         self.continuations = [_greedy(model, prompt, options.greedy) for prompt in self.prompts]
 
     def compare(
-        self, name: str, pairs: list[tuple[NDArray[np.float32], NDArray[np.float32]]], generated: list[NDArray[np.int64]]
+        self,
+        name: str,
+        pairs: list[tuple[NDArray[np.float32], NDArray[np.float32]]],
+        generated: list[NDArray[np.int64]],
     ) -> Comparison:
         """Compare (actual, expected) logits, each ``[tokens, vocabulary]``, and generated tokens by prompt."""
         bound = self.options.max_abs_diff
