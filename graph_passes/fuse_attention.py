@@ -144,9 +144,9 @@ def _unscaled(value: ir.Value | None) -> tuple[ir.Value, float]:
 def _unguarded(weights: ir.Value) -> ir.Value:
     """Follow ``Where(IsNaN(w), 0, w)``, which makes rows that attend to nothing zero."""
     users = {use.node.op_type: use.node for use in weights.uses()}
-    if set(users) == {"IsNaN", "Where"} and users["Where"].inputs[2] is weights:
-        if users["Where"].inputs[0] is users["IsNaN"].outputs[0]:
-            return users["Where"].outputs[0]
+    guarded = set(users) == {"IsNaN", "Where"} and users["Where"].inputs[2] is weights
+    if guarded and users["Where"].inputs[0] is users["IsNaN"].outputs[0]:
+        return users["Where"].outputs[0]
     return weights
 
 

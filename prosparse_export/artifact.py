@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import errno
 import filecmp
 import json
@@ -67,7 +68,7 @@ def artifact_folder(output: Path, *, overwrite: bool) -> Iterator[Path]:
         if staging is not None:
             shutil.rmtree(staging, ignore_errors=True)
         for folder in reversed(created):
-            with _ignoring_os_errors():
+            with contextlib.suppress(OSError):
                 folder.rmdir()
 
 
@@ -164,14 +165,6 @@ def _publish(staging: Path, output: Path, *, overwrite: bool) -> None:
 
 def _same(one: Path, other: Path) -> bool:
     return other.is_file() and filecmp.cmp(one, other, shallow=False)
-
-
-@contextmanager
-def _ignoring_os_errors() -> Iterator[None]:
-    try:
-        yield
-    except OSError:
-        pass
 
 
 @contextmanager

@@ -92,8 +92,10 @@ def validate(
     trust_remote_code: bool = False,
     report: Callable[[str, int, int], None] | None = None,
 ) -> Validation:
-    """Compare ``path`` with the model in ``folder``: with and without the library, prefill in one go,
-    token by token, a left-padded batch of three, and greedy generation.
+    """Compare ``path`` with the model in ``folder``, in every way of running it.
+
+    With and without the library: prefill in one go, token by token, a left-padded batch of three, and
+    greedy generation.
 
     Raises:
         ProSparseError: a model cannot be read, or the text is too short.

@@ -2,7 +2,7 @@
 
 Run it from this folder, in an environment that has the project's packages and ``tokenizers``:
 
-    python train.py --out /tmp/demo --minutes 45
+    python train.py --out /tmp/demo --steps 700 --threads 1
 
 It prints the held-out perplexity and sparsity that README.md quotes, and writes config.json, the
 tokenizer, model.safetensors (bf16) and metrics.json. A run that was cut off resumes from ``state.pt``.
@@ -144,17 +144,17 @@ def main() -> None:
     parameters = sum(p.numel() for p in model.parameters())
     print(f"{parameters:,} parameters, {len(stream):,} training tokens, {len(test_stream):,} held out", flush=True)
 
-    step, state_path = 0, args.out / "state.pt"
+    first_step, state_path = 0, args.out / "state.pt"
     if state_path.is_file():
         state = torch.load(state_path, weights_only=True)
-        step = state["step"]
+        first_step = state["step"]
         model.load_state_dict(state["model"])
         optimizer.load_state_dict(state["optimizer"])
     source = batches(stream, args.seed)
-    for _ in range(step):
+    for _ in range(first_step):
         next(source)
-    began, first_step = time.monotonic(), step
-    for step in range(step, args.steps):
+    began = time.monotonic()
+    for step in range(first_step, args.steps):
         for group in optimizer.param_groups:
             group["lr"] = learning_rate(step / args.steps, step)
         rows = next(source)
