@@ -14,7 +14,7 @@ demo: $(VENV)/installed
 	@echo "artifact: $(DEMO), with everything that it needs in out/"
 
 test: $(VENV)/installed-dev
-	$(BIN)/python -m pytest
+	$(BIN)/pytest
 
 # Lint, types and import rules: what CI runs after the tests.
 check: $(VENV)/installed-dev

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import contextlib
 import ctypes
 import json
 import os
 from dataclasses import dataclass
+from importlib.metadata import PackageNotFoundError, distribution
 from pathlib import Path
 
 import onnxruntime
@@ -52,12 +54,15 @@ def library_path() -> Path:
         if not Path(override).is_file():
             raise ProSparseError(f"PROSPARSE_OPS_LIBRARY: {override}: expected a shared library, got no such file")
         return Path(override)
-    folder = Path(__file__).parent / "_ops"
-    for name in _NAMES:
-        if (folder / name).is_file():
-            return folder / name
+    folders = [Path(__file__).parent / "_ops"]
+    with contextlib.suppress(PackageNotFoundError):  # a source tree on sys.path hides the installed package
+        folders.append(Path(str(distribution("prosparse-export").locate_file("prosparse_export/_ops"))))
+    for folder in folders:
+        for name in _NAMES:
+            if (folder / name).is_file():
+                return folder / name
     raise ProSparseError(
-        f"operator library: {folder}: expected {_NAMES[0]}, got none",
+        f"operator library: {folders[-1]}: expected {_NAMES[0]}, got none",
         hint="run `pip install .` in the project's folder: it builds the library",
     )
 

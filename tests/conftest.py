@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import subprocess
-import sys
+import sysconfig
 from collections.abc import Callable
 from pathlib import Path
 
@@ -11,6 +11,7 @@ import pytest
 
 ROOT = Path(__file__).parent.parent
 DEMO = ROOT / "models" / "demo"
+COMMAND = [str(Path(sysconfig.get_path("scripts")) / "prosparse-export")]  # what a user types
 
 
 @pytest.fixture(scope="session")
@@ -22,7 +23,7 @@ def demo_folder() -> Path:
 def demo_artifact(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """The demo model, exported by the command line in a process of its own."""
     output = tmp_path_factory.mktemp("demo") / "demo.onnx"
-    subprocess.run([sys.executable, "-m", "prosparse_export.cli", str(DEMO), str(output), "-q"], check=True)
+    subprocess.run([*COMMAND, str(DEMO), str(output), "-q"], check=True)
     return output
 
 
@@ -31,7 +32,7 @@ def run_cli() -> Callable[..., subprocess.CompletedProcess[str]]:
     """Run ``prosparse-export ARGUMENTS`` as a user would."""
 
     def run(*arguments: object, **options: object) -> subprocess.CompletedProcess[str]:
-        command = [sys.executable, "-m", "prosparse_export.cli", *map(str, arguments)]
+        command = [*COMMAND, *map(str, arguments)]
         return subprocess.run(command, capture_output=True, text=True, check=False, **options)  # type: ignore[call-overload]
 
     return run

@@ -13,6 +13,7 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
+from conftest import COMMAND
 
 pytestmark = pytest.mark.integration
 Run = Callable[..., "subprocess.CompletedProcess[str]"]
@@ -189,7 +190,7 @@ def test_code_in_the_folder_of_a_known_type_does_not_run(folder: Path, tmp_path:
 @pytest.mark.parametrize("stage", ["trace", "write"])
 def test_interruption_leaves_nothing(name: str, stage: str, demo_folder: Path, tmp_path: Path) -> None:
     out = tmp_path / "out" / "m.onnx"
-    command = [sys.executable, "-u", "-m", "prosparse_export.cli", str(demo_folder), str(out)]
+    command = [*COMMAND, str(demo_folder), str(out)]
     child = subprocess.Popen(command, stderr=subprocess.PIPE, text=True)
     assert child.stderr is not None
     for line in child.stderr:
