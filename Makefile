@@ -7,14 +7,16 @@ SOURCES := $(shell find kernels prosparse_export graph_passes models/prosparse_m
 
 .PHONY: demo test check clean
 
-demo: $(VENV)/installed
-	$(BIN)/prosparse-export models/demo $(DEMO) --overwrite
+demo: $(DEMO)
 	$(BIN)/prosparse validate models/demo $(DEMO)
 	$(BIN)/prosparse generate $(DEMO) "The city of Paris is"
 	@echo "artifact: $(DEMO), with everything that it needs in out/"
 
 test: $(VENV)/installed-dev
 	$(BIN)/pytest
+
+$(DEMO): $(VENV)/installed $(wildcard models/demo/*.json models/demo/*.safetensors)
+	$(BIN)/prosparse-export models/demo $@ --overwrite
 
 # Lint, types and import rules: what CI runs after the tests.
 check: $(VENV)/installed-dev

@@ -7,8 +7,6 @@ from dataclasses import asdict
 from pathlib import Path
 
 import click
-from rich.console import Console
-from rich.table import Table
 
 from prosparse_export.cli.command import CONTEXT, ProSparseCommand
 from prosparse_export.cli.display import stages
@@ -70,14 +68,12 @@ def validate_command(
         }
         click.echo(json.dumps(values, indent=2))
     else:
-        table = Table("run", "tokens", "max |diff|", "top-1 differs", "ties", "greedy same", "")
+        click.echo(f"{'run':40}{'tokens':>7}{'max |diff|':>12}{'top-1 differs':>15}{'ties':>6}{'greedy same':>14}")
         for c in result.comparisons:
             same = f"{c.greedy_tokens - c.greedy_differs} of {c.greedy_tokens}" if c.greedy_tokens else "-"
-            cells = (c.name, f"{c.tokens}", f"{c.max_abs_diff:.2e}", f"{c.top1_differs}", f"{c.ties}", same)
-            table.add_row(*cells, "ok" if c.passed else "FAILED")
-        console = Console(highlight=False)
-        console.print(table)
+            numbers = f"{c.tokens:7}{c.max_abs_diff:12.2e}{c.top1_differs:15}{c.ties:6}{same:>14}"
+            click.echo(f"{c.name:40}{numbers}{'' if c.passed else '  FAILED'}")
         verdict = "passed" if result.passed else "FAILED"
-        console.print(f"{verdict}: bound {max_abs_diff:g} on logits, top-1 and greedy tokens the same, ties apart")
+        click.echo(f"{verdict}: bound {max_abs_diff:g} on logits, top-1 and greedy tokens the same, ties apart")
     if not result.passed:
         raise SystemExit(1)
