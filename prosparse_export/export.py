@@ -88,6 +88,11 @@ def export_model(
     options = options or ExportOptions()
     folder, output = Path(folder), Path(output)
     tell = report or (lambda *_: None)
+    if output.parent.resolve() == folder.resolve():
+        raise ProSparseError(
+            f"output: {output}: expected a folder of its own, got the model folder, whose config.json it would replace",
+            hint="choose another folder",
+        )
     with artifact_folder(output, overwrite=options.overwrite) as staging:
         tell("load", 0, 0)
         checkpoint = load_model_folder(folder, trust_remote_code=options.trust_remote_code)

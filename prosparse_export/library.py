@@ -52,7 +52,10 @@ def library_path() -> Path:
     override = os.environ.get("PROSPARSE_OPS_LIBRARY")
     if override:
         if not Path(override).is_file():
-            raise ProSparseError(f"PROSPARSE_OPS_LIBRARY: {override}: expected a shared library, got no such file")
+            raise ProSparseError(
+                f"PROSPARSE_OPS_LIBRARY: {override}: expected a shared library, got no such file",
+                hint="unset it to use the installed library",
+            )
         return Path(override)
     folders = [Path(__file__).parent / "_ops"]
     with contextlib.suppress(PackageNotFoundError):  # a source tree on sys.path hides the installed package

@@ -80,7 +80,10 @@ class SparseModel:
         """
         path = Path(path)
         if not path.is_file():
-            raise ProSparseError(f"model: {path}: expected an .onnx file, got no such file")
+            raise ProSparseError(
+                f"model: {path}: expected an .onnx file, got no such file",
+                hint=f"make it with: prosparse-export MODEL_DIR {path}",
+            )
         options = session_options or onnxruntime.SessionOptions()
         if session_options is None:
             options.log_severity_level = 3  # errors
@@ -93,7 +96,7 @@ class SparseModel:
         except Exception as error:  # onnxruntime's exceptions share no base class
             raise ProSparseError(
                 f"model: {path}: onnxruntime {onnxruntime.__version__} cannot open it: {' '.join(str(error).split())}",
-                hint="prosparse.json beside the model names the onnxruntime that it needs",
+                hint="prosparse.json beside it names the onnxruntime that it needs; a damaged file must be exported again",
             ) from error
         past = {
             value.name: (int(value.shape[1]), int(value.shape[3]))
@@ -152,7 +155,7 @@ class SparseModel:
             ProSparseError: a prompt is empty.
         """
         if not prompts or any(len(prompt) == 0 for prompt in prompts):
-            raise ProSparseError("prompt: expected at least one token, got none")
+            raise ProSparseError("prompt: expected at least one token, got none", hint="give some text to continue")
         width = max(len(prompt) for prompt in prompts)
         ids = np.zeros((len(prompts), width), np.int64)
         mask = np.zeros_like(ids)

@@ -10,6 +10,7 @@ import click
 
 from prosparse_export.cli.command import CONTEXT, ProSparseCommand
 from prosparse_export.cli.display import stages
+from prosparse_export.errors import ProSparseError
 
 __all__ = ["validate_command"]
 
@@ -58,7 +59,7 @@ def validate_command(
         from prosparse_export.validation import ValidationOptions, validate  # torch takes seconds to import
 
         options = ValidationOptions(tokens, min(context, tokens), max_abs_diff, greedy, step_tokens, threads)
-        text = text_file.read_text(encoding="utf-8") if text_file else None
+        text = _read_text(text_file) if text_file else None
         result = validate(model_dir, onnx_file, options, text=text, trust_remote_code=trust_remote_code, report=report)
     if as_json:
         values = {
@@ -77,3 +78,10 @@ def validate_command(
         click.echo(f"{verdict}: bound {max_abs_diff:g} on logits, top-1 and greedy tokens the same, ties apart")
     if not result.passed:
         raise SystemExit(1)
+
+
+def _read_text(path: Path) -> str:
+    try:
+        return path.read_text(encoding="utf-8")
+    except (OSError, UnicodeDecodeError) as error:
+        raise ProSparseError(f"text: {path}: expected UTF-8 text, got {error}", hint="convert it to UTF-8") from error

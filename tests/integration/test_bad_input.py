@@ -105,6 +105,14 @@ def test_a_file_beside_it_exists(demo_folder: Path, tmp_path: Path, run_cli: Run
     assert (tmp_path / "config.json").read_text() == "{}"
 
 
+def test_output_in_the_model_folder(folder: Path, run_cli: Run) -> None:
+    before = sorted(p.name for p in folder.iterdir())
+    child = run_cli(folder, folder / "m.onnx", "-q", "--overwrite")
+    assert child.returncode == 1
+    assert "got the model folder, whose config.json it would replace" in child.stderr
+    assert sorted(p.name for p in folder.iterdir()) == before
+
+
 @pytest.fixture
 def small_disk(tmp_path: Path) -> Iterator[Path]:
     """A file system of 4 MiB."""

@@ -3,7 +3,10 @@
 from __future__ import annotations
 
 import json
+import os
 import shutil
+import subprocess
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -132,6 +135,32 @@ def test_minicpm_scales_are_folded(tmp_path: Path) -> None:
         expected = raw(input_ids=ids).logits
         actual = checkpoint.model(input_ids=ids).logits
     torch.testing.assert_close(actual, expected, rtol=1e-4, atol=1e-5)
+
+
+_CUSTOM = """
+from transformers import LlamaConfig, LlamaForCausalLM
+open({mark!r}, "w").close()
+class MineConfig(LlamaConfig):
+    model_type = "mine"
+class MineForCausalLM(LlamaForCausalLM):
+    config_class = MineConfig
+"""
+
+
+def test_code_runs_when_it_is_trusted(tmp_path: Path) -> None:
+    auto_map = {"AutoConfig": "modeling_mine.MineConfig", "AutoModelForCausalLM": "modeling_mine.MineForCausalLM"}
+    fields = {"model_type": "mine", "architectures": ["MineForCausalLM"], "hidden_act": "relu", "auto_map": auto_map}
+    folder = make_folder(tmp_path / "m", fields)
+    mark = tmp_path / "ran"
+    (folder / "modeling_mine.py").write_text(_CUSTOM.format(mark=str(mark)))
+    program = "import sys; from pathlib import Path; from prosparse_models import load_checkpoint as load; "
+    program += "print(type(load(Path(sys.argv[1]), trust_remote_code=True).model).__name__)"
+    environment = {**os.environ, "HF_MODULES_CACHE": str(tmp_path / "modules")}
+    command = [sys.executable, "-c", program, str(folder)]
+    child = subprocess.run(command, capture_output=True, text=True, check=False, env=environment)
+    assert child.returncode == 0, child.stderr
+    assert child.stdout.strip() == "MineForCausalLM"
+    assert mark.exists()
 
 
 def damaged(name: str, folder: Path) -> None:
