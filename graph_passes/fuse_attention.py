@@ -115,6 +115,8 @@ def _match(softmax: ir.Node) -> _Attention | str:
         return "the number of heads is unknown"
     if q_shape[1] % kv_shape[1]:
         return f"{q_shape[1]} heads do not share {kv_shape[1]} KV heads evenly"
+    if not isinstance(kv_shape[3], int) or kv_shape[3] % 8:
+        return f"head_dim is {kv_shape[3]}: the operator takes multiples of 8"
     return _Attention(
         q=q,
         k=keys.inputs[1],  # type: ignore[arg-type]

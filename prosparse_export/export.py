@@ -174,7 +174,8 @@ def _sidecars(folder: Path, checkpoint: Checkpoint, manifest: dict[str, Any], op
 
 def _write_tokenizer(folder: Path, target: Path) -> None:
     """Write the folder's tokenizer in the fast format, or copy what is there if there is no tokenizer."""
-    names = [path.name for path in folder.glob("*token*")] + [path.name for path in folder.glob("*.model")]
+    kinds = (".json", ".model", ".txt")  # data only
+    names = [p.name for p in folder.iterdir() if p.suffix in kinds and ("token" in p.name or p.suffix == ".model")]
     if not names:
         return
     try:

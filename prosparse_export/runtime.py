@@ -96,7 +96,7 @@ class SparseModel:
         except Exception as error:  # onnxruntime's exceptions share no base class
             raise ProSparseError(
                 f"model: {path}: onnxruntime {onnxruntime.__version__} cannot open it: {' '.join(str(error).split())}",
-                hint="prosparse.json beside it names the onnxruntime that it needs; a damaged file must be exported again",
+                hint="prosparse.json beside it names the onnxruntime that it needs; export a damaged file again",
             ) from error
         past = {
             value.name: (int(value.shape[1]), int(value.shape[3]))

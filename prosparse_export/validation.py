@@ -120,7 +120,7 @@ def validate(
 def _windows(folder: Path, text: str, options: ValidationOptions) -> list[NDArray[np.int64]]:
     try:
         with quiet():
-            tokenizer = AutoTokenizer.from_pretrained(folder, local_files_only=True)
+            tokenizer = AutoTokenizer.from_pretrained(folder, local_files_only=True, trust_remote_code=False)
             ids = np.asarray(tokenizer(text)["input_ids"], np.int64)
     except (OSError, ValueError) as error:
         raise ProSparseError(f"tokenizer: {folder}: cannot be read: {' '.join(str(error).split())}") from error

@@ -52,7 +52,7 @@ def save(folder: Path, kind: str) -> None:
     elif kind == "relu2":
         model = ArceeForCausalLM(ArceeConfig(**LLAMA, head_dim=8, hidden_act="relu2"))
     else:
-        model = LlamaForCausalLM(LlamaConfig(**LLAMA, hidden_act="relu", mlp_bias=kind == "biases"))
+        model = LlamaForCausalLM(LlamaConfig(**LLAMA, hidden_act="relu", **LLAMA_KINDS.get(kind, {})))
         fields = SPARSE if kind == "sparsellama" else {}
     for parameter in model.parameters():  # biases too, and all of a size that matters
         torch.nn.init.normal_(parameter, std=0.3)
@@ -61,7 +61,9 @@ def save(folder: Path, kind: str) -> None:
     path.write_text(json.dumps({**json.loads(path.read_text()), **fields}))
 
 
+LLAMA_KINDS: dict[str, dict[str, Any]] = {"biases": {"mlp_bias": True}, "odd heads": {"head_dim": 12}}
 EXPECTED = {
+    "odd heads": ("SparseGatedFFNF32", "relu", 0.0),
     "sparsellama": ("SparseGatedFFNF32", "fatrelu", 0.01),
     "biases": ("SparseGatedFFNF32", "relu", 0.0),
     "relu2": ("SparseFFNF32", "relu2", 0.0),
@@ -76,6 +78,8 @@ def test_computes_what_pytorch_does(kind: str, tmp_path: Path) -> None:
     op, activation, threshold = EXPECTED[kind]
     assert [(o.op, o.activation) for o in result.rewritten] == [(op, activation)] * 2
     assert result.refused == ()
+    reasons = {line.partition(": ")[2] for line in result.attention_refusals}
+    assert reasons == ({"head_dim is 12: the operator takes multiples of 8"} if kind == "odd heads" else set())
     assert result.rewritten[0].threshold == pytest.approx(threshold, abs=1e-9)
     checkpoint = load_checkpoint(tmp_path / "m")
     ids = np.random.default_rng(0).integers(3, VOCAB, (2, 24))

@@ -19,7 +19,7 @@ pytestmark = pytest.mark.integration
 OLDEST_FOR_OPERATORS = "1.18.1"
 OLDEST_FOR_FUSED_ATTENTION = "1.20.1"
 # onnxruntime wheels exist for the Python versions of their time; 1.18 was built with numpy 1.
-_REQUIREMENTS = {"1.18.1": ["numpy<2"], "1.20.1": ["numpy"]}
+_REQUIREMENTS = {"1.17.3": ["numpy<2"], "1.18.1": ["numpy<2"], "1.20.1": ["numpy"]}
 
 _CHILD = """
 import sys
@@ -126,3 +126,11 @@ def test_plain_artifact_on_the_oldest_onnxruntime_for_the_operators(
     result = export_model(demo_folder, tmp_path / "plain.onnx", ExportOptions(fuse_attention=False))
     assert result.manifest["onnxruntime"] == ">=1.18"
     run(OLDEST_FOR_OPERATORS, result.path, logits)
+
+
+def test_an_onnxruntime_that_is_too_old_says_so() -> None:
+    program = "import sys, onnxruntime; onnxruntime.SessionOptions().register_custom_ops_library(sys.argv[1])"
+    command = [str(runtime_python("1.17.3")), "-c", program, str(library_path())]
+    done = subprocess.run(command, capture_output=True, text=True, check=False)
+    assert done.returncode == 1
+    assert "the com.prosparse operators need onnxruntime 1.18 or newer, got 1.17.3" in done.stderr
