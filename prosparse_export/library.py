@@ -106,5 +106,9 @@ def register(session_options: onnxruntime.SessionOptions) -> None:
     try:
         session_options.register_custom_ops_library(str(path))
     except Exception as error:  # onnxruntime's exceptions share no base class
-        raise ProSparseError(f"operator library: {path}: {' '.join(str(error).split())}") from error
+        hint = "unset PROSPARSE_ISA, or name a variant that `prosparse info` lists for this machine"
+        raise ProSparseError(
+            f"operator library: {path}: {' '.join(str(error).split())}",
+            hint=hint if "PROSPARSE_ISA" in str(error) else "`prosparse info` shows the library and the versions",
+        ) from error
     session_options.add_session_config_entry(_MARK, "1")

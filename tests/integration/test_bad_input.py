@@ -12,8 +12,12 @@ import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
+import onnxruntime
 import pytest
 from conftest import COMMAND
+
+from prosparse_export import register
+from prosparse_export.errors import ProSparseError
 
 pytestmark = pytest.mark.integration
 Run = Callable[..., "subprocess.CompletedProcess[str]"]
@@ -225,3 +229,11 @@ def test_help_has_examples(run_cli: Run) -> None:
     child = run_cli("-h")
     assert child.returncode == 0
     assert "prosparse-export models/demo out/demo.onnx" in child.stdout
+
+
+def test_a_wrong_isa_has_a_hint(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("PROSPARSE_ISA", "sse9")
+    with pytest.raises(ProSparseError, match="PROSPARSE_ISA=sse9 cannot run here") as caught:
+        register(onnxruntime.SessionOptions())
+    assert caught.value.hint is not None
+    assert "unset PROSPARSE_ISA" in caught.value.hint
