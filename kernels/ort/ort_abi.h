@@ -36,7 +36,7 @@ struct KernelContext;
 struct ShapeContext;
 
 enum ErrorCode { kFail = 1, kInvalidArgument = 2, kNotImplemented = 9 };
-enum ElementType { kUndefined = 0, kFloat = 1 };
+enum ElementType { kUndefined = 0, kFloat = 1, kUint8 = 2, kInt8 = 3, kFloat16 = 10, kBFloat16 = 16 };
 enum Characteristic { kRequired = 0 };
 enum MemoryType { kDefaultMemory = 0 };
 

@@ -3,7 +3,7 @@
 #include <string>
 
 #include "../src/dispatch.h"
-#include "ffn_op.h"
+#include "custom_op.h"
 #include "status.h"
 
 #define PROSPARSE_EXPORT extern "C" __attribute__((visibility("default")))

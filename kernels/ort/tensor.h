@@ -11,7 +11,8 @@
 namespace prosparse::ort {
 
 struct Tensor {
-  const float* data;
+  const void* data;
+  ElementType type;
   std::vector<int64_t> shape;
 };
 
@@ -29,8 +30,19 @@ inline std::vector<int64_t> shape_of(const Api& api, const TensorInfo* info) {
   return shape;
 }
 
-// Throws InvalidArgument, beginning with `what`, if the tensor is not float32.
-inline Tensor read_tensor(const Api& api, const Value* value, const std::string& what) {
+inline std::string to_string(ElementType type) {
+  switch (type) {
+    case kFloat: return "float32";
+    case kUint8: return "uint8";
+    case kInt8: return "int8";
+    case kFloat16: return "float16";
+    case kBFloat16: return "bfloat16";
+    default: return "ONNX element type " + std::to_string(static_cast<int>(type));
+  }
+}
+
+// Throws InvalidArgument, beginning with `what`, if the elements are of another type.
+inline Tensor read_tensor(const Api& api, const Value* value, ElementType expected, const std::string& what) {
   TensorInfo* info = nullptr;
   check(api.GetTensorTypeAndShape(value, &info));
   struct Release {
@@ -40,10 +52,10 @@ inline Tensor read_tensor(const Api& api, const Value* value, const std::string&
   } release{api, info};
   ElementType type = kUndefined;
   check(api.GetTensorElementType(info, &type));
-  if (type != kFloat) throw InvalidArgument(what + ": expected float32, got ONNX element type " + std::to_string(type));
+  if (type != expected) throw InvalidArgument(what + ": expected " + to_string(expected) + ", got " + to_string(type));
   void* data = nullptr;
   check(api.GetTensorMutableData(const_cast<Value*>(value), &data));
-  return {static_cast<const float*>(data), shape_of(api, info)};
+  return {data, type, shape_of(api, info)};
 }
 
 }  // namespace prosparse::ort

@@ -9,8 +9,14 @@ bool always() { return true; }
 
 #if defined(__x86_64__)
 // The builtin reads XCR0 too: registers that the operating system does not save count as absent.
-bool has_avx2() { return __builtin_cpu_supports("avx2") && __builtin_cpu_supports("fma"); }
-bool has_avx512() { return __builtin_cpu_supports("avx512f"); }
+bool has_avx2() {
+  return __builtin_cpu_supports("avx2") && __builtin_cpu_supports("fma") && __builtin_cpu_supports("f16c");
+}
+bool has_avx512() {
+  return has_avx2() && __builtin_cpu_supports("avx512f") && __builtin_cpu_supports("avx512bw") &&
+         __builtin_cpu_supports("avx512dq") && __builtin_cpu_supports("avx512vl");
+}
+bool has_vnni() { return has_avx512() && __builtin_cpu_supports("avx512vnni"); }
 #endif
 
 }  // namespace
@@ -18,14 +24,16 @@ bool has_avx512() { return __builtin_cpu_supports("avx512f"); }
 const std::vector<Variant>& compiled_variants() {
   static const std::vector<Variant> variants = {
 #if defined(__x86_64__)
+      {&kAvx512VnniKernels, has_vnni},
       {&kAvx512Kernels, has_avx512},
       {&kAvx2Kernels, has_avx2},
+#elif defined(__aarch64__)
+      {&kNeonKernels, always},
 #endif
       {&kScalarKernels, always},
   };
   return variants;
 }
-
 std::string variant_names(bool supported_only, const char* quote) {
   std::string names;
   for (const Variant& variant : compiled_variants()) {

@@ -5,12 +5,12 @@
 #include <string>
 #include <vector>
 
-#include "prosparse/ffn_kernels.h"
+#include "prosparse/kernels.h"
 
 namespace prosparse {
 
 struct Variant {
-  const FfnKernels* kernels;
+  const Kernels* kernels;
   bool (*is_supported)();  // by the processor and by the operating system
 };
 
@@ -18,7 +18,7 @@ struct Variant {
 const std::vector<Variant>& compiled_variants();
 
 struct Choice {
-  const FfnKernels* kernels;  // null if `error` is set
+  const Kernels* kernels;  // null if `error` is set
   std::string error;          // one line
 };
 

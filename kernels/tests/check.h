@@ -25,12 +25,12 @@ inline int failures = 0;
   } while (false)
 
 // The variants that `--isa NAME` asks for, or all that this machine runs. Prints those left out.
-inline std::vector<const FfnKernels*> variants_to_test(int argc, char** argv) {
+inline std::vector<const Kernels*> variants_to_test(int argc, char** argv) {
   const char* wanted = nullptr;
   for (int i = 1; i + 1 < argc; ++i) {
     if (std::strcmp(argv[i], "--isa") == 0) wanted = argv[i + 1];
   }
-  std::vector<const FfnKernels*> chosen;
+  std::vector<const Kernels*> chosen;
   for (const Variant& variant : compiled_variants()) {
     const char* isa = variant.kernels->isa;
     if (wanted != nullptr && std::strcmp(wanted, isa) != 0) continue;

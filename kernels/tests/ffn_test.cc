@@ -1,9 +1,8 @@
-// The whole block, for each variant: against double precision, and its promises about order.
-#include <algorithm>
+// The whole operators, for each variant and format: against double precision, and their promises about order.
 #include <string>
 
-#include "check.h"
 #include "ffn.h"
+#include "matrices.h"
 
 using namespace prosparse;
 using namespace prosparse::testing;
@@ -22,46 +21,44 @@ void run_shuffled(void* seed, size_t count, void (*task)(void*, size_t), void* a
 }
 
 struct Weights {
-  std::vector<float> w_gate, b_gate, w_up, b_up, w_down, b_down;
-  Ffn ffn;
-  Weights(size_t d_model, size_t d_ff, bool gated, Activation activation, float threshold, std::mt19937& rng)
-      : w_gate(normals(rng, d_ff * d_model)), b_gate(normals(rng, d_ff)), w_up(normals(rng, d_ff * d_model)),
-        b_up(normals(rng, d_ff)), w_down(normals(rng, d_ff * d_model)), b_down(normals(rng, d_model)),
-        ffn{gated ? w_gate.data() : nullptr, gated ? b_gate.data() : nullptr, w_up.data(), b_up.data(),
-            w_down.data(), b_down.data(), d_model, d_ff, activation, threshold} {}
+  Stored gate, up, down;
+  std::vector<float> b_gate, b_up, b_down;
+  std::unique_ptr<Arena> arena;
+  Ffn ffn{};
+  Weights(Format f, size_t d_model, size_t d_ff, bool gated, Activation activation, float threshold, std::mt19937& rng)
+      : gate(f, d_ff, d_model, rng), up(f, d_ff, d_model, rng), down(f, d_ff, d_model, rng), b_gate(normals(rng, d_ff)),
+        b_up(normals(rng, d_ff)), b_down(normals(rng, d_model)) {
+    ffn.gated = gated;
+    ffn.d_model = d_model;
+    ffn.d_ff = d_ff;
+    ffn.activation = activation;
+    ffn.threshold = threshold;
+    pack();
+  }
+  void pack() {
+    arena = std::make_unique<Arena>(panels_bytes(gate.matrix) + rows_bytes(up.matrix) + rows_bytes(down.matrix));
+    ffn.gate = pack_panels(gate.matrix, b_gate.data(), *arena, 2);
+    ffn.up = pack_rows(up.matrix, b_up.data(), RowOrder::kDot, *arena, 2);
+    ffn.down = pack_rows(down.matrix, b_down.data(), RowOrder::kAxpy, *arena, 2);
+  }
 };
 
-std::vector<float> run(const FfnKernels& k, const Ffn& ffn, const std::vector<float>& x, unsigned seed = 0) {
-  ScratchPool pool(ffn.d_ff);
+std::vector<float> run(const Kernels& k, const Ffn& ffn, const std::vector<float>& x, unsigned seed = 0) {
+  Scratch scratch;
   std::vector<float> y(x.size(), NAN);
-  std::unique_ptr<Scratch> scratch = pool.take();
-  run_ffn(k, ffn, x.data(), x.size() / ffn.d_model, y.data(), {run_shuffled, &seed}, *scratch);
+  run_ffn(k, ffn, x.data(), x.size() / ffn.d_model, y.data(), {run_shuffled, &seed}, scratch);
   return y;
 }
 
-double row_dot(const float* w, const float* x, size_t n, double* magnitude) {
-  double sum = 0.0;
-  *magnitude = 0.0;
-  for (size_t i = 0; i < n; ++i) {
-    sum += static_cast<double>(w[i]) * x[i];
-    *magnitude += std::abs(static_cast<double>(w[i]) * x[i]);
-  }
-  return sum;
-}
-
-// The definition in ffn.h, in double precision, with a running bound on single precision's error.
-void expect_block(const FfnKernels& k, const Ffn& f, const std::vector<float>& x, const std::vector<float>& y) {
-  const double g = gamma_bound(f.d_model + 3);
+// The definition in ffn.h, in double precision, with a running bound on the rounding.
+void expect_block(const Kernels& k, const Weights& w, const std::vector<float>& x, const std::vector<float>& y) {
+  const Ffn& f = w.ffn;
+  const bool rounds = is_quantised(f.down.format) && &k != &kScalarKernels;
   for (size_t t = 0; t < x.size() / f.d_model; ++t) {
-    std::vector<double> sum(f.b_down, f.b_down + f.d_model), bound(f.d_model, 0.0);
-    for (size_t j = 0; j < f.d_model; ++j) bound[j] = gamma_bound(f.d_ff + 2) * std::abs(sum[j]);
+    std::vector<double> h(f.d_ff), h_error(f.d_ff);
     for (size_t r = 0; r < f.d_ff; ++r) {
-      double z_magnitude = 0.0, v_magnitude = 0.0;
-      const float* gate = f.w_gate != nullptr ? f.w_gate : f.w_up;
-      double z = row_dot(gate + r * f.d_model, &x[t * f.d_model], f.d_model, &z_magnitude);
-      const double bias = f.w_gate != nullptr ? f.b_gate[r] : f.b_up[r];
-      z += bias;
-      double z_error = g * (z_magnitude + std::abs(bias));
+      double z_error = 0.0;
+      const double z = row_sum(w.gate, r, &x[t * f.d_model], w.b_gate[r], rounds, &z_error);
       // Near the threshold either side is right: what the neuron adds enters the bound instead.
       const bool uncertain = std::abs(z - f.threshold) <= z_error;
       double a = z > f.threshold ? z : 0.0;
@@ -71,50 +68,58 @@ void expect_block(const FfnKernels& k, const Ffn& f, const std::vector<float>& x
         a *= a;
       }
       double v = 1.0, v_error = 0.0;
-      if (f.w_gate != nullptr) {
-        v = row_dot(f.w_up + r * f.d_model, &x[t * f.d_model], f.d_model, &v_magnitude) + f.b_up[r];
-        v_error = g * (v_magnitude + std::abs(static_cast<double>(f.b_up[r])));
+      if (f.gated) {
+        v = row_sum(w.up, r, &x[t * f.d_model], w.b_up[r], rounds, &v_error);
         if (f.activation == Activation::kDrelu) v = std::max(v, 0.0);  // 1-Lipschitz: the error stays
       }
-      const double h = a * v, h_error = a_error * (std::abs(v) + v_error) + std::abs(a) * v_error + gamma_bound(1) * std::abs(h);
-      for (size_t j = 0; j < f.d_model; ++j) {
-        const double w = f.w_down[r * f.d_model + j];
-        sum[j] += h * w;
-        bound[j] += std::abs(w) * (h_error + gamma_bound(f.d_ff + 2) * (std::abs(h) + h_error));
-      }
+      h[r] = a * v;
+      h_error[r] = a_error * (std::abs(v) + v_error) + std::abs(a) * v_error + gamma_bound(1) * std::abs(h[r]);
     }
     for (size_t j = 0; j < f.d_model; ++j) {
+      double sum = w.b_down[j], bound = gamma_bound(f.d_ff + 6) * std::abs(sum), largest = 1e-30;
+      for (size_t r = 0; r < f.d_ff && rounds; ++r) {  // over the whole list: no chunk's is larger
+        largest = std::max(largest, (std::abs(h[r]) + h_error[r]) * std::abs(w.down.scale(r, j)));
+      }
+      for (size_t r = 0; r < f.d_ff; ++r) {
+        const double d = w.down.at(r, j);
+        sum += h[r] * d;
+        bound += std::abs(d) * (h_error[r] + gamma_bound(f.d_ff + 6) * (std::abs(h[r]) + h_error[r]));
+        if (rounds && (h[r] != 0.0 || h_error[r] != 0.0)) bound += 0.52 * largest / 32767 * w.down.integers[r * f.d_model + j];
+      }
       ++cases;
-      CHECK(std::abs(y[t * f.d_model + j] - sum[j]) <= bound[j] * 1.0001, "%s token %zu column %zu: expected %.9g, got %.9g, bound %.3g",
-            k.isa, t, j, sum[j], static_cast<double>(y[t * f.d_model + j]), bound[j]);
+      const double actual = y[t * f.d_model + j];
+      CHECK(std::abs(actual - sum) <= bound * 1.0001, "%s %s token %zu column %zu: expected %.9g, got %.9g, bound %.3g", k.isa,
+            kFormatNames[static_cast<size_t>(f.down.format)], t, j, sum, actual, bound);
     }
   }
 }
 
-void test_block(const FfnKernels& k, size_t d_model, size_t d_ff, size_t tokens, bool gated, Activation activation, float threshold) {
+void test_block(const Kernels& k, Format format, size_t d_model, size_t d_ff, size_t tokens, bool gated, Activation activation, float threshold) {
   std::mt19937 rng(static_cast<unsigned>(d_model + tokens));
-  const Weights weights(d_model, d_ff, gated, activation, threshold, rng);
+  const Weights weights(format, d_model, d_ff, gated, activation, threshold, rng);
   const std::vector<float> x = normals(rng, tokens * d_model);
   const std::vector<float> y = run(k, weights.ffn, x);
-  expect_block(k, weights.ffn, x, y);
+  expect_block(k, weights, x, y);
   for (const unsigned seed : {1u, 2u, 3u}) {
     CHECK(run(k, weights.ffn, x, seed) == y, "%s: the order of tasks changes the bits", k.isa);
   }
-  for (size_t t = 0; t < tokens; ++t) {
-    const std::vector<float> one(x.begin() + static_cast<std::ptrdiff_t>(t * d_model), x.begin() + static_cast<std::ptrdiff_t>((t + 1) * d_model));
-    const std::vector<float> alone = run(k, weights.ffn, one);
-    CHECK(std::equal(alone.begin(), alone.end(), y.begin() + static_cast<std::ptrdiff_t>(t * d_model)), "%s: token %zu alone has other bits", k.isa, t);
-  }
+  Ffn dense = weights.ffn;
+  dense.dense = true;
+  expect_block(k, weights, x, run(k, dense, x));
 }
 
 // z is exactly the threshold, the next float above, below, NaN: inactive, active, inactive, active.
-void test_boundary(const FfnKernels& k) {
+void test_boundary(const Kernels& k) {
+  std::mt19937 rng(1);
   const float t = 0.25f;
+  Weights w(Format::kF32, 1, 1, true, Activation::kRelu, t, rng);
+  const float one = 1.0f;
+  for (Stored* s : {&w.gate, &w.up, &w.down}) std::memcpy(s->data.data(), &one, 4);
+  w.b_gate = w.b_up = w.b_down = {0.0f};
+  w.pack();
   const float z[] = {t, std::nextafter(t, 1.0f), std::nextafter(t, 0.0f), NAN};
   for (size_t i = 0; i < 4; ++i) {
-    const float one = 1.0f, zero = 0.0f;
-    const Ffn ffn{&one, &zero, &one, &zero, &one, &zero, 1, 1, Activation::kRelu, t};
-    const std::vector<float> y = run(k, ffn, {z[i]});  // z = x, v = x, y = z * x
+    const std::vector<float> y = run(k, w.ffn, {z[i]});  // z = x, v = x, y = z * x
     ++cases;
     if (i == 3) {
       CHECK(std::isnan(y[0]), "%s hides a NaN", k.isa);
@@ -124,35 +129,72 @@ void test_boundary(const FfnKernels& k) {
   }
 }
 
-// Rows of up and down of an inactive neuron are never read.
-void test_poison(const FfnKernels& k) {
-  std::mt19937 rng(5);
-  Weights weights(32, 48, true, Activation::kRelu, 0.0f, rng);
-  for (size_t r = 0; r < 48; r += 2) {
-    weights.b_gate[r] = -1e6f;  // never active
-    for (size_t c = 0; c < 32; ++c) weights.w_up[r * 32 + c] = weights.w_down[r * 32 + c] = NAN;
+// NaN, Inf and huge numbers in one token: it follows IEEE 754 in every format, and its neighbours do not notice.
+void test_odd_tokens(const Kernels& k, Format format) {
+  std::mt19937 rng(9);
+  const size_t d_model = 64;
+  for (const bool gated : {true, false}) {
+    const Weights weights(format, d_model, 50, gated, Activation::kRelu, 0.0f, rng);
+    std::vector<float> x = normals(rng, 4 * d_model);
+    const std::vector<float> tame = run(k, weights.ffn, x);
+    x[5] = NAN;
+    x[2 * d_model + 1] = 3e38f;
+    const std::vector<float> y = run(k, weights.ffn, x), reference = run(kScalarKernels, weights.ffn, x);
+    for (size_t j = 0; j < d_model; ++j) {
+      ++cases;
+      CHECK(std::isnan(y[j]), "%s %s hides a NaN", k.isa, kFormatNames[static_cast<size_t>(format)]);
+      CHECK(y[d_model + j] == tame[d_model + j] && y[3 * d_model + j] == tame[3 * d_model + j], "%s a neighbour changed", k.isa);
+      const float huge = y[2 * d_model + j], expected = reference[2 * d_model + j];
+      CHECK(!is_quantised(format) || huge == expected || (std::isnan(huge) && std::isnan(expected)), "%s %s huge: expected %g, got %g", k.isa,
+            kFormatNames[static_cast<size_t>(format)], static_cast<double>(expected), static_cast<double>(huge));
+    }
   }
-  for (const float value : run(k, weights.ffn, normals(rng, 5 * 32))) {
-    ++cases;
-    CHECK(std::isfinite(value), "%s read an inactive row", k.isa);
+}
+
+void test_linear(const Kernels& k, Format format, size_t rows, size_t cols, size_t tokens) {
+  std::mt19937 rng(static_cast<unsigned>(rows + tokens));
+  const Stored w(format, rows, cols, rng);
+  const std::vector<float> bias = normals(rng, rows), x = normals(rng, tokens * cols);
+  Arena arena(panels_bytes(w.matrix));
+  const Panels panels = pack_panels(w.matrix, bias.data(), arena, 3);
+  std::vector<float> y(tokens * rows, NAN), again(y);
+  for (unsigned seed : {0u, 5u}) {
+    Scratch scratch;
+    run_linear(k, panels, x.data(), tokens, (seed ? again : y).data(), {run_shuffled, &seed}, scratch);
+  }
+  CHECK(y == again, "%s linear: the order of tasks changes the bits", k.isa);
+  for (size_t t = 0; t < tokens; ++t) {
+    for (size_t r = 0; r < rows; ++r) {
+      double bound = 0.0;
+      const double exact = row_sum(w, r, &x[t * cols], bias[r], is_quantised(format) && &k != &kScalarKernels, &bound);
+      ++cases;
+      CHECK(std::abs(y[t * rows + r] - exact) <= bound, "%s linear: expected %.9g, got %.9g, bound %.3g", k.isa, exact,
+            static_cast<double>(y[t * rows + r]), bound);
+    }
   }
 }
 
 }  // namespace
 
 int main(int argc, char** argv) {
-  for (const FfnKernels* k : variants_to_test(argc, argv)) {
-    for (const size_t tokens : {0, 1, 2, 9, 33}) {
-      for (const Activation activation : {Activation::kRelu, Activation::kRelu2, Activation::kDrelu}) {
-        test_block(*k, 24, 100, tokens, true, activation, 0.0f);
-        test_block(*k, 24, 100, tokens, true, activation, 1.5f);
+  for (const Kernels* k : variants_to_test(argc, argv)) {
+    for (const Format f : kAllFormats) {
+      for (const size_t tokens : {0, 1, 2, 9, 33}) {
+        for (const Activation activation : {Activation::kRelu, Activation::kRelu2, Activation::kDrelu}) {
+          test_block(*k, f, 24, 100, tokens, true, activation, 0.0f);
+          test_block(*k, f, 33, 100, tokens, true, activation, 1.5f);
+        }
+        test_block(*k, f, 24, 100, tokens, false, Activation::kRelu, 0.5f);
+        test_block(*k, f, 520, 267, tokens, false, Activation::kRelu2, 0.0f);
+        test_block(*k, f, 1, 1, tokens, true, Activation::kRelu, 0.0f);
+        test_linear(*k, f, 37, 129, tokens);
+        test_linear(*k, f, 64, 64, tokens);
       }
-      test_block(*k, 24, 100, tokens, false, Activation::kRelu, 0.5f);
-      test_block(*k, 520, 67, tokens, false, Activation::kRelu2, 0.0f);
-      test_block(*k, 1, 1, tokens, true, Activation::kRelu, 0.0f);
+      if (k != &kScalarKernels) test_block(*k, f, 2100, 300, 3, true, Activation::kRelu, 20.0f);
+      if (k != &kScalarKernels) test_block(*k, f, 64, 160, 131, true, Activation::kRelu, 5.0f);
+      test_odd_tokens(*k, f);
     }
     test_boundary(*k);
-    test_poison(*k);
     std::printf("%s done\n", k->isa);
   }
   return report(cases);

@@ -1,118 +1,168 @@
-// Each variant of the three kernels against double precision, with the contract's own bound.
-#include <algorithm>
-
-#include "check.h"
+// Each variant of the kernels, in each format, against double precision, with the contract's own bound.
+#include "activations.h"
+#include "matrices.h"
 
 using namespace prosparse;
 using namespace prosparse::testing;
 
 namespace {
 
-constexpr size_t kLengths[] = {0, 1, 3, 7, 8, 9, 15, 16, 17, 31, 32, 33, 63, 64, 65, 100, 257};
-constexpr size_t kGuard = 8;
-constexpr float kGuardValue = -12345.0f;
 size_t cases = 0;
+const Parallel kSerial{run_serially, nullptr};
 
-// A copy of `values` that begins `shift` floats after an allocation's start, guards behind it.
-struct Buffer {
-  std::vector<float> storage;
-  size_t shift, size;
-  Buffer(const std::vector<float>& values, size_t shift_) : storage(values.size() + shift_ + kGuard, kGuardValue), shift(shift_), size(values.size()) {
-    std::copy(values.begin(), values.end(), storage.begin() + static_cast<std::ptrdiff_t>(shift));
-  }
-  float* data() { return storage.data() + shift; }
-  bool guards_intact() const {
-    return std::all_of(storage.end() - kGuard, storage.end(), [](float v) { return v == kGuardValue; });
-  }
-};
-
-void expect(const FfnKernels& k, const char* kernel, float actual, double exact, double magnitude, size_t n) {
+void expect(const Kernels& k, Format f, const char* kernel, double actual, double exact, double bound, size_t cols) {
   ++cases;
-  const double bound = gamma_bound(n + 2) * magnitude;
-  CHECK(std::abs(static_cast<double>(actual) - exact) <= bound, "%s %s n=%zu: expected %.9g, got %.9g, bound %.3g",
-        k.isa, kernel, n, exact, static_cast<double>(actual), bound);
+  CHECK(std::abs(actual - exact) <= bound, "%s %s %s cols=%zu: expected %.9g, got %.9g, bound %.3g", k.isa,
+        kFormatNames[static_cast<size_t>(f)], kernel, cols, exact, actual, bound);
 }
 
-void test_dot_rows(const FfnKernels& k, size_t rows, size_t cols, size_t tokens, size_t shift) {
-  std::mt19937 rng(static_cast<unsigned>(rows * 1000 + cols));
-  Buffer w(normals(rng, rows * cols), shift), b(normals(rng, rows), shift), x(normals(rng, tokens * cols), shift);
-  const size_t stride = rows + 3;
-  Buffer z(std::vector<float>(tokens * stride, kGuardValue), shift);
-  k.dot_rows(w.data(), b.data(), rows, cols, x.data(), tokens, z.data(), stride);
-  CHECK(z.guards_intact(), "%s dot_rows wrote past its end", k.isa);
+bool rounds(const Kernels& k, Format f) { return is_quantised(f) && &k != &kScalarKernels; }
+
+void test_stream(const Kernels& k, Format f, size_t rows, size_t cols, size_t tokens) {
+  std::mt19937 rng(static_cast<unsigned>(rows * 1000 + cols + tokens));
+  const Stored w(f, rows, cols, rng);
+  const std::vector<float> bias = normals(rng, rows), x = normals(rng, tokens * cols);
+  Arena arena(panels_bytes(w.matrix));
+  const Panels panels = pack_panels(w.matrix, bias.data(), arena, 2);
+  for (size_t r = 0; r < rows; ++r) CHECK(panel_weight(panels, r, cols - 1 - r % cols) == w.at(r, cols - 1 - r % cols), "%s packed wrongly", kFormatNames[static_cast<size_t>(f)]);
+  Scratch scratch;
+  const Tokens prepared = prepare(k, f, x.data(), tokens, cols, kSerial, scratch);
+  const size_t stride = panels.count() * kLanes + 3;
+  std::vector<float> z(tokens * stride, -7.0f), split(z);
+  stream_all(k, panels, 0, panels.count(), prepared, scratch, z.data(), stride);
+  const size_t half = panels.count() / 2;
+  stream_all(k, panels, 0, half, prepared, scratch, split.data(), stride);
+  stream_all(k, panels, half, panels.count(), prepared, scratch, split.data(), stride);
   for (size_t t = 0; t < tokens; ++t) {
-    for (size_t r = 0; r < stride; ++r) {
-      if (r >= rows) {
-        CHECK(z.data()[t * stride + r] == kGuardValue, "%s dot_rows wrote between rows of z", k.isa);
-        continue;
-      }
-      double exact = b.data()[r], magnitude = std::abs(exact);
-      for (size_t c = 0; c < cols; ++c) {
-        const double product = static_cast<double>(w.data()[r * cols + c]) * x.data()[t * cols + c];
-        exact += product;
-        magnitude += std::abs(product);
-      }
-      expect(k, "dot_rows", z.data()[t * stride + r], exact, magnitude, cols);
-      float alone = 0.0f;  // the contract: the same bits however the call is split
-      k.dot_rows(w.data() + r * cols, b.data() + r, 1, cols, x.data() + t * cols, 1, &alone, 1);
-      CHECK(alone == z.data()[t * stride + r], "%s dot_rows depends on the split", k.isa);
+    for (size_t r = 0; r < rows; ++r) {
+      double bound = 0.0;
+      const double exact = row_sum(w, r, &x[t * cols], bias[r], rounds(k, f), &bound);
+      expect(k, f, "stream", z[t * stride + r], exact, bound, cols);
+      CHECK(z[t * stride + r] == split[t * stride + r], "%s stream depends on the split", k.isa);
+    }
+    CHECK(z[t * stride + stride - 1] == -7.0f, "%s stream wrote between rows of z", k.isa);
+  }
+}
+
+// Rows that are not listed are NaN or have infinite scales, so that reading one shows.
+void poison(Stored& w, const std::vector<int32_t>& active) {
+  const size_t blocks = blocks_of(w.matrix.cols);
+  for (size_t r = 0; r < w.matrix.rows; ++r) {
+    if (std::binary_search(active.begin(), active.end(), static_cast<int32_t>(r))) continue;
+    if (is_quantised(w.matrix.format)) {
+      std::fill_n(w.scales.begin() + static_cast<std::ptrdiff_t>(r * blocks), blocks, static_cast<uint16_t>(0x7e00));
+    } else {
+      const size_t bytes = w.data.size() / w.matrix.rows;
+      std::fill_n(w.data.begin() + static_cast<std::ptrdiff_t>(r * bytes), bytes, static_cast<uint8_t>(0xff));
     }
   }
 }
 
-void test_active(const FfnKernels& k, size_t rows, size_t cols, double density, size_t shift) {
-  std::mt19937 rng(static_cast<unsigned>(rows * 77 + cols));
-  std::vector<float> weights = normals(rng, rows * cols);
+void test_dot(const Kernels& k, Format f, size_t cols, double density) {
+  std::mt19937 rng(static_cast<unsigned>(cols * 7 + 1));
+  const size_t rows = 37;
+  Stored w(f, rows, cols, rng);
   std::vector<int32_t> active;
-  std::bernoulli_distribution is_active(density);
   for (size_t r = 0; r < rows; ++r) {
-    if (is_active(rng)) {
-      active.push_back(static_cast<int32_t>(r));
-    } else {  // must not be read
-      std::fill_n(weights.begin() + static_cast<std::ptrdiff_t>(r * cols), cols, NAN);
-    }
+    if (std::bernoulli_distribution(density)(rng)) active.push_back(static_cast<int32_t>(r));
   }
-  Buffer w(weights, shift), b(normals(rng, std::max(rows, cols)), shift), x(normals(rng, cols), shift);
-  Buffer h(normals(rng, active.size()), shift), u(std::vector<float>(active.size()), shift), y(std::vector<float>(cols), shift);
-  k.dot_active(w.data(), b.data(), cols, x.data(), active.data(), active.size(), u.data());
-  k.axpy_active(w.data(), cols, b.data(), h.data(), active.data(), active.size(), cols, y.data());
-  CHECK(u.guards_intact() && y.guards_intact(), "%s wrote past an end", k.isa);
+  poison(w, active);
+  const std::vector<float> bias = normals(rng, rows), x = normals(rng, 2 * cols);
+  Arena arena(rows_bytes(w.matrix));
+  const Rows packed = pack_rows(w.matrix, bias.data(), RowOrder::kDot, arena, 2);
+  Scratch scratch;
+  const Tokens prepared = prepare(k, f, x.data(), 2, cols, kSerial, scratch);
+  const FormatKernels& run = k.of[static_cast<size_t>(f)];
+  std::vector<float> u(active.size() + 1, -7.0f), other(u), tiled(u);
+  run.dot(packed, prepared, 1, active.data(), active.size(), 0, cols, true, u.data());
+  run.dot(packed, prepared, 1, active.data(), active.size(), 0, cols, false, other.data());
+  for (size_t c = 0; c < cols; c += 256) run.dot(packed, prepared, 1, active.data(), active.size(), c, std::min<size_t>(256, cols - c), true, tiled.data());
   for (size_t i = 0; i < active.size(); ++i) {
-    const size_t r = static_cast<size_t>(active[i]);
-    double exact = b.data()[r], magnitude = std::abs(exact);
-    for (size_t c = 0; c < cols; ++c) {
-      const double product = static_cast<double>(w.data()[r * cols + c]) * x.data()[c];
-      exact += product;
-      magnitude += std::abs(product);
-    }
-    expect(k, "dot_active", u.data()[i], exact, magnitude, cols);
+    double bound = 0.0;
+    const double exact = row_sum(w, static_cast<size_t>(active[i]), &x[cols], bias[static_cast<size_t>(active[i])], rounds(k, f), &bound);
+    expect(k, f, "dot", u[i], exact, bound, cols);
+    expect(k, f, "dot by columns", tiled[i], exact, bound * (1 + 0x1p-20) + (&k == &kScalarKernels ? bound + std::abs(exact) * 0x1p-22 : 0.0), cols);
+    CHECK(u[i] == other[i], "%s dot depends on prefetching", k.isa);
+    float alone = 0.0f;
+    run.dot(packed, prepared, 1, &active[i], 1, 0, cols, true, &alone);
+    CHECK(alone == u[i], "%s dot depends on the split", k.isa);
   }
-  const size_t half = cols / 2;  // a split by columns, with a row stride above the number of columns
-  Buffer part(std::vector<float>(cols - half), shift);
-  k.axpy_active(w.data() + half, cols, b.data() + half, h.data(), active.data(), active.size(), cols - half, part.data());
+  CHECK(u.back() == -7.0f, "%s dot wrote past its end", k.isa);
+}
+
+void test_axpy(const Kernels& k, Format f, size_t rows, size_t cols, double density) {
+  std::mt19937 rng(static_cast<unsigned>(cols * 3 + rows));
+  Stored w(f, rows, cols, rng);
+  std::vector<int32_t> active;
+  for (size_t r = 0; r < rows; ++r) {
+    if (std::bernoulli_distribution(density)(rng)) active.push_back(static_cast<int32_t>(r));
+  }
+  poison(w, active);
+  const std::vector<float> bias(cols, 0.0f), h = normals(rng, active.size()), start = normals(rng, cols + 256);
+  Arena arena(rows_bytes(w.matrix));
+  const Rows packed = pack_rows(w.matrix, bias.data(), RowOrder::kAxpy, arena, 2);
+  const FormatKernels& run = k.of[static_cast<size_t>(f)];
+  Buffer work;
+  std::vector<float> y(start), split(start);
+  run.axpy(packed, active.data(), h.data(), active.size(), 0, cols, true, y.data(), work.get<uint8_t>(axpy_work(cols)));
+  for (size_t c = 0; c < cols; c += 128) {
+    run.axpy(packed, active.data(), h.data(), active.size(), c, std::min<size_t>(128, cols - c), false, split.data() + c,
+             work.get<uint8_t>(axpy_work(cols)));
+  }
   for (size_t j = 0; j < cols; ++j) {
-    double exact = b.data()[j], magnitude = std::abs(exact);
+    double exact = start[j], magnitude = std::abs(start[j]), rounding = 0.0;
     for (size_t i = 0; i < active.size(); ++i) {
-      const double product = static_cast<double>(h.data()[i]) * w.data()[static_cast<size_t>(active[i]) * cols + j];
-      exact += product;
-      magnitude += std::abs(product);
+      const size_t r = static_cast<size_t>(active[i]);
+      exact += h[i] * w.at(r, j);
+      magnitude += std::abs(h[i] * w.at(r, j));
+      if (!rounds(k, f)) continue;
+      double largest = 1e-30;  // of this chunk of the list, in this block of columns
+      for (size_t o = i / kAxpyChunk * kAxpyChunk; o < std::min(active.size(), (i / kAxpyChunk + 1) * kAxpyChunk); ++o) {
+        largest = std::max(largest, std::abs(h[o] * w.scale(static_cast<size_t>(active[o]), j)));
+      }
+      rounding += 0.51 * largest / 32767 * w.integers[r * cols + j];
     }
-    expect(k, "axpy_active", y.data()[j], exact, magnitude, active.size());
-    CHECK(j < half || part.data()[j - half] == y.data()[j], "%s axpy_active depends on the split", k.isa);
+    expect(k, f, "axpy", y[j], exact, gamma_bound(active.size() + 6) * (magnitude + rounding) + rounding, cols);
+    CHECK(y[j] == split[j], "%s %s axpy depends on the split", k.isa, kFormatNames[static_cast<size_t>(f)]);
+  }
+}
+
+void test_compact(const Kernels& k) {
+  std::mt19937 rng(1);
+  for (size_t count = 0; count < 70; ++count) {
+    std::vector<float> z = normals(rng, count);
+    if (count > 3) z[1] = NAN, z[2] = 0.25f, z[3] = std::nextafter(0.25f, 1.0f);
+    std::vector<int32_t> active(count + 16);
+    std::vector<float> a(count + 16);
+    const size_t found = k.compact(z.data(), count, 0.25f, active.data(), a.data());
+    size_t expected = 0;
+    for (size_t i = 0; i < count; ++i) {
+      if (z[i] <= 0.25f) continue;
+      ++cases;
+      CHECK(expected < found && active[expected] == static_cast<int32_t>(i), "%s compact misses %zu", k.isa, i);
+      CHECK(std::memcmp(&a[expected], &z[i], 4) == 0, "%s compact changes %zu", k.isa, i);
+      ++expected;
+    }
+    CHECK(expected == found, "%s compact: %zu, got %zu", k.isa, expected, found);
   }
 }
 
 }  // namespace
 
 int main(int argc, char** argv) {
-  for (const FfnKernels* k : variants_to_test(argc, argv)) {
-    for (const size_t cols : kLengths) {
-      for (const size_t shift : {0, 1, 3}) {
-        for (const size_t tokens : {0, 1, 2, 3, 4, 5, 9}) test_dot_rows(*k, 5, cols, tokens, shift);
-        for (const double density : {0.0, 0.1, 0.5, 1.0}) test_active(*k, 37, cols, density, shift);
+  for (const Kernels* k : variants_to_test(argc, argv)) {
+    for (const Format f : kAllFormats) {
+      for (const size_t cols : {1, 3, 15, 16, 17, 31, 32, 33, 63, 64, 65, 100, 127, 128, 129, 257, 576, 4097}) {
+        for (const size_t tokens : {1, 2, 3, 5, 8, 13, 27}) {
+          if (cols < 600 || tokens < 3) test_stream(*k, f, 21, cols, tokens);
+        }
+        for (const double density : {0.0, 0.1, 0.5, 1.0}) test_dot(*k, f, cols, density);
+        for (const double density : {0.0, 0.1, 1.0}) test_axpy(*k, f, cols < 600 ? 300 : 40, cols, density);
       }
+      test_stream(*k, f, 1, 8, 2);
+      test_stream(*k, f, 80, 40, 4);
     }
-    test_dot_rows(*k, 0, 16, 2, 0);
+    test_compact(*k);
     std::printf("%s done\n", k->isa);
   }
   return report(cases);

@@ -1,0 +1,87 @@
+// The inner loops of the operators: one contract, one set per ISA, one table entry per weight format.
+//
+// Layouts are those of weights.h. The caller checks its arguments: these functions have no error path,
+// allocate nothing and do not throw. Outputs may not overlap inputs.
+//
+// Order: the operations behind each output element are the same wherever a call is split by rows,
+// by list entries or by columns, so any number of threads gives the same bits. Variants differ by
+// rounding; so may different numbers of tokens in one call of `stream`.
+//
+// Error, for n products a_i * b_i: float formats within gamma(n + 2) * sum |a_i * b_i| of the exact sum,
+// gamma(n) = n * u / (1 - n * u), u = 2^-24 (Higham, "Accuracy and Stability of Numerical Algorithms", 2nd
+// ed., section 3.1). Quantised formats multiply integers exactly and round the activations to 16 bits:
+// `stream` and `dot` per block of 32 columns, to multiples of max|x| / 32767 over that block; `axpy` per
+// chunk of kAxpyChunk list entries and column block, to multiples of max|h * scale| / 32767. Half such a
+// step, times |integer|, is added to the bound for each product. The scalar variant does not round them.
+#ifndef PROSPARSE_KERNELS_H_
+#define PROSPARSE_KERNELS_H_
+
+#include <cstddef>
+#include <cstdint>
+
+#include "prosparse/weights.h"
+
+namespace prosparse {
+
+constexpr size_t kAxpyChunk = 128;
+constexpr size_t kPadColumns = 128;  // activations and results are padded to this
+
+// Activations of some tokens, [tokens, cols]. Beyond cols everything is 0.
+struct Tokens {
+  const float* x;       // [tokens][stride]
+  size_t count, cols, stride;  // stride: cols rounded up to kPadColumns
+  // Quantised formats only: x = scale * q, rounded to nearest.
+  const int16_t* q;     // [tokens][stride]
+  const float* scale;   // [tokens][stride / 32]
+  const int32_t* pairs; // [tokens][stride / 2]: -field_offset * (q[2i] + q[2i + 1])
+  const int32_t* sums;  // [tokens][stride / 32]: the sum of a block's pairs
+  // The same, for groups of tokens side by side as `stream` reads them; see Kernels::group.
+  const float* grouped_x;
+  const int32_t* grouped_q;
+};
+
+struct FormatKernels {
+  // z[t * z_stride + r] = bias[r] + sum over c of w[r][c] * x[t][c], for the rows of panels [first, last)
+  // and all tokens. z has room for whole panels.
+  void (*stream)(const Panels& w, size_t first, size_t last, const Tokens& x, float* z, size_t z_stride);
+
+  // u[k] (+)= sum over c in [col, col + cols) of w[active[k]][c] * x[token][c], for k in [0, count).
+  // Starts from the bias where col is 0, else from u[k]. col and cols are multiples of a line's columns (16
+  // for float formats) but for the end of the row. A row that is not listed is never read.
+  void (*dot)(const Rows& w, const Tokens& x, size_t token, const int32_t* active, size_t count, size_t col,
+              size_t cols, bool prefetch, float* u);
+
+  // y[j] += sum over k of h[k] * w[active[k]][col + j] for j in [0, cols), in the order of the list. h is
+  // finite for quantised formats. col and cols as above. work has axpy_work(cols) bytes, aligned to 64.
+  void (*axpy)(const Rows& w, const int32_t* active, const float* h, size_t count, size_t col, size_t cols,
+               bool prefetch, float* y, void* work);
+};
+
+constexpr size_t axpy_work(size_t cols) {  // sums, scaled activations as float, then as pairs, their maxima
+  const size_t blocks = round_up(blocks_of(cols), kLanes);
+  return 4 * (round_up(cols, kPadColumns) + kAxpyChunk * blocks + kAxpyChunk / 2 * blocks + 3 * blocks);
+}
+
+struct Kernels {
+  const char* isa;
+  size_t float_group, int_group;  // the most tokens that `stream` takes side by side
+  // Rounds one token: q, scale, pairs, sums of `stride` columns. x is finite.
+  void (*quantise)(const float* x, size_t stride, int offset, int16_t* q, float* scale, int32_t* pairs, int32_t* sums);
+  // Lists the neurons k < count with !(z[k] <= threshold), in order, and packs their z. Writes up to
+  // 16 entries beyond the result. active, a: room for count + 16. Returns how many.
+  size_t (*compact)(const float* z, size_t count, float threshold, int32_t* active, float* a);
+  FormatKernels of[kFormats];
+};
+
+extern const Kernels kScalarKernels;  // the reference: double accumulators, no cleverness
+#if defined(__x86_64__)
+extern const Kernels kAvx2Kernels;
+extern const Kernels kAvx512Kernels;
+extern const Kernels kAvx512VnniKernels;
+#elif defined(__aarch64__)
+extern const Kernels kNeonKernels;
+#endif
+
+}  // namespace prosparse
+
+#endif  // PROSPARSE_KERNELS_H_

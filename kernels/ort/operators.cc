@@ -1,0 +1,158 @@
+// Creating and running one node.
+#include <algorithm>
+#include <cmath>
+#include <cstdlib>
+#include <cstring>
+#include <string>
+#include <thread>
+#include <vector>
+
+#include "../src/dispatch.h"
+#include "../src/ffn.h"
+#include "../src/pack.h"
+#include "custom_op.h"
+#include "tensor.h"
+#include "weight_inputs.h"
+
+namespace prosparse::ort {
+namespace {
+
+std::string node_name(const Api& api, const KernelInfo* info) {
+  char name[256] = "";
+  size_t size = sizeof(name);
+  if (Status* status = api.KernelInfo_GetNodeName(info, name, &size)) {  // longer: not worth an error
+    api.ReleaseStatus(status);
+    return "?";
+  }
+  return name;
+}
+
+std::string string_attribute(const Api& api, const KernelInfo* info, const char* name, const std::string& where) {
+  char value[64] = "";
+  size_t size = sizeof(value);
+  if (Status* status = api.KernelInfoGetAttribute_string(info, name, value, &size)) {
+    api.ReleaseStatus(status);
+    throw InvalidArgument(where + ": expected a string attribute '" + name + "' of at most 63 characters, got none");
+  }
+  return value;
+}
+
+float float_attribute(const Api& api, const KernelInfo* info, const char* name, const std::string& where) {
+  float value = 0.0f;
+  if (Status* status = api.KernelInfoGetAttribute_float(info, name, &value)) {
+    api.ReleaseStatus(status);
+    throw InvalidArgument(where + ": expected a float attribute '" + name + "', got none");
+  }
+  return value;
+}
+
+Activation parse_activation(const std::string& name, bool gated, const std::string& where) {
+  if (name == "relu" || name == "fatrelu") return Activation::kRelu;
+  if (name == "relu2") return Activation::kRelu2;
+  if (name == "drelu" && gated) return Activation::kDrelu;
+  throw InvalidArgument(where + ": activation: expected relu, relu2, fatrelu" + (gated ? " or drelu" : "") +
+                        ", got '" + name + "'");
+}
+
+struct OrtPool {
+  const Api& api;
+  const KernelContext* context;
+  Status* failure;  // the first one
+};
+
+void run_on_pool(void* pool_pointer, size_t count, void (*task)(void*, size_t), void* argument) {
+  OrtPool& pool = *static_cast<OrtPool*>(pool_pointer);
+  Status* status = pool.api.KernelContext_ParallelFor(pool.context, task, count, 0, argument);
+  if (status == nullptr) return;
+  if (pool.failure == nullptr) {
+    pool.failure = status;
+  } else {
+    pool.api.ReleaseStatus(status);
+  }
+}
+
+class Node : public Kernel {
+ public:
+  Node(const Operator& op, const Api& table, const KernelInfo* info)
+      : Kernel(table), where_(op.name + " node '" + node_name(table, info) + "'") {
+    const Choice choice = choose_variant(std::getenv("PROSPARSE_ISA"));
+    if (choice.kernels == nullptr) throw InvalidArgument(choice.error);
+    kernels_ = choice.kernels;
+    linear_ = op.kind == Kind::kLinear;
+    ffn_.gated = op.kind == Kind::kGated;
+    if (!linear_) read_attributes(info);
+    pack(read_weights(op, table, info, where_));
+  }
+
+  void compute(KernelContext* context) override {
+    const Value* input = nullptr;
+    check(api.KernelContext_GetInput(context, 0, &input));
+    const Tensor x = read_tensor(api, input, kFloat, where_ + ": x");
+    if (x.shape.empty() || x.shape.back() != static_cast<int64_t>(d_in_)) {
+      throw InvalidArgument(where_ + ": x: expected shape [..., " + std::to_string(d_in_) + "], got " + to_string(x.shape));
+    }
+    size_t tokens = 1;
+    for (size_t i = 0; i + 1 < x.shape.size(); ++i) tokens *= static_cast<size_t>(x.shape[i]);
+    std::vector<int64_t> shape = x.shape;
+    shape.back() = static_cast<int64_t>(linear_ ? ffn_.gate.rows : d_in_);
+    Value* output = nullptr;
+    check(api.KernelContext_GetOutput(context, 0, shape.data(), shape.size(), &output));
+    void* y = nullptr;
+    check(api.GetTensorMutableData(output, &y));
+    std::unique_ptr<Scratch> scratch = scratch_.take();
+    OrtPool pool{api, context, nullptr};
+    const Parallel parallel{run_on_pool, &pool};
+    const float* data = static_cast<const float*>(x.data);
+    if (linear_) {
+      run_linear(*kernels_, ffn_.gate, data, tokens, static_cast<float*>(y), parallel, *scratch);
+    } else {
+      run_ffn(*kernels_, ffn_, data, tokens, static_cast<float*>(y), parallel, *scratch);
+    }
+    scratch_.give_back(std::move(scratch));
+    check(pool.failure);
+  }
+
+ private:
+  void read_attributes(const KernelInfo* info) {
+    ffn_.activation = parse_activation(string_attribute(api, info, "activation", where_), ffn_.gated, where_);
+    ffn_.threshold = float_attribute(api, info, "threshold", where_);
+    if (!(ffn_.threshold >= 0.0f) || std::isinf(ffn_.threshold)) {
+      throw InvalidArgument(where_ + ": threshold: expected a finite number >= 0, got " + std::to_string(ffn_.threshold));
+    }
+    const char* dense = std::getenv("PROSPARSE_DENSE");
+    ffn_.dense = dense != nullptr && std::strcmp(dense, "1") == 0;
+  }
+
+  void pack(const std::vector<Weight>& weights) {
+    const unsigned threads = std::clamp(std::thread::hardware_concurrency(), 1u, 8u);
+    size_t bytes = panels_bytes(weights[0].matrix);
+    for (size_t i = 1; i < weights.size(); ++i) bytes += rows_bytes(weights[i].matrix);
+    arena_ = std::make_unique<Arena>(bytes);
+    ffn_.gate = pack_panels(weights[0].matrix, weights[0].bias, *arena_, threads);
+    drop_file_pages(weights[0].matrix.data, weights[0].bytes);
+    for (size_t i = 1; i < weights.size(); ++i) {
+      const bool is_down = i + 1 == weights.size();
+      (is_down ? ffn_.down : ffn_.up) =
+          pack_rows(weights[i].matrix, weights[i].bias, is_down ? RowOrder::kAxpy : RowOrder::kDot, *arena_, threads);
+      drop_file_pages(weights[i].matrix.data, weights[i].bytes);
+    }
+    d_in_ = ffn_.d_model = weights[0].matrix.cols;
+    ffn_.d_ff = weights[0].matrix.rows;
+  }
+
+  std::string where_;  // "SparseFFNF32 node 'layer 3'"
+  const Kernels* kernels_ = nullptr;
+  std::unique_ptr<Arena> arena_;
+  Ffn ffn_{};  // of a Linear, `gate` alone
+  bool linear_ = false;
+  size_t d_in_ = 0;
+  ScratchPool scratch_;
+};
+
+}  // namespace
+
+std::unique_ptr<Kernel> make_kernel(const Operator& op, const Api& api, const KernelInfo* info) {
+  return std::make_unique<Node>(op, api, info);
+}
+
+}  // namespace prosparse::ort

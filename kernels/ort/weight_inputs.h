@@ -1,0 +1,28 @@
+// A node's constant inputs: which there are, and what they must look like.
+#ifndef PROSPARSE_ORT_WEIGHT_INPUTS_H_
+#define PROSPARSE_ORT_WEIGHT_INPUTS_H_
+
+#include <string>
+#include <vector>
+
+#include "custom_op.h"
+
+namespace prosparse::ort {
+
+// x, then for each matrix its weights, its scales (quantised formats only) and its bias.
+size_t input_count(const Operator& op);
+ElementType input_type(const Operator& op, size_t index);
+
+struct Weight {
+  Matrix matrix;
+  const float* bias;
+  size_t bytes;
+};
+
+// The matrices in the order of the inputs: gate, up, down; up, down; or the one of Linear. All of
+// an FFN's have one shape. Throws InvalidArgument, beginning with `where`.
+std::vector<Weight> read_weights(const Operator& op, const Api& api, const KernelInfo* info, const std::string& where);
+
+}  // namespace prosparse::ort
+
+#endif  // PROSPARSE_ORT_WEIGHT_INPUTS_H_

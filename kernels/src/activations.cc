@@ -1,0 +1,133 @@
+#include "activations.h"
+
+#include <algorithm>
+#include <cmath>
+#include <cstring>
+#include <new>
+
+namespace prosparse {
+
+void* Buffer::bytes(size_t size) {
+  if (size > size_) {
+    data_.reset();
+    size_ = 0;
+    const size_t room = round_up(size + 256, 4096);
+    data_.reset(std::aligned_alloc(4096, room));
+    if (data_ == nullptr) throw std::bad_alloc();
+    size_ = room - 256;  // vectors may read, not use, a little past the end
+  }
+  return data_.get();
+}
+
+std::unique_ptr<Scratch> ScratchPool::take() {
+  {
+    const std::lock_guard<std::mutex> lock(mutex_);
+    if (!free_.empty()) {
+      std::unique_ptr<Scratch> scratch = std::move(free_.back());
+      free_.pop_back();
+      return scratch;
+    }
+  }
+  return std::make_unique<Scratch>();
+}
+
+void ScratchPool::give_back(std::unique_ptr<Scratch> scratch) {
+  const std::lock_guard<std::mutex> lock(mutex_);
+  free_.push_back(std::move(scratch));
+}
+
+Range piece(size_t total, size_t pieces, size_t index, size_t multiple) {
+  const size_t size = round_up((total + pieces - 1) / pieces, multiple);
+  return {std::min(total, index * size), std::min(total, (index + 1) * size)};
+}
+
+namespace {
+
+bool is_tame(const float* x, size_t count) {
+  bool tame = true;
+  for (size_t i = 0; i < count; ++i) tame &= std::fabs(x[i]) < kLargest;
+  return tame;
+}
+
+// Element i of `group` tokens side by side: out[i * group + t] = in[t * stride + i].
+template <class T>
+void side_by_side(const T* in, size_t group, size_t stride, size_t length, T* out) {
+  for (size_t i = 0; i < length; i += 16) {
+    const size_t end = std::min(length, i + 16);
+    for (size_t t = 0; t < group; ++t) {
+      for (size_t k = i; k < end; ++k) out[k * group + t] = in[t * stride + k];
+    }
+  }
+}
+
+}  // namespace
+
+Tokens prepare(const Kernels& kernels, Format format, const float* x, size_t count, size_t cols, const Parallel& parallel,
+               Scratch& scratch) {
+  const bool quantised = is_quantised(format);
+  Tokens tokens{};
+  tokens.count = count;
+  tokens.cols = cols;
+  tokens.stride = round_up(cols, quantised ? kPadColumns : kLanes);
+  tokens.x = x;
+  float* padded = nullptr;
+  if (tokens.stride != cols) tokens.x = padded = scratch.x.get<float>(count * tokens.stride);
+  const size_t stride = tokens.stride, blocks = stride / kQuantBlock;
+  int16_t* q = quantised ? scratch.q.get<int16_t>(count * stride) : nullptr;
+  float* scale = quantised ? scratch.scale.get<float>(count * blocks + kLanes) : nullptr;
+  int32_t* pairs = quantised ? scratch.pairs.get<int32_t>(count * stride / 2) : nullptr;
+  int32_t* sums = quantised ? scratch.sums.get<int32_t>(count * blocks) : nullptr;
+  parallel_for(parallel, count, [&](size_t t) {
+    scratch.is_odd[t].store(false, std::memory_order_relaxed);
+    if (padded != nullptr) {
+      std::memcpy(padded + t * stride, x + t * cols, cols * sizeof(float));
+      std::memset(padded + t * stride + cols, 0, (stride - cols) * sizeof(float));
+    }
+    if (!quantised) return;
+    const float* row = tokens.x + t * stride;
+    if (is_tame(row, stride)) {
+      kernels.quantise(row, stride, field_offset(format), q + t * stride, scale + t * blocks, pairs + t * stride / 2,
+                       sums + t * blocks);
+    } else {
+      scratch.is_odd[t].store(true, std::memory_order_relaxed);
+      std::memset(q + t * stride, 0, stride * sizeof(*q));
+      std::memset(scale + t * blocks, 0, blocks * sizeof(*scale));
+      std::memset(pairs + t * stride / 2, 0, stride / 2 * sizeof(*pairs));
+      std::memset(sums + t * blocks, 0, blocks * sizeof(*sums));
+    }
+  });
+  tokens.q = q;
+  tokens.scale = scale;
+  tokens.pairs = pairs;
+  tokens.sums = sums;
+  tokens.grouped_x = tokens.x;
+  tokens.grouped_q = reinterpret_cast<const int32_t*>(q);
+  if (count > 1) {
+    const size_t group = quantised ? kernels.int_group : kernels.float_group;
+    const size_t length = quantised ? stride / 2 : stride;  // 32-bit elements of a token
+    int32_t* grouped = scratch.grouped.get<int32_t>(count * length);
+    const int32_t* in = quantised ? tokens.grouped_q : reinterpret_cast<const int32_t*>(tokens.x);
+    parallel_for(parallel, (count + group - 1) / group, [&](size_t g) {
+      const size_t first = g * group;
+      side_by_side(in + first * length, std::min(group, count - first), length, length, grouped + first * length);
+    });
+    tokens.grouped_q = grouped;
+    tokens.grouped_x = reinterpret_cast<const float*>(grouped);
+  }
+  return tokens;
+}
+
+void stream_all(const Kernels& kernels, const Panels& w, size_t first, size_t last, const Tokens& x, const Scratch& scratch,
+                float* z, size_t z_stride) {
+  const size_t format = static_cast<size_t>(w.format);
+  kernels.of[format].stream(w, first, last, x, z, z_stride);
+  for (size_t t = 0; t < x.count; ++t) {
+    if (!scratch.is_odd[t].load(std::memory_order_relaxed)) continue;
+    Tokens one = x;
+    one.count = 1;
+    one.x = x.x + t * x.stride;
+    kScalarKernels.of[format].stream(w, first, last, one, z + t * z_stride, z_stride);
+  }
+}
+
+}  // namespace prosparse

@@ -1,0 +1,85 @@
+// Activations as the kernels read them, and the memory that a call works in.
+#ifndef PROSPARSE_ACTIVATIONS_H_
+#define PROSPARSE_ACTIVATIONS_H_
+
+#include <atomic>
+#include <cstddef>
+#include <cstdint>
+#include <cstdlib>
+#include <memory>
+#include <mutex>
+#include <vector>
+
+#include "prosparse/kernels.h"
+
+namespace prosparse {
+
+constexpr size_t kBlock = 128;  // tokens that share one pass over the weights
+// Quantised kernels take magnitudes below this, so that no product with a scale overflows. A token beyond, or
+// with a NaN, is computed by the scalar kernels, which follow IEEE 754.
+constexpr float kLargest = 1e30f;
+
+// Runs task(argument, i) for every i in [0, count), in any order, on any threads; returns when all are done.
+struct Parallel {
+  void (*run)(void* context, size_t count, void (*task)(void* argument, size_t index), void* argument);
+  void* context;
+};
+
+template <class Task>
+void parallel_for(const Parallel& parallel, size_t count, const Task& task) {
+  if (count == 1) return task(0);
+  parallel.run(
+      parallel.context, count, [](void* argument, size_t i) { (*static_cast<const Task*>(argument))(i); },
+      const_cast<void*>(static_cast<const void*>(&task)));
+}
+
+// Aligned memory that grows and is not cleared: pages that no call needs are never touched.
+class Buffer {
+ public:
+  template <class T> T* get(size_t count) { return static_cast<T*>(bytes(count * sizeof(T))); }
+
+ private:
+  void* bytes(size_t size);
+  struct Free {
+    void operator()(void* p) const { std::free(p); }
+  };
+  std::unique_ptr<void, Free> data_;
+  size_t size_ = 0;
+};
+
+// Working memory of one call: bounded by kBlock tokens.
+struct Scratch {
+  Buffer x, q, scale, pairs, sums, grouped, z, active, a, h, y, work;
+  size_t counts[kBlock];
+  std::atomic<bool> is_odd[kBlock];  // to be computed by the scalar kernels
+};
+
+// Keeps the scratch of finished calls. Each concurrent call holds one of its own.
+class ScratchPool {
+ public:
+  std::unique_ptr<Scratch> take();
+  void give_back(std::unique_ptr<Scratch> scratch);
+
+ private:
+  std::mutex mutex_;
+  std::vector<std::unique_ptr<Scratch>> free_;
+};
+
+// Prepares x, [count, cols], for one format's kernels; count <= kBlock. Sets scratch.is_odd.
+Tokens prepare(const Kernels& kernels, Format format, const float* x, size_t count, size_t cols, const Parallel& parallel,
+               Scratch& scratch);
+
+// z for panels [first, last) and all tokens, odd ones by the scalar kernels.
+void stream_all(const Kernels& kernels, const Panels& w, size_t first, size_t last, const Tokens& x, const Scratch& scratch,
+                float* z, size_t z_stride);
+
+struct Range {
+  size_t begin, end;
+};
+
+// Part `index` of `total` cut into `pieces`, at multiples of `multiple`.
+Range piece(size_t total, size_t pieces, size_t index, size_t multiple);
+
+}  // namespace prosparse
+
+#endif  // PROSPARSE_ACTIVATIONS_H_

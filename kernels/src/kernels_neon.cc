@@ -1,0 +1,24 @@
+// NEON of ARMv8-A: every 64-bit ARM.
+#include "prosparse/kernels.h"
+
+#if defined(__aarch64__)
+#include <arm_neon.h>
+
+#include <type_traits>
+#include <utility>
+
+#define PROSPARSE_ATTRIBUTE
+
+namespace prosparse {
+namespace {
+
+#include "simd_neon.inc"
+#include "float_kernels.inc"
+#include "int_kernels.inc"
+
+}  // namespace
+
+const Kernels kNeonKernels = PROSPARSE_TABLE("neon");
+
+}  // namespace prosparse
+#endif

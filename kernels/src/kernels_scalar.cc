@@ -1,0 +1,64 @@
+// The reference: one double accumulator per result, rounded once, activations as they are. Slow on purpose;
+// compiled with -ffp-contract=off so that it has the same bits on every machine.
+#include <cmath>
+
+#include "pack.h"
+#include "prosparse/kernels.h"
+
+namespace prosparse {
+namespace {
+
+void stream(const Panels& w, size_t first, size_t last, const Tokens& x, float* z, size_t z_stride) {
+  for (size_t r = first * kLanes; r < last * kLanes && r < w.rows; ++r) {
+    for (size_t t = 0; t < x.count; ++t) {
+      double sum = w.bias[r];
+      for (size_t c = 0; c < w.cols; ++c) sum += panel_weight(w, r, c) * x.x[t * x.stride + c];
+      z[t * z_stride + r] = static_cast<float>(sum);
+    }
+  }
+}
+
+void dot(const Rows& w, const Tokens& x, size_t token, const int32_t* active, size_t count, size_t col, size_t cols, bool, float* u) {
+  for (size_t k = 0; k < count; ++k) {
+    const size_t row = static_cast<size_t>(active[k]);
+    double sum = col == 0 ? w.bias[row] : u[k];
+    for (size_t c = col; c < col + cols && c < w.cols; ++c) {
+      sum += row_weight(w, RowOrder::kDot, row, c) * x.x[token * x.stride + c];
+    }
+    u[k] = static_cast<float>(sum);
+  }
+}
+
+void axpy(const Rows& w, const int32_t* active, const float* h, size_t count, size_t col, size_t cols, bool, float* y, void*) {
+  for (size_t j = 0; j < cols && col + j < w.cols; ++j) {
+    double sum = y[j];
+    for (size_t k = 0; k < count; ++k) {
+      sum += h[k] * row_weight(w, RowOrder::kAxpy, static_cast<size_t>(active[k]), col + j);
+    }
+    y[j] = static_cast<float>(sum);
+  }
+}
+
+void quantise(const float* x, size_t stride, int offset, int16_t* q, float* scale, int32_t* pairs, int32_t* sums) {
+  for (size_t block = 0; block < stride / kQuantBlock; ++block) {
+    float largest = 1e-30f;
+    for (size_t i = 0; i < kQuantBlock; ++i) largest = std::fmax(largest, std::fabs(x[block * kQuantBlock + i]));
+    sums[block] = 0;
+    for (size_t i = 0; i < kQuantBlock; ++i) {
+      const size_t c = block * kQuantBlock + i;
+      q[c] = static_cast<int16_t>(std::nearbyint(x[c] * (32767.0f / largest)));
+      if (i % 2 == 1) sums[block] += pairs[c / 2] = -offset * (q[c - 1] + q[c]);
+    }
+    scale[block] = largest / 32767.0f;
+  }
+}
+
+#include "compact.inc"
+
+constexpr FormatKernels kAny = {stream, dot, axpy};
+
+}  // namespace
+
+const Kernels kScalarKernels = {"scalar", 1, 1, quantise, compact, {kAny, kAny, kAny, kAny, kAny}};
+
+}  // namespace prosparse

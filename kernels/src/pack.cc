@@ -1,0 +1,211 @@
+#include "pack.h"
+
+#include <algorithm>
+#include <cstring>
+#include <thread>
+#include <vector>
+
+#include "half.h"
+
+namespace prosparse {
+namespace {
+
+constexpr size_t kSlack = 2 * kLineBytes;  // vectors may read past the last scale or bias
+
+template <class Task>
+void in_parallel(size_t count, unsigned threads, const Task& task) {
+  const size_t workers = std::clamp<size_t>(threads, 1, std::max<size_t>(count, 1));
+  const size_t share = (count + workers - 1) / workers;
+  std::vector<std::thread> pool;
+  for (size_t i = 1; i < workers; ++i) {
+    pool.emplace_back([=, &task] {
+      for (size_t k = i * share; k < std::min(count, (i + 1) * share); ++k) task(k);
+    });
+  }
+  for (size_t k = 0; k < std::min(count, share); ++k) task(k);
+  for (std::thread& worker : pool) worker.join();
+}
+
+size_t panel_bytes(Format format, size_t cols) {
+  if (!is_quantised(format)) return cols * kLanes * element_bits(format) / 8;
+  const size_t part = kPanelColumns / kQuantBlock * kLanes * 2 + kPanelColumns * kLanes * element_bits(format) / 8;
+  return (cols + kPanelColumns - 1) / kPanelColumns * part;
+}
+
+size_t line_columns(Format format) { return is_quantised(format) ? fields(format) * kQuantBlock : kLanes; }
+
+size_t scale_stride(size_t cols) { return round_up(blocks_of(cols), kLanes); }
+
+// The unsigned integers of one row of a model file, `cols` rounded up to 128 of them: padding is weight 0.
+void read_row(const Matrix& w, size_t row, uint8_t* out) {
+  if (w.format == Format::kI8) {
+    const uint8_t* in = static_cast<const uint8_t*>(w.data) + row * w.cols;
+    for (size_t c = 0; c < w.cols; ++c) out[c] = in[c] ^ 0x80;  // + 128
+    std::memset(out + w.cols, 128, round_up(w.cols, 128) - w.cols);
+    return;
+  }
+  const size_t bytes = blocks_of(w.cols) * kQuantBlock / 2;
+  const uint8_t* in = static_cast<const uint8_t*>(w.data) + row * bytes;
+  for (size_t i = 0; i < bytes; ++i) {
+    out[2 * i] = in[i] & 15;
+    out[2 * i + 1] = in[i] >> 4;
+  }
+  std::memset(out + w.cols, 8, round_up(w.cols, 128) - w.cols);
+}
+
+template <class T>
+void interleave(const Matrix& w, size_t panel, T* out) {
+  const T* in = static_cast<const T*>(w.data) + panel * kLanes * w.cols;
+  const size_t rows = std::min(kLanes, w.rows - panel * kLanes);
+  for (size_t c = 0; c < w.cols; c += kLanes) {  // 16 x 16 at a time: what is read and written stays in the L1 cache
+    const size_t width = std::min(kLanes, w.cols - c);
+    for (size_t r = 0; r < rows; ++r) {
+      for (size_t i = 0; i < width; ++i) out[(c + i) * kLanes + r] = in[r * w.cols + c + i];
+    }
+  }
+}
+
+template <Format format>
+void interleave_integers(const Matrix& w, size_t panel, uint8_t* out) {
+  constexpr size_t N = fields(format), kBits = element_bits(format);
+  const size_t stride = round_up(w.cols, 128), blocks = blocks_of(w.cols);
+  std::vector<uint8_t> integers(kLanes * stride, static_cast<uint8_t>(field_offset(format)));
+  const size_t rows = std::min(kLanes, w.rows - panel * kLanes);
+  for (size_t r = 0; r < rows; ++r) read_row(w, panel * kLanes + r, &integers[r * stride]);
+  for (size_t c = 0; c < w.cols; c += kPanelColumns) {
+    uint16_t* scales = reinterpret_cast<uint16_t*>(out);
+    for (size_t b = 0; b < 2; ++b) {
+      const size_t block = c / kQuantBlock + b;
+      for (size_t r = 0; r < rows && block < blocks; ++r) {
+        scales[b * kLanes + r] = w.scales[(panel * kLanes + r) * blocks + block];
+      }
+    }
+    uint32_t* lines = reinterpret_cast<uint32_t*>(out + 2 * kLanes * sizeof(uint16_t));
+    for (size_t line = 0; line < kPanelColumns / (2 * N); ++line, lines += kLanes) {
+      for (size_t r = 0; r < kLanes; ++r) {
+        const uint8_t* q = &integers[r * stride + c + line * 2 * N];
+        uint32_t word = 0;
+        for (size_t n = 0; n < N; ++n) {
+          word |= (static_cast<uint32_t>(q[2 * n]) | static_cast<uint32_t>(q[2 * n + 1]) << 16) << (n * kBits);
+        }
+        lines[r] = word;
+      }
+    }
+    out = reinterpret_cast<uint8_t*>(lines);
+  }
+}
+
+template <Format format>
+void lay_row(const Matrix& w, RowOrder order, size_t row, uint8_t* out) {
+  constexpr size_t N = fields(format), kBits = element_bits(format);
+  std::vector<uint8_t> integers(round_up(w.cols, 128));
+  read_row(w, row, integers.data());
+  size_t columns[kQuantBlock];
+  for (size_t i = 0; i < kQuantBlock; ++i) columns[i] = word_column(order, i);
+  uint16_t* words = reinterpret_cast<uint16_t*>(out);
+  for (size_t c = 0; c < w.cols; c += N * kQuantBlock, words += kQuantBlock) {
+    for (size_t i = 0; i < kQuantBlock; ++i) {
+      unsigned word = 0;
+      for (size_t n = 0; n < N; ++n) word |= static_cast<unsigned>(integers[c + n * kQuantBlock + columns[i]]) << (n * kBits);
+      words[i] = static_cast<uint16_t>(word);
+    }
+  }
+}
+
+const float* copy_bias(const float* bias, size_t count, size_t padded, Arena& arena) {
+  float* copy = reinterpret_cast<float*>(arena.take(padded * sizeof(float)));
+  std::copy_n(bias, count, copy);
+  return copy;
+}
+
+size_t bias_bytes(size_t count) { return round_up(count, 128) * sizeof(float) + kLineBytes; }
+
+}  // namespace
+
+size_t panels_bytes(const Matrix& w) {
+  return round_up(panel_bytes(w.format, w.cols) * ((w.rows + kLanes - 1) / kLanes) + kSlack, kLineBytes) + bias_bytes(w.rows);
+}
+
+size_t rows_bytes(const Matrix& w) {
+  const size_t data = w.rows * (round_up(w.cols, line_columns(w.format)) * element_bits(w.format) / 8);
+  const size_t scales = is_quantised(w.format) ? w.rows * scale_stride(w.cols) * 2 : 0;
+  return round_up(data + kSlack, kLineBytes) + round_up(scales + kSlack, kLineBytes) + bias_bytes(std::max(w.rows, w.cols));
+}
+
+Panels pack_panels(const Matrix& w, const float* bias, Arena& arena, unsigned threads) {
+  Panels p{w.format, nullptr, nullptr, w.rows, w.cols, panel_bytes(w.format, w.cols)};
+  uint8_t* data = arena.take(p.count() * p.panel_bytes + kSlack);
+  in_parallel(p.count(), threads, [&](size_t i) {
+    uint8_t* out = data + i * p.panel_bytes;
+    switch (w.format) {
+      case Format::kF32: return interleave(w, i, reinterpret_cast<uint32_t*>(out));
+      case Format::kF16:
+      case Format::kBF16: return interleave(w, i, reinterpret_cast<uint16_t*>(out));
+      case Format::kI8: return interleave_integers<Format::kI8>(w, i, out);
+      case Format::kI4: return interleave_integers<Format::kI4>(w, i, out);
+    }
+  });
+  p.data = data;
+  p.bias = copy_bias(bias, w.rows, round_up(w.rows, kLanes), arena);
+  return p;
+}
+
+Rows pack_rows(const Matrix& w, const float* bias, RowOrder order, Arena& arena, unsigned threads) {
+  Rows p{};
+  p.format = w.format;
+  p.rows = w.rows;
+  p.cols = w.cols;
+  p.padded_cols = round_up(w.cols, line_columns(w.format));
+  p.row_bytes = p.padded_cols * element_bits(w.format) / 8;
+  p.scale_stride = scale_stride(w.cols);
+  uint8_t* data = arena.take(w.rows * p.row_bytes + kSlack);
+  const size_t size = element_bits(w.format) / 8, blocks = blocks_of(w.cols);
+  uint16_t* scales = is_quantised(w.format) ? reinterpret_cast<uint16_t*>(arena.take(w.rows * p.scale_stride * 2 + kSlack)) : nullptr;
+  in_parallel(w.rows, threads, [&](size_t r) {
+    uint8_t* out = data + r * p.row_bytes;
+    if (scales != nullptr) std::copy_n(w.scales + r * blocks, blocks, scales + r * p.scale_stride);
+    if (w.format == Format::kI8) return lay_row<Format::kI8>(w, order, r, out);
+    if (w.format == Format::kI4) return lay_row<Format::kI4>(w, order, r, out);
+    std::memcpy(out, static_cast<const uint8_t*>(w.data) + r * w.cols * size, w.cols * size);
+  });
+  p.data = data;
+  p.scales = scales;
+  p.bias = order == RowOrder::kDot ? copy_bias(bias, w.rows, w.rows, arena) : copy_bias(bias, w.cols, round_up(w.cols, 128), arena);
+  return p;
+}
+
+double panel_weight(const Panels& w, size_t row, size_t col) {
+  const uint8_t* panel = w.data + row / kLanes * w.panel_bytes;
+  const size_t lane = row % kLanes;
+  switch (w.format) {
+    case Format::kF32: return reinterpret_cast<const float*>(panel)[col * kLanes + lane];
+    case Format::kF16: return f16_to_float(reinterpret_cast<const uint16_t*>(panel)[col * kLanes + lane]);
+    case Format::kBF16: return bf16_to_float(reinterpret_cast<const uint16_t*>(panel)[col * kLanes + lane]);
+    default: break;
+  }
+  const size_t N = fields(w.format), bits = element_bits(w.format);
+  panel += col / kPanelColumns * (2 * kLanes * 2 + kPanelColumns * kLanes * bits / 8);
+  const float scale = f16_to_float(reinterpret_cast<const uint16_t*>(panel)[col % kPanelColumns / kQuantBlock * kLanes + lane]);
+  const size_t line = col % kPanelColumns / (2 * N), place = col % (2 * N);
+  const uint32_t word = reinterpret_cast<const uint32_t*>(panel + 2 * kLanes * 2)[line * kLanes + lane];
+  const int value = static_cast<int>(word >> (place % 2 * 16 + place / 2 * bits) & ((1u << bits) - 1));
+  return static_cast<double>(scale) * (value - field_offset(w.format));
+}
+
+double row_weight(const Rows& w, RowOrder order, size_t row, size_t col) {
+  const uint8_t* data = w.data + row * w.row_bytes;
+  switch (w.format) {
+    case Format::kF32: return reinterpret_cast<const float*>(data)[col];
+    case Format::kF16: return f16_to_float(reinterpret_cast<const uint16_t*>(data)[col]);
+    case Format::kBF16: return bf16_to_float(reinterpret_cast<const uint16_t*>(data)[col]);
+    default: break;
+  }
+  const size_t N = fields(w.format), bits = element_bits(w.format), block = col / kQuantBlock;
+  size_t i = 0;
+  while (word_column(order, i) != col % kQuantBlock) ++i;
+  const unsigned word = reinterpret_cast<const uint16_t*>(data + block / N * kLineBytes)[i];
+  const int value = static_cast<int>(word >> (block % N * bits) & ((1u << bits) - 1));
+  return static_cast<double>(f16_to_float(w.scales[row * w.scale_stride + block])) * (value - field_offset(w.format));
+}
+
+}  // namespace prosparse

@@ -1,0 +1,98 @@
+// Random matrices in every format, and what they mean in double precision: decoded here, not by the library.
+#ifndef PROSPARSE_TESTS_MATRICES_H_
+#define PROSPARSE_TESTS_MATRICES_H_
+
+#include <algorithm>
+
+#include "check.h"
+#include "pack.h"
+
+namespace prosparse::testing {
+
+constexpr Format kAllFormats[] = {Format::kF32, Format::kF16, Format::kBF16, Format::kI8, Format::kI4};
+constexpr const char* kFormatNames[] = {"F32", "F16", "BF16", "I8", "I4"};
+
+struct Stored {
+  std::vector<uint8_t> data;
+  std::vector<uint16_t> scales;
+  std::vector<double> values;    // [rows, cols]
+  std::vector<double> integers;  // |integer| of quantised formats, else 0
+  Matrix matrix;
+
+  double at(size_t r, size_t c) const { return values[r * matrix.cols + c]; }
+  double scale(size_t r, size_t c) const { return half(scales[r * blocks_of(matrix.cols) + c / 32]); }
+  static double half(uint16_t h) {  // normal numbers only
+    return std::ldexp(1024 + (h & 1023), (h >> 10 & 31) - 25) * (h & 0x8000 ? -1 : 1);
+  }
+
+  Stored(Format format, size_t rows, size_t cols, std::mt19937& rng) : values(rows * cols), integers(rows * cols) {
+    const size_t blocks = blocks_of(cols);
+    data.resize(format == Format::kI4 ? rows * blocks * 16 : rows * cols * element_bits(format) / 8);
+    scales.resize(is_quantised(format) ? rows * blocks : 0);
+    for (uint16_t& s : scales) s = static_cast<uint16_t>(0x2000 | (rng() & 0x8fff));  // 2^-7 to 2^-3, either sign
+    std::normal_distribution<float> normal;
+    for (size_t r = 0; r < rows; ++r) {
+      for (size_t c = 0; c < cols; ++c) {
+        const size_t i = r * cols + c;
+        if (format == Format::kF32) {
+          const float v = normal(rng);
+          std::memcpy(&data[4 * i], &v, 4);
+          values[i] = v;
+        } else if (format == Format::kF16 || format == Format::kBF16) {
+          // Exponents around 1, any sign and significand.
+          const uint16_t h = static_cast<uint16_t>(format == Format::kF16 ? 0x3400 | (rng() & 0x8bff) : 0x3e80 | (rng() & 0x80ff));
+          std::memcpy(&data[2 * i], &h, 2);
+          values[i] = format == Format::kF16 ? half(h) : std::ldexp(128 + (h & 127), (h >> 7 & 255) - 134) * (h & 0x8000 ? -1 : 1);
+        } else {
+          const int q = format == Format::kI8 ? static_cast<int>(rng() % 256) - 128 : static_cast<int>(rng() % 16) - 8;
+          if (format == Format::kI8) {
+            data[i] = static_cast<uint8_t>(static_cast<int8_t>(q));
+          } else {
+            uint8_t& byte = data[r * blocks * 16 + c / 2];
+            byte = static_cast<uint8_t>(c % 2 == 0 ? (byte & 0xf0) | (q + 8) : (byte & 0x0f) | (q + 8) << 4);
+          }
+          integers[i] = std::abs(q);
+          values[i] = half(scales[r * blocks + c / 32]) * q;
+        }
+      }
+    }
+    if (format == Format::kI4 && cols % 32 != 0) {  // what pads the last block may be anything
+      for (size_t r = 0; r < rows; ++r) {
+        for (size_t byte = (cols + 1) / 2; byte < blocks * 16; ++byte) data[r * blocks * 16 + byte] = static_cast<uint8_t>(rng());
+      }
+    }
+    matrix = {format, data.data(), scales.empty() ? nullptr : scales.data(), rows, cols};
+  }
+};
+
+// Half a rounding step of 16 bits for each column of x: 0 for float formats and for the reference.
+inline std::vector<double> half_steps(const float* x, size_t cols, bool rounds) {
+  std::vector<double> steps(cols, 0.0);
+  for (size_t c = 0; rounds && c < cols; ++c) {
+    double largest = 1e-30;
+    for (size_t i = c / 32 * 32; i < std::min(cols, c / 32 * 32 + 32); ++i) largest = std::max(largest, std::abs(static_cast<double>(x[i])));
+    steps[c] = 0.51 * largest / 32767;  // 0.5, and three roundings of the quotient, each 2^-24 of 32767 steps
+  }
+  return steps;
+}
+
+// Sum of w[row] * x with a bound on how far a kernel may be from it.
+inline double row_sum(const Stored& w, size_t row, const float* x, double bias, bool rounds, double* bound) {
+  const std::vector<double> steps = half_steps(x, w.matrix.cols, rounds);
+  double sum = bias, magnitude = std::abs(bias), rounding = 0.0;
+  for (size_t c = 0; c < w.matrix.cols; ++c) {
+    sum += w.at(row, c) * x[c];
+    magnitude += std::abs(w.at(row, c)) * (std::abs(static_cast<double>(x[c])) + steps[c]);
+    rounding += std::abs(w.at(row, c)) * steps[c];
+  }
+  *bound = gamma_bound(w.matrix.cols + 6) * magnitude + rounding;
+  return sum;
+}
+
+inline void run_serially(void*, size_t count, void (*task)(void*, size_t), void* argument) {
+  for (size_t i = 0; i < count; ++i) task(argument, i);
+}
+
+}  // namespace prosparse::testing
+
+#endif  // PROSPARSE_TESTS_MATRICES_H_
