@@ -1,5 +1,6 @@
 """Graph passes: ``onnx_ir.Model`` in, ``onnx_ir.Model`` out. No torch, no onnxruntime, no disk."""
 
+from graph_passes.custom_ops import FORMATS, Format
 from graph_passes.ffn_pattern import FfnOutcome
 from graph_passes.fuse_attention import FuseGroupQueryAttentionPass
 from graph_passes.fuse_norms import FuseSkipRmsNormPass
@@ -7,13 +8,19 @@ from graph_passes.fuse_rotary import FuseRotaryEmbeddingPass
 from graph_passes.fuse_sparse_ffn import FuseSparseFfnPass
 from graph_passes.name_interface import NameInterfacePass
 from graph_passes.pipeline import export_pipeline
+from graph_passes.weight_format import WeightRangeError, dequantise, quantise
 
 __all__ = [
+    "FORMATS",
     "FfnOutcome",
+    "Format",
     "FuseGroupQueryAttentionPass",
     "FuseRotaryEmbeddingPass",
     "FuseSkipRmsNormPass",
     "FuseSparseFfnPass",
     "NameInterfacePass",
+    "WeightRangeError",
+    "dequantise",
     "export_pipeline",
+    "quantise",
 ]

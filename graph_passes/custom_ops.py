@@ -8,6 +8,7 @@ is the oracle that the kernels are tested against. docs/custom_ops.md describes 
 from __future__ import annotations
 
 import functools
+from typing import Literal
 
 import onnx
 import onnx.parser
@@ -15,14 +16,19 @@ import onnx_ir as ir
 
 __all__ = [
     "DOMAIN",
+    "FORMATS",
     "GATED_ACTIVATIONS",
     "OPSET",
     "PLAIN_ACTIVATIONS",
-    "SPARSE_FFN_F32",
-    "SPARSE_GATED_FFN_F32",
+    "QUANT_BLOCK",
     "VERSION",
+    "Format",
     "function",
     "function_proto",
+    "linear",
+    "names",
+    "sparse_ffn",
+    "sparse_gated_ffn",
 ]
 
 DOMAIN = "com.prosparse"
@@ -31,8 +37,32 @@ OPSET = 20
 """The ai.onnx opset of the bodies, the one that the exporter emits. onnxruntime inlines a body
 only when its opset is the model's own, so a model of another opset needs bodies of that opset."""
 
-SPARSE_GATED_FFN_F32 = "SparseGatedFFNF32"
-SPARSE_FFN_F32 = "SparseFFNF32"
+Format = Literal["f32", "f16", "bf16", "i8", "i4"]
+"""How an operator's matrices are stored: in the checkpoint's float type, or as integers with scales."""
+FORMATS: tuple[Format, ...] = ("f32", "f16", "bf16", "i8", "i4")
+QUANT_BLOCK = 32
+"""Columns of an i8 or i4 matrix that share one scale."""
+
+
+def sparse_gated_ffn(weights: Format) -> str:
+    """Return the name of the gated operator with such weights."""
+    return f"SparseGatedFFN{weights.upper()}"
+
+
+def sparse_ffn(weights: Format) -> str:
+    """Return the name of the operator without a gate with such weights."""
+    return f"SparseFFN{weights.upper()}"
+
+
+def linear(weights: Format) -> str:
+    """Return the name of the dense product with such weights."""
+    return f"Linear{weights.upper()}"
+
+
+def names() -> tuple[str, ...]:
+    """Return the names of all operators."""
+    return tuple(kind(weights) for kind in (sparse_gated_ffn, sparse_ffn, linear) for weights in FORMATS)
+
 
 PLAIN_ACTIVATIONS = frozenset({"relu", "relu2", "fatrelu"})
 GATED_ACTIVATIONS = PLAIN_ACTIVATIONS | {"drelu"}
@@ -53,18 +83,16 @@ _ACTIVATE = """
   active = Mul (rectified, factor)
 """
 
-_BODIES = {
-    SPARSE_GATED_FFN_F32: f"""
-<domain: "{DOMAIN}", opset_import: ["" : %(opset)d]>
-{SPARSE_GATED_FFN_F32} <activation, threshold>
-    (x, w_gate, b_gate, w_up, b_up, w_down, b_down) => (y)
-{{
-  w_gate_t = Transpose <perm = [1, 0]> (w_gate)
-  z_linear = MatMul (x, w_gate_t)
+_FFN_OUTPUT = """
+  y_linear = MatMul (%s, m_down)
+  y = Add (y_linear, b_down)
+"""
+
+_GATED = f"""
+  z_linear = MatMul (x, m_gate_t)
   z = Add (z_linear, b_gate)
   {_ACTIVATE}
-  w_up_t = Transpose <perm = [1, 0]> (w_up)
-  u_linear = MatMul (x, w_up_t)
+  u_linear = MatMul (x, m_up_t)
   u = Add (u_linear, b_up)
   drelu = Constant <value_string = "drelu"> ()
   is_drelu = Equal (kind, drelu)
@@ -72,29 +100,87 @@ _BODIES = {
   u_rectified = Where (u_inactive, zero, u)
   v = Where (is_drelu, u_rectified, u)
   h = Mul (active, v)
-  y_linear = MatMul (h, w_down)
-  y = Add (y_linear, b_down)
-}}
-""",
-    SPARSE_FFN_F32: f"""
-<domain: "{DOMAIN}", opset_import: ["" : %(opset)d]>
-{SPARSE_FFN_F32} <activation, threshold>
-    (x, w_up, b_up, w_down, b_down) => (y)
-{{
-  w_up_t = Transpose <perm = [1, 0]> (w_up)
-  z_linear = MatMul (x, w_up_t)
+  {_FFN_OUTPUT % "h"}
+"""
+
+_PLAIN = f"""
+  z_linear = MatMul (x, m_up_t)
   z = Add (z_linear, b_up)
   {_ACTIVATE}
-  y_linear = MatMul (active, w_down)
-  y = Add (y_linear, b_down)
-}}
+  {_FFN_OUTPUT % "active"}
+"""
+
+_LINEAR = """
+  y_linear = MatMul (x, m_t)
+  y = Add (y_linear, b)
+"""
+
+# The matrix as float32, [rows, columns of x]: w and, quantised, s are inputs.
+_AS_FLOAT = "m{0} = Cast <to = 1> (w{0})\n"
+_SCALES = """
+  s{0}_float = Cast <to = 1> (s{0})
+  s{0}_columns = Unsqueeze (s{0}_float, last_axis)
+  s{0}_blocks = Expand (s{0}_columns, block_shape)
+  s{0}_padded = Reshape (s{0}_blocks, row_shape)
+  s{0}_each = Slice (s{0}_padded, start, d_in, column_axis)
+"""
+_DEQUANTISE = {
+    "i8": _SCALES + "q{0} = Cast <to = 1> (w{0})\nm{0} = Mul (q{0}, s{0}_each)\n",
+    "i4": _SCALES
+    + """
+  even{0} = BitwiseAnd (w{0}, fifteen)
+  odd{0} = BitShift <direction = "RIGHT"> (w{0}, four)
+  even{0}_column = Unsqueeze (even{0}, last_axis)
+  odd{0}_column = Unsqueeze (odd{0}, last_axis)
+  columns{0} = Concat <axis = -1> (even{0}_column, odd{0}_column)
+  padded{0} = Reshape (columns{0}, row_shape)
+  unsigned{0} = Slice (padded{0}, start, d_in, column_axis)
+  unsigned{0}_float = Cast <to = 1> (unsigned{0})
+  q{0} = Sub (unsigned{0}_float, eight)
+  m{0} = Mul (q{0}, s{0}_each)
 """,
 }
+_QUANTISED_CONSTANTS = f"""
+  d_in = Shape <start = -1> (x)
+  start = Constant <value_ints = [0]> ()
+  last_axis = Constant <value_ints = [-1]> ()
+  column_axis = Constant <value_ints = [1]> ()
+  row_shape = Constant <value_ints = [0, -1]> ()
+  block_shape = Constant <value_ints = [1, 1, {QUANT_BLOCK}]> ()
+"""
+_I4_CONSTANTS = """
+  fifteen = Constant <value = uint8 {15}> ()
+  four = Constant <value = uint8 {4}> ()
+  eight = Constant <value_float = 8.0> ()
+"""
+
+
+def _body(name: str, opset: int) -> str:
+    weights = max((f for f in FORMATS if name.endswith(f.upper())), key=len)  # BF16 ends with F16 too
+    kind = name.removesuffix(weights.upper())
+    matrices, core, attributes = {
+        "SparseGatedFFN": (("_gate", "_up", "_down"), _GATED, "<activation, threshold>"),
+        "SparseFFN": (("_up", "_down"), _PLAIN, "<activation, threshold>"),
+        "Linear": (("",), _LINEAR, ""),
+    }[kind]
+    quantised = weights in _DEQUANTISE
+    inputs = ["x"]
+    lines = [_QUANTISED_CONSTANTS if quantised else "", _I4_CONSTANTS if weights == "i4" else ""]
+    for matrix in matrices:
+        inputs += [f"w{matrix}", *([f"s{matrix}"] if quantised else []), f"b{matrix}"]
+        if weights == "f32":
+            core = core.replace("m_down)", "w_down)")
+        else:
+            lines.append(_DEQUANTISE.get(weights, _AS_FLOAT).format(matrix))
+        if matrix != "_down":
+            lines.append(f"m{matrix}_t = Transpose <perm = [1, 0]> ({'w' if weights == 'f32' else 'm'}{matrix})")
+    head = f'<domain: "{DOMAIN}", opset_import: ["" : {opset}]>\n{name} {attributes} ({", ".join(inputs)}) => (y)'
+    return head + "\n{\n" + "\n".join(lines) + core + "}\n"
 
 
 @functools.cache
 def _parsed(name: str, opset: int) -> bytes:
-    body: bytes = onnx.parser.parse_function(_BODIES[name] % {"opset": opset}).SerializeToString()
+    body: bytes = onnx.parser.parse_function(_body(name, opset)).SerializeToString()
     return body
 
 
@@ -102,13 +188,15 @@ def function_proto(name: str, opset: int = OPSET) -> onnx.FunctionProto:
     """Return the body of operator ``name`` as a new protobuf message.
 
     Args:
-        name: ``SPARSE_GATED_FFN_F32`` or ``SPARSE_FFN_F32``.
+        name: one of `names`.
         opset: ai.onnx opset that the body is stated in; every operator used has had one meaning
             for these inputs since opset 19 (Equal on strings).
 
     Raises:
         KeyError: no operator has this name.
     """
+    if name not in names():
+        raise KeyError(name)
     return onnx.FunctionProto.FromString(_parsed(name, opset))
 
 

@@ -82,6 +82,7 @@ class FfnOutcome:
         d_model: model width.
         d_ff: number of neurons.
         reason: why it was refused, or "".
+        linears: module paths of its linear layers, gate_proj first, down_proj last.
     """
 
     layer: int
@@ -92,6 +93,7 @@ class FfnOutcome:
     d_model: int
     d_ff: int
     reason: str
+    linears: tuple[str, ...] = ()
 
     def __str__(self) -> str:
         """Return one line for the terminal."""

@@ -8,6 +8,7 @@ import onnx_ir as ir
 from graph_passes import custom_ops
 from graph_passes.ffn_pattern import FfnMatch, FfnOutcome, find_ffns
 from graph_passes.linear import Linear
+from graph_passes.weight_format import store
 
 __all__ = ["FuseSparseFfnPass"]
 
@@ -15,21 +16,23 @@ __all__ = ["FuseSparseFfnPass"]
 class FuseSparseFfnPass(ir.passes.InPlacePass):
     """Replace each feed-forward block of the ReLU family by one operator.
 
-    1. ``down( act(gate x) * up x )`` becomes ``com.prosparse::SparseGatedFFNF32``;
-    2. ``down( act(up x) )`` becomes ``com.prosparse::SparseFFNF32``;
+    1. ``down( act(gate x) * up x )`` becomes ``com.prosparse::SparseGatedFFN*``;
+    2. ``down( act(up x) )`` becomes ``com.prosparse::SparseFFN*``;
     3. any other block stays, and its outcome carries the reason.
 
-    The rewrite is exact: it changes which kernel runs, not what is computed. Weights become
-    neuron-major, ``[d_ff, d_model]``, lazily: a transposed one is made while it is written.
+    With f32 weights the rewrite is exact: it changes which kernel runs, not what is computed. Weights become
+    neuron-major, ``[d_ff, d_model]``, in the format asked for, lazily: each is made while it is written.
     The function bodies of the operators used are added to the model.
 
     Args:
         outcomes: one entry per block is appended here, in graph order.
+        weights: how the blocks' matrices are stored.
     """
 
-    def __init__(self, outcomes: list[FfnOutcome] | None = None) -> None:
+    def __init__(self, outcomes: list[FfnOutcome] | None = None, weights: custom_ops.Format = "f32") -> None:
         super().__init__()
         self._outcomes = outcomes
+        self._weights = weights
 
     def call(self, model: ir.Model) -> ir.passes.PassResult:
         """Rewrite ``model``."""
@@ -38,7 +41,7 @@ class FuseSparseFfnPass(ir.passes.InPlacePass):
         for match in find_ffns(model.graph):
             name = ""
             if not match.reason:
-                name = _rewrite(model.graph, match)
+                name = _rewrite(model.graph, match, self._weights)
                 used.add(name)
             if self._outcomes is not None:
                 self._outcomes.append(_outcome(match, name))
@@ -50,22 +53,24 @@ class FuseSparseFfnPass(ir.passes.InPlacePass):
 
 
 def _outcome(match: FfnMatch, op: str) -> FfnOutcome:
+    linears = [linear.module for linear in (match.gate, match.up, match.down) if linear is not None]
+    shape = (match.up.d_in, match.up.d_out)
     return FfnOutcome(
-        match.layer, match.module, op, match.activation, match.threshold, match.up.d_in, match.up.d_out, match.reason
+        match.layer, match.module, op, match.activation, match.threshold, *shape, match.reason, tuple(linears)
     )
 
 
-def _rewrite(graph: ir.Graph, match: FfnMatch) -> str:
+def _rewrite(graph: ir.Graph, match: FfnMatch, weights: custom_ops.Format) -> str:
     inputs = [match.up.x]
     parts = [("up_proj", match.up), ("down_proj", match.down)]
-    name = custom_ops.SPARSE_FFN_F32
+    name = custom_ops.sparse_ffn(weights)
     if match.gate is not None:
         parts.insert(0, ("gate_proj", match.gate))
-        name = custom_ops.SPARSE_GATED_FFN_F32
+        name = custom_ops.sparse_gated_ffn(weights)
     block = match.module or f"ffn.{match.layer}"
     for role, linear in parts:
         module = linear.module or f"{block}.{role}"
-        inputs.append(_neuron_major(graph, linear, module, is_down=role == "down_proj"))
+        inputs += _neuron_major(graph, linear, module, weights, is_down=role == "down_proj")
         inputs.append(linear.bias if linear.bias is not None else _zeros(graph, linear.d_out))
     node = ir.node(
         name,
@@ -83,24 +88,30 @@ def _rewrite(graph: ir.Graph, match: FfnMatch) -> str:
     return name
 
 
-def _neuron_major(graph: ir.Graph, linear: Linear, module: str, *, is_down: bool) -> ir.Value:
-    """Return an initializer ``[d_ff, d_model]`` of ``linear``'s weight, its own one where that is stored so."""
-    if is_down == linear.in_major:
-        return linear.weight
+def _neuron_major(
+    graph: ir.Graph, linear: Linear, module: str, weights: custom_ops.Format, *, is_down: bool
+) -> list[ir.Value]:
+    """Return the initializers that store ``linear``'s weight as ``[d_ff, d_model]``: its own one where that will do."""
     source = linear.weight.const_value
     assert source is not None
-    name = f"{module}.{'weight_t' if is_down else 'weight'}"
+    transposed = is_down != linear.in_major
+    if not transposed and weights == "f32":
+        return [linear.weight]
+    rows, cols = source.shape.numpy()[::-1] if transposed else source.shape.numpy()
+    name = f"{module}.weight" + ("_t" if is_down else "") + ("" if weights == "f32" else f".{weights}")
     if name in graph.initializers:  # two blocks may share a weight
-        return graph.initializers[name]
+        return [value for key in (name, f"{name}_scale") if (value := graph.initializers.get(key)) is not None]
 
-    def transpose() -> ir.TensorProtocol:
-        return ir.tensor(np.ascontiguousarray(source.numpy().T), name=name)
+    def read() -> np.ndarray:
+        array = source.numpy()
+        return array.T if transposed else array
 
-    shape = ir.Shape(source.shape.numpy()[::-1])
-    value = ir.Value(name=name, shape=shape, type=ir.TensorType(source.dtype))
-    value.const_value = ir.LazyTensor(transpose, dtype=source.dtype, shape=shape, name=name)
-    graph.register_initializer(value)
-    return value
+    values = []
+    for tensor in store(read, (rows, cols), weights, name):
+        value = ir.Value(name=tensor.name, shape=tensor.shape, type=ir.TensorType(tensor.dtype), const_value=tensor)
+        graph.register_initializer(value)
+        values.append(value)
+    return values
 
 
 def _zeros(graph: ir.Graph, width: int) -> ir.Value:

@@ -19,7 +19,7 @@ import onnx_ir as ir
 
 from prosparse_export.errors import ProSparseError
 
-__all__ = ["Sidecars", "artifact_folder", "write_artifact"]
+__all__ = ["Sidecars", "artifact_folder", "read_manifest", "write_artifact"]
 
 MANIFEST = "prosparse.json"
 _ROOM = 1 << 20  # bytes for everything but the weights
@@ -119,6 +119,22 @@ def write_artifact(
         sidecars.write(staging)
     for file_name, source in sidecars.files.items():
         shutil.copyfile(source, staging / file_name)
+
+
+def read_manifest(path: Path) -> dict[str, Any]:
+    """Return prosparse.json beside the graph ``path``, or {} if there is none.
+
+    Raises:
+        ProSparseError: it is not JSON.
+    """
+    file = path.parent / MANIFEST
+    if not file.is_file():
+        return {}
+    try:
+        manifest: dict[str, Any] = json.loads(file.read_text(encoding="utf-8"))
+    except ValueError as error:
+        raise ProSparseError(f"manifest: {file}: expected JSON, got {error}", hint="export the model again") from error
+    return manifest
 
 
 def _make_parents(folder: Path) -> list[Path]:

@@ -15,12 +15,13 @@ import onnx_ir as ir
 import torch
 from transformers import AutoTokenizer
 
-from graph_passes import FfnOutcome, export_pipeline
+from graph_passes import FfnOutcome, Format, WeightRangeError, export_pipeline
 from prosparse_export.artifact import MANIFEST, Sidecars, artifact_folder, write_artifact
 from prosparse_export.errors import ProSparseError
 from prosparse_export.library import library_path
 from prosparse_export.model_folder import load_model_folder, quiet
 from prosparse_export.runtime import SparseModel
+from prosparse_export.stored_weights import checkpoint_format, format_bound, with_stored_weights
 from prosparse_export.trace import OPSET, trace
 from prosparse_models import Checkpoint
 
@@ -41,6 +42,7 @@ class ExportOptions:
         fuse_attention: use onnxruntime's fused attention, rotary and norm operators (onnxruntime >= 1.20).
         with_library: put the operator library beside the graph.
         trust_remote_code: let Python code in the model folder run, for model types unknown here.
+        weights: how the sparse blocks' matrices are stored; None for the checkpoint's own float type.
     """
 
     overwrite: bool = False
@@ -48,6 +50,7 @@ class ExportOptions:
     fuse_attention: bool = True
     with_library: bool = True
     trust_remote_code: bool = False
+    weights: Format | None = None
 
 
 @dataclass(frozen=True)
@@ -96,22 +99,33 @@ def export_model(
     with artifact_folder(output, overwrite=options.overwrite) as staging:
         tell("load", 0, 0)
         checkpoint = load_model_folder(folder, trust_remote_code=options.trust_remote_code)
+        weights = options.weights or checkpoint_format(checkpoint.weight_dtype)
         tell("trace", 0, 0)
         graph = trace(checkpoint.model)
         tell("rewrite", 0, 0)
         outcomes: list[FfnOutcome] = []
         refusals: list[str] = []
-        export_pipeline(outcomes, refusals, fuse_attention=options.fuse_attention)(graph)
+        export_pipeline(outcomes, refusals, fuse_attention=options.fuse_attention, weights=weights)(graph)
         rewritten = tuple(o for o in outcomes if not o.reason)
         refused = tuple(o for o in outcomes if o.reason)
         if not rewritten and not options.allow_dense:
             raise _nothing_rewritten(folder, refused)
         tell("write", 0, 0)
-        manifest = _manifest(folder, checkpoint, graph, outcomes, refusals)
+        manifest = _manifest(folder, checkpoint, graph, outcomes, refusals, weights)
         sidecars = _sidecars(folder, checkpoint, manifest, options)
-        write_artifact(graph, staging, output.name, sidecars, lambda done, total: tell("write", done, total))
+        try:
+            write_artifact(graph, staging, output.name, sidecars, lambda done, total: tell("write", done, total))
+        except WeightRangeError as error:
+            raise ProSparseError(f"weights: {error}", hint="choose another --weights: bf16 and f32 hold any") from error
         tell("check", 0, 0)
-        _check(checkpoint, staging / output.name, uses_library=options.with_library and bool(rewritten))
+        with_stored_weights(checkpoint.model, [outcome.linears for outcome in rewritten], weights)
+        _check(
+            checkpoint,
+            staging / output.name,
+            weights,
+            len(rewritten),
+            uses_library=options.with_library and bool(rewritten),
+        )
     return ExportResult(output, rewritten, refused, tuple(refusals), manifest)
 
 
@@ -125,7 +139,12 @@ def _nothing_rewritten(folder: Path, refused: tuple[FfnOutcome, ...]) -> ProSpar
 
 
 def _manifest(
-    folder: Path, checkpoint: Checkpoint, graph: ir.Model, outcomes: list[FfnOutcome], refusals: list[str]
+    folder: Path,
+    checkpoint: Checkpoint,
+    graph: ir.Model,
+    outcomes: list[FfnOutcome],
+    refusals: list[str],
+    weights: Format,
 ) -> dict[str, Any]:
     fused = any(node.op_type == "GroupQueryAttention" for node in graph.graph)
     return {
@@ -141,7 +160,7 @@ def _manifest(
         "onnxruntime": ">=1.20" if fused else ">=1.18",
         "attention": "GroupQueryAttention" if fused else "plain",
         "attention_refused": refusals,
-        "weight_format": "f32",
+        "weight_format": weights,
         "ffn": {
             "rewritten": sum(not o.reason for o in outcomes),
             "refused": sum(bool(o.reason) for o in outcomes),
@@ -189,7 +208,7 @@ def _write_tokenizer(folder: Path, target: Path) -> None:
 
 
 @torch.no_grad()
-def _check(checkpoint: Checkpoint, path: Path, *, uses_library: bool) -> None:
+def _check(checkpoint: Checkpoint, path: Path, weights: Format, blocks: int, *, uses_library: bool) -> None:
     """Compare a few logits with PyTorch's: an artifact that computes something else is never published."""
     vocabulary = int(checkpoint.model.config.get_text_config().vocab_size)
     ids = np.random.default_rng(0).integers(0, vocabulary, size=(1, _CHECK_TOKENS))
@@ -197,7 +216,8 @@ def _check(checkpoint: Checkpoint, path: Path, *, uses_library: bool) -> None:
         expected = checkpoint.model(input_ids=torch.from_numpy(ids)).logits.float().numpy()
     actual, _ = SparseModel.open(path, library=uses_library).forward(ids, np.ones_like(ids))
     difference = float(np.abs(actual - expected).max())
-    bound = _CHECK_BOUND * max(1.0, float(np.abs(expected).max()))
+    largest = max(1.0, float(np.abs(expected).max()))
+    bound = max(_CHECK_BOUND * largest, format_bound(weights, blocks, largest))
     if not difference <= bound:
         raise ProSparseError(
             f"check: logits differ from PyTorch's: expected at most {bound:g}, got {difference:g}",

@@ -12,9 +12,11 @@ import torch
 from numpy.typing import NDArray
 from transformers import AutoTokenizer, PreTrainedModel
 
+from prosparse_export.artifact import read_manifest
 from prosparse_export.errors import ProSparseError
 from prosparse_export.model_folder import load_model_folder, quiet
 from prosparse_export.runtime import Cache, SparseModel
+from prosparse_export.stored_weights import format_bound, with_stored_weights
 
 __all__ = ["Comparison", "Validation", "ValidationOptions", "default_text", "validate"]
 
@@ -26,7 +28,8 @@ class ValidationOptions:
     Attributes:
         tokens: tokens of text whose logits are compared.
         context: tokens per window.
-        max_abs_diff: bound on the difference of logits.
+        max_abs_diff: bound on the difference of logits; None for the one of the artifact's weight format, see
+            `format_bound`.
         greedy: tokens that are generated greedily from each of three prompts.
         step_tokens: tokens whose logits are also computed one by one; None for all.
         threads: intra-op threads, None for onnxruntime's default.
@@ -34,7 +37,7 @@ class ValidationOptions:
 
     tokens: int = 2048
     context: int = 512
-    max_abs_diff: float = 1e-3
+    max_abs_diff: float | None = None
     greedy: int = 64
     step_tokens: int | None = None
     threads: int | None = None
@@ -104,9 +107,15 @@ def validate(
     tell = report or (lambda *_: None)
     tell("load", 0, 0)
     model = load_model_folder(Path(folder), trust_remote_code=trust_remote_code).model
+    manifest = read_manifest(Path(path))
+    blocks = [layer["linears"] for layer in manifest.get("ffn", {}).get("layers", []) if not layer["reason"]]
+    weights = manifest.get("weight_format", "f32")
+    with_stored_weights(model, blocks, weights)
     windows = _windows(Path(folder), default_text() if text is None else text, options)
     tell("PyTorch", 0, 0)
     reference = _Reference(model, windows, options)
+    if options.max_abs_diff is None:
+        reference.bound = format_bound(weights, len(blocks), max(float(np.abs(x).max()) for x in reference.logits))
     comparisons: list[Comparison] = []
     for library in (True, False):
         sparse = SparseModel.open(path, library=library, threads=options.threads)
@@ -114,7 +123,7 @@ def validate(
         for name, run in _RUNS.items():
             tell(f"{label}: {name}", 0, 0)
             comparisons.append(run(sparse, reference, f"{label}: {name}"))
-    return Validation(tuple(comparisons), options.max_abs_diff)
+    return Validation(tuple(comparisons), reference.bound)
 
 
 def _windows(folder: Path, text: str, options: ValidationOptions) -> list[NDArray[np.int64]]:
@@ -138,6 +147,7 @@ class _Reference:
     @torch.no_grad()
     def __init__(self, model: PreTrainedModel, windows: list[NDArray[np.int64]], options: ValidationOptions) -> None:
         self.options = options
+        self.bound = options.max_abs_diff if options.max_abs_diff is not None else 1e-3
         self.windows = windows
         self.logits = [model(input_ids=torch.from_numpy(w[None])).logits[0].float().numpy() for w in windows]
         first = windows[0]
@@ -152,7 +162,7 @@ class _Reference:
         generated: list[NDArray[np.int64]],
     ) -> Comparison:
         """Compare (actual, expected) logits, each ``[tokens, vocabulary]``, and generated tokens by prompt."""
-        bound = self.options.max_abs_diff
+        bound = self.bound
         difference, differs, ties, tokens = 0.0, 0, 0, 0
         for actual, expected in pairs:
             difference = float(np.maximum(difference, np.abs(actual - expected).max()))  # maximum keeps a NaN

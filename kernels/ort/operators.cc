@@ -88,7 +88,11 @@ class Node : public Kernel {
     const Value* input = nullptr;
     check(api.KernelContext_GetInput(context, 0, &input));
     const Tensor x = read_tensor(api, input, kFloat, where_ + ": x");
-    if (x.shape.empty() || x.shape.back() != static_cast<int64_t>(d_in_)) {
+    // Stored rows of I4 end with a block, so a Linear's last block may be used in part; an FFN knows d_model.
+    const bool fits = !x.shape.empty() && (x.shape.back() == static_cast<int64_t>(d_in_) ||
+                                           (linear_ && ffn_.gate.format == Format::kI4 && x.shape.back() > 0 &&
+                                            blocks_of(static_cast<size_t>(x.shape.back())) == blocks_of(d_in_)));
+    if (!fits) {
       throw InvalidArgument(where_ + ": x: expected shape [..., " + std::to_string(d_in_) + "], got " + to_string(x.shape));
     }
     size_t tokens = 1;
@@ -104,7 +108,7 @@ class Node : public Kernel {
     const Parallel parallel{run_on_pool, &pool};
     const float* data = static_cast<const float*>(x.data);
     if (linear_) {
-      run_linear(*kernels_, ffn_.gate, data, tokens, static_cast<float*>(y), parallel, *scratch);
+      run_linear(*kernels_, ffn_.gate, data, tokens, static_cast<size_t>(x.shape.back()), static_cast<float*>(y), parallel, *scratch);
     } else {
       run_ffn(*kernels_, ffn_, data, tokens, static_cast<float*>(y), parallel, *scratch);
     }

@@ -165,13 +165,13 @@ void run_ffn(const Kernels& kernels, const Ffn& ffn, const float* x, size_t toke
   }
 }
 
-void run_linear(const Kernels& kernels, const Panels& w, const float* x, size_t tokens, float* y, const Parallel& parallel,
-                Scratch& scratch) {
+void run_linear(const Kernels& kernels, const Panels& w, const float* x, size_t tokens, size_t cols, float* y,
+                const Parallel& parallel, Scratch& scratch) {
   const size_t padded = w.count() * kLanes;
   float* z = padded != w.rows ? scratch.z.get<float>(std::min(tokens, kBlock) * padded) : nullptr;
   for (size_t first = 0; first < tokens; first += kBlock) {
     const size_t count = std::min(kBlock, tokens - first);
-    const Tokens block = prepare(kernels, w.format, x + first * w.cols, count, w.cols, parallel, scratch);
+    const Tokens block = prepare(kernels, w.format, x + first * cols, count, cols, parallel, scratch);
     float* out = y + first * w.rows;
     parallel_for(parallel, kPieces, [&](size_t i) {
       const Range panels = piece(w.count(), kPieces, i, 2);

@@ -34,8 +34,9 @@ void run_ffn(const Kernels& kernels, const Ffn& ffn, const float* x, size_t toke
              Scratch& scratch);
 
 // y[t, :] = bias + x[t, :] . w^T                                               [tokens, w.rows]
-void run_linear(const Kernels& kernels, const Panels& w, const float* x, size_t tokens, float* y, const Parallel& parallel,
-                Scratch& scratch);
+// x is [tokens, cols]; cols is w.cols, or less within the last block of 32 of a quantised matrix.
+void run_linear(const Kernels& kernels, const Panels& w, const float* x, size_t tokens, size_t cols, float* y,
+                const Parallel& parallel, Scratch& scratch);
 
 }  // namespace prosparse
 

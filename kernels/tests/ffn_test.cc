@@ -160,7 +160,7 @@ void test_linear(const Kernels& k, Format format, size_t rows, size_t cols, size
   std::vector<float> y(tokens * rows, NAN), again(y);
   for (unsigned seed : {0u, 5u}) {
     Scratch scratch;
-    run_linear(k, panels, x.data(), tokens, (seed ? again : y).data(), {run_shuffled, &seed}, scratch);
+    run_linear(k, panels, x.data(), tokens, cols, (seed ? again : y).data(), {run_shuffled, &seed}, scratch);
   }
   CHECK(y == again, "%s linear: the order of tasks changes the bits", k.isa);
   for (size_t t = 0; t < tokens; ++t) {

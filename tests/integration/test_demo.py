@@ -50,9 +50,9 @@ def test_validation_fails_on_a_changed_weight(demo_folder: Path, demo_artifact: 
     for path in demo_artifact.parent.iterdir():
         (tmp_path / path.name).write_bytes(path.read_bytes())
     model = onnx.load(tmp_path / demo_artifact.name)
-    weight = next(i for i in model.graph.initializer if i.name == "model.layers.2.mlp.gate_proj.weight")
+    weight = next(i for i in model.graph.initializer if i.name == "model.layers.2.mlp.gate_proj.weight.bf16")
     array = onnx.numpy_helper.to_array(weight).copy()
-    array[:64] *= np.float32(1.5)
+    array[:64] = (array[:64].astype(np.float32) * 1.5).astype(array.dtype)
     weight.CopyFrom(onnx.numpy_helper.from_array(array, weight.name))
     (tmp_path / f"{demo_artifact.name}.data").unlink()
     onnx.save(model, tmp_path / "changed.onnx")
@@ -99,8 +99,8 @@ def test_artifact_is_complete(demo_artifact: Path) -> None:
     assert set(manifest["source"]["sha256"]) == {"config.json", "model.safetensors"}
     onnx.checker.check_model(str(demo_artifact))
     model = onnx.load(demo_artifact, load_external_data=False)
-    assert [n.op_type for n in model.graph.node].count("SparseGatedFFNF32") == 5
-    assert [f.name for f in model.functions] == ["SparseGatedFFNF32"]
+    assert [n.op_type for n in model.graph.node].count("SparseGatedFFNBF16") == 5
+    assert [f.name for f in model.functions] == ["SparseGatedFFNBF16"]
     for initializer in model.graph.initializer:  # those above 64 KiB begin at a page: they are mapped, not copied
         entries = {e.key: e.value for e in initializer.external_data}
         if int(entries.get("length", 0)) > 65536:

@@ -78,21 +78,16 @@ def weights_model(op: str, inputs: dict[str, np.ndarray], rank: int, **attribute
 
     names = list(inputs)
     node = helper.make_node(op, ["x", *names], ["y"], domain=custom_ops.DOMAIN, name="ffn", **attributes)
-    d_model = inputs["w_up"].shape[-1]
-    shape = [None] * (rank - 1) + [d_model]
+    d_in = inputs["b_down"].shape[0] if "b_down" in inputs else None
+    d_out = inputs["b_down"].shape[0] if "b_down" in inputs else inputs["b"].shape[0]
+    shape = [None] * (rank - 1)
     graph = helper.make_graph(
         [node],
         "g",
-        [helper.make_tensor_value_info("x", TensorProto.FLOAT, shape)],
-        [helper.make_tensor_value_info("y", TensorProto.FLOAT, shape)],
+        [helper.make_tensor_value_info("x", TensorProto.FLOAT, [*shape, d_in])],
+        [helper.make_tensor_value_info("y", TensorProto.FLOAT, [*shape, d_out])],
         [numpy_helper.from_array(value, name) for name, value in inputs.items()],
     )
     imports = [helper.make_opsetid("", custom_ops.OPSET), helper.make_opsetid(custom_ops.DOMAIN, custom_ops.VERSION)]
-    functions = [custom_ops.function_proto(op)] if op in custom_ops_names() else []
+    functions = [custom_ops.function_proto(op)] if op in custom_ops.names() else []
     return helper.make_model(graph, opset_imports=imports, functions=functions, ir_version=9)
-
-
-def custom_ops_names() -> set[str]:
-    from graph_passes import custom_ops
-
-    return {custom_ops.SPARSE_FFN_F32, custom_ops.SPARSE_GATED_FFN_F32}

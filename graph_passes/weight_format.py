@@ -1,0 +1,132 @@
+"""Weights in the operators' storage formats: canonical, neuron-major, free of any instruction set.
+
+Float formats are a cast. i8 and i4 are symmetric with one float16 scale per row and block of 32
+columns: ``weight = scale * integer``, integers in [-127, 127] for i8 and [-8, 7] for i4. The scale maps the
+weight of largest magnitude to 127 or -8 (so an i4 scale may be negative), and integers are rounded to the
+nearest, ties to even, with the scale as float16 has it. docs/custom_ops.md states the layout.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+import ml_dtypes
+import numpy as np
+import onnx_ir as ir
+from numpy.typing import NDArray
+
+from graph_passes.custom_ops import QUANT_BLOCK, Format
+
+__all__ = ["WeightRangeError", "dequantise", "quantise", "store"]
+
+_ROWS = 512  # rows at a time: working memory stays small beside the matrix
+_FLOATS = {
+    "f32": (ir.DataType.FLOAT, np.dtype(np.float32)),
+    "f16": (ir.DataType.FLOAT16, np.dtype(np.float16)),
+    "bf16": (ir.DataType.BFLOAT16, np.dtype(ml_dtypes.bfloat16)),
+}
+
+
+class WeightRangeError(ValueError):
+    """A weight is too large for the format, or not a number."""
+
+
+def quantise(weight: NDArray[np.float32], weights: Format) -> tuple[NDArray[np.int8 | np.uint8], NDArray[np.float16]]:
+    """Return integers and scales of ``weight``.
+
+    Args:
+        weight: ``[rows, cols]``, any float dtype.
+        weights: ``i8`` or ``i4``.
+
+    Returns:
+        i8: int8 ``[rows, cols]``; i4: uint8 ``[rows, 16 * blocks]``, two columns per byte, the even one low, each
+        plus 8; and float16 ``[rows, blocks]``, blocks = ceil(cols / 32).
+
+    Raises:
+        WeightRangeError: a weight is not finite, or its scale is too large for float16.
+    """
+    rows, cols = weight.shape
+    blocks = -(-cols // QUANT_BLOCK)
+    width = blocks * QUANT_BLOCK
+    integers: NDArray[np.int8 | np.uint8]
+    integers = np.empty((rows, cols), np.int8) if weights == "i8" else np.empty((rows, width // 2), np.uint8)
+    scales = np.empty((rows, blocks), np.float16)
+    for first in range(0, rows, _ROWS):
+        part = slice(first, min(first + _ROWS, rows))
+        padded = np.zeros((part.stop - part.start, width), np.float32)
+        padded[:, :cols] = weight[part]
+        grouped = padded.reshape(-1, blocks, QUANT_BLOCK)
+        largest = np.take_along_axis(grouped, np.abs(grouped).argmax(-1, keepdims=True), -1)[..., 0]
+        with np.errstate(over="ignore"):  # reported below
+            scales[part] = np.abs(largest) / 127 if weights == "i8" else largest / -8
+        scale = scales[part].astype(np.float32)[..., None]
+        if not np.isfinite(scale).all():
+            reach = f"weights reach {np.abs(largest).max():g}"
+            raise WeightRangeError(f"{reach}, too large for {weights} with float16 scales")
+        with np.errstate(divide="ignore", invalid="ignore"):  # a scale of 0: all weights are, or nearly
+            rounded = np.where(scale == 0, 0, np.rint(grouped / scale)).reshape(-1, width)
+        if weights == "i8":
+            integers[part] = np.clip(rounded[:, :cols], -127, 127).astype(np.int8)
+        else:
+            unsigned = (np.clip(rounded, -8, 7) + 8).astype(np.uint8)
+            integers[part] = unsigned[:, ::2] | unsigned[:, 1::2] << 4
+    return integers, scales
+
+
+def dequantise(integers: NDArray[np.int8 | np.uint8], scales: NDArray[np.float16], cols: int) -> NDArray[np.float32]:
+    """Return the float32 matrix ``[rows, cols]`` that ``quantise``'s result stands for, exactly."""
+    values: NDArray[np.float32]
+    if integers.dtype == np.uint8:
+        pairs = np.stack([integers & 15, integers >> 4], -1)
+        values = pairs.reshape(len(integers), -1)[:, :cols].astype(np.float32) - 8
+    else:
+        values = integers.astype(np.float32)
+    return values * np.repeat(scales.astype(np.float32), QUANT_BLOCK, axis=1)[:, :cols]
+
+
+def store(
+    read: Callable[[], NDArray[np.float32]], shape: tuple[int, int], weights: Format, name: str
+) -> list[ir.LazyTensor]:
+    """Return the tensors that store a matrix: the weights and, for i8 and i4, the scales.
+
+    They are computed when they are written, one at a time, and not kept.
+
+    Args:
+        read: returns the matrix, ``shape``, any float dtype.
+        shape: rows and columns.
+        weights: the format.
+        name: name of the weights; the scales' is ``name`` + "_scale".
+    """
+    rows, cols = shape
+    if weights in _FLOATS:
+        dtype, target = _FLOATS[weights]
+
+        def cast() -> ir.TensorProtocol:
+            source = read()
+            if source.dtype == target:
+                return ir.tensor(np.ascontiguousarray(source), dtype=dtype, name=name)
+            with np.errstate(over="ignore"):  # reported here
+                result = source.astype(target)
+            if not np.isfinite(result).all() and np.isfinite(source).all():
+                raise WeightRangeError(f"{name}: weights reach {np.abs(source).max():g}, too large for {weights}")
+            return ir.tensor(result, dtype=dtype, name=name)
+
+        return [ir.LazyTensor(cast, dtype=dtype, shape=ir.Shape(shape), name=name)]
+    blocks = -(-cols // QUANT_BLOCK)
+    stored = (ir.DataType.INT8, cols) if weights == "i8" else (ir.DataType.UINT8, blocks * QUANT_BLOCK // 2)
+
+    def part(which: int, part_name: str) -> Callable[[], ir.TensorProtocol]:
+        def compute() -> ir.TensorProtocol:
+            try:
+                return ir.tensor(quantise(read(), weights)[which], name=part_name)
+            except WeightRangeError as error:
+                raise WeightRangeError(f"{name}: {error}") from error
+
+        return compute
+
+    return [
+        ir.LazyTensor(part(0, name), dtype=stored[0], shape=ir.Shape((rows, stored[1])), name=name),
+        ir.LazyTensor(
+            part(1, f"{name}_scale"), dtype=ir.DataType.FLOAT16, shape=ir.Shape((rows, blocks)), name=f"{name}_scale"
+        ),
+    ]

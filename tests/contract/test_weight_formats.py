@@ -1,0 +1,223 @@
+"""Every weight format: the body, the kernel and float64 on the same stored numbers; bad weights; random cases."""
+
+from __future__ import annotations
+
+import os
+
+import ml_dtypes
+import numpy as np
+import onnx
+import onnxruntime
+import pytest
+from graphs import weights_model
+from numpy.typing import NDArray
+from test_kernels import gamma, session
+
+from graph_passes import custom_ops, dequantise, quantise
+from graph_passes.weight_format import WeightRangeError
+
+Arrays = dict[str, NDArray[np.generic]]
+CAST = {"f32": np.float32, "f16": np.float16, "bf16": ml_dtypes.bfloat16}
+STEP = 0.52 / 32767  # half a step of 16 bits, and the roundings of the quotient
+ACTIVATIONS = {
+    "gated": sorted(custom_ops.GATED_ACTIVATIONS),
+    "plain": sorted(custom_ops.PLAIN_ACTIVATIONS),
+    "linear": ["none"],
+}
+KINDS = {"gated": custom_ops.sparse_gated_ffn, "plain": custom_ops.sparse_ffn, "linear": custom_ops.linear}
+
+
+def stored(matrix: NDArray[np.float32], weights: custom_ops.Format, suffix: str) -> tuple[Arrays, NDArray[np.float64]]:
+    """The initializers of one matrix, and what they mean."""
+    if weights in CAST:
+        array = matrix.astype(CAST[weights])
+        return {f"w{suffix}": array}, array.astype(np.float64)
+    integers, scales = quantise(matrix, weights)
+    exact = dequantise(integers, scales, matrix.shape[1]).astype(np.float64)
+    return {f"w{suffix}": integers, f"s{suffix}": scales}, exact
+
+
+def make(kind: str, weights: custom_ops.Format, d_model: int, d_ff: int, rng: np.random.Generator, shift: float = 0.0):
+    inputs: Arrays = {}
+    exact: dict[str, NDArray[np.float64]] = {}
+    for suffix in {"gated": ("_gate", "_up", "_down"), "plain": ("_up", "_down"), "linear": ("",)}[kind]:
+        arrays, exact[f"w{suffix}"] = stored(rng.standard_normal((d_ff, d_model)).astype(np.float32), weights, suffix)
+        bias = rng.standard_normal(d_model if suffix == "_down" else d_ff).astype(np.float32)
+        if suffix == ("_gate" if kind == "gated" else "_up"):
+            bias -= np.float32(shift)
+        inputs |= {**arrays, f"b{suffix}": bias}
+        exact[f"b{suffix}"] = bias.astype(np.float64)
+    return inputs, exact
+
+
+def steps(x: NDArray[np.float64], axis_blocks: int = 32) -> NDArray[np.float64]:
+    """Half a rounding step of each activation: one scale per block of 32."""
+    cols = x.shape[-1]
+    padded = np.pad(np.abs(x), [(0, 0), (0, -cols % axis_blocks)]).reshape(len(x), -1, axis_blocks)
+    return np.repeat(padded.max(-1), axis_blocks, axis=-1)[:, :cols] * STEP
+
+
+def linear_exact(x, w, b, rounds: bool):
+    step = steps(x) if rounds else np.zeros_like(x)
+    value = x @ w.T + b
+    bound = gamma(w.shape[1] + 6) * ((np.abs(x) + step) @ np.abs(w).T + np.abs(b)) + step @ np.abs(w).T
+    return value, bound
+
+
+def exact_ffn(kind: str, e, x, activation: str, threshold: float, rounds: bool):
+    x = x.astype(np.float64)
+    if kind == "linear":
+        return linear_exact(x, e["w"], e["b"], rounds)
+    first = "_gate" if kind == "gated" else "_up"
+    z, z_error = linear_exact(x, e[f"w{first}"], e[f"b{first}"], rounds)
+    t = float(np.float32(threshold))
+    a = np.where(z <= t, 0.0, z)
+    a_error = np.where(np.abs(z - t) <= z_error, np.abs(z) + z_error, np.where(a == 0, 0.0, z_error))
+    if activation == "relu2":
+        a_error = 2 * np.abs(a) * a_error + a_error**2 + 2.0**-23 * a**2
+        a = a**2
+    v, v_error = np.ones_like(a), np.zeros_like(a)
+    if kind == "gated":
+        v, v_error = linear_exact(x, e["w_up"], e["b_up"], rounds)
+    if activation == "drelu":
+        v = np.maximum(v, 0.0)
+    h = a * v
+    h_error = a_error * (np.abs(v) + v_error) + np.abs(a) * v_error + 2.0**-23 * np.abs(h)
+    down = np.abs(e["w_down"])
+    magnitude = (np.abs(h) + h_error) @ down + np.abs(e["b_down"])
+    bound = h_error @ down + gamma(len(down) + 6) * magnitude
+    if rounds:  # |integer * scale| of a block is at most its largest weight, rounded up by 8 / 7
+        largest = np.array([((np.abs(h[i]) + h_error[i])[:, None] * down).max(0) for i in range(len(h))])
+        cols = down.shape[1]
+        padded = np.pad(largest, [(0, 0), (0, -cols % 32)]).reshape(len(h), -1, 32).max(-1)
+        active = ((h != 0) | (h_error != 0)).sum(-1, keepdims=True)
+        bound += np.repeat(padded, 32, -1)[:, :cols] * STEP * 128 * active * 8 / 7
+    return h @ e["w_down"] + e["b_down"], bound
+
+
+def check(
+    kind: str,
+    weights: custom_ops.Format,
+    d_model: int,
+    d_ff: int,
+    tokens: int,
+    activation: str,
+    threshold: float,
+    seed: int,
+) -> None:
+    rng = np.random.default_rng(seed)
+    inputs, exact = make(kind, weights, d_model, d_ff, rng, shift=float(rng.choice([0.0, 2.0, 30.0])))
+    attributes = {} if kind == "linear" else {"activation": activation, "threshold": threshold}
+    model = weights_model(KINDS[kind](weights), inputs, 2, **attributes)
+    x = rng.standard_normal((tokens, d_model)).astype(np.float32)
+    case = f"{kind} {weights} d_model={d_model} d_ff={d_ff} tokens={tokens} {activation} t={threshold} seed={seed}"
+    for library in (True, False):
+        actual = session(model, library=library).run(None, {"x": x})[0].astype(np.float64)
+        expected, bound = exact_ffn(kind, exact, x, activation, threshold, rounds=library and weights in ("i8", "i4"))
+        assert actual.shape == expected.shape, case
+        wrong = ~(np.abs(actual - expected) <= bound)  # a NaN is wrong
+        assert not wrong.any(), f"{case}, library={library}: off by {np.abs(actual - expected).max()}"
+
+
+@pytest.mark.parametrize("weights", custom_ops.FORMATS)
+@pytest.mark.parametrize("kind", KINDS)
+def test_kernel_and_body_compute_the_stored_numbers(kind: str, weights: custom_ops.Format) -> None:
+    for seed, (d_model, d_ff, tokens) in enumerate([(8, 24, 1), (33, 70, 3), (64, 129, 14), (300, 100, 2)]):
+        for activation in ACTIVATIONS[kind]:
+            check(kind, weights, d_model, d_ff, tokens, activation, 0.0 if seed % 2 else 0.3, seed)
+
+
+def test_random_cases() -> None:
+    """PROSPARSE_FUZZ_CASES=10000 pytest -k random_cases for the long run."""
+    for seed in range(int(os.environ.get("PROSPARSE_FUZZ_CASES", "150"))):
+        rng = np.random.default_rng(10_000 + seed)
+        kind = str(rng.choice(list(KINDS)))
+        weights = custom_ops.FORMATS[rng.integers(5)]
+        activation = str(rng.choice(ACTIVATIONS[kind]))
+        d_model, d_ff, tokens = (int(v) for v in np.exp(rng.uniform(0, np.log([200, 200, 40]))))
+        check(kind, weights, d_model, d_ff, tokens, activation, float(rng.choice([0.0, 0.01, 1.0])), seed)
+
+
+@pytest.mark.parametrize("weights", custom_ops.FORMATS)
+def test_same_bits_for_any_threads(weights: custom_ops.Format) -> None:
+    inputs, _ = make("gated", weights, 512, 1000, np.random.default_rng(0), shift=20.0)
+    model = weights_model(custom_ops.sparse_gated_ffn(weights), inputs, 2, activation="relu", threshold=0.0)
+    x = np.random.default_rng(1).standard_normal((29, 512)).astype(np.float32)
+    for n in (1, 3, 29):
+        expected = session(model, library=True, threads=1).run(None, {"x": x[:n]})[0]
+        for threads in (2, 3, 4):
+            actual = session(model, library=True, threads=threads).run(None, {"x": x[:n]})[0]
+            np.testing.assert_array_equal(actual, expected)
+
+
+@pytest.mark.parametrize("weights", ["i8", "i4"])
+def test_quantisation_rounds_to_nearest(weights: custom_ops.Format) -> None:
+    rng = np.random.default_rng(0)
+    matrix = rng.standard_normal((700, 75)).astype(np.float32)
+    matrix[3] = 0.0
+    matrix[4, 40] = 1e-12
+    integers, scales = quantise(matrix, weights)
+    assert scales.dtype == np.float16
+    assert integers.shape == ((700, 75) if weights == "i8" else (700, 48))
+    values = dequantise(integers, scales, 75)
+    step = np.repeat(np.abs(scales.astype(np.float64)), 32, 1)[:, :75]
+    # Half a step; the end of the range may be cut: i4 reaches 8 on one side only, and float16 rounds the scale.
+    slack = step * (1.0 if weights == "i4" else 0.5 + 127 * 2.0**-11) + 1e-7
+    assert (np.abs(values - matrix) <= slack).all()
+    again = quantise(values, weights)
+    np.testing.assert_array_equal(dequantise(*again, 75), values)
+    first, second = quantise(matrix[:512], weights), quantise(matrix[512:], weights)  # the same in parts
+    np.testing.assert_array_equal(np.concatenate([first[0], second[0]]), integers)
+
+
+def test_weights_out_of_range_are_refused() -> None:
+    for value in (np.inf, np.nan, 1e9):
+        matrix = np.ones((2, 40), np.float32)
+        matrix[1, 3] = value
+        with pytest.raises(WeightRangeError, match="too large for i8"):
+            quantise(matrix, "i8")
+
+
+BROKEN = {
+    "scales of another shape": ("i8", "s_up: expected shape [32, 2] to go with w_gate [32, 40], got [32, 3]"),
+    "a matrix of another width": ("i4", "w_up: expected shape [32, 32] to go with w_gate [32, 32], got [32, 16]"),
+    "half a block": ("i4", "w_gate: expected rows of whole blocks of 16 bytes, got [32, 24]"),
+    "another d_model": ("i4", "b_down: expected shape [d_model] to go with w_gate [32, 32], got [70]"),
+    "a cube": ("f16", "w_gate: expected shape [d_ff, d_model], got [1, 32, 40]"),
+    "another dtype": ("bf16", "w_gate"),
+}
+
+
+@pytest.mark.parametrize("name", BROKEN)
+def test_says_what_is_wrong_with_weights(name: str) -> None:
+    weights, message = BROKEN[name]
+    inputs, _ = make("gated", weights, 40, 32, np.random.default_rng(0))
+    if name == "scales of another shape":
+        inputs["s_up"] = np.ones((32, 3), np.float16)
+    elif name == "a matrix of another width":
+        inputs["w_up"] = inputs["w_up"][:, :16].copy()
+    elif name == "half a block":
+        inputs["w_gate"] = inputs["w_gate"][:, :24].copy()
+    elif name == "another d_model":
+        inputs["b_down"] = np.zeros(70, np.float32)
+    elif name == "a cube":
+        inputs["w_gate"] = inputs["w_gate"][None]
+    elif name == "another dtype":
+        inputs["w_gate"] = inputs["w_gate"].astype(np.float16)
+    model = weights_model(custom_ops.sparse_gated_ffn(weights), inputs, 2, activation="relu", threshold=0.0)
+    for info in (model.graph.input[0], model.graph.output[0]):
+        info.type.tensor_type.ClearField("shape")
+    del model.functions[:]
+    with pytest.raises(Exception, match="ffn") as caught:
+        session(model, library=True)
+    assert message in str(caught.value)
+
+
+def test_bodies_pass_the_checker() -> None:
+    for kind, name in KINDS.items():
+        for weights in custom_ops.FORMATS:
+            inputs, _ = make(kind, weights, 40, 32, np.random.default_rng(0))
+            attributes = {} if kind == "linear" else {"activation": "relu", "threshold": 0.0}
+            onnx.checker.check_model(weights_model(name(weights), inputs, 2, **attributes), full_check=True)
+    assert len(custom_ops.names()) == 15
+    assert onnxruntime.get_available_providers()
