@@ -49,6 +49,21 @@ bool is_tame(const float* x, size_t count) {
   return tame;
 }
 
+// Kernels::digits, in place: `length` pairs of each of `group` tokens side by side.
+void split_digits(int32_t* pairs, size_t group, size_t length, size_t fields_per_line) {
+  const size_t half = fields_per_line / 2 * group;
+  for (size_t line = 0; line < length * group; line += 2 * half) {
+    for (size_t i = line; i < line + half; ++i) {
+      const uint32_t a = static_cast<uint32_t>(pairs[i]), b = static_cast<uint32_t>(pairs[i + half]);
+      const uint32_t bytes = 0x00ff00ffu;
+      // high = (q - low) / 256 with low as a signed byte: add 128 to each word, keep its upper byte
+      const auto high = [](uint32_t p) { return (((p & 0xffffu) + 128) >> 8 & 0xffu) | (((p >> 16) + 128) >> 8 & 0xffu) << 16; };
+      pairs[i] = static_cast<int32_t>((a & bytes) | (b & bytes) << 8);
+      pairs[i + half] = static_cast<int32_t>(high(a) | high(b) << 8);
+    }
+  }
+}
+
 // Element i of `group` tokens side by side: out[i * group + t] = in[t * stride + i].
 template <class T>
 void side_by_side(const T* in, size_t group, size_t stride, size_t length, T* out) {
@@ -75,7 +90,8 @@ Tokens prepare(const Kernels& kernels, Format format, const float* x, size_t cou
   const size_t stride = tokens.stride, blocks = stride / kQuantBlock;
   int16_t* q = quantised ? scratch.q.get<int16_t>(count * stride) : nullptr;
   float* scale = quantised ? scratch.scale.get<float>(count * blocks + kLanes) : nullptr;
-  int32_t* pairs = quantised ? scratch.pairs.get<int32_t>(count * stride / 2) : nullptr;
+  int16_t* q_dot = quantised ? scratch.q_dot.get<int16_t>(count * stride) : nullptr;
+  int32_t* starts = quantised ? scratch.starts.get<int32_t>(count * stride / 2) : nullptr;
   int32_t* sums = quantised ? scratch.sums.get<int32_t>(count * blocks) : nullptr;
   parallel_for(parallel, count, [&](size_t t) {
     scratch.is_odd[t].store(false, std::memory_order_relaxed);
@@ -86,30 +102,35 @@ Tokens prepare(const Kernels& kernels, Format format, const float* x, size_t cou
     if (!quantised) return;
     const float* row = tokens.x + t * stride;
     if (is_tame(row, stride)) {
-      kernels.quantise(row, stride, field_offset(format), q + t * stride, scale + t * blocks, pairs + t * stride / 2,
+      kernels.quantise(row, stride, format, q + t * stride, q_dot + t * stride, scale + t * blocks, starts + t * stride / 2,
                        sums + t * blocks);
     } else {
       scratch.is_odd[t].store(true, std::memory_order_relaxed);
       std::memset(q + t * stride, 0, stride * sizeof(*q));
       std::memset(scale + t * blocks, 0, blocks * sizeof(*scale));
-      std::memset(pairs + t * stride / 2, 0, stride / 2 * sizeof(*pairs));
+      std::memset(q_dot + t * stride, 0, stride * sizeof(*q_dot));
+      std::memset(starts + t * stride / 2, 0, stride / 2 * sizeof(*starts));
       std::memset(sums + t * blocks, 0, blocks * sizeof(*sums));
     }
   });
   tokens.q = q;
   tokens.scale = scale;
-  tokens.pairs = pairs;
+  tokens.q_dot = q_dot;
+  tokens.starts = starts;
   tokens.sums = sums;
   tokens.grouped_x = tokens.x;
   tokens.grouped_q = reinterpret_cast<const int32_t*>(q);
-  if (count > 1) {
+  const bool digits = quantised && kernels.digits;
+  if (count > 1 || digits) {
     const size_t group = quantised ? kernels.int_group : kernels.float_group;
     const size_t length = quantised ? stride / 2 : stride;  // 32-bit elements of a token
     int32_t* grouped = scratch.grouped.get<int32_t>(count * length);
     const int32_t* in = quantised ? tokens.grouped_q : reinterpret_cast<const int32_t*>(tokens.x);
     parallel_for(parallel, (count + group - 1) / group, [&](size_t g) {
       const size_t first = g * group;
-      side_by_side(in + first * length, std::min(group, count - first), length, length, grouped + first * length);
+      const size_t together = std::min(group, count - first);
+      side_by_side(in + first * length, together, length, length, grouped + first * length);
+      if (digits) split_digits(grouped + first * length, together, length, fields(format));
     });
     tokens.grouped_q = grouped;
     tokens.grouped_x = reinterpret_cast<const float*>(grouped);

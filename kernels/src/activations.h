@@ -8,6 +8,7 @@
 #include <cstdlib>
 #include <memory>
 #include <mutex>
+#include <thread>
 #include <vector>
 
 #include "prosparse/kernels.h"
@@ -15,6 +16,7 @@
 namespace prosparse {
 
 constexpr size_t kBlock = 128;  // tokens that share one pass over the weights
+constexpr size_t kPieces = 16;  // parts of the gate
 // Quantised kernels take magnitudes below this, so that no product with a scale overflows. A token beyond, or
 // with a NaN, is computed by the scalar kernels, which follow IEEE 754.
 constexpr float kLargest = 1e30f;
@@ -49,9 +51,11 @@ class Buffer {
 
 // Working memory of one call: bounded by kBlock tokens.
 struct Scratch {
-  Buffer x, q, scale, pairs, sums, grouped, z, active, a, h, y, work;
+  Buffer x, q, q_dot, scale, starts, sums, grouped, z, active, a, h, y, work;
   size_t counts[kBlock];
   std::atomic<bool> is_odd[kBlock];  // to be computed by the scalar kernels
+  std::thread::id ran_on[kPieces];   // by piece of the gate
+  size_t threads = 1;                // the most that were seen to share a call
 };
 
 // Keeps the scratch of finished calls. Each concurrent call holds one of its own.

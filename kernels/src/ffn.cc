@@ -2,13 +2,14 @@
 
 #include <algorithm>
 #include <cmath>
+#include <thread>
 
 namespace prosparse {
 namespace {
 
-// How work is cut depends on shapes alone. 16 pieces keep a few threads busy to the end; a piece of
-// down_proj is at least 512 bytes of a row, below which the memory system wastes what it fetches.
-constexpr size_t kPieces = 16;
+// 16 pieces keep a few threads busy to the end. Rows of down_proj are cut by columns, into as few parts as
+// there are threads: short parts of rows cost the memory system time (i8 a quarter more in two, 7B shape).
+// A part has 512 bytes at least. No result depends on the cut.
 constexpr size_t kDownBytes = 512;
 constexpr size_t kUpRows = 32;
 // Several tokens work through tiles of rows that stay in the L2 cache.
@@ -35,6 +36,7 @@ struct Block {
   }
 
   void gate(size_t index) {
+    scratch.ran_on[index] = std::this_thread::get_id();
     const Range panels = piece(ffn.gate.count(), kPieces, index, 2);
     stream_all(kernels, ffn.gate, panels.begin, panels.end, x, scratch, z, z_stride);
   }
@@ -96,10 +98,13 @@ struct Block {
 
   void run(size_t down_pieces, size_t column_multiple) {
     parallel_for(parallel, kPieces, [this](size_t i) { gate(i); });
+    std::sort(scratch.ran_on, scratch.ran_on + kPieces);
+    const std::thread::id* end = std::unique(scratch.ran_on, scratch.ran_on + kPieces);
+    scratch.threads = std::max(scratch.threads, static_cast<size_t>(end - scratch.ran_on));
     parallel_for(parallel, x.count, [this](size_t t) { list(t); });
     if (ffn.gated) {
       if (x.count == 1) {  // by count, so that clusters of active neurons do not matter
-        const size_t count = scratch.counts[0], pieces = std::clamp<size_t>(count / kUpRows, 1, kPieces);
+        const size_t count = scratch.counts[0], pieces = std::clamp<size_t>(count / kUpRows, 1, scratch.threads);
         parallel_for(parallel, pieces, [&](size_t i) { up(0, piece(count, pieces, i, 4), 0, ffn.d_model); });
       } else {
         const size_t cols = std::max<size_t>(kTileBytes / kTileRows * 8 / element_bits(ffn.up.format), kPadColumns);
@@ -133,7 +138,7 @@ void run_ffn(const Kernels& kernels, const Ffn& ffn, const float* x, size_t toke
              Scratch& scratch) {
   const bool quantised = is_quantised(ffn.down.format);
   const size_t multiple = quantised ? kPadColumns : 64;
-  const size_t down_pieces = std::clamp<size_t>(ffn.down.row_bytes / kDownBytes, 1, kPieces);
+  const size_t down_pieces = std::clamp<size_t>(ffn.down.row_bytes / kDownBytes, 1, std::max<size_t>(scratch.threads, tokens > 1 ? 4 : 1));
   const size_t most = std::min(tokens, kBlock);
   const size_t padded = round_up(ffn.d_model, quantised ? kPadColumns : kLanes);
   const size_t z_stride = round_up(ffn.d_ff, 2 * kLanes), list_stride = ffn.d_ff + kLanes;

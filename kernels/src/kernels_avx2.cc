@@ -4,6 +4,7 @@
 #if defined(__x86_64__)
 #include <immintrin.h>
 
+#include <cstring>
 #include <type_traits>
 #include <utility>
 

@@ -100,13 +100,15 @@ void lay_row(const Matrix& w, RowOrder order, size_t row, uint8_t* out) {
   constexpr size_t N = fields(format), kBits = element_bits(format);
   std::vector<uint8_t> integers(round_up(w.cols, 128));
   read_row(w, row, integers.data());
-  size_t columns[kQuantBlock];
-  for (size_t i = 0; i < kQuantBlock; ++i) columns[i] = word_column(order, i);
+  size_t columns[kQuantBlock][N];
+  for (size_t i = 0; i < kQuantBlock; ++i) {
+    for (size_t n = 0; n < N; ++n) columns[i][n] = word_column(order, format, i, n);
+  }
   uint16_t* words = reinterpret_cast<uint16_t*>(out);
   for (size_t c = 0; c < w.cols; c += N * kQuantBlock, words += kQuantBlock) {
     for (size_t i = 0; i < kQuantBlock; ++i) {
       unsigned word = 0;
-      for (size_t n = 0; n < N; ++n) word |= static_cast<unsigned>(integers[c + n * kQuantBlock + columns[i]]) << (n * kBits);
+      for (size_t n = 0; n < N; ++n) word |= static_cast<unsigned>(integers[c + columns[i][n]]) << (n * kBits);
       words[i] = static_cast<uint16_t>(word);
     }
   }
@@ -201,10 +203,10 @@ double row_weight(const Rows& w, RowOrder order, size_t row, size_t col) {
     default: break;
   }
   const size_t N = fields(w.format), bits = element_bits(w.format), block = col / kQuantBlock;
-  size_t i = 0;
-  while (word_column(order, i) != col % kQuantBlock) ++i;
-  const unsigned word = reinterpret_cast<const uint16_t*>(data + block / N * kLineBytes)[i];
-  const int value = static_cast<int>(word >> (block % N * bits) & ((1u << bits) - 1));
+  size_t place = 0;  // word * N + field
+  while (word_column(order, w.format, place / N, place % N) != col % (N * kQuantBlock)) ++place;
+  const unsigned word = reinterpret_cast<const uint16_t*>(data + block / N * kLineBytes)[place / N];
+  const int value = static_cast<int>(word >> (place % N * bits) & ((1u << bits) - 1));
   return static_cast<double>(f16_to_float(w.scales[row * w.scale_stride + block])) * (value - field_offset(w.format));
 }
 

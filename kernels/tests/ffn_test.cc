@@ -84,7 +84,7 @@ void expect_block(const Kernels& k, const Weights& w, const std::vector<float>& 
         const double d = w.down.at(r, j);
         sum += h[r] * d;
         bound += std::abs(d) * (h_error[r] + gamma_bound(f.d_ff + 6) * (std::abs(h[r]) + h_error[r]));
-        if (rounds && (h[r] != 0.0 || h_error[r] != 0.0)) bound += 0.52 * largest / 32767 * w.down.integers[r * f.d_model + j];
+        if (rounds && (h[r] != 0.0 || h_error[r] != 0.0)) bound += 0.52 * largest / kSteps * w.down.integers[r * f.d_model + j];
       }
       ++cases;
       const double actual = y[t * f.d_model + j];

@@ -120,7 +120,7 @@ void test_axpy(const Kernels& k, Format f, size_t rows, size_t cols, double dens
       for (size_t o = i / kAxpyChunk * kAxpyChunk; o < std::min(active.size(), (i / kAxpyChunk + 1) * kAxpyChunk); ++o) {
         largest = std::max(largest, std::abs(h[o] * w.scale(static_cast<size_t>(active[o]), j)));
       }
-      rounding += 0.51 * largest / 32767 * w.integers[r * cols + j];
+      rounding += 0.51 * largest / kSteps * w.integers[r * cols + j];
     }
     expect(k, f, "axpy", y[j], exact, gamma_bound(active.size() + 6) * (magnitude + rounding) + rounding, cols);
     CHECK(y[j] == split[j], "%s %s axpy depends on the split", k.isa, kFormatNames[static_cast<size_t>(f)]);

@@ -71,7 +71,7 @@ inline std::vector<double> half_steps(const float* x, size_t cols, bool rounds) 
   for (size_t c = 0; rounds && c < cols; ++c) {
     double largest = 1e-30;
     for (size_t i = c / 32 * 32; i < std::min(cols, c / 32 * 32 + 32); ++i) largest = std::max(largest, std::abs(static_cast<double>(x[i])));
-    steps[c] = 0.51 * largest / 32767;  // 0.5, and three roundings of the quotient, each 2^-24 of 32767 steps
+    steps[c] = 0.51 * largest / kSteps;  // 0.5, and three roundings of the quotient, each 2^-24 of kSteps
   }
   return steps;
 }

@@ -18,7 +18,7 @@ from graph_passes.weight_format import WeightRangeError
 
 Arrays = dict[str, NDArray[np.generic]]
 CAST = {"f32": np.float32, "f16": np.float16, "bf16": ml_dtypes.bfloat16}
-STEP = 0.52 / 32767  # half a step of 16 bits, and the roundings of the quotient
+STEP = 0.52 / 32639  # half a step of 16 bits, and the roundings of the quotient
 ACTIVATIONS = {
     "gated": sorted(custom_ops.GATED_ACTIVATIONS),
     "plain": sorted(custom_ops.PLAIN_ACTIVATIONS),

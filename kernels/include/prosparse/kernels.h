@@ -10,8 +10,8 @@
 // Error, for n products a_i * b_i: float formats within gamma(n + 2) * sum |a_i * b_i| of the exact sum,
 // gamma(n) = n * u / (1 - n * u), u = 2^-24 (Higham, "Accuracy and Stability of Numerical Algorithms", 2nd
 // ed., section 3.1). Quantised formats multiply integers exactly and round the activations to 16 bits:
-// `stream` and `dot` per block of 32 columns, to multiples of max|x| / 32767 over that block; `axpy` per
-// chunk of kAxpyChunk list entries and column block, to multiples of max|h * scale| / 32767. Half such a
+// `stream` and `dot` per block of 32 columns, to multiples of max|x| / kSteps over that block; `axpy` per
+// chunk of kAxpyChunk list entries and column block, to multiples of max|h * scale| / kSteps. Half such a
 // step, times |integer|, is added to the bound for each product. The scalar variant does not round them.
 #ifndef PROSPARSE_KERNELS_H_
 #define PROSPARSE_KERNELS_H_
@@ -24,6 +24,7 @@
 namespace prosparse {
 
 constexpr size_t kAxpyChunk = 128;
+constexpr float kSteps = 32639.0f;  // 127 * 257: a rounded activation is 256 times a signed byte plus another
 constexpr size_t kPadColumns = 128;  // activations and results are padded to this
 
 // Activations of some tokens, [tokens, cols]. Beyond cols everything is 0.
@@ -32,9 +33,10 @@ struct Tokens {
   size_t count, cols, stride;  // stride: cols rounded up to kPadColumns
   // Quantised formats only: x = scale * q, rounded to nearest.
   const int16_t* q;     // [tokens][stride]
+  const int16_t* q_dot; // [tokens][stride], per line of Rows by field, then by word
   const float* scale;   // [tokens][stride / 32]
-  const int32_t* pairs; // [tokens][stride / 2]: -field_offset * (q[2i] + q[2i + 1])
-  const int32_t* sums;  // [tokens][stride / 32]: the sum of a block's pairs
+  const int32_t* starts; // [tokens][stride / 2], 16 per line: -field_offset times what q_dot's pairs add up to
+  const int32_t* sums;  // [tokens][stride / 32]: -field_offset times the sum of a block
   // The same, for groups of tokens side by side as `stream` reads them; see Kernels::group.
   const float* grouped_x;
   const int32_t* grouped_q;
@@ -65,8 +67,13 @@ constexpr size_t axpy_work(size_t cols) {  // sums, scaled activations as float,
 struct Kernels {
   const char* isa;
   size_t float_group, int_group;  // the most tokens that `stream` takes side by side
-  // Rounds one token: q, scale, pairs, sums of `stride` columns. x is finite.
-  void (*quantise)(const float* x, size_t stride, int offset, int16_t* q, float* scale, int32_t* pairs, int32_t* sums);
+  // `stream` of quantised formats reads digits: each two pairs a, b that meet the same bytes of a line (0 and 1 of
+  // I8; 0 and 2, 1 and 3 of I4) become their low digits a0 b0 a1 b1, one byte each, and their high digits likewise,
+  // in the places of a and b; for I4 the two low ones first.
+  bool digits;
+  // Rounds one token of `stride` columns and sets what Tokens says of it. x is finite.
+  void (*quantise)(const float* x, size_t stride, Format format, int16_t* q, int16_t* q_dot, float* scale, int32_t* starts,
+                   int32_t* sums);
   // Lists the neurons k < count with !(z[k] <= threshold), in order, and packs their z. Writes up to
   // 16 entries beyond the result. active, a: room for count + 16. Returns how many.
   size_t (*compact)(const float* z, size_t count, float threshold, int32_t* active, float* a);

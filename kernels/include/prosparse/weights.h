@@ -13,9 +13,10 @@
 // n (8 or 4 bits wide) of words 0 and 1 holds columns 2n and 2n + 1. Fields are unsigned: integer + 128 or + 8.
 //
 // Rows (up_proj, down_proj): one row after another, read or left out whole. Float formats: as they
-// are, padded to 16 columns. I8 and I4: lines of 64 bytes, 32 words; field n of word i belongs to block n
-// of the line (2 or 4 blocks). Its column within the block is i for kDot and, for kAxpy, the one
-// that interleaving two rows' words within 128 bits brings to the right lane. Scales lie apart: [rows][blocks].
+// are, padded to 16 columns. I8 and I4: lines of 64 bytes, 32 words of 2 or 4 fields, 2 or 4 blocks of columns.
+// kDot: each block has 16 or 8 words of its own, so that one sum per line serves all its blocks. kAxpy: each block
+// has a field of its own, in the order that interleaving two rows' words within 128 bits turns into columns 0 to 31.
+// Scales lie apart: [rows][blocks].
 #ifndef PROSPARSE_WEIGHTS_H_
 #define PROSPARSE_WEIGHTS_H_
 
@@ -70,11 +71,12 @@ struct Rows {
   size_t scale_stride;     // blocks of padded_cols
 };
 
-// Column within its block of word `word` (0 to 31) of a line.
-constexpr size_t word_column(RowOrder order, size_t word) {
-  if (order == RowOrder::kDot) return word;
+// Column within its line of field `field` of word `word` (0 to 31).
+constexpr size_t word_column(RowOrder order, Format format, size_t word, size_t field) {
+  const size_t words = kQuantBlock / fields(format);  // of one block, kDot
+  if (order == RowOrder::kDot) return word / words * kQuantBlock + field * words + word % words;
   const size_t lane = word / 8, place = word % 8;
-  return place < 4 ? 4 * lane + place : 16 + 4 * lane + (place - 4);
+  return field * kQuantBlock + (place < 4 ? 4 * lane + place : 16 + 4 * lane + (place - 4));
 }
 
 }  // namespace prosparse
