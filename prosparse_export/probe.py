@@ -71,7 +71,7 @@ def read_graph(path: Path) -> onnx.ModelProto:
 
 def ffn_nodes(model: onnx.ModelProto) -> list[FfnNode]:
     """Return the graph's sparse feed-forward operators in order."""
-    found = []
+    found: list[FfnNode] = []
     for node in model.graph.node:
         if node.domain != DOMAIN or not node.op_type.startswith(_FFN):
             continue
@@ -184,7 +184,9 @@ def _opens(op: str) -> bool:
     attributes = {} if op.startswith("Linear") else {"activation": "relu", "threshold": 0.0}
     node = onnx.helper.make_node(op, inputs, ["y"], domain=DOMAIN, **attributes)
     value = onnx.helper.make_tensor_value_info
-    graph = onnx.helper.make_graph([node], "probe", [value("x", 1, [1, QUANT_BLOCK])], [value("y", 1, None)], initializers)
+    graph = onnx.helper.make_graph(
+        [node], "probe", [value("x", 1, [1, QUANT_BLOCK])], [value("y", 1, None)], initializers
+    )
     opsets = [onnx.helper.make_opsetid("", 20), onnx.helper.make_opsetid(DOMAIN, 1)]
     probe = onnx.helper.make_model(graph, opset_imports=opsets, ir_version=9)
     options = onnxruntime.SessionOptions()

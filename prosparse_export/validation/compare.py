@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import hashlib
+import json
+import math
 import time
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any
@@ -132,7 +134,7 @@ def _subject(folder: Path, path: Path, options: ValidationOptions, trust: bool) 
         folder=folder,
         path=path,
         graph=graph,
-        nodes=ffn_nodes(graph),
+        nodes=_as_exported(ffn_nodes(graph), layers),
         linears={layer["module"]: list(layer["linears"]) for layer in layers if layer.get("linears")},
         weights=weights,
         lossy=weights in ("i8", "i4") or weights not in ("f32", own),
@@ -143,9 +145,18 @@ def _subject(folder: Path, path: Path, options: ValidationOptions, trust: bool) 
     )
 
 
-def _config(folder: Path) -> Mapping[str, Any]:
-    import json
+def _as_exported(nodes: list[FfnNode], layers: Sequence[Mapping[str, Any]]) -> list[FfnNode]:
+    """Return the operators with the activation that the export found: what the graph says of it now may be wrong."""
+    found = {layer["module"]: layer for layer in layers}
+    return [
+        replace(node, activation=layer["activation"], threshold=layer["threshold"])
+        if (layer := found.get(node.module)) is not None
+        else node
+        for node in nodes
+    ]
 
+
+def _config(folder: Path) -> Mapping[str, Any]:
     try:
         values: Mapping[str, Any] = json.loads((folder / "config.json").read_text(encoding="utf-8"))
     except (OSError, ValueError):
@@ -196,6 +207,7 @@ class _Run:
         self.operators: tuple[OperatorCheck, ...] = ()
 
     def result(self) -> Validation:
+        """Run all stages."""
         s, options, tell = self.subject, self.options, self.tell
         original, exact = self._references()
         try:
@@ -238,7 +250,8 @@ class _Run:
         checks.append(Check("same bits in every run", again, "no differing bit", repeated.passed))
         checks += check_limits(options.limits, quality[1], sparsity, tuple(matches), self._greedy(original))
         findings: tuple[Finding, ...] = ()
-        if options.explain or (options.explain is None and not all(c.passed for c in checks)):
+        explained = options.explain and not all(c.passed for c in checks)
+        if explained:
             findings = self._explain()
         tell("done")
         return Validation(
@@ -255,6 +268,7 @@ class _Run:
             unknown_operators=unknown,
             checks=tuple(checks),
             findings=findings,
+            explained=explained,
             tokens=quality[1].tokens,
             texts={d.name: d.sha256 for d in self.documents},
             artifact=_describe(s.path, s.weights),
@@ -359,9 +373,21 @@ class _Run:
         model = s.load(low_memory=False)
         ids = self.windows[0].ids
         found = explain(
-            model, s.path, s.nodes, s.linears, ids, fused_attention=s.fused_attention, threads=self.options.threads, tell=self.tell
+            model,
+            s.path,
+            s.nodes,
+            s.linears,
+            ids,
+            fused_attention=s.fused_attention,
+            threads=self.options.threads,
+            tell=self.tell,
         )
-        return tuple(found)
+        wrong = [
+            Finding(name, o.layer, o.op, o.module, -1, math.nan, 0.0)
+            for o in self.operators
+            for name in o.wrong_weights
+        ]
+        return (*wrong, *found)
 
 
 def _measured(c: Comparison) -> str:

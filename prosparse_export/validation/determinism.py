@@ -40,7 +40,12 @@ class Determinism:
 
 
 def check_determinism(
-    path: str, windows: Sequence[Window], *, threads: int | None, whole: bool, open_model: type[SparseModel] = SparseModel
+    path: str,
+    windows: Sequence[Window],
+    *,
+    threads: int | None,
+    whole: bool,
+    open_model: type[SparseModel] = SparseModel,
 ) -> Determinism:
     """Run the text several times.
 

@@ -78,7 +78,12 @@ class Expected:
 
 
 def run_all(
-    model: SparseModel, label: str, expected: Expected, quality: QualitySum, original: Reference, tell: Callable[..., None]
+    model: SparseModel,
+    label: str,
+    expected: Expected,
+    quality: QualitySum,
+    original: Reference,
+    tell: Callable[..., None],
 ) -> tuple[list[Comparison], list[int]]:
     """Run ``model`` in every way.
 
@@ -118,9 +123,7 @@ def greedy_match(actual: NDArray[np.int64], continuation: Continuation) -> int:
     return int(wrong[0]) if len(wrong) else len(expected)
 
 
-def generate_greedily(
-    model: SparseModel, prompts: Sequence[NDArray[np.int64]], count: int
-) -> list[NDArray[np.int64]]:
+def generate_greedily(model: SparseModel, prompts: Sequence[NDArray[np.int64]], count: int) -> list[NDArray[np.int64]]:
     """Return ``count`` greedy tokens for each prompt of a batch; ends are ignored, as in the reference."""
     if count == 0:
         return [np.zeros(0, np.int64) for _ in prompts]

@@ -8,7 +8,7 @@ attention and norms: they are held against PyTorch; a block is held against floa
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import numpy as np
@@ -35,11 +35,11 @@ class Finding:
     """Where an artifact leaves its bound first.
 
     Attributes:
-        run: the way of running it.
+        run: the way of running it; for a stored weight its name.
         layer: number of the layer; None after the last one.
         op: the operator, or the part of the layer.
         module: the PyTorch module, if it is one.
-        token: first token (position in its text) that is beyond the bound.
+        token: first token (position in its text) that is beyond the bound; -1 for a stored weight.
         difference: by how much the worst number differs; NaN if it is none.
         bound: what was allowed for it.
     """
@@ -53,6 +53,8 @@ class Finding:
     bound: float
 
     def __str__(self) -> str:
+        if self.token < 0:
+            return f"layer {self.layer}: {self.op} ({self.module}): {self.run} is not the checkpoint's"
         where = "after the last layer" if self.layer is None else f"layer {self.layer}"
         module = f" ({self.module})" if self.module else ""
         return (
@@ -80,7 +82,9 @@ class Trace:
     logits: NDArray[np.float32]
 
 
-def open_probe(path: Path, nodes: Sequence[FfnNode], *, library: bool, threads: int | None) -> onnxruntime.InferenceSession:
+def open_probe(
+    path: Path, nodes: Sequence[FfnNode], *, library: bool, threads: int | None
+) -> onnxruntime.InferenceSession:
     """Open the artifact with every sparse operator's input and output as outputs of the graph."""
 
     def edit(model: onnx.ModelProto) -> None:
@@ -105,7 +109,10 @@ def run_probe(
         past = {name: value for name, value in out.items() if name.startswith("present.")}
         begin, width = begin + len(chunk), step
     last = parts[-1]
-    join = [tuple(np.concatenate(layer) for layer in zip(*(getattr(p, n) for p in parts), strict=True)) for n in ("inputs", "outputs")]
+    join = [
+        tuple(np.concatenate(layer) for layer in zip(*(getattr(p, n) for p in parts), strict=True))
+        for n in ("inputs", "outputs")
+    ]
     return Trace(join[0], join[1], last.keys, last.values, np.concatenate([p.logits for p in parts]))
 
 
@@ -186,7 +193,9 @@ def _steps(session: onnxruntime.InferenceSession, nodes: Sequence[FfnNode], ids:
     return [(ids[:_STEPS], run_probe(session, nodes, ids[:_STEPS], 1))]
 
 
-def _padded(session: onnxruntime.InferenceSession, nodes: Sequence[FfnNode], ids: NDArray[np.int64], fused: bool) -> Texts:
+def _padded(
+    session: onnxruntime.InferenceSession, nodes: Sequence[FfnNode], ids: NDArray[np.int64], fused: bool
+) -> Texts:
     texts = [ids[:n] for n in (max(len(ids) // 2, 1), max(len(ids) // 2 - 7, 1), max(len(ids) // 5, 1))]
     rows, mask = pad_left(texts)
     out = _run(session, rows, mask, None)
@@ -194,7 +203,7 @@ def _padded(session: onnxruntime.InferenceSession, nodes: Sequence[FfnNode], ids
     for row, text in enumerate(texts):
         tokens = slice(0, len(text)) if fused else slice(rows.shape[1] - len(text), None)
         trace = _trace(out, nodes, row, len(texts), tokens)
-        result.append((text, Trace(*(getattr(trace, n) for n in ("inputs", "outputs", "keys", "values")), trace.logits[-len(text) :])))
+        result.append((text, replace(trace, logits=trace.logits[-len(text) :])))
     return result
 
 
@@ -263,7 +272,7 @@ def _forced(
 
         return hook
 
-    def replace(i: int) -> Callable[..., torch.Tensor]:
+    def put(i: int) -> Callable[..., torch.Tensor]:
         def hook(_: torch.nn.Module, __: object, output: torch.Tensor) -> torch.Tensor:
             return torch.from_numpy(np.ascontiguousarray(trace.outputs[i])).reshape(output.shape).to(output.dtype)
 
@@ -272,12 +281,15 @@ def _forced(
     try:
         for i, names in enumerate(linears):
             handles.append(model.get_submodule(names[0]).register_forward_pre_hook(watch(i)))
-            handles.append(model.get_submodule(names[-1]).register_forward_hook(replace(i)))
+            handles.append(model.get_submodule(names[-1]).register_forward_hook(put(i)))
         with quiet():
             result = model(input_ids=torch.from_numpy(ids[None].copy()), use_cache=True)
     finally:
         for handle in handles:
             handle.remove()
     layers = getattr(result.past_key_values, "layers", [])
-    keys, values = [layer.keys[0].float().numpy() for layer in layers], [layer.values[0].float().numpy() for layer in layers]
+    keys, values = (
+        [layer.keys[0].float().numpy() for layer in layers],
+        [layer.values[0].float().numpy() for layer in layers],
+    )
     return [seen[i] for i in range(len(linears))], keys, values, result.logits[0].float().numpy()

@@ -24,7 +24,7 @@ from prosparse_export.errors import ProSparseError
 
 __all__ = ["LogitFile", "LogitWriter"]
 
-_NAMES = {"F32": np.dtype("<f4"), "I64": np.dtype("<i8")}
+_NAMES: dict[str, np.dtype[Any]] = {"F32": np.dtype("<f4"), "I64": np.dtype("<i8")}
 
 
 class LogitWriter:
@@ -181,6 +181,4 @@ def _open(target: Path | None, folder: Path, size: int) -> tuple[IO[bytes], Path
             return os.fdopen(number, "wb"), Path(name)
         if target is not None:
             break
-    raise ProSparseError(
-        f"reference: {folder}: cannot be written to", hint="choose a folder that you may write to"
-    )
+    raise ProSparseError(f"reference: {folder}: cannot be written to", hint="choose a folder that you may write to")

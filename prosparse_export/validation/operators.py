@@ -8,6 +8,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import onnx
@@ -64,7 +65,9 @@ def gamma(n: int) -> float:
     return n * U / (1 - n * U)
 
 
-def load_weights(model: PreTrainedModel, linears: Sequence[str], node: FfnNode) -> tuple[dict[str, NDArray[np.generic]], Weights]:
+def load_weights(
+    model: PreTrainedModel, linears: Sequence[str], node: FfnNode
+) -> tuple[dict[str, NDArray[np.generic]], Weights]:
     """Return what the artifact should store for a block, by input, and what that means in float64.
 
     Args:
@@ -81,7 +84,7 @@ def load_weights(model: PreTrainedModel, linears: Sequence[str], node: FfnNode) 
         arrays = stored_arrays(layer.weight.detach(), node.weights, is_down=role == "down")
         stored |= {next(inputs): array for array in arrays}
         columns = layer.weight.shape[0 if role == "down" else 1]
-        exact[role] = (arrays[0] if len(arrays) == 1 else dequantise(*arrays, columns)).astype(np.float64)
+        exact[role] = (arrays[0] if len(arrays) == 1 else _dequantised(arrays, columns)).astype(np.float64)
         width = columns if role == "down" else len(arrays[0])
         bias = getattr(layer, "bias", None)
         values = np.zeros(width, np.float32) if bias is None else bias.detach().float().numpy()
@@ -90,9 +93,12 @@ def load_weights(model: PreTrainedModel, linears: Sequence[str], node: FfnNode) 
     return stored, exact
 
 
-def check_weights(
-    model: onnx.ModelProto, folder: Path, stored: Mapping[str, NDArray[np.generic]]
-) -> tuple[str, ...]:
+def _dequantised(arrays: Sequence[NDArray[Any]], columns: int) -> NDArray[np.float32]:
+    integers, scales = arrays
+    return dequantise(integers, scales, columns)
+
+
+def check_weights(model: onnx.ModelProto, folder: Path, stored: Mapping[str, NDArray[np.generic]]) -> tuple[str, ...]:
     """Return the names of initializers that differ from ``stored`` in any bit."""
     wrong = []
     for name, expected in stored.items():

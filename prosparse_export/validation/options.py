@@ -27,7 +27,7 @@ class ValidationOptions:
         threads: intra-op threads, None for onnxruntime's default.
         repeat: compare bits over the whole text and over thread counts, not on a few tokens only.
         limits: what must hold besides.
-        explain: look for the first layer and operator beyond its bound even if all is well.
+        explain: if a check fails, look for the first layer and operator beyond its bound.
         save_reference: keep PyTorch's logits in this file.
         reference: take them from this file instead of running PyTorch.
         low_memory: hold the reference in the checkpoint's own 16 bits, one module at a time in float32.

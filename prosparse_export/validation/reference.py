@@ -134,13 +134,11 @@ def run_reference(
     continuations = [_continue(forward, prompt, greedy) for prompt in prompts]
     small: dict[str, NDArray[Any]] = {}
     for k, c in enumerate(continuations):
-        parts = {"ids": c.ids, "logits": c.logits, "greedy": c.greedy, "gaps": c.gaps}
+        parts: dict[str, NDArray[Any]] = {"ids": c.ids, "logits": c.logits, "greedy": c.greedy, "gaps": c.gaps}
         small |= {f"prompt.{k}.{name}": array for name, array in parts.items()}
     versions = {name: version(name) for name in ("torch", "transformers")}
     rows = sum(len(window.ids) - window.first for window in windows)
-    writer = LogitWriter(
-        target, scratch, {**metadata, **versions}, small, rows, int(continuations[0].logits.shape[1])
-    )
+    writer = LogitWriter(target, scratch, {**metadata, **versions}, small, rows, int(continuations[0].logits.shape[1]))
     try:
         for window in windows:
             progress(done, total)
@@ -177,7 +175,8 @@ def open_reference(path: Path, metadata: Mapping[str, str], prompts: int) -> Ref
     except KeyError:
         file.close()
         raise ProSparseError(
-            f"reference: {path}: expected {prompts} prompts, got {k}", hint="give the same --prompts as when it was made"
+            f"reference: {path}: expected {prompts} prompts, got {k}",
+            hint="give the same --prompts as when it was made",
         ) from None
     return _reference(file, continuations)
 
@@ -214,7 +213,9 @@ def artifact_forward(model: SparseModel) -> Forward:
 
 def _continue(forward: Forward, prompt: NDArray[np.int64], count: int) -> Continuation:
     first, cache = forward(prompt, None, True)
-    last, tokens, gaps = first[-1], [], []
+    last = first[-1]
+    tokens: list[int] = []
+    gaps: list[float] = []
     while len(tokens) < count:
         two = np.argpartition(last, -2)[-2:]
         gaps.append(float(abs(last[two[1]] - last[two[0]])))

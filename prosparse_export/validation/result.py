@@ -66,6 +66,7 @@ class Validation:
         unknown_operators: operators that the library lacks, so that their dense bodies ran.
         checks: everything that must hold, limits included.
         findings: what --explain found.
+        explained: --explain has looked.
         tokens: positions compared.
         texts: name and hash of the token ids of each text.
         artifact: SHA-256 of the graph file, and the size of its weights.
@@ -86,6 +87,7 @@ class Validation:
     unknown_operators: tuple[str, ...]
     checks: tuple[Check, ...]
     findings: tuple[Finding, ...]
+    explained: bool
     tokens: int
     texts: dict[str, str]
     artifact: dict[str, Any]
