@@ -7,6 +7,7 @@ nor a colour printer is needed. Figures are as wide as a phone, so that their te
 from __future__ import annotations
 
 from collections.abc import Callable
+from typing import Any
 
 import numpy as np
 from matplotlib.axes import Axes
@@ -56,9 +57,7 @@ def _shown(report: Report) -> list[int]:
     return sorted({round(k) for k in np.linspace(0, count - 1, min(_SHOWN, count))})
 
 
-def _lines(
-    axes: Axes, report: Report, values: Callable[[int], tuple[object, object]], *, markers: bool = False
-) -> None:
+def _lines(axes: Axes, report: Report, values: Callable[[int], tuple[Any, Any]], *, markers: bool = False) -> None:
     for k, i in enumerate(_shown(report)):
         x, y = values(i)
         axes.plot(

@@ -8,6 +8,7 @@ import os
 import re
 import tempfile
 from pathlib import Path
+from typing import Any
 
 from prosparse_export.errors import ProSparseError
 from prosparse_export.report.measure import Report
@@ -86,7 +87,8 @@ def write_json(report: Report, path: Path) -> None:
     _write(path, (json.dumps(report.to_dict(), indent=2) + "\n").encode())
 
 
-def _extra():  # type: ignore[no-untyped-def]  # a module
+def _extra() -> Any:
+    """Return jinja2."""
     try:
         import jinja2
         import matplotlib  # noqa: F401  # asked for here, used by charts
