@@ -15,6 +15,7 @@ os.environ.setdefault("HF_DATASETS_OFFLINE", "1")
 
 import lm_eval
 from lm_eval.models.huggingface import HFLM
+from lm_eval.tasks import TaskManager
 
 from prosparse_export import export_model
 from prosparse_export.export import ExportOptions
@@ -77,7 +78,11 @@ def tasks(tmp_path_factory: pytest.TempPathFactory) -> list[dict[str, Any]]:
 
 def evaluate(model: Any, tasks: list[dict[str, Any]]) -> dict[str, Any]:
     result = lm_eval.simple_evaluate(
-        model=model, tasks=[dict(t) for t in tasks], log_samples=True, bootstrap_iters=0, verbosity="ERROR"
+        model=model,
+        tasks=[dict(t) for t in tasks],
+        task_manager=TaskManager(include_defaults=False),  # else it reads thousands of files
+        log_samples=True,
+        bootstrap_iters=0,
     )
     assert result is not None
     return result
@@ -93,7 +98,7 @@ def test_scores_are_those_of_the_hugging_face_model(
     tasks: list[dict[str, Any]], demo_folder: Path, demo_f32: Path
 ) -> None:
     theirs = evaluate(HFLM(pretrained=str(demo_folder), device="cpu", dtype="float32", batch_size=1), tasks)
-    ours = evaluate(ProSparseLM(str(demo_f32)), tasks)
+    ours = evaluate(ProSparseLM(str(demo_f32), threads=1), tasks)
     for task in ("local_choice", "local_last_word", "local_text"):
         expected, actual = (sorted(r["samples"][task], key=lambda s: s["doc_id"]) for r in (theirs, ours))
         assert len(expected) == len(actual) == ITEMS
@@ -118,7 +123,7 @@ def _flat(sample: dict[str, Any]) -> list[tuple[float, bool]]:
 
 def test_a_batch_and_the_dense_twin_score_the_same(tasks: list[dict[str, Any]], demo_f32: Path) -> None:
     alone, batch, dense = (
-        evaluate(ProSparseLM(str(demo_f32), **options), tasks[:1])["samples"]["local_choice"]
+        evaluate(ProSparseLM(str(demo_f32), threads=1, **options), tasks[:1])["samples"]["local_choice"]
         for options in ({}, {"batch_size": 8}, {"library": "False"})
     )
     for one, *others in zip(alone, batch, dense, strict=True):
