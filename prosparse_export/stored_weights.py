@@ -4,14 +4,17 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterable, Sequence
+from typing import cast
 
+import ml_dtypes
 import numpy as np
 import torch
+from numpy.typing import NDArray
 from transformers import PreTrainedModel
 
 from graph_passes import Format, dequantise, quantise
 
-__all__ = ["checkpoint_format", "format_bound", "with_stored_weights"]
+__all__ = ["checkpoint_format", "format_bound", "stored_arrays", "with_stored_weights"]
 
 _CHECKPOINT: dict[str, Format] = {"float16": "f16", "bfloat16": "bf16"}
 
@@ -66,3 +69,18 @@ def _rounded(weight: torch.Tensor, weights: Format, *, is_down: bool) -> torch.T
     rounded = dequantise(*quantise(matrix.float().numpy(), weights), matrix.shape[1])
     result = torch.from_numpy(np.ascontiguousarray(rounded.T if is_down else rounded))
     return result.to(weight.dtype)
+
+
+def stored_arrays(weight: torch.Tensor, weights: str, *, is_down: bool) -> list[NDArray[np.generic]]:
+    """Return what an artifact stores for a matrix: the weights and, for i8 and i4, the scales.
+
+    Args:
+        weight: as PyTorch has it, ``[out, in]``.
+        weights: the artifact's format.
+        is_down: it is down_proj's, which is stored transposed.
+    """
+    matrix = (weight.T if is_down else weight).float().numpy()
+    if weights in ("i8", "i4"):
+        return list(quantise(matrix, cast("Format", weights)))
+    dtype = {"f32": np.float32, "f16": np.float16, "bf16": ml_dtypes.bfloat16}[weights]
+    return [matrix.astype(dtype)]

@@ -2,14 +2,19 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
 import platform
+from collections.abc import Iterator
 from dataclasses import asdict
 from importlib.metadata import PackageNotFoundError, version
+from pathlib import Path
+from typing import Any
 
 import click
 
 from prosparse_export.cli.command import CONTEXT, ProSparseCommand
+from prosparse_export.errors import ProSparseError
 
 __all__ = ["info_command"]
 
@@ -28,13 +33,21 @@ _EXAMPLES = """
 Examples:
   prosparse info
   PROSPARSE_ISA=avx2 prosparse info --json
+  prosparse info out/demo.onnx                # what it is, and what validate found
 """
 
 
 @click.command("info", cls=ProSparseCommand, context_settings=CONTEXT, epilog=_EXAMPLES)
+@click.argument("onnx_file", required=False, type=click.Path(path_type=Path))
 @click.option("--json", "as_json", is_flag=True, help="Print JSON.")
-def info_command(as_json: bool) -> None:
-    """Show versions, the operator library, and the instruction set that its kernels use."""
+def info_command(onnx_file: Path | None, as_json: bool) -> None:
+    """Show versions, the operator library, and the instruction set that its kernels use.
+
+    With ONNX_FILE: what its manifest says, and what `prosparse validate` found.
+    """
+    if onnx_file is not None:
+        _artifact(onnx_file, as_json=as_json)
+        return
     from prosparse_export.library import library_info
 
     library = library_info()
@@ -54,6 +67,58 @@ def info_command(as_json: bool) -> None:
     click.echo(f"ISA in the library: {', '.join(library.isa_compiled)}")
     click.echo(f"ISA of this machine: {', '.join(library.isa_supported)}")
     click.echo(f"ISA used: {library.isa_used or f'none: {library.error}'}")
+
+
+def _artifact(path: Path, *, as_json: bool) -> None:
+    from prosparse_export.artifact import read_manifest
+
+    if not path.is_file():
+        raise ProSparseError(f"model: {path}: expected an .onnx file, got no such file", hint="check the path")
+    manifest = read_manifest(path)
+    if not manifest:
+        raise ProSparseError(
+            f"manifest: {path.parent}: expected a prosparse.json beside the model, got none",
+            hint="only models from prosparse-export have one",
+        )
+    validation = manifest.get("validation")
+    if validation is not None:
+        digest = hashlib.sha256(path.read_bytes()).hexdigest()
+        validation["current"] = validation["artifact"]["sha256"] == digest
+    if as_json:
+        click.echo(json.dumps(manifest, indent=2))
+        return
+    ffn = manifest["ffn"]
+    click.echo(f"{path}: {manifest['source']['model_type']}, {manifest['weight_format']} weights")
+    click.echo(f"attention: {manifest['attention']}; onnxruntime {manifest['onnxruntime']}")
+    click.echo(f"sparse FFNs: {ffn['rewritten']}, refused: {ffn['refused']}")
+    click.echo("exported with: " + ", ".join(f"{name} {v}" for name, v in manifest["versions"].items()))
+    if validation is None:
+        click.echo(f"not validated: prosparse validate MODEL_DIR {path}")
+        return
+    for line in _validation_lines(validation):
+        click.echo(line)
+
+
+def _validation_lines(validation: dict[str, Any]) -> Iterator[str]:
+    verdict = "passed" if validation["passed"] else f"FAILED {len(validation['failed'])}"
+    stale = "" if validation["current"] else " (of another version of this file: validate again)"
+    yield f"validation: {verdict} of {validation['checks']} checks{stale}"
+    for check in validation["failed"]:
+        yield f"  broken: {check['name']}: measured {check['measured']}; allowed {check['allowed']}"
+    texts = ", ".join(f"{name} ({digest[:12]})" for name, digest in validation["texts"].items())
+    yield f"  text: {validation['tokens']} tokens of {texts}"
+    for q in validation["quality"]:
+        yield (
+            f"  {q['name']}: perplexity {_number(q['perplexity'])} (PyTorch {_number(q['reference_perplexity'])}), "
+            f"KL {_number(q['kl_mean'])}, top-1 {q['top1']:.2%}"
+        )
+    if validation["sparsity"] is not None:
+        yield f"  sparsity: {validation['sparsity']['mean']:.2%}"
+    yield "  with: " + ", ".join(f"{name} {v}" for name, v in validation["versions"].items())
+
+
+def _number(value: float | str) -> str:
+    return value if isinstance(value, str) else f"{value:.5g}"
 
 
 def _version(name: str) -> str:

@@ -3,8 +3,11 @@
 from __future__ import annotations
 
 import json
-from dataclasses import asdict
+import os
+import tempfile
+from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import click
 
@@ -17,71 +20,160 @@ __all__ = ["validate_command"]
 _EXAMPLES = """
 Examples:
   prosparse validate models/demo out/demo.onnx
-  prosparse validate MODEL_DIR out/7b.onnx --tokens 256 --step-tokens 32 --text mine.txt
-  prosparse validate models/demo out/demo.onnx --json > report.json   # exit 1 if beyond the bound
+  prosparse validate MODEL_DIR out/7b.onnx --text mine.txt --text other.txt --max-tokens 100000
+  prosparse validate models/demo out/demo.onnx --max-ppl-increase 0.5% --min-top1 99.5% --min-sparsity 80%
+  prosparse validate models/demo out/demo.onnx --limits limits.toml --junit report.xml --markdown summary.md
+  prosparse validate models/demo out/demo.onnx --json > report.json   # exit 1 if a check fails
+  prosparse validate MODEL_DIR out/7b.onnx --save-reference 7b.ref    # once, on a large machine
+  prosparse validate MODEL_DIR out/7b-i4.onnx --reference 7b.ref      # then without PyTorch's model
+
+Limits may be in a TOML file, options come first; docs/validation.md has an example.
 """
 
 
 @click.command("validate", cls=ProSparseCommand, context_settings=CONTEXT, epilog=_EXAMPLES)
 @click.argument("model_dir", type=click.Path(path_type=Path))
 @click.argument("onnx_file", type=click.Path(path_type=Path))
-@click.option("--text", "text_file", type=click.Path(exists=True, dir_okay=False, path_type=Path), help="Text, UTF-8.")
-@click.option("--tokens", type=click.IntRange(min=8), default=2048, show_default=True, help="Tokens of text.")
+@click.option("--text", "text_files", type=click.Path(path_type=Path), multiple=True, help="Text, UTF-8. Repeatable.")
+@click.option(
+    "--max-tokens", "--tokens", type=click.IntRange(min=16), default=2048, show_default=True, help="Tokens of text."
+)
 @click.option("--context", type=click.IntRange(min=8), default=512, show_default=True, help="Tokens per window.")
-@click.option("--step-tokens", type=click.IntRange(min=1), help="Tokens computed one by one.  [default: all]")
-@click.option("--greedy", type=click.IntRange(min=1), default=64, show_default=True, help="Tokens generated.")
+@click.option("--stride", type=click.IntRange(min=1), help="From window to window.  [default: half the context]")
+@click.option("--step-tokens", type=click.IntRange(min=1), default=512, show_default=True, help="Computed one by one.")
+@click.option(
+    "--greedy", type=click.IntRange(min=0), default=64, show_default=True, help="Tokens generated per prompt."
+)
+@click.option("--prompts", type=click.IntRange(min=1), default=3, show_default=True, help="Prompts, cut from the text.")
 @click.option("--max-abs-diff", type=float, help="Bound on a logit's difference.  [default: by weight format]")
+@click.option("--max-ppl-increase", metavar="SHARE", help="Limit, for instance 0.5%: relative to PyTorch's perplexity.")
+@click.option("--min-top1", metavar="SHARE", help="Limit: positions with PyTorch's likeliest token.")
+@click.option("--min-top5", metavar="SHARE", help="Limit: positions whose likeliest token is among PyTorch's five.")
+@click.option("--max-kl", type=click.FloatRange(min=0), help="Limit: mean KL divergence per token, nats.")
+@click.option("--min-greedy-match", metavar="SHARE", help="Limit: greedy tokens before the first that differs.")
+@click.option("--min-sparsity", "sparsities", metavar="SHARE", multiple=True, help='Limit: 80% or "layer 7: 85%".')
+@click.option("--limits", "limits_file", type=click.Path(path_type=Path), help="Limits from a TOML file.")
+@click.option("--explain", is_flag=True, help="If a check fails, name the first layer and operator beyond its bound.")
+@click.option("--repeat", is_flag=True, help="All of the text twice, with 1 and with several threads: the same bits.")
+@click.option("--save-reference", type=click.Path(path_type=Path), help="Keep PyTorch's logits in this file.")
+@click.option("--reference", type=click.Path(path_type=Path), help="Take them from this file instead.")
+@click.option("--low-memory", is_flag=True, help="Hold PyTorch's model in 16 bits, a module at a time in float32.")
 @click.option("--threads", type=click.IntRange(min=1), help="Intra-op threads.  [default: one per core]")
+@click.option("--record/--no-record", default=True, show_default=True, help="Put the result into prosparse.json.")
 @click.option("--trust-remote-code", is_flag=True, help="Let Python code in MODEL_DIR run. Read it first.")
 @click.option("-q", "--quiet", is_flag=True, help="No progress display.")
 @click.option("--json", "as_json", is_flag=True, help="Print JSON.")
+@click.option("--junit", type=click.Path(path_type=Path), help="Write JUnit XML, one case per check.")
+@click.option("--markdown", type=click.Path(path_type=Path), help="Write a Markdown summary.")
 def validate_command(
     model_dir: Path,
     onnx_file: Path,
-    text_file: Path | None,
-    tokens: int,
+    text_files: tuple[Path, ...],
+    max_tokens: int,
     context: int,
-    step_tokens: int | None,
+    stride: int | None,
+    step_tokens: int,
     greedy: int,
+    prompts: int,
     max_abs_diff: float | None,
+    max_ppl_increase: str | None,
+    min_top1: str | None,
+    min_top5: str | None,
+    max_kl: float | None,
+    min_greedy_match: str | None,
+    sparsities: tuple[str, ...],
+    limits_file: Path | None,
+    explain: bool,
+    repeat: bool,
+    save_reference: Path | None,
+    reference: Path | None,
+    low_memory: bool,
     threads: int | None,
+    record: bool,
     trust_remote_code: bool,
     quiet: bool,
     as_json: bool,
+    junit: Path | None,
+    markdown: Path | None,
 ) -> None:
-    """Compare ONNX_FILE, with and without the sparse kernels, with PyTorch on MODEL_DIR; exit 1 if they differ.
+    """Compare ONNX_FILE, with and without the sparse kernels, with PyTorch on MODEL_DIR; exit 1 if a check fails.
 
-    Logits of real text (bundled, or yours), in one go and token by token and as a left-padded batch,
-    and greedy generation. Two tokens whose logits are nearer than twice the bound count as a tie.
+    Exactness, always: logits of real text (bundled, or yours) in one go, token by token and as a left-padded batch,
+    greedy generation, every sparse operator against float64, and the same bits again, all with the weights as stored.
+    Two tokens whose logits are nearer than twice the bound count as a tie.
+
+    Quality: perplexity, KL divergence, top-1 and top-5 against PyTorch with the checkpoint's own weights, and
+    sparsity; these fail only by the limits that you set.
     """
+    if save_reference is not None and reference is not None:
+        raise click.UsageError("--save-reference and --reference exclude each other")
     with stages(quiet=quiet) as report:
         report("start", 0, 0)
-        from prosparse_export.validation import ValidationOptions, validate  # torch takes seconds to import
+        from prosparse_export.validation import (  # torch takes seconds to import
+            Limits,
+            ValidationOptions,
+            as_junit,
+            as_markdown,
+            as_text,
+            parse_share,
+            parse_sparsity,
+            read_limits,
+            read_text,
+            record_validation,
+            validate,
+        )
 
-        options = ValidationOptions(tokens, min(context, tokens), max_abs_diff, greedy, step_tokens, threads)
-        text = _read_text(text_file) if text_file else None
-        result = validate(model_dir, onnx_file, options, text=text, trust_remote_code=trust_remote_code, report=report)
-    if as_json:
-        values = {
-            "passed": result.passed,
-            "bound": result.max_abs_diff,
-            "comparisons": [asdict(c) for c in result.comparisons],
+        shares = {
+            "max_ppl_increase": max_ppl_increase,
+            "min_top1": min_top1,
+            "min_top5": min_top5,
+            "min_greedy_match": min_greedy_match,
         }
-        click.echo(json.dumps(values, indent=2))
-    else:
-        click.echo(f"{'run':40}{'tokens':>7}{'max |diff|':>12}{'top-1 differs':>15}{'ties':>6}{'greedy same':>14}")
-        for c in result.comparisons:
-            same = f"{c.greedy_tokens - c.greedy_differs} of {c.greedy_tokens}" if c.greedy_tokens else "-"
-            numbers = f"{c.tokens:7}{c.max_abs_diff:12.2e}{c.top1_differs:15}{c.ties:6}{same:>14}"
-            click.echo(f"{c.name:40}{numbers}{'' if c.passed else '  FAILED'}")
-        verdict = "passed" if result.passed else "FAILED"
-        click.echo(f"{verdict}: bound {result.max_abs_diff:g} on logits, top-1 and greedy tokens the same, ties apart")
+        given: dict[str, Any] = {
+            name: parse_share(value, "--" + name.replace("_", "-"))
+            for name, value in shares.items()
+            if value is not None
+        }
+        limits = read_limits(limits_file) if limits_file else Limits()
+        limits = limits.updated(parse_sparsity(sparsities)).updated(replace(Limits(max_kl=max_kl), **given))
+        options = ValidationOptions(
+            tokens=max_tokens,
+            context=context,
+            stride=stride,
+            max_abs_diff=max_abs_diff,
+            greedy=greedy,
+            prompts=prompts,
+            step_tokens=step_tokens,
+            threads=threads,
+            repeat=repeat,
+            limits=limits,
+            explain=explain,
+            save_reference=save_reference,
+            reference=reference,
+            low_memory=low_memory,
+        )
+        texts = [(path.name, read_text(path)) for path in text_files]
+        result = validate(
+            model_dir, onnx_file, options, texts=texts, trust_remote_code=trust_remote_code, report=report
+        )
+    for path, contents in ((junit, as_junit), (markdown, as_markdown)):
+        if path is not None:
+            _write(path, contents(result))
+    if record and not record_validation(onnx_file, result):
+        click.echo("note: prosparse.json was not updated: there is none, or its folder is read-only", err=True)
+    click.echo(json.dumps(result.to_dict(), indent=2) if as_json else as_text(result))
     if not result.passed:
         raise SystemExit(1)
 
 
-def _read_text(path: Path) -> str:
+def _write(path: Path, text: str) -> None:
     try:
-        return path.read_text(encoding="utf-8")
-    except (OSError, UnicodeDecodeError) as error:
-        raise ProSparseError(f"text: {path}: expected UTF-8 text, got {error}", hint="convert it to UTF-8") from error
+        handle, name = tempfile.mkstemp(prefix=f".{path.name}.", dir=path.parent)
+        with os.fdopen(handle, "w", encoding="utf-8") as stream:
+            stream.write(text)
+        os.chmod(name, 0o644)
+        os.replace(name, path)
+    except OSError as error:
+        raise ProSparseError(
+            f"output: {path}: cannot be written: {error.strerror}", hint="choose a folder that you may write to"
+        ) from error

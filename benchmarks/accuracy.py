@@ -1,0 +1,83 @@
+"""Accuracy, size and decode speed of one checkpoint in every weight format: one table.
+
+    python benchmarks/accuracy.py models/demo
+    python benchmarks/accuracy.py MODEL_DIR --text mine.txt --max-tokens 8192 --formats f32,i4
+
+Each format is exported, validated (every check, on the same text) and timed: greedy decode of one sequence, sparse
+and dense (the same file without the library) in turns in one process, medians and quartiles of the ratio.
+The last column is validate's time as a multiple of the three runs by themselves: PyTorch, without and with library
+over the same windows. A failed check ends the run with exit 1.
+"""
+
+from __future__ import annotations
+
+import sys
+import tempfile
+import time
+from pathlib import Path
+
+import click
+import numpy as np
+
+from prosparse_export import export_model
+from prosparse_export.export import ExportOptions
+from prosparse_export.runtime import SparseModel
+from prosparse_export.validation import Validation, ValidationOptions, default_text, read_text, validate
+
+_ROUNDS, _STEPS = 9, 32
+
+
+@click.command()
+@click.argument("model", type=click.Path(exists=True, file_okay=False, path_type=Path))
+@click.option("--text", "text_file", type=click.Path(path_type=Path))
+@click.option("--max-tokens", default=2048, show_default=True)
+@click.option("--formats", default="f32,bf16,f16,i8,i4", show_default=True)
+@click.option("--threads", default=1, show_default=True)
+def main(model: Path, text_file: Path | None, max_tokens: int, formats: str, threads: int) -> None:
+    """Print the table for MODEL, a model folder."""
+    text = read_text(text_file) if text_file else default_text()
+    click.echo(f"{model}, {max_tokens} tokens, {threads} threads")
+    click.echo("| weights | MB | perplexity | change | KL mean | top-1 | sparsity | sparse tok/s | x dense | time |")
+    click.echo("|---|---|---|---|---|---|---|---|---|---|")
+    passed = True
+    for weights in formats.split(","):
+        with tempfile.TemporaryDirectory() as folder:
+            path = export_model(model, Path(folder) / "m.onnx", ExportOptions(weights=weights)).path  # type: ignore[arg-type]
+            began = time.perf_counter()
+            options = ValidationOptions(tokens=max_tokens, threads=threads)
+            result = validate(model, path, options, text=text)
+            click.echo(_row(weights, path, result, time.perf_counter() - began, threads))
+            passed &= result.passed
+    sys.exit(0 if passed else 1)
+
+
+def _row(weights: str, path: Path, result: Validation, seconds: float, threads: int) -> str:
+    q = result.quality[1]
+    rate, low, ratio, high = _decode(path, threads)
+    runs = sum(s for stage, s in result.seconds.items() if stage.startswith(("PyTorch", "with")))
+    mark = "" if result.passed else " FAILED"
+    sparsity = result.sparsity.mean if result.sparsity is not None else 0.0
+    return (
+        f"| {weights}{mark} | {result.artifact['bytes'] / 1e6:.1f} | {q.perplexity:.3f} | {q.perplexity_increase:+.3%} "
+        f"| {q.kl_mean:.1e} | {q.top1:.2%} | {sparsity:.2%} | {rate:.0f} | {ratio:.2f} [{low:.2f}, {high:.2f}] "
+        f"| {seconds / runs:.2f} |"
+    )
+
+
+def _decode(path: Path, threads: int) -> tuple[float, float, float, float]:
+    """Return tokens/s with the library, and the quartiles of its ratio to the dense twin."""
+    models = [SparseModel.open(path, library=library, threads=threads) for library in (True, False)]
+    times = np.zeros((_ROUNDS, 2))
+    for number in range(-1, _ROUNDS):
+        for i, model in enumerate(models):
+            began = time.perf_counter()
+            for _ in model.stream([[5, 6, 7]], max_new_tokens=_STEPS):
+                pass
+            if number >= 0:  # the first round warms up
+                times[number, i] = time.perf_counter() - began
+    low, middle, high = np.quantile(times[:, 1] / times[:, 0], [0.25, 0.5, 0.75])
+    return _STEPS / float(np.median(times[:, 0])), float(low), float(middle), float(high)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,117 @@
+"""Time of each sparse operator, against its own dense body on stock onnxruntime, for one token."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import onnx
+import onnxruntime
+from numpy.typing import NDArray
+
+from prosparse_export.probe import FfnNode, add_output, edited_session
+
+__all__ = ["LayerSpeed", "measure_speed"]
+
+_ROUNDS = 15
+_TOKENS = 16
+
+
+@dataclass(frozen=True)
+class LayerSpeed:
+    """One operator by itself, one token a call, the two ways in turns.
+
+    Attributes:
+        sparse_us: median time of a call with the library, microseconds.
+        dense_us: without it: the operator's body on stock onnxruntime.
+        ratio: median over rounds of dense / sparse.
+        ratio_low: first quartile.
+        ratio_high: third quartile.
+    """
+
+    sparse_us: float
+    dense_us: float
+    ratio: float
+    ratio_low: float
+    ratio_high: float
+
+
+def measure_speed(
+    path: Path,
+    nodes: Sequence[FfnNode],
+    ids: NDArray[np.int64],
+    *,
+    threads: int | None,
+    report: Callable[[str, int, int], None] = lambda *_: None,
+) -> Iterator[LayerSpeed]:
+    """Yield each operator's times, on inputs that it really gets for the tokens ``ids``."""
+    inputs = _inputs(path, nodes, ids, threads)
+    for i, node in enumerate(nodes):
+        report("speed", i, len(nodes))
+        sessions = [_alone(path, node, library=library, threads=threads) for library in (True, False)]
+        rows = inputs[i]
+        rounds = [[_round(session, rows) for session in sessions] for _ in range(_ROUNDS + 1)][1:]
+        times = np.asarray(rounds)
+        low, middle, high = np.quantile(times[:, 1] / times[:, 0], [0.25, 0.5, 0.75])
+        sparse, dense = np.median(times, axis=0) * 1e6 / len(rows)
+        yield LayerSpeed(float(sparse), float(dense), float(middle), float(low), float(high))
+
+
+def _inputs(
+    path: Path, nodes: Sequence[FfnNode], ids: NDArray[np.int64], threads: int | None
+) -> list[list[NDArray[np.float32]]]:
+    """Return for each operator single rows of its input."""
+    names = [node.node.input[0] for node in nodes]
+
+    def edit(model: onnx.ModelProto) -> None:
+        for name in names:
+            add_output(model, name)
+
+    session = edited_session(path, edit, library=True, threads=threads)
+    feeds: dict[str, NDArray[np.generic]] = {}
+    for value in session.get_inputs():
+        if value.name.startswith("past_key_values."):
+            feeds[value.name] = np.zeros((1, value.shape[1], 0, value.shape[3]), np.float32)
+        elif value.name == "attention_mask":
+            feeds[value.name] = np.ones((1, len(ids)), np.int64)
+        else:
+            feeds[value.name] = (ids if value.name == "input_ids" else np.arange(len(ids)))[None]
+    values = session.run(names, feeds)
+    result = []
+    for value in values:
+        rows = value.reshape(-1, value.shape[-1])[-_TOKENS:]
+        shape = (1,) * (value.ndim - 1) + (value.shape[-1],)
+        result.append([np.ascontiguousarray(row).reshape(shape) for row in rows])
+    return result
+
+
+def _alone(path: Path, node: FfnNode, *, library: bool, threads: int | None) -> onnxruntime.InferenceSession:
+    """Open a graph of one operator with the artifact's weights."""
+
+    def edit(model: onnx.ModelProto) -> None:
+        graph = model.graph
+        keep = set(node.node.input)
+        initializers = [t for t in graph.initializer if t.name in keep]
+        shape = [v for v in graph.value_info if v.name in (node.node.input[0], node.node.output[0])]
+        for field in ("node", "initializer", "input", "output", "value_info"):
+            graph.ClearField(field)
+        graph.node.append(node.node)
+        graph.initializer.extend(initializers)
+        rank = next((len(v.type.tensor_type.shape.dim) for v in shape if v.name == node.node.input[0]), 3)
+        width = next(t.dims[-1] for t in initializers if t.name == node.node.input[-1])
+        dims = [f"d{k}" for k in range(rank - 1)] + [width]
+        graph.input.append(onnx.helper.make_tensor_value_info(node.node.input[0], 1, dims))
+        graph.output.append(onnx.helper.make_tensor_value_info(node.node.output[0], 1, dims))
+
+    return edited_session(path, edit, library=library, threads=threads)
+
+
+def _round(session: onnxruntime.InferenceSession, rows: list[NDArray[np.float32]]) -> float:
+    name = session.get_inputs()[0].name
+    began = time.perf_counter()
+    for row in rows:
+        session.run(None, {name: row})
+    return time.perf_counter() - began

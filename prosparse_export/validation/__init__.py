@@ -1,0 +1,37 @@
+"""Compare an artifact with the PyTorch model that it came from, on real text; docs/validation.md."""
+
+from prosparse_export.validation.compare import validate
+from prosparse_export.validation.determinism import Determinism
+from prosparse_export.validation.exactness import Comparison
+from prosparse_export.validation.explain import Finding
+from prosparse_export.validation.limits import Limits, parse_share, parse_sparsity, read_limits
+from prosparse_export.validation.manifest import record_validation
+from prosparse_export.validation.metrics import Quality
+from prosparse_export.validation.operators import OperatorCheck
+from prosparse_export.validation.options import ValidationOptions
+from prosparse_export.validation.render import as_junit, as_markdown, as_text
+from prosparse_export.validation.result import Check, Sparsity, Validation
+from prosparse_export.validation.text import default_text, read_text
+
+__all__ = [
+    "Check",
+    "Comparison",
+    "Determinism",
+    "Finding",
+    "Limits",
+    "OperatorCheck",
+    "Quality",
+    "Sparsity",
+    "Validation",
+    "ValidationOptions",
+    "as_junit",
+    "as_markdown",
+    "as_text",
+    "default_text",
+    "parse_share",
+    "parse_sparsity",
+    "read_limits",
+    "read_text",
+    "record_validation",
+    "validate",
+]

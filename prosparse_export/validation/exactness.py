@@ -1,0 +1,185 @@
+"""Does the artifact compute what it should, in every way of running it?"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, replace
+
+import numpy as np
+from numpy.typing import NDArray
+
+from prosparse_export.runtime import Cache, SparseModel
+from prosparse_export.validation.metrics import Difference, QualitySum
+from prosparse_export.validation.options import ValidationOptions
+from prosparse_export.validation.reference import Continuation, Reference
+from prosparse_export.validation.text import Window
+
+__all__ = ["Comparison", "Expected", "generate_greedily", "greedy_match", "run_all"]
+
+Progress = Callable[[int, int], None]
+
+
+@dataclass(frozen=True)
+class Comparison:
+    """One way of running the artifact against the dense model of the same stored weights.
+
+    Attributes:
+        name: what was run.
+        tokens: positions compared.
+        max_abs_diff: largest difference of a logit; NaN if there was one.
+        top1_differs: positions where the likeliest token differs beyond a tie.
+        ties: positions where it differs and the reference's own two best are within twice the bound.
+        greedy_tokens: generated tokens compared; 0 if none.
+        greedy_differs: those that differ, up to and from the first difference beyond a tie.
+        passed: all within the bounds.
+    """
+
+    name: str
+    tokens: int
+    max_abs_diff: float
+    top1_differs: int
+    ties: int
+    greedy_tokens: int
+    greedy_differs: int
+    passed: bool
+
+
+@dataclass(frozen=True)
+class Expected:
+    """What a run is held against.
+
+    Attributes:
+        reference: logits and continuations.
+        windows: of the text.
+        bound: on a logit's difference.
+        options: how much to run.
+    """
+
+    reference: Reference
+    windows: Sequence[Window]
+    bound: float
+    options: ValidationOptions
+
+    def comparison(self, name: str, difference: Difference, generated: Sequence[NDArray[np.int64]]) -> Comparison:
+        """Judge a run by its logits and generated tokens (one array per prompt, or none)."""
+        tokens, differs = 0, 0
+        for actual, continuation in zip(generated, self.reference.continuations, strict=False):
+            expected, gaps = continuation.greedy[: len(actual)], continuation.gaps
+            end = len(expected)
+            wrong = np.flatnonzero(actual[:end] != expected)
+            if len(wrong) and gaps[wrong[0]] <= 2 * self.bound:
+                end = int(wrong[0])  # a tie: what follows it may differ by right
+            else:
+                differs += len(wrong)
+            tokens += end
+        d = difference
+        passed = d.max_abs_diff <= self.bound and d.differs == 0 and differs == 0
+        return Comparison(name, d.tokens, d.max_abs_diff, d.differs, d.ties, tokens, differs, passed)
+
+
+def run_all(
+    model: SparseModel,
+    label: str,
+    expected: Expected,
+    quality: QualitySum,
+    original: Reference,
+    tell: Callable[..., None],
+) -> tuple[list[Comparison], list[int]]:
+    """Run ``model`` in every way.
+
+    Args:
+        model: the artifact in a session.
+        label: goes in front of the names.
+        expected: what it must equal.
+        quality: gets the logits of the whole text, against ``original``.
+        original: PyTorch with the checkpoint's own weights.
+        tell: progress, called with (stage, done, total).
+
+    Returns:
+        the comparisons, and for every prompt how many greedy tokens equal ``original``'s before the first that differs.
+    """
+    results = []
+    name = f"{label}: prefill in one go"
+    generated = [generate_greedily(model, [c.ids], expected.options.greedy)[0] for c in original.continuations]
+    difference = _prefill(model, expected, quality, original, lambda d, t: tell(name, d, t))
+    results.append(expected.comparison(name, difference, generated))
+    matches = [greedy_match(ids, c) for ids, c in zip(generated, original.continuations, strict=True)]
+    name = f"{label}: token by token"
+    results.append(expected.comparison(name, _by_token(model, expected, lambda d, t: tell(name, d, t)), []))
+    count = len(expected.reference.continuations)
+    if count > 1:
+        name = f"{label}: batch of {count}, left padded"
+        tell(name, 0, 0)
+        prompts = [c.ids for c in expected.reference.continuations]
+        batch = generate_greedily(model, prompts, expected.options.greedy)
+        results.append(expected.comparison(name, _padded(model, expected), batch))
+    return results, matches
+
+
+def greedy_match(actual: NDArray[np.int64], continuation: Continuation) -> int:
+    """Return how many tokens are the reference's before the first that differs."""
+    expected = continuation.greedy[: len(actual)]
+    wrong = np.flatnonzero(actual[: len(expected)] != expected)
+    return int(wrong[0]) if len(wrong) else len(expected)
+
+
+def generate_greedily(model: SparseModel, prompts: Sequence[NDArray[np.int64]], count: int) -> list[NDArray[np.int64]]:
+    """Return ``count`` greedy tokens for each prompt of a batch; ends are ignored, as in the reference."""
+    if count == 0:
+        return [np.zeros(0, np.int64) for _ in prompts]
+    endless = replace(model, stop=frozenset())
+    steps = list(endless.stream([list(map(int, prompt)) for prompt in prompts], max_new_tokens=count))
+    return list(np.stack(steps, axis=1))
+
+
+def _prefill(
+    model: SparseModel, expected: Expected, quality: QualitySum, original: Reference, progress: Progress
+) -> Difference:
+    difference = Difference()
+    total, done = sum(len(w.ids) for w in expected.windows), 0
+    for (window, rows), (_, own) in zip(
+        expected.reference.rows(expected.windows), original.rows(expected.windows), strict=True
+    ):
+        progress(done, total)
+        logits = model.forward(window.ids[None], np.ones((1, len(window.ids)), np.int64))[0][0, window.first :]
+        difference.add(logits, rows, expected.bound)
+        quality.add(logits, own, window.targets)
+        done += len(window.ids)
+    return difference
+
+
+def _by_token(model: SparseModel, expected: Expected, progress: Progress) -> Difference:
+    difference = Difference()
+    left, total = expected.options.step_tokens, expected.options.step_tokens
+    for window, rows in expected.reference.rows(expected.windows):
+        if left <= 0:
+            break
+        if window.first:  # its rows begin in the middle of a context
+            continue
+        count = min(left, len(window.ids))
+        cache: Cache | None = None
+        for i in range(count):
+            progress(total - left, total)
+            logits, cache = model.forward(window.ids[None, i : i + 1], np.ones((1, i + 1), np.int64), cache)
+            difference.add(logits[0], rows[i : i + 1], expected.bound)
+            left -= 1
+    return difference
+
+
+def _padded(model: SparseModel, expected: Expected) -> Difference:
+    difference = Difference()
+    prompts = expected.reference.continuations
+    ids, mask = pad_left([c.ids for c in prompts])
+    logits, _ = model.forward(ids, mask)
+    for row, c in enumerate(prompts):
+        difference.add(logits[row, -len(c.ids) :], c.logits, expected.bound)
+    return difference
+
+
+def pad_left(prompts: Sequence[NDArray[np.int64]]) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
+    """Return ids and mask, ``[batch, longest]``, of prompts padded on the left."""
+    width = max(map(len, prompts))
+    ids, mask = np.zeros((len(prompts), width), np.int64), np.zeros((len(prompts), width), np.int64)
+    for row, prompt in enumerate(prompts):
+        ids[row, width - len(prompt) :], mask[row, width - len(prompt) :] = prompt, 1
+    return ids, mask

@@ -1,0 +1,132 @@
+"""Limits that CI holds a model to, from options or a TOML file."""
+
+from __future__ import annotations
+
+import re
+import sys
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass, field, fields, replace
+from pathlib import Path
+from typing import Any
+
+from prosparse_export.errors import ProSparseError
+
+if sys.version_info >= (3, 11):
+    import tomllib
+else:
+    import tomli as tomllib
+
+__all__ = ["Limits", "parse_share", "parse_sparsity", "read_limits"]
+
+_LAYER = re.compile(r"layer\s+(\d+)\s*:\s*(.+)", re.IGNORECASE)
+
+
+@dataclass(frozen=True)
+class Limits:
+    """What must hold; None for no limit. Shares are 0 to 1.
+
+    They are about the artifact as it is run, with the library, against PyTorch with the checkpoint's own weights.
+    That every run computes what PyTorch does with the *stored* weights is checked always and is no limit.
+
+    Attributes:
+        max_ppl_increase: relative increase of perplexity.
+        min_top1: share of positions with PyTorch's likeliest token.
+        min_top5: share of positions whose likeliest token is among PyTorch's five.
+        max_kl: mean KL divergence per position, nats.
+        min_sparsity: share of exact zeros at down_proj's input, mean over layers.
+        min_sparsity_by_layer: the same for single layers.
+        min_greedy_match: share of greedily generated tokens before the first that differs, mean over prompts.
+    """
+
+    max_ppl_increase: float | None = None
+    min_top1: float | None = None
+    min_top5: float | None = None
+    max_kl: float | None = None
+    min_sparsity: float | None = None
+    min_sparsity_by_layer: Mapping[int, float] = field(default_factory=dict)
+    min_greedy_match: float | None = None
+
+    def updated(self, other: Limits) -> Limits:
+        """Return these limits with those that ``other`` sets."""
+        given = {f.name: v for f in fields(other) if (v := getattr(other, f.name)) is not None}
+        layers = {**self.min_sparsity_by_layer, **other.min_sparsity_by_layer}
+        return replace(self, **{**given, "min_sparsity_by_layer": layers})
+
+
+def parse_share(text: str | float, where: str) -> float:
+    """Return "0.5%" or 0.005 as 0.005.
+
+    Raises:
+        ProSparseError: it is neither, or not between 0 and 100 %.
+    """
+    try:
+        if isinstance(text, bool):
+            raise ValueError
+        number = float(text.strip().removesuffix("%")) if isinstance(text, str) else float(text)
+    except (ValueError, AttributeError):
+        raise ProSparseError(
+            f"limits: {where}: expected a share like 99.5% or 0.995, got {text!r}", hint="write for instance 80%"
+        ) from None
+    share = number / 100 if isinstance(text, str) and text.strip().endswith("%") else number
+    if not 0 <= share <= 1:
+        raise ProSparseError(
+            f"limits: {where}: expected 0% to 100% (or 0 to 1), got {text!r}", hint="did you forget the % sign?"
+        )
+    return share
+
+
+def parse_sparsity(texts: Iterable[str]) -> Limits:
+    """Return the limits of "80%" and "layer 7: 85%".
+
+    Raises:
+        ProSparseError: a text is neither.
+    """
+    total: float | None = None
+    layers: dict[int, float] = {}
+    for text in texts:
+        match = _LAYER.fullmatch(text.strip())
+        if match:
+            layers[int(match[1])] = parse_share(match[2], "min-sparsity")
+        else:
+            total = parse_share(text, "min-sparsity")
+    return Limits(min_sparsity=total, min_sparsity_by_layer=layers)
+
+
+def read_limits(path: Path) -> Limits:
+    """Return the limits in a TOML file.
+
+    Keys are the names of `Limits`; ``min_sparsity_by_layer`` is a table of layer number and share.
+
+    Raises:
+        ProSparseError: it cannot be read, or has a key that is no limit.
+    """
+    try:
+        values: dict[str, Any] = tomllib.loads(path.read_text(encoding="utf-8"))
+    except OSError as error:
+        raise ProSparseError(f"limits: {path}: cannot be read: {error.strerror}", hint="check the path") from error
+    except ValueError as error:
+        raise ProSparseError(f"limits: {path}: expected TOML, got: {error}", hint="see docs/validation.md") from error
+    known = {f.name for f in fields(Limits)}
+    unknown = sorted(set(values) - known)
+    if unknown:
+        raise ProSparseError(
+            f"limits: {path}: unknown key {', '.join(map(repr, unknown))}",
+            hint=f"known keys: {', '.join(sorted(known))}",
+        )
+    layers = values.pop("min_sparsity_by_layer", {})
+    if not isinstance(layers, dict) or not all(str(key).isdecimal() for key in layers):
+        raise ProSparseError(
+            f"limits: {path}: min_sparsity_by_layer: expected a table of layer numbers, got {layers!r}",
+            hint='write for instance: [min_sparsity_by_layer] and below it 7 = "85%"',
+        )
+    parsed = {key: _number(path, key, value) for key, value in values.items()}
+    shares = {int(key): parse_share(value, f"{path}: layer {key}") for key, value in layers.items()}
+    return Limits(**parsed, min_sparsity_by_layer=shares)
+
+
+def _number(path: Path, key: str, value: Any) -> float:
+    if key == "max_kl":
+        if isinstance(value, bool) or not isinstance(value, (int, float)) or not value >= 0:
+            raise ProSparseError(f"limits: {path}: max_kl: expected a number >= 0, got {value!r}", hint="unit: nats")
+        return float(value)
+    return parse_share(value, f"{path}: {key}")

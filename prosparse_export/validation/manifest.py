@@ -1,0 +1,50 @@
+"""The result in the artifact's manifest, where `prosparse info` finds it."""
+
+from __future__ import annotations
+
+import json
+import os
+import tempfile
+from pathlib import Path
+from typing import Any
+
+from prosparse_export.artifact import MANIFEST, read_manifest
+from prosparse_export.validation.result import Validation
+
+__all__ = ["record_validation", "summary"]
+
+
+def summary(result: Validation) -> dict[str, Any]:
+    """Return what the manifest keeps of a validation."""
+    values = result.to_dict()
+    kept = ("passed", "bound", "exact_against", "tokens", "texts", "artifact", "versions", "quality", "sparsity")
+    short = {key: values[key] for key in (*kept, "lossy", "greedy_match", "greedy_tokens")}
+    failed = [check for check in values["checks"] if not check["passed"]]
+    return {**short, "checks": len(values["checks"]), "failed": failed}
+
+
+def record_validation(path: Path, result: Validation) -> bool:
+    """Write the result into prosparse.json beside the graph ``path``, all or nothing.
+
+    Returns:
+        False where there is no manifest, or the folder cannot be written to.
+    """
+    manifest = read_manifest(path)
+    if not manifest:
+        return False
+    manifest["validation"] = summary(result)
+    text = json.dumps(manifest, indent=2, ensure_ascii=False) + "\n"
+    target = path.parent / MANIFEST
+    try:
+        handle, name = tempfile.mkstemp(prefix=f".{MANIFEST}.", dir=path.parent)
+    except OSError:
+        return False
+    try:
+        with os.fdopen(handle, "w", encoding="utf-8") as stream:
+            stream.write(text)
+        os.chmod(name, target.stat().st_mode & 0o777)  # mkstemp's file is the owner's alone
+        os.replace(name, target)
+    except OSError:
+        Path(name).unlink(missing_ok=True)
+        return False
+    return True

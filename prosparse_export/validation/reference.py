@@ -1,0 +1,256 @@
+"""The reference's logits and greedy continuations: computed here or read from a file."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from importlib.metadata import version
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from transformers import PreTrainedModel
+
+from prosparse_export.errors import ProSparseError
+from prosparse_export.model_folder import quiet
+from prosparse_export.runtime import SparseModel
+from prosparse_export.validation.logit_file import LogitFile, LogitWriter
+from prosparse_export.validation.text import Document, Window
+
+__all__ = [
+    "Continuation",
+    "Reference",
+    "artifact_forward",
+    "cut_prompts",
+    "fingerprint",
+    "one_module_at_a_time",
+    "open_reference",
+    "run_reference",
+    "torch_forward",
+]
+
+_LONGEST_PROMPT = 256
+Progress = Callable[[int, int], None]
+Forward = Callable[[NDArray[np.int64], Any, bool], tuple[NDArray[np.float32], Any]]
+"""Ids ``[tokens]``, a cache or None, keep a cache? -> logits ``[tokens, vocabulary]``, the longer cache."""
+
+
+@dataclass(frozen=True)
+class Continuation:
+    """A prompt and how PyTorch continues it.
+
+    Attributes:
+        ids: the prompt, ``[tokens]``.
+        logits: its logits, ``[tokens, vocabulary]``.
+        greedy: the tokens that follow greedily.
+        gaps: for each of those, the distance of PyTorch's two best logits.
+    """
+
+    ids: NDArray[np.int64]
+    logits: NDArray[np.float32]
+    greedy: NDArray[np.int64]
+    gaps: NDArray[np.float32]
+
+
+@dataclass(frozen=True)
+class Reference:
+    """The reference for one text.
+
+    Attributes:
+        file: logits, in the order of the windows.
+        continuations: one per prompt.
+        largest: the largest absolute logit.
+    """
+
+    file: LogitFile
+    continuations: tuple[Continuation, ...]
+    largest: float
+
+    def rows(self, windows: Sequence[Window]) -> Iterator[tuple[Window, NDArray[np.float32]]]:
+        """Yield each window with the logits of its tokens from `Window.first` on."""
+        first = 0
+        for window in windows:
+            count = len(window.ids) - window.first
+            yield window, self.file.logits(first, count)
+            first += count
+
+
+def cut_prompts(documents: Sequence[Document], count: int, context: int) -> list[NDArray[np.int64]]:
+    """Return prompts from places all over the text, of different lengths, so that a batch of them is padded."""
+    longest = max(min(context // 2, _LONGEST_PROMPT), 1)
+    lengths = [longest, max(longest - 7, 1), max(longest // 4, 1), max(longest // 2 + 3, 1)]
+    prompts = []
+    for k in range(count):
+        ids = documents[k % len(documents)].ids
+        begin = (len(ids) * (k // len(documents))) // max(-(-count // len(documents)), 1)
+        prompts.append(ids[begin : begin + lengths[k % len(lengths)]])
+    return prompts
+
+
+def fingerprint(windows: Sequence[Window], documents: Sequence[Document], sources: Mapping[str, str]) -> dict[str, str]:
+    """Return what a reference file must agree on."""
+    cut = [[window.document, len(window.ids), window.first] for window in windows]
+    return {
+        "format": "prosparse reference 1",
+        "texts": json.dumps({document.name: document.sha256 for document in documents}),
+        "windows": json.dumps(cut),
+        "model": json.dumps(dict(sources), sort_keys=True),
+    }
+
+
+def run_reference(
+    forward: Forward,
+    windows: Sequence[Window],
+    prompts: Sequence[NDArray[np.int64]],
+    greedy: int,
+    metadata: Mapping[str, str],
+    *,
+    target: Path | None,
+    scratch: Path,
+    progress: Progress,
+) -> Reference:
+    """Run a model over the windows and continue the prompts.
+
+    Args:
+        forward: the model; see `torch_forward`, `artifact_forward`.
+        windows: of the text.
+        prompts: to continue; at least one.
+        greedy: tokens to generate for each.
+        metadata: from `fingerprint`.
+        target: file for the logits; None for one that vanishes.
+        scratch: where that one lies.
+        progress: called with tokens done and in all.
+
+    Raises:
+        ProSparseError: there is no room for the logits.
+    """
+    total = sum(len(window.ids) for window in windows)
+    done = 0
+    progress(0, total)
+    continuations = [_continue(forward, prompt, greedy) for prompt in prompts]
+    small: dict[str, NDArray[Any]] = {}
+    for k, c in enumerate(continuations):
+        parts: dict[str, NDArray[Any]] = {"ids": c.ids, "logits": c.logits, "greedy": c.greedy, "gaps": c.gaps}
+        small |= {f"prompt.{k}.{name}": array for name, array in parts.items()}
+    versions = {name: version(name) for name in ("torch", "transformers")}
+    rows = sum(len(window.ids) - window.first for window in windows)
+    writer = LogitWriter(target, scratch, {**metadata, **versions}, small, rows, int(continuations[0].logits.shape[1]))
+    try:
+        for window in windows:
+            progress(done, total)
+            writer.add(forward(window.ids, None, False)[0][window.first :])
+            done += len(window.ids)
+        file = writer.finish()
+    except BaseException:
+        writer.discard()
+        raise
+    return _reference(file, continuations)
+
+
+def open_reference(path: Path, metadata: Mapping[str, str], prompts: int) -> Reference:
+    """Open a file from ``--save-reference``.
+
+    Raises:
+        ProSparseError: it is of another text, model or cut, or no such file.
+    """
+    file = LogitFile.open(path)
+    differences = [
+        ("model", "model", "another model", "give the model folder that it was made from"),
+        ("texts", "text", "another text or tokenizer", "give the same --text and --max-tokens as when it was made"),
+        ("windows", "windows", "another cut", "give the same --context, --stride and --max-tokens as when it was made"),
+    ]
+    for key, what, got, hint in differences:
+        if file.metadata.get(key) != metadata[key]:
+            file.close()
+            raise ProSparseError(f"reference: {path}: expected this {what}, got {got}", hint=hint)
+    continuations = []
+    names = ("ids", "logits", "greedy", "gaps")
+    try:
+        for k in range(prompts):
+            continuations.append(Continuation(*(file.tensor(f"prompt.{k}.{name}") for name in names)))
+    except KeyError:
+        file.close()
+        raise ProSparseError(
+            f"reference: {path}: expected {prompts} prompts, got {k}",
+            hint="give the same --prompts as when it was made",
+        ) from None
+    return _reference(file, continuations)
+
+
+def _reference(file: LogitFile, continuations: Sequence[Continuation]) -> Reference:
+    largest, step = 0.0, 256
+    for first in range(0, file.rows, step):
+        rows = file.logits(first, min(step, file.rows - first))
+        largest = float(np.maximum(largest, np.abs(rows).max()))
+    return Reference(file, tuple(continuations), largest)
+
+
+def torch_forward(model: PreTrainedModel) -> Forward:
+    """Return ``model`` as a function of one row of ids, a cache or None, and whether a cache is wanted."""
+
+    def forward(ids: NDArray[np.int64], cache: Any, keep: bool) -> tuple[NDArray[np.float32], Any]:
+        with quiet(), torch.no_grad():
+            result = model(input_ids=torch.from_numpy(ids[None].copy()), past_key_values=cache, use_cache=keep)
+        return result.logits[0].float().numpy(), result.past_key_values if keep else None
+
+    return forward
+
+
+def artifact_forward(model: SparseModel) -> Forward:
+    """Return ``model`` as such a function."""
+
+    def forward(ids: NDArray[np.int64], cache: Any, keep: bool) -> tuple[NDArray[np.float32], Any]:
+        past = cache.length if cache is not None else 0
+        logits, longer = model.forward(ids[None], np.ones((1, past + len(ids)), np.int64), cache)
+        return logits[0], longer
+
+    return forward
+
+
+def _continue(forward: Forward, prompt: NDArray[np.int64], count: int) -> Continuation:
+    first, cache = forward(prompt, None, True)
+    last = first[-1]
+    tokens: list[int] = []
+    gaps: list[float] = []
+    while len(tokens) < count:
+        two = np.argpartition(last, -2)[-2:]
+        gaps.append(float(abs(last[two[1]] - last[two[0]])))
+        tokens.append(int(last.argmax()))
+        if len(tokens) < count:
+            logits, cache = forward(np.asarray(tokens[-1:], np.int64), cache, True)
+            last = logits[-1]
+    return Continuation(prompt, first, np.asarray(tokens, np.int64), np.asarray(gaps, np.float32))
+
+
+@contextmanager
+def one_module_at_a_time(model: PreTrainedModel) -> Iterator[None]:
+    """Let a model of 16-bit weights compute as its float32 copy does, one module's float32 weights at a time.
+
+    The conversion is exact, activations are float32 throughout, so results are those of the float32 model.
+    Memory is that of the 16-bit weights, and one module's.
+    """
+    handles = []
+    saved: dict[torch.nn.Module, list[tuple[torch.nn.Parameter, torch.Tensor]]] = {}
+
+    def widen(module: torch.nn.Module, *_: object) -> None:
+        saved[module] = [(p, p.data) for p in module.parameters(recurse=False)]
+        for parameter, data in saved[module]:
+            parameter.data = data.float()
+
+    def restore(module: torch.nn.Module, *_: object) -> None:
+        for parameter, data in saved.pop(module, []):
+            parameter.data = data
+
+    for module in model.modules():
+        if any(p.dtype in (torch.float16, torch.bfloat16) for p in module.parameters(recurse=False)):
+            handles.append(module.register_forward_pre_hook(widen))
+            handles.append(module.register_forward_hook(restore))
+    try:
+        yield
+    finally:
+        for handle in handles:
+            handle.remove()

@@ -1,0 +1,103 @@
+"""A validation for people and for CI: plain text, Markdown, JUnit XML."""
+
+from __future__ import annotations
+
+import xml.etree.ElementTree as ET
+
+from prosparse_export.validation.result import Validation
+
+__all__ = ["as_junit", "as_markdown", "as_text"]
+
+_SCALES = "with PyTorch and the checkpoint's own weights"
+
+
+def as_text(result: Validation) -> str:
+    """Return the report for a terminal."""
+    lines = [f"Exactness: logits against {result.exact_against}, {result.artifact['weights']} weights"]
+    lines.append(f"{'run':40}{'tokens':>7}{'max |diff|':>12}{'top-1 differs':>15}{'ties':>6}{'greedy same':>14}")
+    for c in result.comparisons:
+        same = f"{c.greedy_tokens - c.greedy_differs} of {c.greedy_tokens}" if c.greedy_tokens else "-"
+        numbers = f"{c.tokens:7}{c.max_abs_diff:12.2e}{c.top1_differs:15}{c.ties:6}{same:>14}"
+        lines.append(f"{c.name:40}{numbers}{'' if c.passed else '  FAILED'}")
+    lines += ["", f"Quality: {_SCALES}, perplexity {result.quality[0].reference_perplexity:.4f}"]
+    lines.append(
+        f"{'run':40}{'tokens':>7}{'perplexity':>12}{'change':>10}{'KL mean':>10}{'KL max':>10}{'top-1':>9}{'top-5':>9}"
+    )
+    for q in result.quality:
+        change = f"{q.perplexity_increase:+.3%}"
+        lines.append(
+            f"{q.name:40}{q.tokens:7}{q.perplexity:12.4f}{change:>10}{q.kl_mean:10.2e}{q.kl_max:10.2e}"
+            f"{q.top1:9.2%}{q.top5:9.2%}"
+        )
+    if result.greedy_tokens:
+        match = ", ".join(map(str, result.greedy_match))
+        lines.append(
+            f"greedy tokens as PyTorch's before the first other one, by prompt: {match} of {result.greedy_tokens}"
+        )
+    if result.sparsity is not None:
+        layers = " ".join(f"{value:.1%}" for value in result.sparsity.by_layer)
+        lines += ["", f"Sparsity: {result.sparsity.mean:.2%} over {result.sparsity.tokens} tokens; by layer: {layers}"]
+    if result.explained:
+        nothing = ["explain: every layer is within its bound on the tokens that were looked at"]
+        lines += ["", *([f"first beyond its bound: {finding}" for finding in result.findings] or nothing)]
+    failed = [check for check in result.checks if not check.passed]
+    lines.append("")
+    lines += [f"BROKEN {c.name}: measured {c.measured}; allowed {c.allowed}" for c in failed]
+    verdict = (
+        f"FAILED: {len(failed)} of {len(result.checks)} checks" if failed else f"passed: {len(result.checks)} checks"
+    )
+    lines.append(f"{verdict}; bound {result.max_abs_diff:.3g} on logits, top-1 and greedy tokens the same, ties apart")
+    return "\n".join(lines)
+
+
+def as_markdown(result: Validation) -> str:
+    """Return the summary that a GitHub job or a GitLab merge request can show."""
+    mark = {True: "pass", False: "**FAIL**"}
+    a = result.artifact
+    lines = [
+        f"## prosparse validate: {a['name']}: {'passed' if result.passed else '**failed**'}",
+        "",
+        f"{a['weights']} weights, {a['bytes'] / 1e6:,.1f} MB, {result.tokens:,} tokens of {', '.join(result.texts)}",
+        "",
+        "| check | measured | allowed | |",
+        "|---|---|---|---|",
+    ]
+    lines += [f"| {c.name} | {c.measured} | {c.allowed} | {mark[c.passed]} |" for c in result.checks]
+    lines += ["", f"Quality {_SCALES}:", "", "| run | perplexity | change | KL mean | KL max | top-1 | top-5 |"]
+    lines.append("|---|---|---|---|---|---|---|")
+    first = result.quality[0]
+    lines.append(f"| PyTorch | {first.reference_perplexity:.4f} | | | | | |")
+    lines += [
+        f"| {q.name} | {q.perplexity:.4f} | {q.perplexity_increase:+.3%} | {q.kl_mean:.2e} | {q.kl_max:.2e} "
+        f"| {q.top1:.2%} | {q.top5:.2%} |"
+        for q in result.quality
+    ]
+    if result.sparsity is not None:
+        layers = ", ".join(f"{value:.1%}" for value in result.sparsity.by_layer)
+        lines += ["", f"Sparsity {result.sparsity.mean:.2%}; by layer: {layers}"]
+    if result.findings:
+        lines += ["", "First beyond its bound:", "", *(f"- {finding}" for finding in result.findings)]
+    return "\n".join(lines) + "\n"
+
+
+def as_junit(result: Validation) -> str:
+    """Return JUnit XML: one test case per check."""
+    failures = sum(not check.passed for check in result.checks)
+    total = sum(result.seconds.values())
+    suite = ET.Element(
+        "testsuite",
+        name=f"prosparse validate {result.artifact['name']}",
+        tests=str(len(result.checks)),
+        failures=str(failures),
+        errors="0",
+        skipped="0",
+        time=f"{total:.3f}",
+    )
+    for check in result.checks:
+        case = ET.SubElement(suite, "testcase", classname="prosparse.validate", name=check.name)
+        if not check.passed:
+            message = f"measured {check.measured}; allowed {check.allowed}"
+            failure = ET.SubElement(case, "failure", message=message)
+            failure.text = "\n".join([message, *map(str, result.findings)])
+    ET.indent(suite)
+    return '<?xml version="1.0" encoding="UTF-8"?>\n' + ET.tostring(suite, encoding="unicode") + "\n"

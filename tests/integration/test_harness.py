@@ -1,0 +1,152 @@
+"""lm-evaluation-harness: every item scores as with the harness's own Hugging Face model."""
+
+from __future__ import annotations
+
+import json
+import os
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+
+os.environ.setdefault("HF_HUB_OFFLINE", "1")
+os.environ.setdefault("HF_DATASETS_OFFLINE", "1")
+
+import lm_eval
+from lm_eval.models.huggingface import HFLM
+from lm_eval.tasks import TaskManager
+
+from prosparse_export import export_model
+from prosparse_export.export import ExportOptions
+from prosparse_export.harness import ProSparseLM
+from prosparse_export.validation import default_text
+
+pytestmark = pytest.mark.integration
+ITEMS = 100
+
+
+def items() -> list[dict[str, Any]]:
+    """Multiple choice: which words follow? Last word, as in LAMBADA: the word that ends a passage."""
+    words = default_text().split()
+    rng = np.random.default_rng(0)
+    made = []
+    for k in range(ITEMS):
+        begin = k * (len(words) // ITEMS)
+        context = " ".join(words[begin : begin + 24])
+        places = [begin + 24, *(int(p) for p in rng.integers(0, len(words) - 4, 3))]
+        choices = [" ".join(words[p : p + 3]) for p in places]
+        order = rng.permutation(4)
+        shuffled = [choices[i] for i in order]
+        label = int(np.flatnonzero(order == 0)[0])
+        made.append({"context": context, "choices": shuffled, "label": label, "last": words[begin + 24]})
+    return made
+
+
+@pytest.fixture(scope="module")
+def tasks(tmp_path_factory: pytest.TempPathFactory) -> list[dict[str, Any]]:
+    folder = tmp_path_factory.mktemp("task")
+    (folder / "items.jsonl").write_text("".join(json.dumps(item) + "\n" for item in items()))
+    common = {
+        "dataset_path": "json",
+        "dataset_kwargs": {"data_files": {"test": str(folder / "items.jsonl")}, "cache_dir": str(folder / "cache")},
+        "test_split": "test",
+        "doc_to_text": "{{context}}",
+    }
+    choice = {
+        "task": "local_choice",
+        "output_type": "multiple_choice",
+        "doc_to_choice": "{{choices}}",
+        "doc_to_target": "{{label}}",
+        "metric_list": [{"metric": "acc"}, {"metric": "acc_norm"}],
+    }
+    last = {
+        "task": "local_last_word",
+        "output_type": "loglikelihood",
+        "doc_to_target": "{{' ' + last}}",
+        "metric_list": [{"metric": "perplexity"}, {"metric": "acc"}],
+    }
+    text = {
+        "task": "local_text",
+        "output_type": "generate_until",
+        "doc_to_target": "{{last}}",
+        "generation_kwargs": {"until": [".", "\n"], "max_gen_toks": 12, "do_sample": False},
+        "metric_list": [{"metric": "exact_match"}],
+    }
+    return [{**common, **choice}, {**common, **last}, {**common, **text}]
+
+
+def evaluate(model: Any, tasks: list[dict[str, Any]]) -> dict[str, Any]:
+    result = lm_eval.simple_evaluate(
+        model=model,
+        tasks=[dict(t) for t in tasks],
+        task_manager=TaskManager(include_defaults=False),  # else it reads thousands of files
+        log_samples=True,
+        bootstrap_iters=0,
+    )
+    assert result is not None
+    return result
+
+
+@pytest.fixture(scope="module")
+def demo_f32(tmp_path_factory: pytest.TempPathFactory, demo_folder: Path) -> Path:
+    output = tmp_path_factory.mktemp("f32") / "demo.onnx"
+    return export_model(demo_folder, output, ExportOptions(weights="f32")).path
+
+
+def test_scores_are_those_of_the_hugging_face_model(
+    tasks: list[dict[str, Any]], demo_folder: Path, demo_f32: Path
+) -> None:
+    theirs = evaluate(HFLM(pretrained=str(demo_folder), device="cpu", dtype="float32", batch_size=1), tasks)
+    ours = evaluate(ProSparseLM(str(demo_f32), threads=1), tasks)
+    for task in ("local_choice", "local_last_word", "local_text"):
+        expected, actual = (sorted(r["samples"][task], key=lambda s: s["doc_id"]) for r in (theirs, ours))
+        assert len(expected) == len(actual) == ITEMS
+        for e, a in zip(expected, actual, strict=True):
+            assert e["doc"] == a["doc"]
+            if task == "local_text":
+                assert e["resps"] == a["resps"]
+                continue
+            for (log_e, greedy_e), (log_a, greedy_a) in zip(_flat(e), _flat(a), strict=True):
+                assert log_a == pytest.approx(log_e, abs=1e-3)  # a few tokens, each within the bound of a logit
+                assert greedy_a == greedy_e
+            for metric in ("acc", "acc_norm"):
+                assert e.get(metric) == a.get(metric)
+    choice = ours["results"]["local_choice"]["acc,none"]
+    assert choice == theirs["results"]["local_choice"]["acc,none"] > 0.3  # chance is 0.25: the task is a task
+    assert {s["filtered_resps"][0] for s in ours["samples"]["local_text"]} != {""}
+
+
+def _flat(sample: dict[str, Any]) -> list[tuple[float, bool]]:
+    return [(float(r[0]), str(r[1]) == "True") for r in (response[0] for response in sample["resps"])]
+
+
+def test_a_batch_and_the_dense_twin_score_the_same(tasks: list[dict[str, Any]], demo_f32: Path) -> None:
+    alone, batch, dense = (
+        evaluate(ProSparseLM(str(demo_f32), threads=1, **options), tasks[:1])["samples"]["local_choice"]
+        for options in ({}, {"batch_size": 8}, {"library": "False"})
+    )
+    for one, *others in zip(alone, batch, dense, strict=True):
+        for other in others:
+            for (log_a, greedy_a), (log_b, greedy_b) in zip(_flat(one), _flat(other), strict=True):
+                assert log_a == pytest.approx(log_b, abs=1e-3)
+                assert greedy_a == greedy_b
+
+
+def test_rolling_is_the_hugging_face_models(demo_folder: Path, demo_f32: Path) -> None:
+    class Request:
+        args = (default_text()[:3000],)
+
+    ours = ProSparseLM(str(demo_f32), max_length=64)
+    theirs = HFLM(pretrained=str(demo_folder), device="cpu", dtype="float32", batch_size=1, max_length=64)
+    (actual,) = ours.loglikelihood_rolling([Request()], disable_tqdm=True)
+    (expected,) = theirs.loglikelihood_rolling([Request()], disable_tqdm=True)
+    count = len(ours.tok_encode(Request.args[0]))
+    assert count > 200
+    assert actual == pytest.approx(expected, abs=2e-4 * count)
+
+
+def test_the_command_knows_the_model() -> None:
+    from lm_eval.api.registry import get_model
+
+    assert get_model("prosparse") is ProSparseLM

@@ -1,0 +1,146 @@
+"""Activity counts against PyTorch, and the page that shows them."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+from dataclasses import replace
+from html.parser import HTMLParser
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+
+from prosparse_export.activity import measure_activity
+from prosparse_export.report import Report, ReportOptions, measure, write_page, write_pngs
+from prosparse_export.report.charts import CHARTS
+from prosparse_export.report.page import render_page
+from prosparse_export.validation import default_text
+from prosparse_export.validation.text import load_tokenizer
+from prosparse_models import load_checkpoint
+
+pytestmark = pytest.mark.integration
+
+
+@pytest.fixture(scope="module")
+def report(demo_artifact: Path) -> Report:
+    text = default_text()
+    return measure(demo_artifact, [("one <b>", text[:6000]), ("two", text[9000:])], ReportOptions(300, 64))
+
+
+def test_activity_is_what_pytorch_counts(demo_folder: Path, demo_artifact: Path) -> None:
+    ids = np.asarray(load_tokenizer(demo_folder)(default_text()[:3000])["input_ids"][:100], np.int64)
+    activity = measure_activity(demo_artifact, [ids[:70], ids[70:]], context=64)
+    model = load_checkpoint(demo_folder).model
+    seen: list[torch.Tensor] = []
+    for layer in model.model.layers:
+        layer.mlp.down_proj.register_forward_pre_hook(lambda _, args: seen.append(args[0][0] != 0))
+    with torch.no_grad():
+        for window in (ids[:64], ids[64:70], ids[70:]):
+            model(input_ids=torch.from_numpy(window[None]))
+    count = len(activity.layers)
+    assert count == len(model.model.layers)
+    assert activity.texts.tolist() == [0] * 70 + [1] * 30
+    assert activity.positions.tolist() == [*range(64), *range(6), *range(30)]
+    total = 0
+    for i, layer in enumerate(activity.layers):
+        windows = [w.numpy() for w in seen[i::count]]
+        active = np.concatenate(windows)
+        both = np.concatenate([np.append(-1, (w[1:] & w[:-1]).sum(-1)) for w in windows])
+        # A pre-activation within rounding of zero may fall on either side: at most a few in a million.
+        assert np.abs(layer.per_token - active.sum(-1)).sum() <= active.size * 1e-5
+        assert np.abs(layer.per_neuron - active.sum(0)).sum() <= active.size * 1e-5
+        assert np.abs(layer.shared - both).sum() <= active.size * 1e-5
+        assert layer.sparsity == pytest.approx(1 - active.mean(), abs=1e-5)
+        total += int(layer.per_token.sum())
+    assert total > 1000
+
+
+def test_report_adds_up(report: Report) -> None:
+    assert report.tokens == 300
+    for layer in report.layers:
+        assert sum(layer.histogram) == pytest.approx(1)
+        assert np.mean(layer.by_text) == pytest.approx(layer.sparsity)  # texts of the same length
+        assert list(layer.activity) == sorted(layer.activity, reverse=True)
+        assert layer.dead + layer.rare + layer.hot <= layer.d_ff
+        assert layer.ceiling == 3 / (1 + 2 * (1 - layer.sparsity))
+        assert layer.speed is not None
+        assert 0 < layer.speed.ratio_low <= layer.speed.ratio <= layer.speed.ratio_high
+
+
+class _Tags(HTMLParser):
+    def __init__(self) -> None:
+        super().__init__()
+        self.tags: list[str] = []
+        self.attributes: list[tuple[str, str | None]] = []
+
+    def handle_starttag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
+        self.tags.append(tag)
+        self.attributes += attrs
+
+
+def test_page_needs_nothing_and_runs_nothing(report: Report) -> None:
+    """No script, so no script error; no other file; ids that are one each; texts' names escaped."""
+    page = render_page(report)
+    parser = _Tags()
+    parser.feed(page)
+    assert not {"script", "iframe", "object", "embed", "link", "img"} & set(parser.tags)
+    assert not [name for name, _ in parser.attributes if name.startswith("on")]
+    links = [value or "" for name, value in parser.attributes if name in ("href", "xlink:href", "src")]
+    assert all(link.startswith("#") for link in links)
+    ids = [value for name, value in parser.attributes if name == "id"]
+    assert len(ids) == len(set(ids))
+    assert {link[1:] for link in links} <= set(ids)
+    assert "@import" not in page
+    assert parser.tags.count("svg") == len(CHARTS) - 1  # no calibration in this manifest
+    assert "one &lt;b&gt;" in page
+    assert "one <b>" not in page
+
+
+def test_calibration_is_drawn_if_there_is_one(report: Report) -> None:
+    points = tuple({"threshold": t, "sparsity": 0.9 + t, "perplexity": 40 + 9 * t} for t in (0.0, 0.01, 0.02))
+    assert 'id="figure-calibration"' in render_page(replace(report, calibration=points))
+
+
+def test_pages_of_many_layers_and_of_a_validated_model(report: Report, tmp_path: Path) -> None:
+    quality = {"name": "with library", "perplexity": "inf", "reference_perplexity": 3.25, "kl_mean": "nan", "top1": 0.5}
+    failed = [{"name": "x", "measured": "1", "allowed": "0"}]
+    validation = {"passed": False, "checks": 3, "failed": failed, "tokens": 5, "texts": {"t": ""}, "quality": [quality]}
+    manifest = {**report.manifest, "validation": validation}
+    layers = tuple(replace(report.layers[i % 5], speed=None) for i in range(60))
+    write_page(replace(report, layers=layers, manifest=manifest), tmp_path / "x.html")
+    page = (tmp_path / "x.html").read_text()
+    assert 'id="figure-speed"' not in page
+    assert "FAILED: 2 of 3 checks" in page
+    assert len(write_pngs(report, tmp_path)) == len(CHARTS) - 1
+    assert all(p.read_bytes().startswith(b"\x89PNG") for p in tmp_path.glob("*.png"))
+
+
+def test_command(demo_artifact: Path, tmp_path: Path) -> None:
+    command = [
+        sys.executable,
+        "-c",
+        "from prosparse_export.cli import main; main()",
+        "report",
+        str(demo_artifact),
+        "-q",
+    ]
+    command += ["-o", str(tmp_path / "x.html"), "--json", str(tmp_path / "x.json"), "--max-tokens", "64", "--no-speed"]
+
+    def run(*more: str) -> Any:
+        return subprocess.run([*command, *more], capture_output=True, text=True, check=False)
+
+    done = run()
+    assert done.returncode == 0, done.stderr
+    assert done.stdout.strip() == str(tmp_path / "x.html")
+    assert json.loads((tmp_path / "x.json").read_text())["tokens"] == 64
+    again = run()
+    assert again.returncode == 1
+    assert "exists already" in again.stderr
+    (tmp_path / "empty.txt").write_text("")
+    bad = run("--overwrite", "--text", str(tmp_path / "empty.txt"))
+    assert bad.returncode == 1
+    assert "expected text, got an empty file" in bad.stderr
