@@ -43,6 +43,8 @@ class ExportOptions:
         with_library: put the operator library beside the graph.
         trust_remote_code: let Python code in the model folder run, for model types unknown here.
         weights: how the sparse blocks' matrices are stored; None for the checkpoint's own float type.
+        activation: what the FFNs compute (relu, relu2, fatrelu, drelu), where config.json is wrong.
+        threshold: FATReLU t, where config.json lacks it or another is wanted.
     """
 
     overwrite: bool = False
@@ -51,6 +53,8 @@ class ExportOptions:
     with_library: bool = True
     trust_remote_code: bool = False
     weights: Format | None = None
+    activation: str | None = None
+    threshold: float | None = None
 
 
 @dataclass(frozen=True)
@@ -98,7 +102,12 @@ def export_model(
         )
     with artifact_folder(output, overwrite=options.overwrite) as staging:
         tell("load", 0, 0)
-        checkpoint = load_model_folder(folder, trust_remote_code=options.trust_remote_code)
+        checkpoint = load_model_folder(
+            folder,
+            trust_remote_code=options.trust_remote_code,
+            activation=options.activation,
+            threshold=options.threshold,
+        )
         weights = options.weights or checkpoint_format(checkpoint.weight_dtype)
         tell("trace", 0, 0)
         graph = trace(checkpoint.model)
@@ -155,6 +164,7 @@ def _manifest(
             "sha256": {path.name: _sha256(path) for path in (folder / "config.json", *checkpoint.files)},
             "weight_dtype": checkpoint.weight_dtype,
         },
+        "overrides": checkpoint.overrides,
         "opset": OPSET,
         "opset_imports": dict(sorted(graph.opset_imports.items())),
         "onnxruntime": ">=1.20" if fused else ">=1.18",

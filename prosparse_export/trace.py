@@ -7,7 +7,7 @@ import io
 
 import onnx_ir as ir
 import torch
-from transformers import PreTrainedModel
+from transformers import DynamicCache, PreTrainedModel
 from transformers.exporters import OnnxConfig, OnnxExporter
 
 from prosparse_export.errors import ProSparseError
@@ -44,6 +44,7 @@ def trace(model: PreTrainedModel) -> ir.Model:
                 input_ids=ids[:, :_PAST],
                 attention_mask=mask[:, :_PAST],
                 position_ids=positions[:, :_PAST],
+                past_key_values=DynamicCache(),  # of full length, also where a sliding window looks at part of it
                 use_cache=True,
             ).past_key_values
             inputs = {
