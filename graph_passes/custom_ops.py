@@ -172,8 +172,15 @@ _I4_CONSTANTS = """
 """
 
 
-# Oldest opsets: Cast to bfloat16 and Unsqueeze with an axes input; Shape with a start; BitwiseAnd.
-_OLDEST = {"f32": 13, "f16": 13, "bf16": 13, "i8": 15, "i4": 18}
+# Oldest opsets: Cast to bfloat16 and Unsqueeze with an axes input; Shape with a start.
+_OLDEST = {"f32": 13, "f16": 13, "bf16": 13, "i8": 15, "i4": 15}
+# The same digits by arithmetic: BitwiseAnd is new in opset 18, and OpenVINO 2026.4 gives other numbers for it.
+_I4_BY_ARITHMETIC = """
+  bytes{0} = Cast <to = 6> (w{0})
+  odd{0} = Div (bytes{0}, sixteen)
+  high{0} = Mul (odd{0}, sixteen)
+  even{0} = Sub (bytes{0}, high{0})
+"""
 
 
 def _for_one_activation(core: str, activation: str) -> str:
@@ -195,17 +202,21 @@ def _body(name: str, opset: int, activation: str) -> str:
     }[kind]
     if opset < _OLDEST[weights]:
         raise OpsetError(f"the model's opset is {opset}: expected {_OLDEST[weights]} or newer")
+    dequantise, constants = _DEQUANTISE, _I4_CONSTANTS
     if activation:
+        _, halves, rest = _DEQUANTISE["i4"].partition("  even{0}_column")
+        dequantise = {"i8": _DEQUANTISE["i8"], "i4": _SCALES + _I4_BY_ARITHMETIC + halves + rest}
+        constants += "sixteen = Constant <value = int32 {16}> ()\n"
         core = _for_one_activation(core, activation)
     quantised = weights in _DEQUANTISE
     inputs = ["x"]
-    lines = [_QUANTISED_CONSTANTS if quantised else "", _I4_CONSTANTS if weights == "i4" else ""]
+    lines = [_QUANTISED_CONSTANTS if quantised else "", constants if weights == "i4" else ""]
     for matrix in matrices:
         inputs += [f"w{matrix}", *([f"s{matrix}"] if quantised else []), f"b{matrix}"]
         if weights == "f32":
             core = core.replace("m_down)", "w_down)")
         else:
-            lines.append(_DEQUANTISE.get(weights, _AS_FLOAT).format(matrix))
+            lines.append(dequantise.get(weights, _AS_FLOAT).format(matrix))
         if matrix != "_down":
             lines.append(f"m{matrix}_t = Transpose <perm = [1, 0]> ({'w' if weights == 'f32' else 'm'}{matrix})")
     head = f'<domain: "{DOMAIN}", opset_import: ["" : {opset}]>\n{name} {attributes} ({", ".join(inputs)}) => (y)'

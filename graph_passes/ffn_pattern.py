@@ -18,9 +18,56 @@ __all__ = ["FfnMatch", "FfnOutcome", "find_ffns"]
 # that the second product does not belong to a feed-forward block. Shape and Expand make a constant as
 # large as the activations, which is how torch.nn.functional.threshold is exported.
 _ELEMENTWISE = frozenset(
-    """Abs Add And BiasGelu Cast Celu Clip Div Dropout Elu Equal Erf Exp Expand FastGelu Gelu Greater GreaterOrEqual
-    HardSigmoid HardSwish Identity LeakyRelu Less LessOrEqual Log Max Min Mish Mul Neg Not Or PRelu Pow QuickGelu
-    Reciprocal Relu Selu Shape Sigmoid Sign Softplus Sqrt Sub Swish Tanh ThresholdedRelu Where""".split()
+    [
+        "Abs",
+        "Add",
+        "And",
+        "BiasGelu",
+        "Cast",
+        "Celu",
+        "Clip",
+        "Div",
+        "Dropout",
+        "Elu",
+        "Equal",
+        "Erf",
+        "Exp",
+        "Expand",
+        "FastGelu",
+        "Gelu",
+        "Greater",
+        "GreaterOrEqual",
+        "HardSigmoid",
+        "HardSwish",
+        "Identity",
+        "LeakyRelu",
+        "Less",
+        "LessOrEqual",
+        "Log",
+        "Max",
+        "Min",
+        "Mish",
+        "Mul",
+        "Neg",
+        "Not",
+        "Or",
+        "PRelu",
+        "Pow",
+        "QuickGelu",
+        "Reciprocal",
+        "Relu",
+        "Selu",
+        "Shape",
+        "Sigmoid",
+        "Sign",
+        "Softplus",
+        "Sqrt",
+        "Sub",
+        "Swish",
+        "Tanh",
+        "ThresholdedRelu",
+        "Where",
+    ]
 )
 _FLOATS = frozenset({ir.DataType.FLOAT, ir.DataType.FLOAT16, ir.DataType.BFLOAT16})
 _LARGEST_BLOCK = 32  # nodes between up_proj and down_proj; the tanh form of GELU has 9

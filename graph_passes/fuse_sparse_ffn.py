@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from dataclasses import replace
 
-import numpy as np
 import onnx_ir as ir
 from onnx_ir import tape
 
@@ -103,7 +102,7 @@ def _add_body(bodies: dict[str, ir.Function], model: ir.Model, name: str, activa
 
 
 def _same_body(one: ir.Function, other: ir.Function) -> bool:
-    return ir.to_proto(one).node == ir.to_proto(other).node
+    return list(ir.to_proto(one).node) == list(ir.to_proto(other).node)
 
 
 def _linears(match: FfnMatch) -> list[Linear]:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ast
+import re
 from dataclasses import dataclass
 
 import numpy as np
@@ -12,6 +13,7 @@ from graph_passes.weight_source import Weight, is_parameter, nbits_weight, weigh
 
 __all__ = ["Linear", "constant_array", "find_linears", "is_parameter", "module_scope", "scalar_constant"]
 
+_SLICE = re.compile(r"\.slice\([^)]*\)")
 _SCOPES = "pkg.torch.onnx.name_scopes"
 
 
@@ -85,7 +87,8 @@ def module_scope(node: ir.Node) -> str:
         scopes = ast.literal_eval(raw)
     except (ValueError, SyntaxError):
         return ""
-    return str(scopes[-2]) if isinstance(scopes, list) and len(scopes) >= 2 else ""
+    path = str(scopes[-2]) if isinstance(scopes, list) and len(scopes) >= 2 else ""
+    return _SLICE.sub("", path)  # layers[:n], as some models loop over them, comes as layers.slice(None, n, None)
 
 
 def _from_matmul(node: ir.Node) -> Linear | None:

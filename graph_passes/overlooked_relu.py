@@ -18,17 +18,59 @@ from graph_passes.weight_source import nbits_weight
 __all__ = ["overlooked_relus"]
 
 _PRODUCTS = frozenset(
-    """MatMul Gemm FusedMatMul FusedGemm MatMulNBits MatMulBnb4 MatMulInteger MatMulIntegerToFloat
-    DynamicQuantizeMatMul QLinearMatMul QGemm GemmFloat8 Einsum TransposeMatMul""".split()
+    [
+        "MatMul",
+        "Gemm",
+        "FusedMatMul",
+        "FusedGemm",
+        "MatMulNBits",
+        "MatMulBnb4",
+        "MatMulInteger",
+        "MatMulIntegerToFloat",
+        "DynamicQuantizeMatMul",
+        "QLinearMatMul",
+        "QGemm",
+        "GemmFloat8",
+        "Einsum",
+        "TransposeMatMul",
+    ]
 )
 # What a block's values may pass on the way between a product and its ReLU, or the ReLU and the next product.
 _BEFORE = frozenset(
-    """Add BiasAdd Reshape Flatten Squeeze Unsqueeze Transpose Cast Identity Dropout Split Slice Gather GatherND
-    Concat Mul Div QuantizeLinear DequantizeLinear Expand BatchNormalization Sub""".split()
+    [
+        "Add",
+        "BiasAdd",
+        "Reshape",
+        "Flatten",
+        "Squeeze",
+        "Unsqueeze",
+        "Transpose",
+        "Cast",
+        "Identity",
+        "Dropout",
+        "Split",
+        "Slice",
+        "Gather",
+        "GatherND",
+        "Concat",
+        "Mul",
+        "Div",
+        "QuantizeLinear",
+        "DequantizeLinear",
+        "Expand",
+        "BatchNormalization",
+        "Sub",
+    ]
 )
 _NORMS = frozenset(
-    """LayerNormalization RMSNormalization SimplifiedLayerNormalization SkipSimplifiedLayerNormalization ReduceMean
-    BatchNormalization""".split()
+    [
+        "LayerNormalization",
+        "RMSNormalization",
+        "SimplifiedLayerNormalization",
+        "SkipSimplifiedLayerNormalization",
+        "ReduceMean",
+        "BatchNormalization",
+    ]
 )
 _AFTER = _BEFORE | _NORMS | {"Pow", "Relu", "Where", "Max", "Sqrt", "Reciprocal", "Clip", "Tanh", "Erf", "Gelu"}
 _MOST_NODES = 48  # visited on one side of a ReLU
@@ -68,7 +110,7 @@ def _products(value: ir.Value, *, forward: bool) -> list[ir.Node]:
     queue, seen = [value], {id(value)}
     while queue and len(seen) < _MOST_NODES:
         value = queue.pop(0)
-        nodes = [u.node for u in value.uses() if _is_activation_input(u)] if forward else [value.producer()]
+        nodes = [u.node for u in value.uses() if _is_activation_input(u.node, u.idx)] if forward else [value.producer()]
         for node in nodes:
             if node is None or node in found:
                 continue
@@ -82,9 +124,9 @@ def _products(value: ir.Value, *, forward: bool) -> list[ir.Node]:
     return found
 
 
-def _is_activation_input(use: ir.Usage) -> bool:
+def _is_activation_input(node: ir.Node, index: int) -> bool:
     """A product's second input is its weight; anything else takes activations at any place."""
-    return use.node.op_type not in _PRODUCTS or use.idx == 0 or use.node.op_type == "Einsum"
+    return node.op_type not in _PRODUCTS or index == 0 or node.op_type == "Einsum"
 
 
 def _reason(node: ir.Node, before: list[ir.Node], after: list[ir.Node], linears: dict[ir.Value, Linear]) -> str:
@@ -96,17 +138,17 @@ def _reason(node: ir.Node, before: list[ir.Node], after: list[ir.Node], linears:
     known = {id(producer) for value in linears if (producer := value.producer()) is not None}
     known |= {id(p) for v in linears for i in v.producer().inputs if i is not None and (p := i.producer())}  # type: ignore[union-attr]
     passed = _between(before, node), _between([node], after)
-    if passed[0] & {"Gather", "GatherND", "Concat"}:
-        return "experts: each token chooses its weights at run time"
     if "ReduceMean" in passed[0]:
         return "its threshold is computed for each token from all its neurons (Gaussian top-k)"
+    if passed[0] & {"Gather", "GatherND", "Concat"}:
+        return "experts: each token chooses its weights at run time"
     for product in (*before, *after):
         if id(product) not in known:
             if product.op_type == "Gemm":
                 return f"Gemm {_name(product)}: expected alpha and beta 1, no transA, and constant weights"
             return f"MatMul {_name(product)}: its weight is computed in the graph, expected a constant matrix"
-    if norms := sorted(passed[1] & _NORMS | (passed[1] & {"Sqrt", "Reciprocal"})):
-        return f"a norm ({norms[0]}) stands between the activation and down_proj: it needs every neuron"
+    if passed[1] & (_NORMS | {"Sqrt", "Reciprocal"}):
+        return "a norm stands between the activation and down_proj: it needs every neuron"
     if passed[0] & {"Split", "Slice"}:
         return "gate_proj and up_proj are packed in one product"
     if quantised := sorted((passed[0] | passed[1]) & {"QuantizeLinear", "DequantizeLinear"}):

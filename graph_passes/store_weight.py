@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+
 import numpy as np
 import onnx_ir as ir
 from numpy.typing import NDArray
@@ -44,7 +46,7 @@ class WeightStore:
             shape = source.shape[::-1] if transposed else source.shape
             tensors = _same_digits(source, weights, name) if not transposed else None
             if tensors is None:
-                tensors = store(lambda: source.read().T if transposed else source.read(), shape, weights, name)
+                tensors = store(_reader(source, transposed=transposed), shape, weights, name)
             self._stored[key] = [self._add(tensor) for tensor in tensors]
         return self._stored[key]
 
@@ -72,9 +74,19 @@ class WeightStore:
         return name
 
     def _add(self, tensor: ir.TensorProtocol) -> ir.Value:
-        value = ir.Value(name=tensor.name, shape=tensor.shape, type=ir.TensorType(tensor.dtype), const_value=tensor)
+        value = ir.Value(
+            name=tensor.name, shape=ir.Shape(tensor.shape.numpy()), type=ir.TensorType(tensor.dtype), const_value=tensor
+        )
         self._graph.register_initializer(value)
         return value
+
+
+def _reader(source: Weight, *, transposed: bool) -> Callable[[], NDArray[np.float32]]:
+    def read() -> NDArray[np.float32]:
+        array: NDArray[np.float32] = source.read()  # type: ignore[assignment]  # or another float type
+        return array.T if transposed else array
+
+    return read
 
 
 def _same_digits(source: Weight, weights: Format, name: str) -> list[ir.LazyTensor] | None:

@@ -65,7 +65,8 @@ def weight_behind(value: ir.Value | None) -> tuple[Weight, bool] | None:
         if node.op_type == "Transpose" and list(node.attributes.get_ints("perm", [1, 0])) == [1, 0]:
             transposed = not transposed
         elif node.op_type == "Cast" and node.attributes.get_int("to", 0) == ir.DataType.FLOAT:
-            if not is_parameter(node.inputs[0]) or node.inputs[0].dtype not in _FLOATS:  # type: ignore[union-attr]
+            source = node.inputs[0]
+            if source is None or not is_parameter(source) or source.dtype is None or source.dtype not in _FLOATS:
                 return None
             product = ir.DataType.FLOAT
         elif node.op_type == "DequantizeLinear":
@@ -99,7 +100,7 @@ def _dequantised(node: ir.Node) -> Weight | None:
         numbers = parameter.astype(np.float32)
         if block:
             wide: NDArray[np.float32] = np.repeat(numbers, block, axis=axis)
-            return wide[: tensor.shape[0], : tensor.shape[1]]  # type: ignore[misc]
+            return wide[: tensor.shape[0], : tensor.shape[1]]
         if numbers.size == 1:
             return numbers.reshape(1, 1)
         return numbers.reshape([-1, 1] if axis in (0, -2) else [1, -1])

@@ -3,7 +3,10 @@
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Callable
+import json
+import logging
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from importlib.metadata import version
 from pathlib import Path
@@ -87,7 +90,8 @@ def optimize_file(
         already = sum(node.domain == _DOMAIN for node in model.graph)
         tell("rewrite", 0, 0)
         outcomes: list[FfnOutcome] = []
-        optimize_pipeline(outcomes, weights=options.weights, plain=options.plain)(model)
+        with _without_log_lines():  # onnx's shape inference has opinions on other exporters' files
+            optimize_pipeline(outcomes, weights=options.weights, plain=options.plain)(model)
         rewritten = tuple(o for o in outcomes if not o.reason)
         refused = tuple(o for o in outcomes if o.reason)
         if not rewritten and not already and not options.allow_dense:
@@ -106,14 +110,22 @@ def optimize_file(
             raise ProSparseError(f"weights: {error}", hint="choose another --weights: bf16 and f32 hold any") from error
         tell("check", 0, 0)
         manifest["check"] = _check(source, staging / output.name, rewritten, options)
-        write_manifest(staging, manifest)
+        _write_manifest(staging, manifest)
     return OptimizeResult(output, rewritten, refused, already, manifest)
 
 
-def write_manifest(staging: Path, manifest: dict[str, Any]) -> None:
-    """Write prosparse.json again, with what the check found."""
-    import json
+@contextmanager
+def _without_log_lines() -> Iterator[None]:
+    disabled = logging.root.manager.disable
+    logging.disable(logging.ERROR)
+    try:
+        yield
+    finally:
+        logging.disable(disabled)
 
+
+def _write_manifest(staging: Path, manifest: dict[str, Any]) -> None:
+    """Write prosparse.json again, with what the check found."""
     (staging / MANIFEST).write_text(json.dumps(manifest, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
 
 

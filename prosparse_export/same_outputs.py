@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
 
 import numpy as np
@@ -33,7 +34,7 @@ def largest_difference(one: Path, other: Path, *, library: bool) -> tuple[float,
     """
     try:
         before = _session(one, library=False, as_written=True)
-        feeds = _feeds(before)
+        feeds = _feeds(before, _head_size(one.parent))
         expected = before.run(None, feeds)
     except Exception as error:  # onnxruntime's exceptions share no base class
         return f"onnxruntime does not run the source on made-up inputs: {' '.join(str(error).split())[:200]}"
@@ -57,13 +58,23 @@ def _session(path: Path, *, library: bool, as_written: bool = False) -> onnxrunt
     return onnxruntime.InferenceSession(str(path), options, providers=["CPUExecutionProvider"])
 
 
-def _feeds(session: onnxruntime.InferenceSession) -> dict[str, NDArray[np.generic]]:
+def _head_size(folder: Path) -> int:
+    """Return what genai_config.json says of a cache's last dimension: its graphs only name it."""
+    path = folder / "genai_config.json"
+    try:
+        return int(json.loads(path.read_text(encoding="utf-8"))["model"]["decoder"]["head_size"])
+    except (OSError, ValueError, KeyError, TypeError):
+        return _TOKENS
+
+
+def _feeds(session: onnxruntime.InferenceSession, head_size: int) -> dict[str, NDArray[np.generic]]:
     """Return inputs: a batch of 1, 4 tokens with an empty cache, small integers, normal floats."""
     rng = np.random.default_rng(0)
     feeds: dict[str, NDArray[np.generic]] = {}
     for value in session.get_inputs():
-        shape = [_size(dim, axis, value.name) for axis, dim in enumerate(value.shape)]
+        shape = [_size(dim, axis, value.name, head_size) for axis, dim in enumerate(value.shape)]
         dtype = _TYPES[value.type]
+        array: NDArray[np.generic]
         if "mask" in value.name or dtype == np.bool_:
             array = np.ones(shape)
         elif "position" in value.name:
@@ -76,11 +87,13 @@ def _feeds(session: onnxruntime.InferenceSession) -> dict[str, NDArray[np.generi
     return feeds
 
 
-def _size(dim: object, axis: int, name: str) -> int:
+def _size(dim: object, axis: int, name: str, head_size: int) -> int:
     if isinstance(dim, int) and dim > 0:
         return dim
     text = str(dim).lower()
     if axis == 0 or "batch" in text:
         return 1
     is_cache = name.startswith(("past", "decoder.past")) or ".past" in name
+    if is_cache and axis == 3:
+        return head_size
     return 0 if is_cache and ("past" in text or axis == 2) and "+" not in text else _TOKENS

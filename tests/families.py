@@ -13,7 +13,7 @@ import transformers as hf
 from transformers import PreTrainedModel
 
 VOCAB = 96
-D_MODEL, D_FF, HEADS, LAYERS = 32, 64, 4, 2
+D_MODEL, D_FF, HEADS, LAYERS = 32, 64, 4, 1
 LONGEST = 64
 
 
@@ -27,8 +27,8 @@ class Family:
         op: the operator that its blocks become; "" if they stay dense.
         activation: as the operator's attribute.
         threshold: as the operator's attribute.
-        reason: why the blocks stay dense.
-        blocks: feed-forward blocks.
+        reasons: why blocks stay dense.
+        blocks: feed-forward blocks that become operators.
         attention: start of the reason why attention is not fused, or "".
         fields: what config.json says instead of what transformers wrote.
     """
@@ -38,7 +38,7 @@ class Family:
     op: str
     activation: str
     threshold: float = 0.0
-    reason: str = ""
+    reasons: frozenset[str] = frozenset()
     blocks: int = LAYERS
     attention: str = ""
     fields: dict[str, Any] = field(default_factory=dict)
@@ -72,6 +72,11 @@ def sizes(**more: Any) -> dict[str, Any]:
 def grouped(**more: Any) -> dict[str, Any]:
     """Sizes of models with grouped queries."""
     return sizes(num_key_value_heads=2, head_dim=8, **more)
+
+
+def two_layers(values: dict[str, Any]) -> dict[str, Any]:
+    """For models whose layers take turns."""
+    return {**values, "num_hidden_layers": 2}
 
 
 def opt(**more: Any) -> dict[str, Any]:
@@ -129,19 +134,26 @@ FAMILIES = [
         "Gemma 3",
         lambda: hf.Gemma3ForCausalLM(
             hf.Gemma3TextConfig(
-                **grouped(hidden_activation="relu", layer_types=GEMMA3N["layer_types"], sliding_window=8)
+                **two_layers(grouped(hidden_activation="relu", layer_types=GEMMA3N["layer_types"], sliding_window=8))
             )
         ),
         GATED,
         "relu",
+        blocks=2,
         attention=WINDOW,
     ),
     Family(
         "Gemma 3n",
-        lambda: hf.Gemma3nForCausalLM(hf.Gemma3nTextConfig(**grouped(**GEMMA3N))),
+        lambda: hf.Gemma3nForCausalLM(hf.Gemma3nTextConfig(**two_layers(grouped(**GEMMA3N)))),
         "",
         "",
-        reason="",
+        reasons=frozenset(
+            {
+                "its threshold is computed for each token from all its neurons (Gaussian top-k)",
+                "gate is Gelu (tanh), not a ReLU",
+                "activation is Gelu (tanh), not a ReLU",
+            }
+        ),
         attention=WINDOW,
     ),
     Family("OPT", lambda: hf.OPTForCausalLM(hf.OPTConfig(**opt())), PLAIN, "relu"),
@@ -194,7 +206,7 @@ FAMILIES = [
         lambda: hf.BitNetForCausalLM(hf.BitNetConfig(**grouped(hidden_act="relu2"))),
         "",
         "",
-        reason="a norm (ReduceMean) stands between the activation and down_proj: it needs every neuron",
+        reasons=frozenset({"a norm stands between the activation and down_proj: it needs every neuron"}),
     ),
     Family(
         "Mixtral-type experts",
@@ -203,6 +215,7 @@ FAMILIES = [
         ),
         "",
         "",
-        reason="experts: each token chooses its weights at run time",
+        reasons=frozenset({"experts: each token chooses its weights at run time"}),
+        attention="no mask is added to the scores",
     ),
 ]

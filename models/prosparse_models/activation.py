@@ -74,8 +74,9 @@ def set_drelu(model: nn.Module) -> int:
     """
     count = 0
     for module in list(model.modules()):
-        if all(hasattr(module, name) for name in ("gate_proj", "up_proj", "down_proj", "act_fn")):
+        up = getattr(module, "up_proj", None)
+        if isinstance(up, nn.Module) and all(hasattr(module, n) for n in ("gate_proj", "down_proj", "act_fn")):
             module.act_fn = nn.ReLU()
-            module.up_proj.register_forward_hook(lambda _, __, output: nn.functional.relu(output))
+            up.register_forward_hook(lambda _, __, output: nn.functional.relu(output))
             count += 1
     return count

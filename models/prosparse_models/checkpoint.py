@@ -8,9 +8,9 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from transformers import AutoConfig, AutoModelForCausalLM, PretrainedConfig, PreTrainedModel
+from transformers import AutoConfig, AutoModel, AutoModelForCausalLM, PretrainedConfig, PreTrainedModel
 from transformers.models.auto.configuration_auto import CONFIG_MAPPING
-from transformers.models.auto.modeling_auto import MODEL_FOR_CAUSAL_LM_MAPPING
+from transformers.models.auto.modeling_auto import MODEL_FOR_CAUSAL_LM_MAPPING, MODEL_MAPPING
 
 from prosparse_models.activation_override import apply_activation, override_activation
 from prosparse_models.errors import CheckpointError
@@ -27,7 +27,7 @@ class Checkpoint:
     """A loaded model folder.
 
     Attributes:
-        model: the causal LM in evaluation mode, its FFN activation in place.
+        model: the causal LM, or the encoder, in evaluation mode, its FFN activation in place.
         config: config.json for the exported folder: what transformers reads back, with
             ``hidden_act`` and ``hidden_act_param`` as trained.
         activation: ``hidden_act`` as trained, for instance ``relu`` or ``fatrelu``.
@@ -55,7 +55,9 @@ def load_checkpoint(
     activation: str | None = None,
     threshold: float | None = None,
 ) -> Checkpoint:
-    """Load the causal language model in ``folder``.
+    """Load the causal language model, or the encoder, in ``folder``.
+
+    A folder whose architecture is a bare model (``BertModel``) is loaded as that: it gives hidden states.
 
     Besides everything that transformers knows, this reads ``sparsellama`` (ProSparse-LLaMA-2),
     MiniCPM-S in both of its formats, and any LLaMA-like model with ``hidden_act: fatrelu``.
@@ -74,7 +76,7 @@ def load_checkpoint(
     files = check_weight_files(folder)
     hf_config = _hf_config(folder, config, trust_remote_code)
     try:
-        model, info = AutoModelForCausalLM.from_pretrained(
+        model, info = (AutoModel if _is_bare(config) else AutoModelForCausalLM).from_pretrained(
             folder,
             config=hf_config,
             dtype=dtype,
@@ -125,11 +127,19 @@ def _hf_config(folder: Path, config: ModelConfig, trust_remote_code: bool) -> Pr
         hf_config = AutoConfig.for_model(model_type, **values)
     except (TypeError, ValueError, KeyError) as error:
         raise CheckpointError(f"config.json: {folder / 'config.json'}: {_one_line(error)}") from error
-    if type(hf_config) not in MODEL_FOR_CAUSAL_LM_MAPPING:
+    known = MODEL_MAPPING if _is_bare(config) else MODEL_FOR_CAUSAL_LM_MAPPING
+    if type(hf_config) not in known or getattr(hf_config, "is_encoder_decoder", False):
         raise CheckpointError(
-            f"config.json: {folder / 'config.json'}: expected a causal language model, got model_type {model_type!r}"
+            f"config.json: {folder / 'config.json'}: expected a causal language model or a bare encoder, "
+            f"got model_type {model_type!r}",
+            hint="encoder-decoder models: export encoder and decoder with another tool, then `prosparse optimize` each",
         )
     return hf_config
+
+
+def _is_bare(config: ModelConfig) -> bool:
+    architecture = str(next(iter(config.values.get("architectures") or []), ""))
+    return architecture.endswith("Model") and not architecture.endswith("LMHeadModel")
 
 
 def _check_complete(folder: Path, info: Mapping[str, Any]) -> None:

@@ -20,8 +20,9 @@ def fix_gaussian_topk(model: nn.Module) -> int:
     for module in model.modules():
         share = getattr(module, "activation_sparsity", 0.0)
         if hasattr(module, "_gaussian_topk") and share > 0.0:
-            quantile = torch.distributions.normal.Normal(0, 1).icdf(torch.tensor(share, dtype=torch.float32))
-            module._gaussian_topk = functools.partial(_gaussian_topk, float(quantile))
+            normal = torch.distributions.normal.Normal(0, 1)
+            quantile = normal.icdf(torch.tensor(share, dtype=torch.float32))  # type: ignore[no-untyped-call]
+            object.__setattr__(module, "_gaussian_topk", functools.partial(_gaussian_topk, float(quantile)))
             count += 1
     return count
 

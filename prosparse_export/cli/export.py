@@ -51,6 +51,7 @@ Examples:
     help="What the FFNs compute, where config.json is wrong about it.",
 )
 @click.option("--threshold", type=click.FloatRange(min=0.0), help="FATReLU threshold; makes relu fatrelu.")
+@click.option("--plain", is_flag=True, help="Standard ONNX instead of our operators, for OpenVINO and others.")
 @click.option("--library/--no-library", default=True, show_default=True, help="Put the operator library beside it.")
 @click.option("--trust-remote-code", is_flag=True, help="Let Python code in MODEL_DIR run. Read it first.")
 @click.option("-v", "--verbose", is_flag=True, help="Say what became of every FFN and attention, and why.")
@@ -65,6 +66,7 @@ def export_command(
     weights: str,
     activation: str | None,
     threshold: float | None,
+    plain: bool,
     library: bool,
     trust_remote_code: bool,
     verbose: bool,
@@ -90,6 +92,7 @@ def export_command(
             weights=None if weights == "checkpoint" else cast("Format", weights),
             activation=activation,
             threshold=threshold,
+            plain=plain,
         )
         result = export_model(model_dir, output, options, report)
     if verbose:

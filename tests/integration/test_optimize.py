@@ -239,7 +239,7 @@ BAD: dict[str, tuple[Callable[[], bytes], str]] = {
 def test_bad_input_is_one_line(name: str, tmp_path: Path) -> None:
     build, message = BAD[name]
     (tmp_path / "in.onnx").write_bytes(build())
-    with pytest.raises(ProSparseError, match=".*") as caught:
+    with pytest.raises(ProSparseError) as caught:
         optimize_file(tmp_path / "in.onnx", tmp_path / "out" / "m.onnx")
     assert message in str(caught.value)
     assert str(tmp_path / "in.onnx") in str(caught.value)
@@ -251,7 +251,7 @@ def test_bad_input_is_one_line(name: str, tmp_path: Path) -> None:
 def test_external_data_that_was_cut_off(tmp_path: Path) -> None:
     (tmp_path / "in.onnx").write_bytes(external(8192))
     (tmp_path / "weights.bin").write_bytes(b"0" * 4000)
-    with pytest.raises(ProSparseError, match="expected 8192 bytes in .*weights.bin, got 4000"):
+    with pytest.raises(ProSparseError, match=r"expected 8192 bytes in .*weights.bin, got 4000"):
         optimize_file(tmp_path / "in.onnx", tmp_path / "out" / "m.onnx")
 
 
