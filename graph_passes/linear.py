@@ -145,7 +145,9 @@ def _added_bias(output: ir.Value, width: int) -> tuple[ir.Value, ir.Value | None
         user = uses[0].node
         if user.op_type == "Add" and user.domain == "":
             other = user.inputs[1 - uses[0].idx]
-            rank = output.shape.rank() if output.shape is not None else 1  # a longer bias would make it longer
+            # A bias of more dimensions than the product would add some. Where its number is unknown, it is 2 at
+            # least in all that we have met: a row of features alone is no batch.
+            rank = output.shape.rank() if output.shape is not None else 2
             if other is not None and _is_bias(other, width, most_rank=rank):
                 return user.outputs[0], other
     return output, None

@@ -30,6 +30,7 @@ class Family:
         reasons: why blocks stay dense.
         blocks: feed-forward blocks that become operators.
         attention: start of the reason why attention is not fused, or "".
+        encoder: hidden states, no cache, no generation.
         fields: what config.json says instead of what transformers wrote.
     """
 
@@ -41,6 +42,7 @@ class Family:
     reasons: frozenset[str] = frozenset()
     blocks: int = LAYERS
     attention: str = ""
+    encoder: bool = False
     fields: dict[str, Any] = field(default_factory=dict)
 
     def save(self, folder: Path) -> None:
@@ -150,7 +152,7 @@ FAMILIES = [
         reasons=frozenset(
             {
                 "its threshold is computed for each token from all its neurons (Gaussian top-k)",
-                "gate is Gelu (tanh), not a ReLU",
+                "gate is Gelu, not a ReLU",
                 "activation is Gelu (tanh), not a ReLU",
             }
         ),
@@ -217,5 +219,12 @@ FAMILIES = [
         "",
         reasons=frozenset({"experts: each token chooses its weights at run time"}),
         attention="no mask is added to the scores",
+    ),
+    Family(
+        "BERT-type encoder",
+        lambda: hf.BertModel(hf.BertConfig(**sizes(hidden_act="relu"))),
+        PLAIN,
+        "relu",
+        encoder=True,
     ),
 ]

@@ -147,9 +147,8 @@ def test_weights_outside_of_the_file_are_not_read_all_at_once(tmp_path: Path) ->
         nodes += [f"z{i} = MatMul ({x}, up{i})", f"h{i} = Relu (z{i})", f"x{i + 1} = MatMul (h{i}, down{i})"]
         x = f"x{i + 1}"
     text = "\n".join(nodes)
-    proto = onnx.parser.parse_model(
-        f'<ir_version: 9, opset_import: ["" : 18]> g (float[n, {d_model}] x0) => (float[n, {d_model}] {x}) {{\n{text}\n}}'
-    )
+    signature = f"(float[n, {d_model}] x0) => (float[n, {d_model}] {x})"
+    proto = onnx.parser.parse_model(f'<ir_version: 9, opset_import: ["" : 18]> g {signature} {{\n{text}\n}}')
     folder = tmp_path / "in"
     folder.mkdir()
     offset = 0
