@@ -40,6 +40,12 @@ Examples:
 )
 @click.option("--plain", is_flag=True, help="Standard ONNX instead of our operators, for runtimes without functions.")
 @click.option("--library/--no-library", default=True, show_default=True, help="Put the operator library beside it.")
+@click.option(
+    "--check/--no-check",
+    default=True,
+    show_default=True,
+    help="Compare outputs with the source's; takes the memory that running takes.",
+)
 @click.option("-v", "--verbose", is_flag=True, help="List the FFNs that were rewritten too.")
 @click.option("-q", "--quiet", is_flag=True, help="No progress display.")
 @click.option("--json", "as_json", is_flag=True, help="Print the manifest as JSON instead of a summary.")
@@ -51,6 +57,7 @@ def optimize_command(
     weights: str,
     plain: bool,
     library: bool,
+    check: bool,
     verbose: bool,
     quiet: bool,
     as_json: bool,
@@ -65,7 +72,7 @@ def optimize_command(
         from prosparse_export.optimize import OptimizeOptions, optimize_file
 
         chosen = None if weights == "source" else cast("Format", weights)
-        options = OptimizeOptions(overwrite, allow_dense, library, chosen, plain)
+        options = OptimizeOptions(overwrite, allow_dense, library, chosen, plain, check)
         result = optimize_file(source, output, options, report)
     for outcome in result.rewritten if verbose else ():
         click.echo(f"{outcome.node}: {outcome.op} ({outcome.activation})", err=True)
