@@ -88,7 +88,9 @@ def interleave(runs: dict[str, tuple[Run, int]], rounds: int) -> dict[str, list[
     return times
 
 
-def compare(blocks: Blocks, sparsity: float, threads: int, rounds: int, others: dict[str, tuple[Run, int]]) -> list[Row]:
+def compare(
+    blocks: Blocks, sparsity: float, threads: int, rounds: int, others: dict[str, tuple[Run, int]]
+) -> list[Row]:
     """Run ours, our dense run and ``others`` in turns."""
     shape = blocks.shape
     ours, measured = blocks.session(sparsity, threads)
@@ -136,11 +138,16 @@ def linear_rows(threads: int, rounds: int) -> list[str]:
     for d_in, d_out in ((4096, 4096), (4096, 11008)):
         x = np.random.default_rng(1).standard_normal((1, d_in), np.float32)
         for weights, width in (("i8", 8), ("i4", 4)):
-            runs = {"ours": own_linear(d_in, d_out, weights, x, threads), "ort": ort_linear(d_in, d_out, width, x, threads)}
+            runs = {
+                "ours": own_linear(d_in, d_out, weights, x, threads),
+                "ort": ort_linear(d_in, d_out, width, x, threads),
+            }
             times = interleave(runs, rounds)
             ratio = statistics.median(b / a for a, b in zip(times["ours"], times["ort"], strict=True))
             ours, ort = statistics.median(times["ours"]), statistics.median(times["ort"])
-            lines.append(f"Linear {weights} {d_in}x{d_out} n=1 {threads}T: {ours:.3f} ms, MatMulNBits-{width} {ort:.3f} ms, x{ratio:.2f}")
+            lines.append(
+                f"Linear {weights} {d_in}x{d_out} n=1 {threads}T: {ours:.3f} ms, MatMulNBits-{width} {ort:.3f} ms, x{ratio:.2f}"
+            )
     return lines
 
 
@@ -153,10 +160,14 @@ def plot(rows: list[Row], path: Path) -> None:
 
     chosen = [row for row in rows if row.against == "own dense" and row.tokens == 1]
     shapes = sorted({row.shape for row in chosen})
-    figure, axes = plt.subplots(1, max(1, len(shapes)), figsize=(5 * max(1, len(shapes)), 4), squeeze=False, layout="constrained")
+    figure, axes = plt.subplots(
+        1, max(1, len(shapes)), figsize=(5 * max(1, len(shapes)), 4), squeeze=False, layout="constrained"
+    )
     for axis, shape in zip(axes[0], shapes, strict=True):
         for marker, weights in zip("osDv^", BITS, strict=True):
-            points = sorted((r.sparsity * 100, r.ratio, r.ceiling) for r in chosen if r.shape == shape and r.weights == weights)
+            points = sorted(
+                (r.sparsity * 100, r.ratio, r.ceiling) for r in chosen if r.shape == shape and r.weights == weights
+            )
             if points:
                 axis.plot([p[0] for p in points], [p[1] for p in points], marker=marker, label=weights)
         ceiling = sorted({(r.sparsity * 100, r.ceiling) for r in chosen if r.shape == shape})
@@ -173,13 +184,32 @@ def plot(rows: list[Row], path: Path) -> None:
 @click.option("--tokens", "token_counts", type=int, multiple=True, default=(1, 2, 4, 8, 16, 32, 128))
 @click.option("--threads", type=int, multiple=True, default=(1, 2), show_default=True)
 @click.option("--rounds", type=int, default=15, show_default=True)
-@click.option("--baselines/--no-baselines", default=True, help="Other engines, at 89 % and where --sparsity names one value.")
+@click.option(
+    "--baselines/--no-baselines", default=True, help="Other engines, at 89 % and where --sparsity names one value."
+)
 @click.option("--linear", is_flag=True, help="Our dense product against MatMulNBits, and nothing else.")
 @click.option("--quick", is_flag=True, help="TinyLlama's shape, f32, i8 and i4, 0 and 89 %, n = 1 and 16: two minutes.")
-@click.option("--output", type=click.Path(path_type=Path), default=Path("out/benchmarks"), show_default=True, help="Folder for ffn.csv, ffn.png.")
+@click.option(
+    "--output",
+    type=click.Path(path_type=Path),
+    default=Path("out/benchmarks"),
+    show_default=True,
+    help="Folder for ffn.csv, ffn.png.",
+)
 def main(shapes, weights, sparsities, token_counts, threads, rounds, baselines, linear, quick, output) -> None:
     """Measure our operators against their own dense run and other engines."""
-    model = next((line.split(":")[1].strip() for line in Path("/proc/cpuinfo").read_text().splitlines() if "model name" in line), "") if Path("/proc/cpuinfo").exists() else platform.processor()
+    model = (
+        next(
+            (
+                line.split(":")[1].strip()
+                for line in Path("/proc/cpuinfo").read_text().splitlines()
+                if "model name" in line
+            ),
+            "",
+        )
+        if Path("/proc/cpuinfo").exists()
+        else platform.processor()
+    )
     click.echo(f"{model}, {os.cpu_count()} cores, ISA {library_info().isa_used}")
     if linear:
         for count in threads:
@@ -187,7 +217,14 @@ def main(shapes, weights, sparsities, token_counts, threads, rounds, baselines, 
                 click.echo(line)
         return
     if quick:
-        shapes, weights, sparsities, token_counts, threads, rounds = ("tinyllama",), ("f32", "i8", "i4"), (0, 0.89), (1, 16), (2,), 7
+        shapes, weights, sparsities, token_counts, threads, rounds = (
+            ("tinyllama",),
+            ("f32", "i8", "i4"),
+            (0, 0.89),
+            (1, 16),
+            (2,),
+            7,
+        )
     rows: list[Row] = []
     with tempfile.TemporaryDirectory() as folder:
         for shape in (SHAPES[name] for name in shapes or SHAPES):

@@ -27,7 +27,15 @@ def _library() -> tuple[ctypes.CDLL, ctypes.CDLL]:
     base = ctypes.CDLL(str(folder / "libggml-base.so"), mode=ctypes.RTLD_GLOBAL)
     cpu = ctypes.CDLL(str(folder / "libggml-cpu.so"), mode=ctypes.RTLD_GLOBAL)
     pointers = {
-        base: ["ggml_init", "ggml_new_tensor_2d", "ggml_mul_mat", "ggml_relu", "ggml_mul", "ggml_add", "ggml_new_graph_custom"]
+        base: [
+            "ggml_init",
+            "ggml_new_tensor_2d",
+            "ggml_mul_mat",
+            "ggml_relu",
+            "ggml_mul",
+            "ggml_add",
+            "ggml_new_graph_custom",
+        ]
         + ["ggml_backend_alloc_ctx_tensors_from_buft", "ggml_backend_reg_dev_get", "ggml_backend_reg_get_proc_address"],
         cpu: ["ggml_backend_cpu_init", "ggml_backend_cpu_reg"],
     }
@@ -95,7 +103,9 @@ def llama_dense(shape: Shape, kind: str, x: NDArray[np.float32], threads: int) -
     base.ggml_backend_alloc_ctx_tensors_from_buft(work, plain)
     for created, blocks in sizes:
         data = rng.integers(0, 256, (blocks, block_bytes), np.uint8)
-        data[:, :2] = np.frombuffer(np.float16(shape.d_model**-0.5 / (4.6 if kind == "Q4_0" else 73)).tobytes(), np.uint8)
+        data[:, :2] = np.frombuffer(
+            np.float16(shape.d_model**-0.5 / (4.6 if kind == "Q4_0" else 73)).tobytes(), np.uint8
+        )
         base.ggml_backend_tensor_set(created, data.ctypes.data, 0, data.nbytes)
     base.ggml_backend_tensor_set(source, np.ascontiguousarray(x).ctypes.data, 0, x.nbytes)
     backend = cpu.ggml_backend_cpu_init()

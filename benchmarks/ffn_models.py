@@ -86,7 +86,11 @@ class Blocks:
                     if scales is not None:
                         self._add(data, f"s_{name}_{layer}", scales, TensorProto.FLOAT16)
                     if name == self.names[0]:
-                        plain = dequantise(stored, scales, shape.d_model) if scales is not None else stored.astype(np.float32)
+                        plain = (
+                            dequantise(stored, scales, shape.d_model)
+                            if scales is not None
+                            else stored.astype(np.float32)
+                        )
                         self._z.append(x[:8] @ plain.T)
 
     def _add(self, data, name: str, array: Array, kind: int) -> None:
@@ -127,7 +131,11 @@ def _summed(nodes: list[onnx.NodeProto], tensors: list[onnx.TensorProto], count:
     total = helper.make_node("Sum", [f"y_{i}" for i in range(count)], ["y"])
     values = [helper.make_tensor_value_info(name, TensorProto.FLOAT, [None, d_model]) for name in ("x", "y")]
     graph = helper.make_graph([*nodes, total], "ffn", values[:1], values[1:], tensors)
-    imports = [helper.make_opsetid("", 20), helper.make_opsetid(custom_ops.DOMAIN, 1), helper.make_opsetid("com.microsoft", 1)]
+    imports = [
+        helper.make_opsetid("", 20),
+        helper.make_opsetid(custom_ops.DOMAIN, 1),
+        helper.make_opsetid("com.microsoft", 1),
+    ]
     return helper.make_model(graph, opset_imports=imports, ir_version=9)
 
 
@@ -160,10 +168,18 @@ def ort_dense(shape: Shape, kind: str, x: NDArray[np.float32], threads: int) -> 
             nodes.append(helper.make_node("MatMul", [a, f"w_{y}"], [y]))
             return
         width = int(kind[1])
-        tensors.append(onnx.numpy_helper.from_array(rng.integers(0, 256, (d_out, d_in // 32, 4 * width), np.uint8), f"w_{y}"))
-        tensors.append(onnx.numpy_helper.from_array(np.full(d_out * d_in // 32, d_in**-0.5 / 2 ** (width - 2), np.float32), f"s_{y}"))
+        tensors.append(
+            onnx.numpy_helper.from_array(rng.integers(0, 256, (d_out, d_in // 32, 4 * width), np.uint8), f"w_{y}")
+        )
+        tensors.append(
+            onnx.numpy_helper.from_array(
+                np.full(d_out * d_in // 32, d_in**-0.5 / 2 ** (width - 2), np.float32), f"s_{y}"
+            )
+        )
         attributes = {"K": d_in, "N": d_out, "bits": width, "block_size": 32, "accuracy_level": 4}
-        nodes.append(helper.make_node("MatMulNBits", [a, f"w_{y}", f"s_{y}"], [y], domain="com.microsoft", **attributes))
+        nodes.append(
+            helper.make_node("MatMulNBits", [a, f"w_{y}", f"s_{y}"], [y], domain="com.microsoft", **attributes)
+        )
 
     for layer in range(count):
         linear("x", shape.d_model, shape.d_ff, f"z_{layer}")
@@ -187,7 +203,9 @@ def own_linear(d_in: int, d_out: int, weights: str, x: NDArray[np.float32], thre
         stored, scales = random_weights(weights, d_out, d_in, rng)
         arrays = {f"w_{i}": stored, **({f"s_{i}": scales} if scales is not None else {})}
         tensors += [onnx.numpy_helper.from_array(value, name) for name, value in arrays.items()]
-        nodes.append(helper.make_node(custom_ops.linear(weights), ["x", *arrays, "b"], [f"y_{i}"], domain=custom_ops.DOMAIN))
+        nodes.append(
+            helper.make_node(custom_ops.linear(weights), ["x", *arrays, "b"], [f"y_{i}"], domain=custom_ops.DOMAIN)
+        )
     return ort_run(_summed(nodes, tensors, count, d_out).SerializeToString(), x, threads, ours=True), count
 
 
@@ -197,7 +215,11 @@ def ort_linear(d_in: int, d_out: int, width: int, x: NDArray[np.float32], thread
     count = max(1, -(-WORKING_SET * 8 // (d_in * d_out * (width + 1))))
     nodes, tensors = [], [onnx.numpy_helper.from_array(np.full(d_out * d_in // 32, 0.001, np.float32), "s")]
     for i in range(count):
-        tensors.append(onnx.numpy_helper.from_array(rng.integers(0, 256, (d_out, d_in // 32, 4 * width), np.uint8), f"w_{i}"))
+        tensors.append(
+            onnx.numpy_helper.from_array(rng.integers(0, 256, (d_out, d_in // 32, 4 * width), np.uint8), f"w_{i}")
+        )
         attributes = {"K": d_in, "N": d_out, "bits": width, "block_size": 32, "accuracy_level": 4}
-        nodes.append(helper.make_node("MatMulNBits", ["x", f"w_{i}", "s"], [f"y_{i}"], domain="com.microsoft", **attributes))
+        nodes.append(
+            helper.make_node("MatMulNBits", ["x", f"w_{i}", "s"], [f"y_{i}"], domain="com.microsoft", **attributes)
+        )
     return ort_run(_summed(nodes, tensors, count, d_out).SerializeToString(), x, threads), count

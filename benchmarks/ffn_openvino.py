@@ -17,7 +17,9 @@ def openvino_dense(shape: Shape, width: int, x: NDArray[np.float32], threads: in
     def linear(a: ov.Node, d_in: int, d_out: int) -> ov.Node:
         if width == 8:
             stored = ops.constant(rng.integers(-127, 128, (d_out, d_in), np.int8))
-            weight = ops.multiply(ops.convert(stored, "f32"), ops.constant(np.full((d_out, 1), d_in**-0.5 / 73, np.float32)))
+            weight = ops.multiply(
+                ops.convert(stored, "f32"), ops.constant(np.full((d_out, 1), d_in**-0.5 / 73, np.float32))
+            )
         else:
             group = 128 if d_in % 128 == 0 else 64
             packed = rng.integers(0, 256, d_out * d_in // 2, np.uint8)

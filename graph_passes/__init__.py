@@ -6,8 +6,9 @@ from graph_passes.fuse_attention import FuseGroupQueryAttentionPass
 from graph_passes.fuse_norms import FuseSkipRmsNormPass
 from graph_passes.fuse_rotary import FuseRotaryEmbeddingPass
 from graph_passes.fuse_sparse_ffn import FuseSparseFfnPass
+from graph_passes.inline_operators import InlineOperatorsPass
 from graph_passes.name_interface import NameInterfacePass
-from graph_passes.pipeline import export_pipeline
+from graph_passes.pipeline import export_pipeline, optimize_pipeline
 from graph_passes.weight_format import WeightRangeError, dequantise, quantise
 
 __all__ = [
@@ -18,9 +19,11 @@ __all__ = [
     "FuseRotaryEmbeddingPass",
     "FuseSkipRmsNormPass",
     "FuseSparseFfnPass",
+    "InlineOperatorsPass",
     "NameInterfacePass",
     "WeightRangeError",
     "dequantise",
     "export_pipeline",
+    "optimize_pipeline",
     "quantise",
 ]

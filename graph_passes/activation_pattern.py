@@ -10,7 +10,7 @@ import onnx_ir as ir
 
 from graph_passes.linear import scalar_constant
 
-__all__ = ["Activation", "describe_activation", "match_activation"]
+__all__ = ["Activation", "describe_activation", "match_activation", "without_identities"]
 
 
 @dataclass(frozen=True)
@@ -28,12 +28,16 @@ class Activation:
 def match_activation(value: ir.Value) -> Activation | None:
     """Return the activation whose result ``value`` is, or None.
 
-    1. ``Relu(z)``, ``Max(z, 0)``, ``Clip(z, 0)``: relu;
+    1. ``Relu(z)``, ``Max(z, 0)``, ``Clip(z, 0)`` with no upper bound below float32's largest: relu;
     2. ``Where(z <= t, 0, z)`` and its mirror images, ``z * Cast(z > t)``: fatrelu, or relu for t = 0.
        Where the graph keeps the boundary (``z >= t``), the threshold becomes the next float below t,
        which selects exactly the same numbers;
-    3. ``Pow(r, 2)``, ``r * r`` with r of case 1 or 2: relu2.
+    3. ``ThresholdedRelu``: fatrelu, or relu for alpha = 0;
+    4. ``Pow(r, 2)``, ``r * r`` with r of case 1, 2 or 3: relu2.
+
+    Identity and an inference graph's Dropout may stand anywhere between.
     """
+    value = without_identities(value)
     node = value.producer()
     if node is None or node.domain != "":
         return None
@@ -45,10 +49,12 @@ def match_activation(value: ir.Value) -> Activation | None:
                 if scalar_constant(zero) == 0.0:
                     return _relu(z)
         case "Clip":
-            low = node.inputs[1] if len(node.inputs) > 1 else None
-            high = node.inputs[2] if len(node.inputs) > 2 else None
-            if scalar_constant(low) == 0.0 and (high is None or scalar_constant(high) == math.inf):
+            if _clips_below_zero_only(node):
                 return _relu(node.inputs[0])
+        case "ThresholdedRelu":
+            threshold = node.attributes.get_float("alpha", 1.0)
+            if node.inputs[0] is not None and 0.0 <= threshold < math.inf:
+                return Activation("fatrelu" if threshold > 0.0 else "relu", threshold, node.inputs[0])
         case "Where":
             return _from_where(node)
         case "Pow":
@@ -71,6 +77,26 @@ def describe_activation(ops: set[str]) -> str:
         return "Silu"
     shapeless = ops - {"Mul", "Cast", "Expand", "Identity", "Shape"}
     return " and ".join(sorted(shapeless)) or "a plain product"
+
+
+def without_identities(value: ir.Value) -> ir.Value:
+    """Return the value that ``value`` is through Identity and Dropout that drops nothing."""
+    while (node := value.producer()) is not None and node.domain == "" and node.inputs and node.inputs[0] is not None:
+        training = node.inputs[2] if len(node.inputs) > 2 else None
+        if node.op_type != "Identity" and (node.op_type != "Dropout" or training is not None):
+            break
+        value = node.inputs[0]
+    return value
+
+
+def _clips_below_zero_only(node: ir.Node) -> bool:
+    low, high = (node.inputs[i] if len(node.inputs) > i else None for i in (1, 2))
+    bounds: list[float | None] = [scalar_constant(low), scalar_constant(high)]
+    if len(node.inputs) == 1:  # up to opset 10 they are attributes
+        bounds = [node.attributes.get_float(name, None) for name in ("min", "max")]
+    elif high is not None and bounds[1] is None:
+        return False
+    return bounds[0] == 0.0 and (bounds[1] is None or bounds[1] >= float(np.finfo(np.float32).max))
 
 
 def _relu(z: ir.Value | None) -> Activation | None:

@@ -19,10 +19,12 @@ __all__ = [
     "FORMATS",
     "GATED_ACTIVATIONS",
     "OPSET",
+    "OPSET_OF_STRINGS",
     "PLAIN_ACTIVATIONS",
     "QUANT_BLOCK",
     "VERSION",
     "Format",
+    "OpsetError",
     "function",
     "function_proto",
     "linear",
@@ -37,11 +39,18 @@ OPSET = 20
 """The ai.onnx opset of the bodies, the one that the exporter emits. onnxruntime inlines a body
 only when its opset is the model's own, so a model of another opset needs bodies of that opset."""
 
+OPSET_OF_STRINGS = 19
+"""The first opset whose Equal compares strings. A body of an older one is stated for one activation."""
+
 Format = Literal["f32", "f16", "bf16", "i8", "i4"]
 """How an operator's matrices are stored: in the checkpoint's float type, or as integers with scales."""
 FORMATS: tuple[Format, ...] = ("f32", "f16", "bf16", "i8", "i4")
 QUANT_BLOCK = 32
 """Columns of an i8 or i4 matrix that share one scale."""
+
+
+class OpsetError(ValueError):
+    """An operator has no body in such an opset."""
 
 
 def sparse_gated_ffn(weights: Format) -> str:
@@ -115,6 +124,14 @@ _LINEAR = """
   y = Add (y_linear, b)
 """
 
+_ACTIVATE_ONE = """
+  zero = Constant <value_float = 0.0> ()
+  t = Constant <value_float: float = @threshold> ()
+  inactive = LessOrEqual (z, t)
+  rectified = Where (inactive, zero, z)
+  active = %s
+"""
+
 # The matrix as float32, [rows, columns of x]: w and, quantised, s are inputs.
 _AS_FLOAT = "m{0} = Cast <to = 1> (w{0})\n"
 _SCALES = """
@@ -155,7 +172,27 @@ _I4_CONSTANTS = """
 """
 
 
-def _body(name: str, opset: int) -> str:
+# Oldest opsets: Cast to bfloat16 and Unsqueeze with an axes input; Shape with a start.
+_OLDEST = {"f32": 13, "f16": 13, "bf16": 13, "i8": 15, "i4": 15}
+# The same digits by arithmetic: BitwiseAnd is new in opset 18, and OpenVINO 2026.4 gives other numbers for it.
+_I4_BY_ARITHMETIC = """
+  bytes{0} = Cast <to = 6> (w{0})
+  odd{0} = Div (bytes{0}, sixteen)
+  high{0} = Mul (odd{0}, sixteen)
+  even{0} = Sub (bytes{0}, high{0})
+"""
+
+
+def _for_one_activation(core: str, activation: str) -> str:
+    """Return ``core`` without strings."""
+    square = "Mul (rectified, rectified)" if activation == "relu2" else "Identity (rectified)"
+    lines = core.replace(_ACTIVATE, _ACTIVATE_ONE % square).splitlines()
+    lines = [line for line in lines if "drelu" not in line or "Where" in line]
+    taken = "Identity (u_rectified)" if activation == "drelu" else "Identity (u)"
+    return "\n".join(f"  v = {taken}" if "is_drelu" in line else line for line in lines) + "\n"
+
+
+def _body(name: str, opset: int, activation: str) -> str:
     weights = max((f for f in FORMATS if name.endswith(f.upper())), key=len)  # BF16 ends with F16 too
     kind = name.removesuffix(weights.upper())
     matrices, core, attributes = {
@@ -163,15 +200,23 @@ def _body(name: str, opset: int) -> str:
         "SparseFFN": (("_up", "_down"), _PLAIN, "<activation, threshold>"),
         "Linear": (("",), _LINEAR, ""),
     }[kind]
+    if opset < _OLDEST[weights]:
+        raise OpsetError(f"the model's opset is {opset}: expected {_OLDEST[weights]} or newer")
+    dequantise, constants = _DEQUANTISE, _I4_CONSTANTS
+    if activation:
+        _, halves, rest = _DEQUANTISE["i4"].partition("  even{0}_column")
+        dequantise = {"i8": _DEQUANTISE["i8"], "i4": _SCALES + _I4_BY_ARITHMETIC + halves + rest}
+        constants += "sixteen = Constant <value = int32 {16}> ()\n"
+        core = _for_one_activation(core, activation)
     quantised = weights in _DEQUANTISE
     inputs = ["x"]
-    lines = [_QUANTISED_CONSTANTS if quantised else "", _I4_CONSTANTS if weights == "i4" else ""]
+    lines = [_QUANTISED_CONSTANTS if quantised else "", constants if weights == "i4" else ""]
     for matrix in matrices:
         inputs += [f"w{matrix}", *([f"s{matrix}"] if quantised else []), f"b{matrix}"]
         if weights == "f32":
             core = core.replace("m_down)", "w_down)")
         else:
-            lines.append(_DEQUANTISE.get(weights, _AS_FLOAT).format(matrix))
+            lines.append(dequantise.get(weights, _AS_FLOAT).format(matrix))
         if matrix != "_down":
             lines.append(f"m{matrix}_t = Transpose <perm = [1, 0]> ({'w' if weights == 'f32' else 'm'}{matrix})")
     head = f'<domain: "{DOMAIN}", opset_import: ["" : {opset}]>\n{name} {attributes} ({", ".join(inputs)}) => (y)'
@@ -179,27 +224,36 @@ def _body(name: str, opset: int) -> str:
 
 
 @functools.cache
-def _parsed(name: str, opset: int) -> bytes:
-    body: bytes = onnx.parser.parse_function(_body(name, opset)).SerializeToString()
+def _parsed(name: str, opset: int, activation: str) -> bytes:
+    body: bytes = onnx.parser.parse_function(_body(name, opset, activation)).SerializeToString()
     return body
 
 
-def function_proto(name: str, opset: int = OPSET) -> onnx.FunctionProto:
+def function_proto(
+    name: str, opset: int = OPSET, activation: str = "", *, without_strings: bool = False
+) -> onnx.FunctionProto:
     """Return the body of operator ``name`` as a new protobuf message.
 
     Args:
         name: one of `names`.
         opset: ai.onnx opset that the body is stated in; every operator used has had one meaning
-            for these inputs since opset 19 (Equal on strings).
+            for these inputs since the opset that brought it.
+        activation: the one activation that a body without strings has.
+        without_strings: state it for ``activation`` alone; always so up to opset 18, which cannot compare strings.
 
     Raises:
         KeyError: no operator has this name.
+        OpsetError: the body cannot be stated in ``opset``.
     """
     if name not in names():
         raise KeyError(name)
-    return onnx.FunctionProto.FromString(_parsed(name, opset))
+    if name.startswith("Linear") or (opset >= OPSET_OF_STRINGS and not without_strings):
+        activation = ""
+    elif not activation:
+        raise OpsetError(f"opset {opset} cannot compare strings: expected {OPSET_OF_STRINGS} or newer")
+    return onnx.FunctionProto.FromString(_parsed(name, opset, activation))
 
 
-def function(name: str, opset: int = OPSET) -> ir.Function:
+def function(name: str, opset: int = OPSET, activation: str = "", *, without_strings: bool = False) -> ir.Function:
     """Return the body of operator ``name`` as a new ``onnx_ir.Function``; see `function_proto`."""
-    return ir.serde.deserialize_function(function_proto(name, opset))
+    return ir.serde.deserialize_function(function_proto(name, opset, activation, without_strings=without_strings))

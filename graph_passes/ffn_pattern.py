@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import re
-from dataclasses import dataclass
+from collections.abc import Iterator
+from dataclasses import dataclass, replace
 
 import onnx_ir as ir
 
-from graph_passes.activation_pattern import Activation, describe_activation, match_activation
-from graph_passes.linear import Linear, find_linears
+from graph_passes.activation_pattern import Activation, describe_activation, match_activation, without_identities
+from graph_passes.linear import Linear, find_linears, module_scope
+from graph_passes.overlooked_relu import overlooked_relus
 
 __all__ = ["FfnMatch", "FfnOutcome", "find_ffns"]
 
@@ -20,15 +22,18 @@ _ELEMENTWISE = frozenset(
         "Abs",
         "Add",
         "And",
+        "BiasGelu",
         "Cast",
         "Celu",
         "Clip",
         "Div",
+        "Dropout",
         "Elu",
         "Equal",
         "Erf",
         "Exp",
         "Expand",
+        "FastGelu",
         "Gelu",
         "Greater",
         "GreaterOrEqual",
@@ -48,6 +53,7 @@ _ELEMENTWISE = frozenset(
         "Or",
         "PRelu",
         "Pow",
+        "QuickGelu",
         "Reciprocal",
         "Relu",
         "Selu",
@@ -61,11 +67,9 @@ _ELEMENTWISE = frozenset(
         "Tanh",
         "ThresholdedRelu",
         "Where",
-        "QuickGelu",
-        "FastGelu",
-        "BiasGelu",
     ]
 )
+_FLOATS = frozenset({ir.DataType.FLOAT, ir.DataType.FLOAT16, ir.DataType.BFLOAT16})
 _LARGEST_BLOCK = 32  # nodes between up_proj and down_proj; the tanh form of GELU has 9
 
 
@@ -83,6 +87,8 @@ class FfnOutcome:
         d_ff: number of neurons.
         reason: why it was refused, or "".
         linears: module paths of its linear layers, gate_proj first, down_proj last.
+        node: name of the node that ends it (down_proj's product), or of its ReLU where no more of it was understood.
+        source: what its weights were before: float, qdq (DequantizeLinear), nbits (MatMulNBits), or "".
     """
 
     layer: int
@@ -94,6 +100,8 @@ class FfnOutcome:
     d_ff: int
     reason: str
     linears: tuple[str, ...] = ()
+    node: str = ""
+    source: str = ""
 
     def __str__(self) -> str:
         """Return one line for the terminal."""
@@ -107,28 +115,68 @@ class FfnOutcome:
 class FfnMatch:
     """A block: ``down( act(gate x) * up x )``, or ``down( act(up x) )`` where ``gate`` is None.
 
-    ``reason`` tells why the block cannot be rewritten; it is "" if it can.
+    ``reason`` tells why the block cannot be rewritten; it is "" if it can. A block of which only the ReLU was
+    understood has neither ``up`` nor ``down``.
     """
 
     layer: int
     module: str
     gate: Linear | None
-    up: Linear
-    down: Linear
+    up: Linear | None
+    down: Linear | None
     activation: str
     threshold: float
     reason: str
+    node: str
+    interior: tuple[ir.Node, ...] = ()
 
 
 def find_ffns(graph: ir.Graph) -> list[FfnMatch]:
-    """Return every feed-forward block of ``graph``, in order, rewritable or not."""
+    """Return every feed-forward block of ``graph``, in order, rewritable or not.
+
+    A ReLU between two products that is in none of them is a block too (overlooked_relu.py), and so is every block in
+    the body of an If, Loop or Scan; neither can be rewritten.
+    """
     linears = find_linears(graph)
     matches: list[FfnMatch] = []
+    ends: dict[int, FfnMatch] = {}
     for down in linears.values():
         match = _match(down, linears, ordinal=len(matches))
-        if match is not None:
-            matches.append(match)
-    return matches
+        if match is None:
+            continue
+        above = next((ends[id(w)] for w in (match.up, match.gate) if w is not None and id(w) in ends), None)
+        if above is not None and not match.reason:
+            match = replace(match, reason=f"its up_proj is down_proj of another block, {above.node}")
+        if not match.reason:
+            ends[id(down)] = match
+        matches.append(match)
+    order = {id(node): position for position, node in enumerate(graph)}
+    taken = {id(node) for match in matches for node in match.interior}
+    for node, reason in overlooked_relus(graph, linears, taken):
+        module = module_scope(node).rpartition(".")[0]
+        name = node.name or node.outputs[0].name or ""
+        matches.append(FfnMatch(_layer(module, len(matches)), module, None, None, None, "", 0.0, reason, name, (node,)))
+    matches.sort(key=lambda match: order.get(id(match.interior[0]), 0))
+    return matches + list(_in_bodies(graph))
+
+
+def _in_bodies(graph: ir.Graph) -> Iterator[FfnMatch]:
+    for node in graph:
+        for attribute in node.attributes.values():
+            bodies: list[ir.Graph] = []
+            if attribute.type == ir.AttributeType.GRAPH:
+                bodies = [attribute.as_graph()]
+            elif attribute.type == ir.AttributeType.GRAPHS:
+                bodies = list(attribute.as_graphs())
+            for body in bodies:
+                for match in find_ffns(body):
+                    where = f"it is in the body of {node.op_type} {node.name or node.outputs[0].name!r}"
+                    yield replace(match, reason=match.reason or where)
+
+
+def _layer(module: str, ordinal: int) -> int:
+    number = re.search(r"\.(\d+)(?=\.|$)", module)
+    return int(number.group(1)) if number else ordinal
 
 
 def _match(down: Linear, linears: dict[ir.Value, Linear], ordinal: int) -> FfnMatch | None:
@@ -139,7 +187,6 @@ def _match(down: Linear, linears: dict[ir.Value, Linear], ordinal: int) -> FfnMa
     if not 1 <= len(sources) <= 2 or len({id(s.x) for s in sources}) != 1 or sources[0].d_out != down.d_in:
         return None
     module = down.module.rpartition(".")[0]
-    layer = re.search(r"\.(\d+)(?=\.|$)", module)
     gate, up, activation, threshold = _classify(down.x, linears)
     if up is None:
         up = sources[-1]
@@ -147,7 +194,10 @@ def _match(down: Linear, linears: dict[ir.Value, Linear], ordinal: int) -> FfnMa
         reason = f"{'gate' if len(sources) == 2 else 'activation'} is {ops}, not a ReLU"
     else:
         reason = _check(gate, up, down, interior)
-    return FfnMatch(int(layer.group(1)) if layer else ordinal, module, gate, up, down, activation, threshold, reason)
+    last = down.output.producer()
+    name = (last.name if last is not None else "") or down.output.name or ""
+    layer = _layer(module, ordinal)
+    return FfnMatch(layer, module, gate, up, down, activation, threshold, reason, name, tuple(interior))
 
 
 def _between(hidden: ir.Value, linears: dict[ir.Value, Linear]) -> tuple[list[Linear], list[ir.Node]] | None:
@@ -155,14 +205,14 @@ def _between(hidden: ir.Value, linears: dict[ir.Value, Linear]) -> tuple[list[Li
     stack, sources, interior, seen = [hidden], dict[int, Linear](), list[ir.Node](), set[int]()
     while stack:
         value = stack.pop()
+        if value.is_initializer() and value.const_value is not None:
+            continue
         if value in linears:
             sources[id(value)] = linears[value]
             continue
         node = value.producer()
         if node is None:
-            if value.const_value is None:
-                return None  # a graph input
-            continue
+            return None  # a graph input
         if id(node) in seen or node.op_type == "Constant":
             continue
         if node.op_type not in _ELEMENTWISE or len(interior) == _LARGEST_BLOCK:
@@ -175,22 +225,23 @@ def _between(hidden: ir.Value, linears: dict[ir.Value, Linear]) -> tuple[list[Li
 
 def _classify(hidden: ir.Value, linears: dict[ir.Value, Linear]) -> tuple[Linear | None, Linear | None, str, float]:
     """Return (gate, up, activation, threshold); up is None where the block is not of the ReLU family."""
+    hidden = without_identities(hidden)
     plain = match_activation(hidden)
-    if plain is not None and plain.z in linears:
-        return None, linears[plain.z], plain.kind, plain.threshold
+    if plain is not None and (z := without_identities(plain.z)) in linears:
+        return None, linears[z], plain.kind, plain.threshold
     node = hidden.producer()
     if node is not None and node.op_type == "Mul" and node.domain == "":
         for first, second in (node.inputs, node.inputs[::-1]):
             if first is None or second is None:
                 continue
             active = match_activation(first)
-            if active is None or active.z not in linears:
+            if active is None or (z := without_identities(active.z)) not in linears:
                 continue
-            if second in linears:
-                return linears[active.z], linears[second], active.kind, active.threshold
+            if (u := without_identities(second)) in linears:
+                return linears[z], linears[u], active.kind, active.threshold
             other = match_activation(second)
-            if other is not None and other.z in linears and _is_drelu(active, other):
-                return linears[active.z], linears[other.z], "drelu", 0.0
+            if other is not None and (u := without_identities(other.z)) in linears and _is_drelu(active, other):
+                return linears[z], linears[u], "drelu", 0.0
     return None, None, "", 0.0
 
 
@@ -202,14 +253,11 @@ def _check(gate: Linear | None, up: Linear, down: Linear, interior: list[ir.Node
     """Return why a ReLU block cannot be rewritten, or ""."""
     if up.d_in != down.d_out:
         return f"input width {up.d_in} differs from output width {down.d_out}: the operators have one d_model"
-    named = [("up_proj", up), ("down_proj", down)] + ([("gate_proj", gate)] if gate is not None else [])
-    for name, linear in named:
-        assert linear.weight.const_value is not None
-        dtype = linear.weight.const_value.dtype
-        if dtype != ir.DataType.FLOAT:
-            return f"{name}'s weight is {dtype.name}: expected FLOAT"
+    dtype = up.x.dtype or up.weight.product
+    if dtype not in _FLOATS:
+        return f"its input is {dtype.name}: expected FLOAT, FLOAT16 or BFLOAT16"
     inside = [output for node in interior for output in node.outputs]
-    inside += [linear.output for _, linear in named if linear is not down]
+    inside += [linear.output for linear in (gate, up) if linear is not None]
     nodes = {id(node) for node in interior} | {id(use.node) for use in down.x.uses()}
     for value in inside:
         if value.is_graph_output() or any(id(use.node) not in nodes for use in value.uses()):

@@ -2,15 +2,19 @@
 
 from __future__ import annotations
 
-import numpy as np
+from dataclasses import replace
+
 import onnx_ir as ir
+from onnx_ir import tape
 
 from graph_passes import custom_ops
 from graph_passes.ffn_pattern import FfnMatch, FfnOutcome, find_ffns
 from graph_passes.linear import Linear
-from graph_passes.weight_format import store
+from graph_passes.store_weight import WeightStore
 
 __all__ = ["FuseSparseFfnPass"]
+
+_OWN: dict[ir.DataType, custom_ops.Format] = {ir.DataType.FLOAT16: "f16", ir.DataType.BFLOAT16: "bf16"}
 
 
 class FuseSparseFfnPass(ir.passes.InPlacePass):
@@ -20,16 +24,18 @@ class FuseSparseFfnPass(ir.passes.InPlacePass):
     2. ``down( act(up x) )`` becomes ``com.prosparse::SparseFFN*``;
     3. any other block stays, and its outcome carries the reason.
 
-    With f32 weights the rewrite is exact: it changes which kernel runs, not what is computed. Weights become
-    neuron-major, ``[d_ff, d_model]``, in the format asked for, lazily: each is made while it is written.
-    The function bodies of the operators used are added to the model.
+    With weights stored as they are the rewrite is exact: it changes which kernel runs, not what is computed. Weights
+    become neuron-major, ``[d_ff, d_model]``, in the format asked for, lazily: each is made while it is written.
+    float16 and bfloat16 activations are cast to float32 before the operator and back after it.
+    The function bodies of the operators used are added to the model, in its own opset.
 
     Args:
         outcomes: one entry per block is appended here, in graph order.
-        weights: how the blocks' matrices are stored.
+        weights: how the blocks' matrices are stored; None for the float type that they have, which refuses blocks
+            whose weights the file holds as integers: our integer formats would round those anew.
     """
 
-    def __init__(self, outcomes: list[FfnOutcome] | None = None, weights: custom_ops.Format = "f32") -> None:
+    def __init__(self, outcomes: list[FfnOutcome] | None = None, weights: custom_ops.Format | None = "f32") -> None:
         super().__init__()
         self._outcomes = outcomes
         self._weights = weights
@@ -37,42 +43,109 @@ class FuseSparseFfnPass(ir.passes.InPlacePass):
     def call(self, model: ir.Model) -> ir.passes.PassResult:
         """Rewrite ``model``."""
         opset = model.opset_imports.get("", custom_ops.OPSET)
-        used = set[str]()
+        bodies: dict[str, ir.Function] = {}
+        store = WeightStore(model.graph)
+        renewed: dict[ir.Value, ir.Value] = {}  # what a block gave before and after: the next may read it
         for match in find_ffns(model.graph):
+            weights = self._weights or _own_format(match)
+            reason = match.reason or _format_refusal(match, weights)
             name = ""
-            if not match.reason:
-                name = _rewrite(model.graph, match, self._weights)
-                used.add(name)
+            if not reason and weights is not None:
+                kind = custom_ops.sparse_ffn if match.gate is None else custom_ops.sparse_gated_ffn
+                reason = _add_body(bodies, model, kind(weights), match.activation, opset)
+                if not reason:
+                    name = kind(weights)
+                    assert match.up is not None
+                    assert match.down is not None
+                    x = renewed.get(match.up.x, match.up.x)
+                    renewed[match.down.output] = _rewrite(model.graph, match, x, name, weights, store)
             if self._outcomes is not None:
-                self._outcomes.append(_outcome(match, name))
-        for name in sorted(used):
-            body = custom_ops.function(name, opset)
+                self._outcomes.append(_outcome(replace(match, reason=reason), name))
+        for body in bodies.values():
             model.functions[body.identifier()] = body
             model.opset_imports[custom_ops.DOMAIN] = custom_ops.VERSION
-        return ir.passes.PassResult(model, modified=bool(used))
+        return ir.passes.PassResult(model, modified=bool(renewed))
+
+
+def _own_format(match: FfnMatch) -> custom_ops.Format | None:
+    """Return the float format that holds all of a block's matrices as they are; None where they are integers."""
+    kinds = {(linear.weight.kind, linear.weight.dtype) for linear in _linears(match)}
+    if any(kind != "float" for kind, _ in kinds):
+        return None
+    dtypes = {dtype for _, dtype in kinds}
+    return _OWN.get(dtypes.pop(), "f32") if len(dtypes) == 1 else "f32"
+
+
+def _format_refusal(match: FfnMatch, weights: custom_ops.Format | None) -> str:
+    if weights is not None:
+        return ""
+    kinds = {linear.weight.kind for linear in _linears(match)}
+    if "nbits" in kinds:
+        return (
+            "its weights are 4-bit (MatMulNBits), and down_proj's scales run along d_ff where the operators' run along "
+            "d_model: --weights i8 keeps the digits of gate_proj and up_proj and rounds down_proj's to 8 bits"
+        )
+    return "its weights are integers (DequantizeLinear): --weights f32 keeps their numbers, --weights i8 rounds them"
+
+
+def _add_body(bodies: dict[str, ir.Function], model: ir.Model, name: str, activation: str, opset: int) -> str:
+    """Add the body of operator ``name`` and return "", or why there can be none."""
+    known = bodies.get(name) or model.functions.get((custom_ops.DOMAIN, name, ""))
+    try:
+        body = custom_ops.function(name, opset, activation)
+    except custom_ops.OpsetError as error:
+        return str(error)
+    if known is not None and opset < custom_ops.OPSET_OF_STRINGS and not _same_body(known, body):
+        return f"opset {opset} allows one activation per operator, and another block has another: expected 19 or newer"
+    bodies[name] = body
+    return ""
+
+
+def _same_body(one: ir.Function, other: ir.Function) -> bool:
+    return list(ir.to_proto(one).node) == list(ir.to_proto(other).node)
+
+
+def _linears(match: FfnMatch) -> list[Linear]:
+    return [linear for linear in (match.gate, match.up, match.down) if linear is not None]
 
 
 def _outcome(match: FfnMatch, op: str) -> FfnOutcome:
-    linears = [linear.module for linear in (match.gate, match.up, match.down) if linear is not None]
-    shape = (match.up.d_in, match.up.d_out)
+    linears = tuple(linear.module for linear in _linears(match))
+    shape = (match.up.d_in, match.up.d_out) if match.up is not None else (0, 0)
+    kinds = {linear.weight.kind for linear in _linears(match)}
     return FfnOutcome(
-        match.layer, match.module, op, match.activation, match.threshold, *shape, match.reason, tuple(linears)
+        match.layer,
+        match.module,
+        op,
+        match.activation,
+        match.threshold,
+        *shape,
+        match.reason,
+        linears,
+        match.node,
+        next((kind for kind in ("nbits", "qdq", "float") if kind in kinds), ""),
     )
 
 
-def _rewrite(graph: ir.Graph, match: FfnMatch, weights: custom_ops.Format) -> str:
-    inputs = [match.up.x]
+def _rewrite(
+    graph: ir.Graph, match: FfnMatch, x: ir.Value, name: str, weights: custom_ops.Format, store: WeightStore
+) -> ir.Value:
+    assert match.up is not None
+    assert match.down is not None
     parts = [("up_proj", match.up), ("down_proj", match.down)]
-    name = custom_ops.sparse_ffn(weights)
     if match.gate is not None:
         parts.insert(0, ("gate_proj", match.gate))
-        name = custom_ops.sparse_gated_ffn(weights)
+    new = tape.Tape()
+    old = match.down.output
+    half = x.dtype or match.up.weight.product
+    is_half = half in _OWN
+    inputs = [new.op("Cast", [x], {"to": ir.DataType.FLOAT}) if is_half else x]
     block = match.module or f"ffn.{match.layer}"
     for role, linear in parts:
         module = linear.module or f"{block}.{role}"
-        inputs += _neuron_major(graph, linear, module, weights, is_down=role == "down_proj")
-        inputs.append(linear.bias if linear.bias is not None else _zeros(graph, linear.d_out))
-    node = ir.node(
+        inputs += store.neuron_major(linear, module, weights, is_down=role == "down_proj")
+        inputs.append(store.bias(linear.bias, linear.d_out))
+    y = new.op(
         name,
         inputs,
         {"activation": match.activation, "threshold": match.threshold},
@@ -80,45 +153,11 @@ def _rewrite(graph: ir.Graph, match: FfnMatch, weights: custom_ops.Format) -> st
         name=block,
         metadata_props={"pkg.prosparse.module": match.module},
     )
-    old = match.down.output
-    node.outputs[0].type, node.outputs[0].shape = old.type, old.shape
+    if is_half:
+        y.type, y.shape = ir.TensorType(ir.DataType.FLOAT), old.shape
+        y = new.op("Cast", [y], {"to": half})
+    y.type, y.shape = old.type, old.shape
     last = old.producer()
     assert last is not None
-    ir.convenience.replace_nodes_and_values(graph, last, [last], [node], [old], list(node.outputs))
-    return name
-
-
-def _neuron_major(
-    graph: ir.Graph, linear: Linear, module: str, weights: custom_ops.Format, *, is_down: bool
-) -> list[ir.Value]:
-    """Return the initializers that store ``linear``'s weight as ``[d_ff, d_model]``: its own one where that will do."""
-    source = linear.weight.const_value
-    assert source is not None
-    transposed = is_down != linear.in_major
-    if not transposed and weights == "f32":
-        return [linear.weight]
-    rows, cols = source.shape.numpy()[::-1] if transposed else source.shape.numpy()
-    name = f"{module}.weight" + ("_t" if is_down else "") + ("" if weights == "f32" else f".{weights}")
-    if name in graph.initializers:  # two blocks may share a weight
-        return [value for key in (name, f"{name}_scale") if (value := graph.initializers.get(key)) is not None]
-
-    def read() -> np.ndarray:
-        array = source.numpy()
-        return array.T if transposed else array
-
-    values = []
-    for tensor in store(read, (rows, cols), weights, name):
-        value = ir.Value(name=tensor.name, shape=tensor.shape, type=ir.TensorType(tensor.dtype), const_value=tensor)
-        graph.register_initializer(value)
-        values.append(value)
-    return values
-
-
-def _zeros(graph: ir.Graph, width: int) -> ir.Value:
-    """Return the shared bias of zeros: the operators have no optional inputs (see docs/custom_ops.md)."""
-    name = f"prosparse.zeros.{width}"
-    if name not in graph.initializers:
-        tensor = ir.tensor(np.zeros(width, dtype=np.float32), name=name)
-        value = ir.Value(name=name, shape=ir.Shape([width]), type=ir.TensorType(tensor.dtype), const_value=tensor)
-        graph.register_initializer(value)
-    return graph.initializers[name]
+    ir.convenience.replace_nodes_and_values(graph, last, [last], list(new.nodes), [old], [y])
+    return y

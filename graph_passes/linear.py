@@ -3,13 +3,17 @@
 from __future__ import annotations
 
 import ast
+import re
 from dataclasses import dataclass
 
 import numpy as np
 import onnx_ir as ir
 
+from graph_passes.weight_source import Weight, is_parameter, nbits_weight, weight_behind
+
 __all__ = ["Linear", "constant_array", "find_linears", "is_parameter", "module_scope", "scalar_constant"]
 
+_SLICE = re.compile(r"\.slice\([^)]*\)")
 _SCOPES = "pkg.torch.onnx.name_scopes"
 
 
@@ -19,15 +23,15 @@ class Linear:
 
     Attributes:
         x: input, ``[..., d_in]``.
-        weight: the initializer; ``[d_in, d_out]`` if ``in_major``, else ``[d_out, d_in]``.
+        weight: the matrix; ``[d_in, d_out]`` if ``in_major``, else ``[d_out, d_in]``.
         in_major: how ``weight`` is stored.
-        bias: initializer ``[d_out]``, or None.
+        bias: initializer of d_out numbers, or None.
         output: ``[..., d_out]``.
         module: module path that the exporter recorded, such as ``model.layers.0.mlp.up_proj``, or "".
     """
 
     x: ir.Value
-    weight: ir.Value
+    weight: Weight
     in_major: bool
     bias: ir.Value | None
     output: ir.Value
@@ -36,32 +40,28 @@ class Linear:
     @property
     def d_in(self) -> int:
         """Input features."""
-        return _shape(self.weight)[0 if self.in_major else 1]
+        return self.weight.shape[0 if self.in_major else 1]
 
     @property
     def d_out(self) -> int:
         """Output features."""
-        return _shape(self.weight)[1 if self.in_major else 0]
+        return self.weight.shape[1 if self.in_major else 0]
 
 
-def find_linears(graph: ir.Graph) -> dict[ir.Value, Linear]:
+def find_linears(graph: ir.Graph | ir.Function) -> dict[ir.Value, Linear]:
     """Return the linear layers of ``graph`` by their output value.
 
-    1. ``MatMul(x, W)`` with ``W`` an initializer, or ``Transpose`` of one;
-    2. case 1 and ``Add`` with a 1-D initializer, if nothing else reads the product;
-    3. ``Gemm(x, W, b)`` with alpha = beta = 1 and x not transposed.
+    1. ``MatMul(x, W)`` with ``W`` constant; weight_source.py lists the spellings;
+    2. case 1 and ``Add`` with a constant of d_out numbers, if nothing else reads the product;
+    3. ``Gemm(x, W, b)`` with alpha = beta = 1 and x not transposed;
+    4. ``com.microsoft::MatMulNBits`` with symmetric 4-bit blocks of 32, with or without case 2's ``Add``.
     """
     found = {}
     for node in graph:
-        linear = _from_matmul(node) or _from_gemm(node)
+        linear = _from_matmul(node) or _from_gemm(node) or _from_nbits(node)
         if linear is not None:
             found[linear.output] = linear
     return found
-
-
-def is_parameter(value: ir.Value | None) -> bool:
-    """Tell whether ``value`` is an initializer with known contents that no caller can override."""
-    return value is not None and value.is_initializer() and value.const_value is not None and not value.is_graph_input()
 
 
 def constant_array(value: ir.Value | None, most: int = 64) -> np.ndarray | None:
@@ -87,44 +87,18 @@ def module_scope(node: ir.Node) -> str:
         scopes = ast.literal_eval(raw)
     except (ValueError, SyntaxError):
         return ""
-    return str(scopes[-2]) if isinstance(scopes, list) and len(scopes) >= 2 else ""
-
-
-def _shape(value: ir.Value) -> tuple[int, ...]:
-    assert value.const_value is not None
-    return tuple(value.const_value.shape.numpy())
-
-
-def _matrix(value: ir.Value | None) -> tuple[ir.Value, bool] | None:
-    """Return the initializer behind ``value`` and whether it is stored transposed."""
-    if value is None:
-        return None
-    transposed = False
-    node = value.producer()
-    if node is not None and node.op_type == "Transpose" and node.domain == "":
-        perm = node.attributes.get_ints("perm", [1, 0])
-        if list(perm) != [1, 0] or node.inputs[0] is None:
-            return None
-        value, transposed = node.inputs[0], True
-    return (value, transposed) if is_parameter(value) and len(_shape(value)) == 2 else None
+    path = str(scopes[-2]) if isinstance(scopes, list) and len(scopes) >= 2 else ""
+    return _SLICE.sub("", path)  # layers[:n], as some models loop over them, comes as layers.slice(None, n, None)
 
 
 def _from_matmul(node: ir.Node) -> Linear | None:
-    if node.op_type != "MatMul" or node.domain != "" or node.inputs[0] is None:
+    if node.op_type != "MatMul" or node.domain != "" or node.inputs[0] is None or is_parameter(node.inputs[0]):
         return None
-    matrix = _matrix(node.inputs[1])
-    if matrix is None or is_parameter(node.inputs[0]):
+    matrix = weight_behind(node.inputs[1])
+    if matrix is None:
         return None
     weight, transposed = matrix
-    output, bias = node.outputs[0], None
-    uses = list(output.uses())
-    if len(uses) == 1 and not output.is_graph_output():
-        user = uses[0].node
-        if user.op_type == "Add" and user.domain == "":
-            other = user.inputs[1 - uses[0].idx]
-            width = _shape(weight)[0 if transposed else 1]
-            if other is not None and is_parameter(other) and _shape(other) == (width,):
-                output, bias = user.outputs[0], other
+    output, bias = _added_bias(node.outputs[0], weight.shape[0 if transposed else 1])
     return Linear(node.inputs[0], weight, not transposed, bias, output, module_scope(node))
 
 
@@ -134,15 +108,53 @@ def _from_gemm(node: ir.Node) -> Linear | None:
     attributes = node.attributes
     if attributes.get_int("transA", 0) or attributes.get_float("alpha", 1.0) != 1.0:
         return None
-    matrix = _matrix(node.inputs[1])
+    matrix = weight_behind(node.inputs[1])
     bias = node.inputs[2] if len(node.inputs) > 2 else None
     if matrix is None:
         return None
     weight, transposed = matrix
     in_major = transposed == bool(attributes.get_int("transB", 0))
-    width = _shape(weight)[1 if in_major else 0]
-    if bias is not None and not (
-        attributes.get_float("beta", 1.0) == 1.0 and is_parameter(bias) and _shape(bias) == (width,)
-    ):
+    width = weight.shape[1 if in_major else 0]
+    if bias is not None:
+        if attributes.get_float("beta", 1.0) != 1.0 or not _is_bias(bias, width, most_rank=2):
+            return None
+        return Linear(node.inputs[0], weight, in_major, bias, node.outputs[0], module_scope(node))
+    output, bias = _added_bias(node.outputs[0], width)
+    return Linear(node.inputs[0], weight, in_major, bias, output, module_scope(node))
+
+
+def _from_nbits(node: ir.Node) -> Linear | None:
+    if node.op_type != "MatMulNBits" or node.domain != "com.microsoft" or node.inputs[0] is None:
         return None
-    return Linear(node.inputs[0], weight, in_major, bias, node.outputs[0], module_scope(node))
+    weight = nbits_weight(node)
+    if isinstance(weight, str):
+        return None
+    bias = node.inputs[5] if len(node.inputs) > 5 else None
+    if bias is not None and not _is_bias(bias, weight.shape[0], most_rank=1):
+        return None
+    output = node.outputs[0]
+    if bias is None:
+        output, bias = _added_bias(output, weight.shape[0])
+    return Linear(node.inputs[0], weight, False, bias, output, module_scope(node))
+
+
+def _added_bias(output: ir.Value, width: int) -> tuple[ir.Value, ir.Value | None]:
+    """Return what follows a product: the ``Add`` with a bias, or the product itself and None."""
+    uses = list(output.uses())
+    if len(uses) == 1 and not output.is_graph_output():
+        user = uses[0].node
+        if user.op_type == "Add" and user.domain == "":
+            other = user.inputs[1 - uses[0].idx]
+            # A bias of more dimensions than the product would add some. Where its number is unknown, it is 2 at
+            # least in all that we have met: a row of features alone is no batch.
+            rank = output.shape.rank() if output.shape is not None else 2
+            if other is not None and _is_bias(other, width, most_rank=rank):
+                return user.outputs[0], other
+    return output, None
+
+
+def _is_bias(value: ir.Value, width: int, most_rank: int) -> bool:
+    if not is_parameter(value) or value.const_value is None:
+        return False
+    shape = tuple(value.const_value.shape.numpy())
+    return len(shape) <= most_rank and shape[-1:] == (width,) and value.const_value.size == width

@@ -25,6 +25,7 @@ class NameInterfacePass(ir.passes.InPlacePass):
         graph = model.graph
         symbols = _symbols(graph)
         modified = False
+        has_cache = any("past_key_values" in (value.name or "") for value in graph.inputs)
         for value in [*graph.inputs, *graph.outputs]:
             match = _CACHE.match(value.name or "")
             if match:
@@ -33,7 +34,7 @@ class NameInterfacePass(ir.passes.InPlacePass):
                 modified = True
         for value in graph.inputs:
             if value.name == "attention_mask" and value.shape is not None and value.shape.rank() == 2:
-                wanted = ir.Shape(["batch_size", _TOTAL])
+                wanted = ir.Shape(["batch_size", _TOTAL if has_cache else "sequence_length"])
                 modified |= value.shape != wanted
                 value.shape = wanted
         for value in _values(graph):

@@ -5,15 +5,16 @@ from __future__ import annotations
 import onnx_ir as ir
 from onnx_ir.passes import common
 
-from graph_passes.custom_ops import Format
+from graph_passes.custom_ops import DOMAIN, Format
 from graph_passes.ffn_pattern import FfnOutcome
 from graph_passes.fuse_attention import FuseGroupQueryAttentionPass
 from graph_passes.fuse_norms import FuseSkipRmsNormPass
 from graph_passes.fuse_rotary import FuseRotaryEmbeddingPass
 from graph_passes.fuse_sparse_ffn import FuseSparseFfnPass
+from graph_passes.inline_operators import InlineOperatorsPass
 from graph_passes.name_interface import NameInterfacePass
 
-__all__ = ["export_pipeline"]
+__all__ = ["export_pipeline", "optimize_pipeline"]
 
 
 def export_pipeline(
@@ -22,6 +23,7 @@ def export_pipeline(
     *,
     fuse_attention: bool = True,
     weights: Format = "f32",
+    plain: bool = False,
 ) -> ir.passes.Sequential:
     """Return the passes that every export applies, first to last.
 
@@ -31,6 +33,7 @@ def export_pipeline(
         fuse_attention: use onnxruntime's attention, rotary and norm operators; without them the graph is
             standard ONNX but for the feed-forward blocks, and prefill may continue any batch.
         weights: how the feed-forward blocks' matrices are stored.
+        plain: write standard ONNX instead of our operators.
     """
     fusions: list[ir.passes.PassBase] = []
     if fuse_attention:
@@ -44,8 +47,30 @@ def export_pipeline(
         common.CommonSubexpressionEliminationPass(),  # so that layers share one mask, one cos, one sin
         FuseSparseFfnPass(outcomes, weights),
         *fusions,
+        *([InlineOperatorsPass()] if plain else []),
         common.RemoveUnusedNodesPass(),  # what the fusions left behind, with its initializers
         common.ClearMetadataAndDocStringPass(),  # after the FFN pass, which reads module paths from it
         common.TopologicalSortPass(),
         common.CheckerPass(),
+    )
+
+
+def optimize_pipeline(
+    outcomes: list[FfnOutcome], *, weights: Format | None = None, plain: bool = False
+) -> ir.passes.Sequential:
+    """Return the passes for a file that another exporter wrote, first to last; its interface stays as it is.
+
+    Args:
+        outcomes: receives one entry per feed-forward block.
+        weights: how the blocks' matrices are stored; None for their own float type.
+        plain: write standard ONNX instead of our operators.
+    """
+    return ir.passes.Sequential(
+        common.InlinePass(lambda function: function.domain != DOMAIN),  # a block may be spread over functions
+        common.LiftConstantsToInitializersPass(lift_all_constants=False),  # weights may be Constant nodes
+        common.ShapeInferencePass(),  # a bias of more dimensions than its product is none
+        FuseSparseFfnPass(outcomes, weights),
+        *([InlineOperatorsPass()] if plain else []),
+        common.RemoveUnusedNodesPass(),
+        common.TopologicalSortPass(),
     )

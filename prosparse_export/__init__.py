@@ -19,17 +19,30 @@ if TYPE_CHECKING:
     from prosparse_export.errors import ProSparseError
     from prosparse_export.export import ExportOptions, export_model
     from prosparse_export.library import library_path, register
+    from prosparse_export.optimize import OptimizeOptions, optimize_file
     from prosparse_export.runtime import load
     from prosparse_export.validation import validate
 
-__all__ = ["ExportOptions", "ProSparseError", "export_model", "library_path", "load", "register", "validate"]
+__all__ = [
+    "ExportOptions",
+    "OptimizeOptions",
+    "ProSparseError",
+    "export_model",
+    "library_path",
+    "load",
+    "optimize_file",
+    "register",
+    "validate",
+]
 
 _HOME = {
     "ExportOptions": "export",
     "ProSparseError": "errors",
     "export_model": "export",
+    "OptimizeOptions": "optimize",
     "library_path": "library",
     "load": "runtime",
+    "optimize_file": "optimize",
     "register": "library",
     "validate": "validation",
 }

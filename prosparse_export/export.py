@@ -43,6 +43,9 @@ class ExportOptions:
         with_library: put the operator library beside the graph.
         trust_remote_code: let Python code in the model folder run, for model types unknown here.
         weights: how the sparse blocks' matrices are stored; None for the checkpoint's own float type.
+        activation: what the FFNs compute (relu, relu2, fatrelu, drelu), where config.json is wrong.
+        threshold: FATReLU t, where config.json lacks it or another is wanted.
+        plain: write standard ONNX instead of our operators, with standard attention.
     """
 
     overwrite: bool = False
@@ -51,6 +54,9 @@ class ExportOptions:
     with_library: bool = True
     trust_remote_code: bool = False
     weights: Format | None = None
+    activation: str | None = None
+    threshold: float | None = None
+    plain: bool = False
 
 
 @dataclass(frozen=True)
@@ -98,20 +104,27 @@ def export_model(
         )
     with artifact_folder(output, overwrite=options.overwrite) as staging:
         tell("load", 0, 0)
-        checkpoint = load_model_folder(folder, trust_remote_code=options.trust_remote_code)
+        checkpoint = load_model_folder(
+            folder,
+            trust_remote_code=options.trust_remote_code,
+            activation=options.activation,
+            threshold=options.threshold,
+        )
         weights = options.weights or checkpoint_format(checkpoint.weight_dtype)
         tell("trace", 0, 0)
         graph = trace(checkpoint.model)
         tell("rewrite", 0, 0)
         outcomes: list[FfnOutcome] = []
         refusals: list[str] = []
-        export_pipeline(outcomes, refusals, fuse_attention=options.fuse_attention, weights=weights)(graph)
+        has_head = checkpoint.model.get_output_embeddings() is not None
+        fuse = options.fuse_attention and has_head and not options.plain  # the fused operator wants a cache
+        export_pipeline(outcomes, refusals, fuse_attention=fuse, weights=weights, plain=options.plain)(graph)
         rewritten = tuple(o for o in outcomes if not o.reason)
         refused = tuple(o for o in outcomes if o.reason)
         if not rewritten and not options.allow_dense:
             raise _nothing_rewritten(folder, refused)
         tell("write", 0, 0)
-        manifest = _manifest(folder, checkpoint, graph, outcomes, refusals, weights)
+        manifest = _manifest(folder, checkpoint, graph, outcomes, refusals, weights, options)
         sidecars = _sidecars(folder, checkpoint, manifest, options)
         try:
             write_artifact(graph, staging, output.name, sidecars, lambda done, total: tell("write", done, total))
@@ -124,7 +137,7 @@ def export_model(
             staging / output.name,
             weights,
             len(rewritten),
-            uses_library=options.with_library and bool(rewritten),
+            uses_library=options.with_library and bool(rewritten) and not options.plain,
         )
     return ExportResult(output, rewritten, refused, tuple(refusals), manifest)
 
@@ -145,6 +158,7 @@ def _manifest(
     outcomes: list[FfnOutcome],
     refusals: list[str],
     weights: Format,
+    options: ExportOptions,
 ) -> dict[str, Any]:
     fused = any(node.op_type == "GroupQueryAttention" for node in graph.graph)
     return {
@@ -155,12 +169,14 @@ def _manifest(
             "sha256": {path.name: _sha256(path) for path in (folder / "config.json", *checkpoint.files)},
             "weight_dtype": checkpoint.weight_dtype,
         },
+        "overrides": checkpoint.overrides,
         "opset": OPSET,
         "opset_imports": dict(sorted(graph.opset_imports.items())),
         "onnxruntime": ">=1.20" if fused else ">=1.18",
         "attention": "GroupQueryAttention" if fused else "plain",
         "attention_refused": refusals,
         "weight_format": weights,
+        "plain": options.plain,
         "ffn": {
             "rewritten": sum(not o.reason for o in outcomes),
             "refused": sum(bool(o.reason) for o in outcomes),
@@ -178,14 +194,14 @@ def _sha256(path: Path) -> str:
 
 
 def _sidecars(folder: Path, checkpoint: Checkpoint, manifest: dict[str, Any], options: ExportOptions) -> Sidecars:
-    generation = checkpoint.model.generation_config
+    generation = getattr(checkpoint.model, "generation_config", None)  # an encoder has none
     documents = {
         "config.json": checkpoint.config,
         "generation_config.json": generation.to_diff_dict() if generation is not None else {},
         MANIFEST: manifest,
     }
     files: dict[str, Path] = {}
-    if options.with_library:
+    if options.with_library and not options.plain:
         library = library_path()
         files[library.name] = library
     return Sidecars(documents, files, lambda target: _write_tokenizer(folder, target))
@@ -213,7 +229,7 @@ def _check(checkpoint: Checkpoint, path: Path, weights: Format, blocks: int, *, 
     vocabulary = int(checkpoint.model.config.get_text_config().vocab_size)
     ids = np.random.default_rng(0).integers(0, vocabulary, size=(1, _CHECK_TOKENS))
     with quiet():
-        expected = checkpoint.model(input_ids=torch.from_numpy(ids)).logits.float().numpy()
+        expected = next(iter(checkpoint.model(input_ids=torch.from_numpy(ids)).values())).float().numpy()
     actual, _ = SparseModel.open(path, library=uses_library).forward(ids, np.ones_like(ids))
     difference = float(np.abs(actual - expected).max())
     largest = max(1.0, float(np.abs(expected).max()))

@@ -33,7 +33,9 @@ def quiet() -> Iterator[None]:
             transformers_logging.enable_progress_bar()
 
 
-def load_model_folder(folder: Path, *, trust_remote_code: bool = False) -> Checkpoint:
+def load_model_folder(
+    folder: Path, *, trust_remote_code: bool = False, activation: str | None = None, threshold: float | None = None
+) -> Checkpoint:
     """Load ``folder`` in float32; see `prosparse_models.load_checkpoint`.
 
     Raises:
@@ -41,6 +43,8 @@ def load_model_folder(folder: Path, *, trust_remote_code: bool = False) -> Check
     """
     try:
         with quiet():
-            return load_checkpoint(folder, trust_remote_code=trust_remote_code)
+            return load_checkpoint(
+                folder, trust_remote_code=trust_remote_code, activation=activation, threshold=threshold
+            )
     except CheckpointError as error:
         raise ProSparseError(str(error), hint=error.hint) from error

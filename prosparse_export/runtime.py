@@ -108,7 +108,7 @@ class SparseModel:
     def forward(
         self, ids: NDArray[np.int64], mask: NDArray[np.int64], cache: Cache | None = None
     ) -> tuple[NDArray[np.float32], Cache]:
-        """Compute logits ``[batch, sequence, vocabulary]`` and the longer cache.
+        """Compute logits ``[batch, sequence, vocabulary]`` (an encoder: hidden states) and the longer cache.
 
         Args:
             ids: new tokens, ``[batch, sequence]``.
@@ -126,6 +126,7 @@ class SparseModel:
         wanted = {value.name for value in self.session.get_inputs()}
         try:
             logits, *present = self.session.run(None, {n: v for n, v in feeds.items() if n in wanted})
+            present = present[: len(self._past)]  # an encoder has none, and perhaps a pooled output
         except Exception as error:  # onnxruntime's exceptions share no base class
             hint = None
             if len(ids) > 1 and ids.shape[1] > 1 and cache.length > 0:
@@ -152,8 +153,13 @@ class SparseModel:
             seed: for sampling.
 
         Raises:
-            ProSparseError: a prompt is empty.
+            ProSparseError: a prompt is empty, or the model has no cache, so that it is no decoder.
         """
+        if not self._past:
+            raise ProSparseError(
+                f"model: {self.path}: expected a decoder with a KV cache, got a model without one",
+                hint="an encoder computes hidden states: call forward()",
+            )
         if not prompts or any(len(prompt) == 0 for prompt in prompts):
             raise ProSparseError("prompt: expected at least one token, got none", hint="give some text to continue")
         width = max(len(prompt) for prompt in prompts)

@@ -5,7 +5,7 @@ from __future__ import annotations
 import torch
 from torch import nn
 
-__all__ = ["FatReLU", "set_ffn_activation"]
+__all__ = ["FatReLU", "set_drelu", "set_ffn_activation"]
 
 
 class FatReLU(nn.Module):
@@ -46,15 +46,37 @@ class FatReLU(nn.Module):
         return f"threshold={self.threshold}"
 
 
-def set_ffn_activation(model: nn.Module, activation: nn.Module) -> int:
-    """Replace the activation of every gated feed-forward block and return how many there are.
+_NAMES = ("act_fn", "activation_fn", "intermediate_act_fn", "activation", "act")
 
-    A block is a module with ``gate_proj``, ``up_proj``, ``down_proj`` and ``act_fn``: the
-    structure of LLaMA and its relatives in transformers.
+
+def set_ffn_activation(model: nn.Module, activation: nn.Module) -> int:
+    """Replace the activation of every feed-forward block and return how many there are.
+
+    A block is a module that has linear layers and an activation module of its own, under one of the names that
+    transformers uses (``act_fn`` in LLaMA, ``activation_fn`` in OPT, ``act`` in T5 and GPT-NeoX).
     """
     count = 0
-    for module in model.modules():
-        if all(hasattr(module, name) for name in ("gate_proj", "up_proj", "down_proj", "act_fn")):
-            module.act_fn = activation
+    for module in list(model.modules()):
+        if not any(isinstance(child, nn.Linear) for child in module.children()):
+            continue
+        name = next((name for name in _NAMES if callable(getattr(module, name, None))), None)
+        if name is not None:
+            setattr(module, name, activation)
+            count += 1
+    return count
+
+
+def set_drelu(model: nn.Module) -> int:
+    """Apply ReLU to gate_proj *and* up_proj of every gated block and return how many there are.
+
+    Source:
+        Song et al., "Turbo Sparse", arXiv:2406.05955, section 3 (dReLU).
+    """
+    count = 0
+    for module in list(model.modules()):
+        up = getattr(module, "up_proj", None)
+        if isinstance(up, nn.Module) and all(hasattr(module, n) for n in ("gate_proj", "down_proj", "act_fn")):
+            module.act_fn = nn.ReLU()
+            up.register_forward_hook(lambda _, __, output: nn.functional.relu(output))
             count += 1
     return count

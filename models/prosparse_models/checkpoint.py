@@ -3,20 +3,21 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 import torch
-from transformers import AutoConfig, AutoModelForCausalLM, PretrainedConfig, PreTrainedModel
+from transformers import AutoConfig, AutoModel, AutoModelForCausalLM, PretrainedConfig, PreTrainedModel
 from transformers.models.auto.configuration_auto import CONFIG_MAPPING
-from transformers.models.auto.modeling_auto import MODEL_FOR_CAUSAL_LM_MAPPING
+from transformers.models.auto.modeling_auto import MODEL_FOR_CAUSAL_LM_MAPPING, MODEL_MAPPING
 
-from prosparse_models.activation import FatReLU, set_ffn_activation
+from prosparse_models.activation_override import apply_activation, override_activation
 from prosparse_models.errors import CheckpointError
+from prosparse_models.gaussian_topk import fix_gaussian_topk
 from prosparse_models.minicpm import fold_minicpm_scales
 from prosparse_models.model_config import ModelConfig, read_model_config
-from prosparse_models.weight_files import check_weight_files
+from prosparse_models.weight_files import check_weight_files, stored_dtype
 
 __all__ = ["Checkpoint", "load_checkpoint"]
 
@@ -26,13 +27,15 @@ class Checkpoint:
     """A loaded model folder.
 
     Attributes:
-        model: the causal LM in evaluation mode, its FFN activation in place.
+        model: the causal LM, or the encoder, in evaluation mode, its FFN activation in place.
         config: config.json for the exported folder: what transformers reads back, with
             ``hidden_act`` and ``hidden_act_param`` as trained.
         activation: ``hidden_act`` as trained, for instance ``relu`` or ``fatrelu``.
         threshold: FATReLU t, 0 where there is none.
         weight_dtype: the dtype that the weights have on disk, for instance ``bfloat16``.
         files: the weight files that were read.
+        overrides: what the caller changed: for ``activation`` and ``threshold``, what config.json says and what is
+            used instead.
     """
 
     model: PreTrainedModel
@@ -41,10 +44,20 @@ class Checkpoint:
     threshold: float
     weight_dtype: str
     files: tuple[Path, ...]
+    overrides: Mapping[str, Mapping[str, object]] = field(default_factory=dict)
 
 
-def load_checkpoint(folder: Path, *, dtype: torch.dtype = torch.float32, trust_remote_code: bool = False) -> Checkpoint:
-    """Load the causal language model in ``folder``.
+def load_checkpoint(
+    folder: Path,
+    *,
+    dtype: torch.dtype = torch.float32,
+    trust_remote_code: bool = False,
+    activation: str | None = None,
+    threshold: float | None = None,
+) -> Checkpoint:
+    """Load the causal language model, or the encoder, in ``folder``.
+
+    A folder whose architecture is a bare model (``BertModel``) is loaded as that: it gives hidden states.
 
     Besides everything that transformers knows, this reads ``sparsellama`` (ProSparse-LLaMA-2),
     MiniCPM-S in both of its formats, and any LLaMA-like model with ``hidden_act: fatrelu``.
@@ -53,15 +66,17 @@ def load_checkpoint(folder: Path, *, dtype: torch.dtype = torch.float32, trust_r
         folder: a local folder with config.json and weight files.
         dtype: dtype that the weights are cast to.
         trust_remote_code: allow Python code in the folder to run, for model types unknown here.
+        activation: relu, relu2, fatrelu or drelu: what the FFNs compute, whatever config.json says.
+        threshold: FATReLU t; a model with relu becomes one with fatrelu.
 
     Raises:
         CheckpointError: config or weights are missing, damaged, incomplete or of an unknown type.
     """
-    config = read_model_config(folder)
+    config, overrides = override_activation(folder, read_model_config(folder), activation, threshold)
     files = check_weight_files(folder)
     hf_config = _hf_config(folder, config, trust_remote_code)
     try:
-        model, info = AutoModelForCausalLM.from_pretrained(
+        model, info = (AutoModel if _is_bare(config) else AutoModelForCausalLM).from_pretrained(
             folder,
             config=hf_config,
             dtype=dtype,
@@ -72,23 +87,20 @@ def load_checkpoint(folder: Path, *, dtype: torch.dtype = torch.float32, trust_r
     except (OSError, ValueError, RuntimeError) as error:
         raise CheckpointError(f"model folder: {folder}: {_one_line(error)}") from error
     _check_complete(folder, info)
-    activation = str(config.values.get("hidden_act", getattr(hf_config, "hidden_act", "")) or "")
-    if activation == "fatrelu":
-        blocks = set_ffn_activation(model, FatReLU(config.threshold))
-        if blocks == 0:
-            raise CheckpointError(
-                f"model folder: {folder}: hidden_act is fatrelu: expected gated FFN blocks "
-                f"(gate_proj, up_proj, down_proj), got none in {type(model).__name__}"
-            )
+    trained = str(config.values.get("hidden_act", getattr(hf_config, "hidden_act", "")) or "")
+    apply_activation(folder, model, config, trained, is_override=bool(overrides))
+    fix_gaussian_topk(model)
     if config.is_minicpm:
         fold_minicpm_scales(model, config.values)
     return Checkpoint(
         model=model.eval(),
-        config=_exported_config(model.config, config, activation),
-        activation=activation,
+        config=_exported_config(model.config, config, trained),
+        activation=trained,
         threshold=config.threshold,
-        weight_dtype=str(config.values.get("dtype") or config.values.get("torch_dtype") or "float32"),
+        weight_dtype=stored_dtype(files)
+        or str(config.values.get("dtype") or config.values.get("torch_dtype") or "float32"),
         files=files,
+        overrides=overrides,
     )
 
 
@@ -109,17 +121,25 @@ def _hf_config(folder: Path, config: ModelConfig, trust_remote_code: bool) -> Pr
             hint="check the spelling, or upgrade transformers if the model is newer than it",
         )
     values = {key: value for key, value in config.values.items() if key != "model_type"}
-    if values.get("hidden_act") == "fatrelu":
-        values["hidden_act"] = "relu"  # transformers has no fatrelu; FatReLU takes its place below
+    if values.get("hidden_act") in ("fatrelu", "drelu"):
+        values["hidden_act"] = "relu"  # transformers has neither; apply_activation puts them in place
     try:
         hf_config = AutoConfig.for_model(model_type, **values)
     except (TypeError, ValueError, KeyError) as error:
         raise CheckpointError(f"config.json: {folder / 'config.json'}: {_one_line(error)}") from error
-    if type(hf_config) not in MODEL_FOR_CAUSAL_LM_MAPPING:
+    known = MODEL_MAPPING if _is_bare(config) else MODEL_FOR_CAUSAL_LM_MAPPING
+    if type(hf_config) not in known or getattr(hf_config, "is_encoder_decoder", False):
         raise CheckpointError(
-            f"config.json: {folder / 'config.json'}: expected a causal language model, got model_type {model_type!r}"
+            f"config.json: {folder / 'config.json'}: expected a causal language model or a bare encoder, "
+            f"got model_type {model_type!r}",
+            hint="encoder-decoder models: export encoder and decoder with another tool, then `prosparse optimize` each",
         )
     return hf_config
+
+
+def _is_bare(config: ModelConfig) -> bool:
+    architecture = str(next(iter(config.values.get("architectures") or []), ""))
+    return architecture.endswith("Model") and not architecture.endswith("LMHeadModel")
 
 
 def _check_complete(folder: Path, info: Mapping[str, Any]) -> None:

@@ -22,7 +22,15 @@ _LLAMA_ALIKE = {
     "SparseLlamaForCausalLM": "llama",  # SparseLLM/prosparse-llama-2-7b and -13b
     "MiniCPMForCausalLM": "llama",  # openbmb/MiniCPM-S-1B-sft; its scales are folded on loading
 }
-_LLAMA_ALIKE_TYPES = {"sparsellama": "llama", "minicpm": "llama"}
+_LLAMA_ALIKE_TYPES = {
+    "sparsellama": "llama",
+    "minicpm": "llama",
+    "llama_sparse_relu": "llama",  # SakanaAI's SparseLM
+    "bamboo": "mistral",  # PowerInfer's Bamboo and TurboSparse-Mistral
+}
+_ARCHITECTURES = {"llama": "LlamaForCausalLM", "mistral": "MistralForCausalLM"}
+# Their code has this activation whatever hidden_act says; SparseLM's config.json says silu.
+_ACTIVATION_OF_CODE = {"llama_sparse_relu": "relu", "bamboo": "drelu"}
 
 # Keys that name code or are about the code's own version, not about the model.
 _CODE_KEYS = ("auto_map", "_name_or_path", "transformers_version")
@@ -80,7 +88,9 @@ def read_model_config(folder: Path) -> ModelConfig:
     cleaned = {key: value for key, value in values.items() if key not in _CODE_KEYS}
     if known is not None:
         cleaned["model_type"] = known
-        cleaned["architectures"] = ["LlamaForCausalLM"]
+        cleaned["architectures"] = [_ARCHITECTURES[known]]
+    if stated in _ACTIVATION_OF_CODE:
+        cleaned["hidden_act"] = _ACTIVATION_OF_CODE[stated]
     cleaned.setdefault("model_type", stated)
     return ModelConfig(
         values=cleaned,

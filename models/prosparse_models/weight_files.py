@@ -3,14 +3,16 @@
 from __future__ import annotations
 
 import json
+import math
 from pathlib import Path
 
 from safetensors import SafetensorError, safe_open
 
 from prosparse_models.errors import CheckpointError
 
-__all__ = ["check_weight_files"]
+__all__ = ["check_weight_files", "stored_dtype"]
 
+_DTYPES = {"F32": "float32", "F16": "float16", "BF16": "bfloat16", "F64": "float64"}
 _INDEX = "model.safetensors.index.json"
 
 
@@ -58,3 +60,22 @@ def check_weight_files(folder: Path) -> tuple[Path, ...]:
                 hint="the copy was probably cut off: copy the file again",
             ) from error
     return tuple(files)
+
+
+def stored_dtype(files: tuple[Path, ...]) -> str:
+    """Return the float type that most matrices of the safetensors ``files`` have, or "" if that cannot be told.
+
+    Some released folders state bfloat16 and hold float32.
+    """
+    elements: dict[str, int] = {}
+    for path in files:
+        if path.suffix != ".safetensors":
+            return ""
+        with safe_open(path, framework="numpy") as shard:
+            for name in shard.keys():  # noqa: SIM118 (it is no dictionary)
+                part = shard.get_slice(name)
+                shape = part.get_shape()
+                if len(shape) > 1:
+                    dtype = part.get_dtype()
+                    elements[dtype] = elements.get(dtype, 0) + math.prod(shape)
+    return _DTYPES.get(max(elements, key=lambda dtype: elements[dtype]), "") if elements else ""

@@ -21,6 +21,7 @@ Examples:
   prosparse-export models/demo out/demo.onnx
   prosparse-export prosparse-llama-2-7b out/7b.onnx --weights i4 -v
   prosparse-export models/demo out/demo.onnx --attention plain --overwrite
+  prosparse-export MiniCPM-S-1B-sft-llama-format out/1b.onnx --threshold 0.03
 """
 
 
@@ -44,6 +45,13 @@ Examples:
     help="How the sparse FFNs' matrices are stored. checkpoint: in its own float type. i8, i4: integers with one scale "
     "per 32 weights, smaller and faster, rounded.",
 )
+@click.option(
+    "--activation",
+    type=click.Choice(["relu", "relu2", "fatrelu", "drelu"]),
+    help="What the FFNs compute, where config.json is wrong about it.",
+)
+@click.option("--threshold", type=click.FloatRange(min=0.0), help="FATReLU threshold; makes relu fatrelu.")
+@click.option("--plain", is_flag=True, help="Standard ONNX instead of our operators, for OpenVINO and others.")
 @click.option("--library/--no-library", default=True, show_default=True, help="Put the operator library beside it.")
 @click.option("--trust-remote-code", is_flag=True, help="Let Python code in MODEL_DIR run. Read it first.")
 @click.option("-v", "--verbose", is_flag=True, help="Say what became of every FFN and attention, and why.")
@@ -56,6 +64,9 @@ def export_command(
     allow_dense: bool,
     attention: str,
     weights: str,
+    activation: str | None,
+    threshold: float | None,
+    plain: bool,
     library: bool,
     trust_remote_code: bool,
     verbose: bool,
@@ -79,6 +90,9 @@ def export_command(
             with_library=library,
             trust_remote_code=trust_remote_code,
             weights=None if weights == "checkpoint" else cast("Format", weights),
+            activation=activation,
+            threshold=threshold,
+            plain=plain,
         )
         result = export_model(model_dir, output, options, report)
     if verbose:

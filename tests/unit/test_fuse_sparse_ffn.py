@@ -115,15 +115,6 @@ def test_refuses_a_hidden_value_that_others_use() -> None:
     assert outcomes[0].reason == "'h' is used outside of the block too"
 
 
-def test_refuses_other_dtypes() -> None:
-    model = ffn_graph("h = Relu (z)", gated=False)
-    weight = model.graph.initializers["w_down"]
-    weight.const_value = ir.tensor(weight.const_value.numpy().astype(np.float16), name="w_down")
-    outcomes: list[FfnOutcome] = []
-    assert not FuseSparseFfnPass(outcomes)(model).modified
-    assert outcomes[0].reason == "down_proj's weight is FLOAT16: expected FLOAT"
-
-
 def test_a_computed_weight_is_no_linear_layer() -> None:
     model = ffn_graph("w = Mul (x, x)\nh = MatMul (z, w)", gated=False)
     outcomes: list[FfnOutcome] = []

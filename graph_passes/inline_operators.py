@@ -1,0 +1,35 @@
+"""The plain form: the operators of custom_ops.py as the standard ONNX that they stand for."""
+
+from __future__ import annotations
+
+import onnx_ir as ir
+from onnx_ir.passes import common
+
+from graph_passes import custom_ops
+
+__all__ = ["InlineOperatorsPass"]
+
+
+class InlineOperatorsPass(ir.passes.InPlacePass):
+    """Replace each operator of domain ``com.prosparse`` by its body, for runtimes that expand no functions.
+
+    The bodies are those for one activation, without strings, which such runtimes lack too. The storage of the
+    weights stays: integers with scales remain integers with scales.
+    """
+
+    def call(self, model: ir.Model) -> ir.passes.PassResult:
+        """Rewrite ``model``."""
+        opset = model.opset_imports.get("", custom_ops.OPSET)
+        found = [node for node in model.graph if node.domain == custom_ops.DOMAIN]
+        for node in found:
+            activation = node.attributes.get_string("activation", "") or ""
+            node.overload = activation
+            body = custom_ops.function(node.op_type, opset, activation, without_strings=True)
+            body.overload = activation
+            model.functions[body.identifier()] = body
+        if found:
+            for node in found:
+                model.functions.pop((node.domain, node.op_type, ""), None)
+            common.InlinePass(lambda function: function.domain == custom_ops.DOMAIN)(model)
+            model.opset_imports.pop(custom_ops.DOMAIN, None)
+        return ir.passes.PassResult(model, modified=bool(found))

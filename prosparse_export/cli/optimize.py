@@ -1,0 +1,87 @@
+"""``prosparse optimize``."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import TYPE_CHECKING, cast
+
+import click
+
+from prosparse_export.cli.command import CONTEXT, ProSparseCommand
+from prosparse_export.cli.display import stages
+
+if TYPE_CHECKING:
+    from graph_passes import Format
+
+__all__ = ["optimize_command"]
+
+_EXAMPLES = """
+Examples:
+  prosparse optimize model.onnx out/model.onnx
+  prosparse optimize model.onnx out/model.onnx --allow-dense      # only list why nothing can be sparse
+  prosparse optimize int4/model.onnx out/model.onnx --weights i8  # MatMulNBits: digits kept, down_proj rounded
+  prosparse optimize model.onnx out/plain.onnx --plain            # for OpenVINO and others
+"""
+
+
+@click.command("optimize", cls=ProSparseCommand, context_settings=CONTEXT, epilog=_EXAMPLES)
+@click.argument("source", metavar="IN.onnx", type=click.Path(path_type=Path))
+@click.argument("output", metavar="OUT.onnx", type=click.Path(path_type=Path))
+@click.option("--overwrite", is_flag=True, help="Replace files that are in the way.")
+@click.option("--allow-dense", is_flag=True, help="Write the file even if no FFN can be sparse.")
+@click.option(
+    "--weights",
+    type=click.Choice(["source", "f32", "f16", "bf16", "i8", "i4"]),
+    default="source",
+    show_default=True,
+    help="How the sparse FFNs' matrices are stored. source: in the float type that they have; integers are refused. "
+    "Everything else may round; the manifest says so, and by how much the outputs moved.",
+)
+@click.option("--plain", is_flag=True, help="Standard ONNX instead of our operators, for runtimes without functions.")
+@click.option("--library/--no-library", default=True, show_default=True, help="Put the operator library beside it.")
+@click.option(
+    "--check/--no-check",
+    default=True,
+    show_default=True,
+    help="Compare outputs with the source's; takes the memory that running takes.",
+)
+@click.option("-v", "--verbose", is_flag=True, help="List the FFNs that were rewritten too.")
+@click.option("-q", "--quiet", is_flag=True, help="No progress display.")
+@click.option("--json", "as_json", is_flag=True, help="Print the manifest as JSON instead of a summary.")
+def optimize_command(
+    source: Path,
+    output: Path,
+    overwrite: bool,
+    allow_dense: bool,
+    weights: str,
+    plain: bool,
+    library: bool,
+    check: bool,
+    verbose: bool,
+    quiet: bool,
+    as_json: bool,
+) -> None:
+    """Rewrite the ReLU FFNs of IN.onnx, a file from any exporter, into sparse operators.
+
+    Every FFN that stays dense is listed with its node and the reason. Inputs, outputs and all other nodes stay as
+    they are. Weights are read one at a time, so that a file larger than memory will do.
+    """
+    with stages(quiet=quiet) as report:
+        report("start", 0, 0)
+        from prosparse_export.optimize import OptimizeOptions, optimize_file
+
+        chosen = None if weights == "source" else cast("Format", weights)
+        options = OptimizeOptions(overwrite, allow_dense, library, chosen, plain, check)
+        result = optimize_file(source, output, options, report)
+    for outcome in result.rewritten if verbose else ():
+        click.echo(f"{outcome.node}: {outcome.op} ({outcome.activation})", err=True)
+    for outcome in result.refused:
+        click.echo(f"{outcome.node}: {outcome.reason}", err=True)
+    if not result.manifest["check"]["outputs_compared"]:
+        click.echo(f"not compared: {result.manifest['check']['reason']}", err=True)
+    if as_json:
+        click.echo(json.dumps(result.manifest, indent=2))
+        return
+    already = f", {result.already} sparse before" if result.already else ""
+    click.echo(f"{result.path}: {len(result.rewritten)} FFNs rewritten, {len(result.refused)} refused{already}")

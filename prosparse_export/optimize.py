@@ -1,0 +1,183 @@
+"""The graph passes alone, on a file that another exporter wrote."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import logging
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from importlib.metadata import version
+from pathlib import Path
+from typing import Any
+
+import onnx_ir as ir
+
+from graph_passes import FfnOutcome, Format, WeightRangeError, optimize_pipeline
+from prosparse_export.artifact import MANIFEST, Sidecars, artifact_folder, write_artifact
+from prosparse_export.errors import ProSparseError
+from prosparse_export.foreign_file import read_foreign_file
+from prosparse_export.library import library_path
+from prosparse_export.same_outputs import largest_difference
+
+__all__ = ["OptimizeOptions", "OptimizeResult", "optimize_file"]
+
+_DOMAIN = "com.prosparse"
+_FUNCTIONS_SINCE = 8  # the IR version that brought functions
+_BOUND = {"f32": 1e-4, "f16": 2e-2, "bf16": 2e-2}  # of the largest output; a half rounds at every node
+
+
+@dataclass(frozen=True)
+class OptimizeOptions:
+    """How to optimize.
+
+    Attributes:
+        overwrite: replace files that are in the way.
+        allow_dense: write the file even if no feed-forward block became sparse.
+        with_library: put the operator library beside the graph.
+        weights: how the blocks' matrices are stored; None for the float type that they have. Anything else that
+            rounds is named in the manifest, with the difference that it made.
+        plain: write standard ONNX instead of our operators.
+        check: compare the outputs with the source's; this runs both, which takes the memory that running takes.
+    """
+
+    overwrite: bool = False
+    allow_dense: bool = False
+    with_library: bool = True
+    weights: Format | None = None
+    plain: bool = False
+    check: bool = True
+
+
+@dataclass(frozen=True)
+class OptimizeResult:
+    """What was written.
+
+    Attributes:
+        path: the graph.
+        rewritten: feed-forward blocks that became sparse operators.
+        refused: those that did not, with their reasons.
+        already: sparse operators that the file had before.
+        manifest: contents of prosparse.json.
+    """
+
+    path: Path
+    rewritten: tuple[FfnOutcome, ...]
+    refused: tuple[FfnOutcome, ...]
+    already: int
+    manifest: dict[str, Any]
+
+
+def optimize_file(
+    source: Path,
+    output: Path,
+    options: OptimizeOptions | None = None,
+    report: Callable[[str, int, int], None] | None = None,
+) -> OptimizeResult:
+    """Rewrite the feed-forward blocks of ``source`` into sparse operators and write ``output``.
+
+    Weights are read one at a time, while they are written. The result is compared with the source in onnxruntime on
+    made-up inputs, where the source runs on such.
+
+    Raises:
+        ProSparseError: the file cannot be read or written, no block can be sparse, or the outputs differ.
+    """
+    options = options or OptimizeOptions()
+    source, output = Path(source), Path(output)
+    tell = report or (lambda *_: None)
+    with artifact_folder(output, overwrite=options.overwrite) as staging:
+        tell("load", 0, 0)
+        model = read_foreign_file(source)
+        already = sum(node.domain == _DOMAIN for node in model.graph)
+        tell("rewrite", 0, 0)
+        outcomes: list[FfnOutcome] = []
+        with _without_log_lines():  # onnx's shape inference has opinions on other exporters' files
+            optimize_pipeline(outcomes, weights=options.weights, plain=options.plain)(model)
+        rewritten = tuple(o for o in outcomes if not o.reason)
+        refused = tuple(o for o in outcomes if o.reason)
+        if not rewritten and not already and not options.allow_dense:
+            raise _nothing_rewritten(source, refused)
+        if model.functions:
+            model.ir_version = max(model.ir_version or 0, _FUNCTIONS_SINCE)
+        tell("write", 0, 0)
+        manifest = _manifest(source, model, outcomes, already, options)
+        files = {}
+        if options.with_library and not options.plain:
+            files[library_path().name] = library_path()
+        try:
+            sidecars = Sidecars({MANIFEST: manifest}, files)
+            write_artifact(model, staging, output.name, sidecars, lambda done, total: tell("write", done, total))
+        except WeightRangeError as error:
+            raise ProSparseError(f"weights: {error}", hint="choose another --weights: bf16 and f32 hold any") from error
+        tell("check", 0, 0)
+        manifest["check"] = _check(source, staging / output.name, rewritten, options)
+        _write_manifest(staging, manifest)
+    return OptimizeResult(output, rewritten, refused, already, manifest)
+
+
+@contextmanager
+def _without_log_lines() -> Iterator[None]:
+    disabled = logging.root.manager.disable
+    logging.disable(logging.ERROR)
+    try:
+        yield
+    finally:
+        logging.disable(disabled)
+
+
+def _write_manifest(staging: Path, manifest: dict[str, Any]) -> None:
+    """Write prosparse.json again, with what the check found."""
+    (staging / MANIFEST).write_text(json.dumps(manifest, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
+
+
+def _check(
+    source: Path, written: Path, rewritten: tuple[FfnOutcome, ...], options: OptimizeOptions
+) -> dict[str, object]:
+    """Compare outputs; a rewrite that keeps the numbers must keep the outputs."""
+    if not options.check:
+        return {"outputs_compared": False, "reason": "not asked for (--no-check)"}
+    found = largest_difference(source, written, library=options.with_library and not options.plain)
+    if isinstance(found, str):
+        return {"outputs_compared": False, "reason": found}
+    difference, size = found
+    formats = {o.op.removeprefix("SparseGatedFFN").removeprefix("SparseFFN").lower() for o in rewritten}
+    bound = max((_BOUND.get(name, float("inf")) for name in formats), default=_BOUND["f32"])
+    if options.weights not in (None, "f32") or any(o.source == "nbits" for o in rewritten):
+        bound = float("inf")  # rounded on request, or MatMulNBits rounds activations: the difference is recorded
+    if not difference <= bound * max(1.0, size):
+        raise ProSparseError(
+            f"check: {written.name}: outputs differ from the source's: expected at most {bound * max(1.0, size):g}, "
+            f"got {difference:g}",
+            hint="please report this file's exporter",
+        )
+    return {"outputs_compared": True, "largest_difference": difference, "largest_output": size}
+
+
+def _nothing_rewritten(source: Path, refused: tuple[FfnOutcome, ...]) -> ProSparseError:
+    reason = f"{refused[0].node}: {refused[0].reason}" if refused else "no feed-forward block was found"
+    others = f" ({len(refused) - 1} more refused)" if len(refused) > 1 else ""
+    return ProSparseError(
+        f"model: {source}: no feed-forward block can be sparse: {reason}{others}",
+        hint="this needs a model trained with ReLU; pass --allow-dense to write it anyway, with the list of reasons",
+    )
+
+
+def _manifest(
+    source: Path, model: ir.Model, outcomes: list[FfnOutcome], already: int, options: OptimizeOptions
+) -> dict[str, Any]:
+    digest = hashlib.sha256(source.read_bytes()).hexdigest()  # the graph; its weights may be many GB
+    return {
+        "format": 1,
+        "versions": {name: version(name) for name in ("prosparse-export", "onnx", "onnx-ir", "onnxruntime")},
+        "source": {"file": source.name, "sha256": digest, "producer": model.producer_name or ""},
+        "opset_imports": dict(sorted(model.opset_imports.items())),
+        "weight_format": options.weights or "as in the source",
+        "plain": options.plain,
+        "ffn": {
+            "rewritten": sum(not o.reason for o in outcomes),
+            "refused": sum(bool(o.reason) for o in outcomes),
+            "already": already,
+            "layers": [vars(o) for o in outcomes],
+        },
+    }

