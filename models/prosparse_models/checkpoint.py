@@ -13,9 +13,11 @@ from transformers.models.auto.configuration_auto import CONFIG_MAPPING
 from transformers.models.auto.modeling_auto import MODEL_FOR_CAUSAL_LM_MAPPING
 
 from prosparse_models.activation import FatReLU, set_ffn_activation
-from prosparse_models.errors import CheckpointError
+from prosparse_models.errors import CheckpointError, TrainingError
+from prosparse_models.ffn_blocks import find_ffn_blocks
 from prosparse_models.minicpm import fold_minicpm_scales
-from prosparse_models.model_config import ModelConfig, read_model_config
+from prosparse_models.model_config import ACTIVATION_KEYS, ModelConfig, read_model_config
+from prosparse_models.substitution import set_thresholds, substitute_activation
 from prosparse_models.weight_files import check_weight_files
 
 __all__ = ["Checkpoint", "load_checkpoint"]
@@ -30,7 +32,7 @@ class Checkpoint:
         config: config.json for the exported folder: what transformers reads back, with
             ``hidden_act`` and ``hidden_act_param`` as trained.
         activation: ``hidden_act`` as trained, for instance ``relu`` or ``fatrelu``.
-        threshold: FATReLU t, 0 where there is none.
+        threshold: FATReLU t, 0 where there is none; the least of them if layers differ.
         weight_dtype: the dtype that the weights have on disk, for instance ``bfloat16``.
         files: the weight files that were read.
     """
@@ -72,8 +74,10 @@ def load_checkpoint(folder: Path, *, dtype: torch.dtype = torch.float32, trust_r
     except (OSError, ValueError, RuntimeError) as error:
         raise CheckpointError(f"model folder: {folder}: {_one_line(error)}") from error
     _check_complete(folder, info)
-    activation = str(config.values.get("hidden_act", getattr(hf_config, "hidden_act", "")) or "")
-    if activation == "fatrelu":
+    activation = config.activation or str(getattr(hf_config, "hidden_act", "") or "")
+    if config.thresholds or activation == "drelu" or (activation == "fatrelu" and "hidden_act" not in config.values):
+        _set_trained_activation(model, config, folder)
+    elif activation == "fatrelu":
         blocks = set_ffn_activation(model, FatReLU(config.threshold))
         if blocks == 0:
             raise CheckpointError(
@@ -109,8 +113,9 @@ def _hf_config(folder: Path, config: ModelConfig, trust_remote_code: bool) -> Pr
             hint="check the spelling, or upgrade transformers if the model is newer than it",
         )
     values = {key: value for key, value in config.values.items() if key != "model_type"}
-    if values.get("hidden_act") == "fatrelu":
-        values["hidden_act"] = "relu"  # transformers has no fatrelu; FatReLU takes its place below
+    for key in ACTIVATION_KEYS:
+        if values.get(key) in ("fatrelu", "drelu"):
+            values[key] = "relu"  # transformers has neither; what was trained takes its place after loading
     try:
         hf_config = AutoConfig.for_model(model_type, **values)
     except (TypeError, ValueError, KeyError) as error:
@@ -120,6 +125,19 @@ def _hf_config(folder: Path, config: ModelConfig, trust_remote_code: bool) -> Pr
             f"config.json: {folder / 'config.json'}: expected a causal language model, got model_type {model_type!r}"
         )
     return hf_config
+
+
+def _set_trained_activation(model: PreTrainedModel, config: ModelConfig, folder: Path) -> None:
+    """Put an activation in place that `set_ffn_activation` cannot: dReLU, or FATReLU per layer."""
+    try:
+        blocks = find_ffn_blocks(model)
+        if config.activation == "drelu":
+            substitute_activation(model, blocks, "drelu")
+        else:
+            set_thresholds(blocks, config.thresholds or [config.threshold] * len(blocks))
+    except ValueError as error:
+        hint = error.hint if isinstance(error, TrainingError) else "give one threshold, or one per layer"
+        raise CheckpointError(f"model folder: {folder}: {config.activation}: {_one_line(error)}", hint=hint) from error
 
 
 def _check_complete(folder: Path, info: Mapping[str, Any]) -> None:
@@ -139,10 +157,12 @@ def _check_complete(folder: Path, info: Mapping[str, Any]) -> None:
 
 def _exported_config(hf_config: PretrainedConfig, config: ModelConfig, activation: str) -> dict[str, Any]:
     values: dict[str, Any] = hf_config.to_dict()
-    if activation:
+    if activation in ("fatrelu", "drelu"):
+        values.update({key: activation for key in ACTIVATION_KEYS if isinstance(values.get(key), str)})
+    elif activation and "hidden_act" in values:
         values["hidden_act"] = activation
     if activation == "fatrelu":
-        values["hidden_act_param"] = config.threshold
+        values["hidden_act_param"] = list(config.thresholds) or config.threshold
     for name in ("auto_map", "_name_or_path"):
         values.pop(name, None)
     return values

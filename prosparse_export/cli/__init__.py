@@ -9,6 +9,7 @@ from prosparse_export.cli.command import CONTEXT
 from prosparse_export.cli.export import export_command
 from prosparse_export.cli.generate import generate_command
 from prosparse_export.cli.info import info_command
+from prosparse_export.cli.sparsify import sparsify_command
 from prosparse_export.cli.validate import validate_command
 
 __all__ = ["export_command", "main"]
@@ -20,5 +21,5 @@ def main() -> None:
     """Export activation-sparse transformers to ONNX, check them, run them."""
 
 
-for _command in (export_command, validate_command, generate_command, info_command):
+for _command in (export_command, validate_command, generate_command, info_command, sparsify_command):
     main.add_command(_command)
