@@ -170,7 +170,7 @@ def _recipe(values: Mapping[str, Any], where: str) -> Recipe:
     for name, kind in (("training", Training), ("distillation", Distillation)):
         table = values.get(name, {})
         if not isinstance(table, dict):
-            raise TrainingError(f"recipe: {where}: {name}: expected a table, got {table!r}")
+            raise TrainingError(f"recipe: {where}: {name}: expected a table, got {table!r}", hint=f"write [{name}]")
         parts[name] = kind(**_fields(table, kind, f"{name}.", where))
     plain = {key: value for key, value in values.items() if key not in parts}
     recipe = replace(Recipe(name="", **parts), **_fields(plain, Recipe, "", where))

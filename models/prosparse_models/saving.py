@@ -11,7 +11,7 @@ from typing import Any
 import torch
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
-__all__ = ["add_config_fields", "move_into", "write_json", "write_model"]
+__all__ = ["add_config_fields", "copy_model_folder", "move_into", "write_json", "write_model"]
 
 
 def write_model(
@@ -65,3 +65,20 @@ def write_json(path: Path, values: Mapping[str, Any]) -> None:
     aside = path.with_name(f".{path.name}.writing")
     aside.write_text(json.dumps(values, indent=2) + "\n", encoding="utf-8")
     aside.replace(path)
+
+
+def copy_model_folder(source: Path, folder: Path, fields: Mapping[str, Any]) -> None:
+    """Copy the files of ``source`` (not its subfolders) to ``folder`` and set ``fields`` in config.json.
+
+    Written aside and renamed; a ``folder`` that exists is replaced at the end.
+    """
+    aside = folder.with_name(f".{folder.name}.writing")
+    shutil.rmtree(aside, ignore_errors=True)
+    aside.mkdir(parents=True)
+    for path in source.iterdir():
+        if path.is_file():
+            shutil.copyfile(path, aside / path.name)  # follows links: a Hub cache folder holds links
+    add_config_fields(aside, fields)
+    if folder.is_dir():
+        shutil.rmtree(folder)
+    aside.rename(folder)

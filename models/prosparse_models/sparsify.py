@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import contextlib
 import copy
 import shutil
 import time
@@ -14,7 +13,7 @@ from typing import Any, Protocol
 
 import torch
 from torch.utils.data import DataLoader
-from transformers import AutoTokenizer, PreTrainedModel, PreTrainedTokenizerBase
+from transformers import PreTrainedModel, PreTrainedTokenizerBase
 from transformers.trainer_callback import PrinterCallback
 
 from prosparse_models.checkpoint import Checkpoint, load_checkpoint
@@ -26,11 +25,12 @@ from prosparse_models.saving import move_into, write_json, write_model
 from prosparse_models.sparsify_callback import SparsifyCallback, last_checkpoint
 from prosparse_models.sparsity import Measurement, measure
 from prosparse_models.substitution import saved_fields, substitute_activation
+from prosparse_models.tokenizer import load_tokenizer
 from prosparse_models.trainer import ProSparseTrainer, collate, sum_over_processes, training_arguments
 from prosparse_models.training_plot import plot_training
 from prosparse_models.training_text import PackedText, TextSource, evaluation_rows
 
-__all__ = ["Monitor", "SparsifyOptions", "load_tokenizer", "sparsify"]
+__all__ = ["Monitor", "SparsifyOptions", "sparsify"]
 
 _DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
 
@@ -79,22 +79,6 @@ class SparsifyOptions:
     resume: bool = False
     overwrite: bool = False
     trust_remote_code: bool = False
-
-
-def load_tokenizer(folder: Path) -> PreTrainedTokenizerBase:
-    """Return the tokenizer in ``folder``; no code from it runs.
-
-    Raises:
-        TrainingError: there is none that can be read.
-    """
-    try:
-        tokenizer: PreTrainedTokenizerBase = AutoTokenizer.from_pretrained(folder, local_files_only=True)
-    except (OSError, ValueError, KeyError) as error:
-        raise TrainingError(
-            f"tokenizer: {folder}: cannot be read: {' '.join(str(error).split())}",
-            hint="copy tokenizer.json and tokenizer_config.json beside config.json",
-        ) from error
-    return tokenizer
 
 
 def sparsify(model_dir: Path, out: Path, recipe: Recipe, options: SparsifyOptions, monitor: Monitor) -> dict[str, Any]:
@@ -240,18 +224,16 @@ def _recover(
 
     loader = DataLoader(stream, batch_size=recipe.training.micro_batch, collate_fn=collate)
     own: Iterator[Any] = islice(iter(loader), args.process_index, None, args.world_size)
-    autocast = contextlib.nullcontext()
-    with autocast:
-        recover_layers(
-            teacher,
-            find_ffn_blocks(teacher),
-            blocks,
-            own,
-            steps=d.layer_steps,
-            learning_rate=d.layer_learning_rate,
-            device=args.device,
-            progress=report,
-        )
+    recover_layers(
+        teacher,
+        find_ffn_blocks(teacher),
+        blocks,
+        own,
+        steps=d.layer_steps,
+        learning_rate=d.layer_learning_rate,
+        device=args.device,
+        progress=report,
+    )
 
 
 def _sources(options: SparsifyOptions) -> tuple[TextSource, TextSource]:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import click
 
 from prosparse_export import __version__
+from prosparse_export.cli.calibrate import calibrate_command
 from prosparse_export.cli.command import CONTEXT
 from prosparse_export.cli.export import export_command
 from prosparse_export.cli.generate import generate_command
@@ -21,5 +22,5 @@ def main() -> None:
     """Export activation-sparse transformers to ONNX, check them, run them."""
 
 
-for _command in (export_command, validate_command, generate_command, info_command, sparsify_command):
+for _command in (export_command, validate_command, generate_command, info_command, sparsify_command, calibrate_command):
     main.add_command(_command)
