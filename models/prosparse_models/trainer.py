@@ -37,6 +37,8 @@ def training_arguments(recipe: Recipe, folder: str, **options: Any) -> TrainingA
         TrainingError: sequences_per_step does not divide by the processes' micro-batches.
     """
     t = recipe.training
+    if t.gradient_checkpointing:
+        options |= {"gradient_checkpointing": True, "gradient_checkpointing_kwargs": {"use_reentrant": False}}
     arguments = TrainingArguments(
         output_dir=folder,
         max_steps=recipe.steps,
@@ -51,8 +53,6 @@ def training_arguments(recipe: Recipe, folder: str, **options: Any) -> TrainingA
         max_grad_norm=t.max_grad_norm,
         bf16=t.precision == "bfloat16",
         fp16=t.precision == "float16",
-        gradient_checkpointing=t.gradient_checkpointing,
-        gradient_checkpointing_kwargs={"use_reentrant": False} if t.gradient_checkpointing else None,
         seed=t.seed,
         eval_strategy="no",
         save_strategy="steps",

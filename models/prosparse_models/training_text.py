@@ -88,7 +88,7 @@ class TextSource:
         datasets.disable_progress_bars()
         parts = []
         for builder in dict.fromkeys(_BUILDERS.values()):
-            files = [str(path) for path in self.files if _BUILDERS[path.suffix.lower()] == builder]
+            files = [str(path) for path in self.files if _BUILDERS[path.suffix.lower()] == builder and path.stat().st_size]
             if not files:
                 continue
             options = {"sample_by": "document"} if builder == "text" else {}
