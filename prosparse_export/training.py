@@ -111,7 +111,10 @@ def run_calibrate(
             add_config_fields(model_dir, fields)
         elif out_dir is not None:
             copy_model_folder(model_dir, out_dir, fields)
-    trials = [{"knob": t.knob, "thresholds": t.thresholds, "within": t.within, **t.measurement.as_dict()} for t in result.trials]
+    trials = [
+        {"knob": t.knob, "thresholds": t.thresholds, "within": t.within, **t.measurement.as_dict()}
+        for t in result.trials
+    ]
     return {
         "budget": budget,
         "perplexity_limit": result.limit,

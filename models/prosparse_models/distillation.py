@@ -82,7 +82,7 @@ def recover_layers(
         total = torch.zeros((), device=device)
         for block, x, y in zip(blocks, inputs, targets, strict=True):
             loss = (block.compute(x) - y).square().sum() / y.square().sum().clamp_min(1e-12)
-            loss.backward()  # one layer's graph at a time
+            torch.autograd.backward(loss)  # one layer's graph at a time
             total += loss.detach()
         error = total / len(blocks)
         for parameter in parameters if world > 1 else ():

@@ -108,12 +108,13 @@ def _thresholds(values: dict[str, Any], activation: str, path: Path) -> tuple[fl
     if activation != "fatrelu":
         return ()
     raw = values.get("hidden_act_param")
-    items = raw if isinstance(raw, list) else [raw]
-    for item in items or [raw]:
+    thresholds: list[float] = []
+    for item in raw if isinstance(raw, list) and raw else [raw]:
         if not isinstance(item, int | float) or isinstance(item, bool) or not 0.0 <= item < math.inf:
             raise CheckpointError(
                 f"config.json: {path}: hidden_act is fatrelu: expected hidden_act_param to be its "
                 f"threshold, a number >= 0 (or one per layer), got {raw!r}",
                 hint='add "hidden_act_param": 0.01 (the released 7B and 13B) or 0.03 (the 1B)',
             )
-    return tuple(float(item) for item in items)
+        thresholds.append(float(item))
+    return tuple(thresholds)

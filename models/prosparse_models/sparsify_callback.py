@@ -101,9 +101,7 @@ class SparsifyCallback(TrainerCallback):
                 control.should_save = True
         return control
 
-    def on_save(
-        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
-    ) -> None:
+    def on_save(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any) -> None:
         """Complete the checkpoint that was just written."""
         if not state.is_world_process_zero:
             return

@@ -83,9 +83,7 @@ def saved_fields(config: Any, activation: str, thresholds: Sequence[float]) -> d
     """
     if activation not in ("fatrelu", "drelu"):
         return {}
-    fields: dict[str, Any] = {
-        key: activation for key in ACTIVATION_KEYS if isinstance(getattr(config, key, None), str)
-    }
+    fields: dict[str, Any] = {key: activation for key in ACTIVATION_KEYS if isinstance(getattr(config, key, None), str)}
     if activation == "fatrelu":
         fields["hidden_act_param"] = thresholds[0] if len(set(thresholds)) == 1 else list(thresholds)
     return fields

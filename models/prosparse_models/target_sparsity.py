@@ -28,7 +28,7 @@ def steer_stages(stages: list[tuple[float, int]], done: int, sparsity: float, ta
     """
     if done < 2 or done + 1 >= len(stages):
         return 1.0
-    factor = min(_LIMIT, max(1.0 / _LIMIT, ((1.0 - sparsity) / (1.0 - target)) ** _GAIN))
+    factor: float = min(_LIMIT, max(1.0 / _LIMIT, ((1.0 - sparsity) / (1.0 - target)) ** _GAIN))
     for index in range(done + 1, len(stages)):
         peak, last = stages[index]
         stages[index] = (peak * factor, last)

@@ -207,9 +207,7 @@ class ProSparseTrainer(Trainer):
             terms["divergence"] = divergence / max(predictions, 1.0)
         counted = getattr(self, "_counted", 0.0)
         if counted and step % max(1, int(self.args.logging_steps)) == 0:
-            by_layer = [
-                1.0 - a / (counted * block.d_ff) for a, block in zip(active, self._blocks, strict=True)
-            ]
+            by_layer = [1.0 - a / (counted * block.d_ff) for a, block in zip(active, self._blocks, strict=True)]
             terms["sparsity_by_layer"] = by_layer
             terms["sparsity"] = sum(by_layer) / len(by_layer)
         return terms

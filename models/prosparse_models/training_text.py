@@ -54,7 +54,9 @@ class TextSource:
                 found = [path] if path.is_file() and path.suffix.lower() in _BUILDERS else []
             if not found:
                 got = "nothing there" if not path.exists() else "none" if path.is_dir() else f"{path.suffix or 'no'!r}"
-                raise TrainingError(f"text: {path}: expected text files ({known}), got {got}", hint="rename or convert it")
+                raise TrainingError(
+                    f"text: {path}: expected text files ({known}), got {got}", hint="rename or convert it"
+                )
             files.extend(found)
         return TextSource(tuple(files), column, held_out)
 
@@ -88,7 +90,9 @@ class TextSource:
         datasets.disable_progress_bars()
         parts = []
         for builder in dict.fromkeys(_BUILDERS.values()):
-            files = [str(path) for path in self.files if _BUILDERS[path.suffix.lower()] == builder and path.stat().st_size]
+            files = [
+                str(path) for path in self.files if _BUILDERS[path.suffix.lower()] == builder and path.stat().st_size
+            ]
             if not files:
                 continue
             options = {"sample_by": "document"} if builder == "text" else {}
@@ -143,7 +147,7 @@ class PackedText(IterableDataset):  # type: ignore[type-arg]
         """Yield rows."""
         for epoch in count():
             rows = 0
-            rng = random.Random(f"{self._seed} {epoch}")  # noqa: S311 (order of rows, not a secret)
+            rng = random.Random(f"{self._seed} {epoch}")
             documents = self._source.documents(seed=rng.randrange(2**31))
             for row in _shuffled(_packed(documents, self._tokenizer, self._context), rng):
                 rows += 1

@@ -26,7 +26,7 @@ Examples:
 """
 
 
-class _Stage(click.ParamType):
+class _Stage(click.ParamType):  # type: ignore[type-arg]
     name = "LAMBDA:LAST_STEP"
 
     def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> tuple[float, int]:
@@ -60,7 +60,9 @@ class _Stage(click.ParamType):
 @click.option("--list-recipes", is_flag=True, is_eager=True, expose_value=False, callback=lambda *a: _list(*a))
 @click.option("--set", "settings", multiple=True, metavar="KEY=VALUE", help="Override a recipe's value. Repeatable.")
 @click.option("--stage", "stages", type=_Stage(), multiple=True, help="Replace the recipe's stages. Repeatable.")
-@click.option("--target-sparsity", type=click.FloatRange(0, 1, min_open=True, max_open=True), help="Steer lambda to it.")
+@click.option(
+    "--target-sparsity", type=click.FloatRange(0, 1, min_open=True, max_open=True), help="Steer lambda to it."
+)
 @click.option("--eval-tokens", type=click.IntRange(min=2), default=65_536, show_default=True)
 @click.option("--log-every", type=click.IntRange(min=1), default=10, show_default=True, help="Steps.")
 @click.option("--save-every", type=click.IntRange(min=1), default=500, show_default=True, help="Steps.")

@@ -14,13 +14,13 @@ from typing import Any
 
 import pytest
 import torch
+from training_models import make_model_folder, make_text
 from transformers import LlamaForCausalLM
 
 from prosparse_models import TrainingError, find_ffn_blocks, load_checkpoint, substitute_activation
 from prosparse_models.recipe import Recipe, Training, load_recipe, override
 from prosparse_models.sparsify import SparsifyOptions, sparsify
 from prosparse_models.trainer import ProSparseTrainer, collate, training_arguments
-from training_models import make_model_folder, make_text
 
 pytestmark = pytest.mark.integration
 STAGES = ((0.0, 3), (0.1, 5), (1.0, 10), (1.0, 12))
@@ -125,15 +125,15 @@ def test_resuming_in_mid_stage_changes_nothing(
             shutil.rmtree(folder)
     middle = tmp_path / "middle"
 
-    class Stop(Exception):
+    class StopError(Exception):
         pass
 
     class StopAtEight(Notes):
         def record(self, record: dict[str, Any], steps: int) -> None:
             if record["step"] == 8:
-                raise Stop
+                raise StopError
 
-    with pytest.raises(Stop):  # killed in stage 2, after the checkpoint at 7
+    with pytest.raises(StopError):  # killed in stage 2, after the checkpoint at 7
         sparsify(model_dir, middle, RECIPE, options, StopAtEight())
     assert not (middle / "config.json").exists()
     (middle / "checkpoints" / "checkpoint-8").mkdir()  # a save that was cut off
@@ -166,9 +166,7 @@ def run_command(*arguments: object, processes: int = 1) -> subprocess.CompletedP
     return subprocess.run(command, capture_output=True, text=True, check=False, env=environment)
 
 
-def test_two_processes_are_one(
-    whole: Path, model_dir: Path, options: SparsifyOptions, tmp_path: Path
-) -> None:
+def test_two_processes_are_one(whole: Path, model_dir: Path, options: SparsifyOptions, tmp_path: Path) -> None:
     """DDP over gloo: 2 processes x micro-batch 2 against 1 process x micro-batch 2 x accumulation 2."""
     recipe = tmp_path / "test.toml"
     recipe.write_text(
@@ -191,7 +189,9 @@ def test_two_processes_are_one(
     assert child.stdout.count("tokens in") == 1  # only the first process speaks
 
 
-def losses(model_dir: Path, rows: list[dict[str, torch.Tensor]], micro_batch: int, folder: Path) -> list[dict[str, Any]]:
+def losses(
+    model_dir: Path, rows: list[dict[str, torch.Tensor]], micro_batch: int, folder: Path
+) -> list[dict[str, Any]]:
     model = load_checkpoint(model_dir).model
     blocks = find_ffn_blocks(model)
     substitute_activation(model, blocks, "relu")
@@ -227,7 +227,9 @@ def test_accumulation_and_padding_count_for_nothing(model_dir: Path, tmp_path: P
         assert record["loss"] == pytest.approx(record["cross_entropy"] + 2e-3 * record["l1"], rel=1e-6)
 
 
-def test_mixed_precision_and_checkpointing(model_dir: Path, options: SparsifyOptions, tmp_path: Path, whole: Path) -> None:
+def test_mixed_precision_and_checkpointing(
+    model_dir: Path, options: SparsifyOptions, tmp_path: Path, whole: Path
+) -> None:
     settings = ["training.precision=bfloat16", "training.gradient_checkpointing=true"]
     sparsify(model_dir, tmp_path / "out", override(RECIPE, settings), options, Notes())
     ours, theirs = records_of(tmp_path / "out"), records_of(whole)
@@ -253,7 +255,7 @@ def test_recovery_aid_brings_the_layers_back(model_dir: Path, options: SparsifyO
 def test_a_loss_that_is_not_finite_stops_the_run(model_dir: Path, options: SparsifyOptions, tmp_path: Path) -> None:
     recipe = override(RECIPE, ["training.learning_rate=1e30", "training.warmup_steps=0"])
     out = tmp_path / "out"
-    with pytest.raises(TrainingError, match="training: step .*: expected (a finite loss|finite gradients)") as caught:
+    with pytest.raises(TrainingError, match=r"training: step .*: expected (a finite loss|finite gradients)") as caught:
         sparsify(model_dir, out, recipe, replace(options, save_every=1), Notes())
     assert caught.value.hint
     assert "is good" in caught.value.hint
@@ -264,7 +266,9 @@ def test_a_loss_that_is_not_finite_stops_the_run(model_dir: Path, options: Spars
         assert torch.isfinite(tensor).all()
 
 
-def test_calibration_finds_the_largest_threshold_within_the_budget(whole: Path, options: SparsifyOptions, tmp_path: Path) -> None:
+def test_calibration_finds_the_largest_threshold_within_the_budget(
+    whole: Path, options: SparsifyOptions, tmp_path: Path
+) -> None:
     out = tmp_path / "shifted"
     arguments = ["calibrate", whole, out, "--text", options.eval_text[0], "--context", 32, "--tokens", 512]
     child = run_command(*arguments, "--budget", 2, "--json", "-q")

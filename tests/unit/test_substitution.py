@@ -8,6 +8,7 @@ from typing import Any
 
 import pytest
 import torch
+from training_models import LLAMA, SIZES, build, byte_tokenizer
 from transformers import (
     AutoModelForCausalLM,
     BloomConfig,
@@ -29,7 +30,6 @@ from transformers import (
 from prosparse_models import CheckpointError, TrainingError, find_ffn_blocks, load_checkpoint, substitute_activation
 from prosparse_models.saving import write_model
 from prosparse_models.substitution import saved_fields, set_thresholds
-from training_models import LLAMA, SIZES, build, byte_tokenizer
 
 GATED = {**LLAMA, "head_dim": 8}
 PLAIN = {k: v for k, v in SIZES.items() if k != "intermediate_size"}
@@ -115,7 +115,9 @@ def test_what_is_saved_is_what_is_loaded(name: str, activation: str, tmp_path: P
         assert loaded.config["hidden_act_param"] == (0.05 if thresholds[0] == thresholds[1] else thresholds)
         acts = [b.activation for b in find_ffn_blocks(loaded.model)]
         z = torch.tensor([0.1, 0.3])
-        assert [a(z).tolist() for a in acts] == [[pytest.approx(0.1 if t < 0.1 else 0), pytest.approx(0.3)] for t in thresholds]
+        assert [a(z).tolist() for a in acts] == [
+            [pytest.approx(0.1 if t < 0.1 else 0), pytest.approx(0.3)] for t in thresholds
+        ]
 
 
 def test_drelu_has_zeros_of_both() -> None:

@@ -50,7 +50,8 @@ def make_model_folder(folder: Path, **changes: Any) -> Path:
 
 
 def make_text(path: Path, documents: int = 60, first: int = 0) -> Path:
-    words = "the sparse model skips what is zero and reads only what it needs of the weights".split()
+    words = ["the", "sparse", "model", "skips", "what", "is", "zero", "and"]
+    words += ["reads", "only", "what", "it", "needs", "of", "the", "weights"]
     rows = [{"text": " ".join(words[(i * j) % len(words)] for j in range(40))} for i in range(first, first + documents)]
     path.write_text("".join(json.dumps(row) + "\n" for row in rows))
     return path
