@@ -35,8 +35,10 @@ def write_model(
     shutil.rmtree(folder, ignore_errors=True)
     folder.mkdir(parents=True)
     weights = model.state_dict() if state is None else state
-    cast = {name: w.to(dtype) if w.is_floating_point() else w for name, w in weights.items()}
-    model.save_pretrained(folder, state_dict=cast)
+    cast: dict[tuple[int, torch.Size], torch.Tensor] = {}  # tied weights stay one tensor: written once
+    for w in weights.values():
+        cast.setdefault((w.data_ptr(), w.shape), w.to(dtype) if w.is_floating_point() else w)
+    model.save_pretrained(folder, state_dict={name: cast[w.data_ptr(), w.shape] for name, w in weights.items()})
     tokenizer.save_pretrained(folder)
     for path in folder.glob("*.safetensors"):
         path.chmod((folder / "config.json").stat().st_mode)  # transformers leaves them private to the user

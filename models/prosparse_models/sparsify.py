@@ -148,6 +148,8 @@ def sparsify(model_dir: Path, out: Path, recipe: Recipe, options: SparsifyOption
 
     stages = [(float(peak), int(last)) for peak, last in found[1]["stages"]] if found else list(recipe.stages)
     fields = saved_fields(model.config, recipe.activation, [recipe.threshold])
+    if getattr(model.config, "use_cache", None) is True:
+        fields["use_cache"] = True  # Trainer turns it off while it trains
     callback = SparsifyCallback(
         recipe,
         stages,

@@ -24,4 +24,6 @@ def load_tokenizer(folder: Path) -> PreTrainedTokenizerBase:
             f"tokenizer: {folder}: cannot be read: {' '.join(str(error).split())}",
             hint="copy tokenizer.json and tokenizer_config.json beside config.json",
         ) from error
+    for key in ("is_local", "local_files_only"):  # how it was read here is no property of the tokenizer
+        tokenizer.init_kwargs.pop(key, None)
     return tokenizer

@@ -131,6 +131,16 @@ def test_drelu_has_zeros_of_both() -> None:
     torch.testing.assert_close(seen[0], gate.clamp_min(0) * up.clamp_min(0))
 
 
+def test_tied_weights_are_written_once(tmp_path: Path) -> None:
+    model = build(MODELS["llama"][0])
+    write_model(tmp_path / "m", model, byte_tokenizer(), {}, torch.bfloat16)
+    with safe_open(tmp_path / "m" / "model.safetensors", framework="pt") as file:
+        assert "model.embed_tokens.weight" in file.keys()  # noqa: SIM118 (not a dictionary)
+        assert "lm_head.weight" not in file.keys()  # noqa: SIM118
+        assert {file.get_tensor(name).dtype for name in file.keys()} == {torch.bfloat16}  # noqa: SIM118
+    assert json.loads((tmp_path / "m" / "config.json").read_text())["dtype"] == "bfloat16"
+
+
 def test_wrong_number_of_thresholds(tmp_path: Path) -> None:
     model = build(MODELS["llama"][0])
     fields = {"hidden_act": "fatrelu", "hidden_act_param": [0.1, 0.2, 0.3]}
