@@ -9,6 +9,7 @@ from typing import Any
 import pytest
 import torch
 from training_models import LLAMA, SIZES, build, byte_tokenizer
+from safetensors import safe_open
 from transformers import (
     AutoModelForCausalLM,
     BloomConfig,
