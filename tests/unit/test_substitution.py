@@ -8,8 +8,8 @@ from typing import Any
 
 import pytest
 import torch
-from training_models import LLAMA, SIZES, build, byte_tokenizer
 from safetensors import safe_open
+from training_models import LLAMA, SIZES, build, byte_tokenizer
 from transformers import (
     AutoModelForCausalLM,
     BloomConfig,
