@@ -136,6 +136,7 @@ def ort_run(model: Path | bytes, x: NDArray[np.float32], threads: int, *, ours: 
     options = onnxruntime.SessionOptions()
     options.intra_op_num_threads = threads
     options.log_severity_level = 4
+    options.add_session_config_entry("session.force_spinning_stop", "1")  # or its threads slow the next engine's turn
     if ours:
         register(options)
     session = onnxruntime.InferenceSession(model, options, providers=["CPUExecutionProvider"])

@@ -90,11 +90,11 @@ std::vector<Weight> read_weights(const Operator& op, const Api& api, const Kerne
     if (is_quantised(op.format)) {
       const Tensor s = constant_input(op, api, info, first + 1, where + ": s" + names[m]);
       expect_shape(s, {shape[0], static_cast<int64_t>(blocks_of(weight.matrix.cols))}, where + ": s" + names[m], beside);
-      weight.matrix.scales = static_cast<const uint16_t*>(s.data);
+      weight.matrix.scales = s.data;
     }
     const Tensor b = constant_input(op, api, info, first + step - 1, where + ": b" + names[m]);
     expect_shape(b, {!is_linear && m + 1 == names.size() ? columns : shape[0]}, where + ": b" + names[m], beside);
-    weight.bias = static_cast<const float*>(b.data);
+    weight.bias = b.data;
     weights.push_back(weight);
   }
   return weights;

@@ -15,7 +15,7 @@ ElementType input_type(const Operator& op, size_t index);
 
 struct Weight {
   Matrix matrix;
-  const float* bias;
+  const void* bias;  // float32
   size_t bytes;
 };
 

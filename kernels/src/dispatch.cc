@@ -2,6 +2,13 @@
 
 #include <cstring>
 
+#if defined(__aarch64__) && defined(__linux__)
+#include <asm/hwcap.h>
+#include <sys/auxv.h>
+#elif defined(__aarch64__) && defined(__APPLE__)
+#include <sys/sysctl.h>
+#endif
+
 namespace prosparse {
 namespace {
 
@@ -17,6 +24,16 @@ bool has_avx512() {
          __builtin_cpu_supports("avx512dq") && __builtin_cpu_supports("avx512vl");
 }
 bool has_vnni() { return has_avx512() && __builtin_cpu_supports("avx512vnni"); }
+#elif defined(__aarch64__) && defined(__linux__)
+bool has_dotprod() { return (getauxval(AT_HWCAP) & HWCAP_ASIMDDP) != 0; }
+#elif defined(__aarch64__) && defined(__APPLE__)
+bool has_dotprod() {
+  int found = 0;
+  size_t size = sizeof(found);
+  return sysctlbyname("hw.optional.arm.FEAT_DotProd", &found, &size, nullptr, 0) == 0 && found != 0;
+}
+#elif defined(__aarch64__)
+bool has_dotprod() { return false; }
 #endif
 
 }  // namespace
@@ -28,12 +45,14 @@ const std::vector<Variant>& compiled_variants() {
       {&kAvx512Kernels, has_avx512},
       {&kAvx2Kernels, has_avx2},
 #elif defined(__aarch64__)
+      {&kNeonDotKernels, has_dotprod},
       {&kNeonKernels, always},
 #endif
       {&kScalarKernels, always},
   };
   return variants;
 }
+
 std::string variant_names(bool supported_only, const char* quote) {
   std::string names;
   for (const Variant& variant : compiled_variants()) {

@@ -10,7 +10,7 @@
 
 #define PROSPARSE_TARGET "avx512f,avx512bw,avx512dq,avx512vl,avx512vnni,avx2,fma,f16c"
 #define PROSPARSE_ATTRIBUTE __attribute__((target(PROSPARSE_TARGET)))
-#define PROSPARSE_VNNI
+#define PROSPARSE_DOT4
 #include "target_begin.inc"
 
 namespace prosparse {

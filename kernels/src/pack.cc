@@ -12,6 +12,14 @@ namespace {
 
 constexpr size_t kSlack = 2 * kLineBytes;  // vectors may read past the last scale or bias
 
+// Element i of an array in a model file, which may begin at any byte.
+template <class T>
+T element(const void* array, size_t i) {
+  T value;
+  std::memcpy(&value, static_cast<const uint8_t*>(array) + i * sizeof(T), sizeof(T));
+  return value;
+}
+
 template <class Task>
 void in_parallel(size_t count, unsigned threads, const Task& task) {
   const size_t workers = std::clamp<size_t>(threads, 1, std::max<size_t>(count, 1));
@@ -55,12 +63,12 @@ void read_row(const Matrix& w, size_t row, uint8_t* out) {
 
 template <class T>
 void interleave(const Matrix& w, size_t panel, T* out) {
-  const T* in = static_cast<const T*>(w.data) + panel * kLanes * w.cols;
+  const uint8_t* in = static_cast<const uint8_t*>(w.data) + panel * kLanes * w.cols * sizeof(T);
   const size_t rows = std::min(kLanes, w.rows - panel * kLanes);
   for (size_t c = 0; c < w.cols; c += kLanes) {  // 16 x 16 at a time: what is read and written stays in the L1 cache
     const size_t width = std::min(kLanes, w.cols - c);
     for (size_t r = 0; r < rows; ++r) {
-      for (size_t i = 0; i < width; ++i) out[(c + i) * kLanes + r] = in[r * w.cols + c + i];
+      for (size_t i = 0; i < width; ++i) out[(c + i) * kLanes + r] = element<T>(in, r * w.cols + c + i);
     }
   }
 }
@@ -77,7 +85,7 @@ void interleave_integers(const Matrix& w, size_t panel, uint8_t* out) {
     for (size_t b = 0; b < 2; ++b) {
       const size_t block = c / kQuantBlock + b;
       for (size_t r = 0; r < rows && block < blocks; ++r) {
-        scales[b * kLanes + r] = w.scales[(panel * kLanes + r) * blocks + block];
+        scales[b * kLanes + r] = element<uint16_t>(w.scales, (panel * kLanes + r) * blocks + block);
       }
     }
     uint32_t* lines = reinterpret_cast<uint32_t*>(out + 2 * kLanes * sizeof(uint16_t));
@@ -114,9 +122,9 @@ void lay_row(const Matrix& w, RowOrder order, size_t row, uint8_t* out) {
   }
 }
 
-const float* copy_bias(const float* bias, size_t count, size_t padded, Arena& arena) {
+const float* copy_bias(const void* bias, size_t count, size_t padded, Arena& arena) {
   float* copy = reinterpret_cast<float*>(arena.take(padded * sizeof(float)));
-  std::copy_n(bias, count, copy);
+  std::memcpy(copy, bias, count * sizeof(float));
   return copy;
 }
 
@@ -134,7 +142,7 @@ size_t rows_bytes(const Matrix& w) {
   return round_up(data + kSlack, kLineBytes) + round_up(scales + kSlack, kLineBytes) + bias_bytes(std::max(w.rows, w.cols));
 }
 
-Panels pack_panels(const Matrix& w, const float* bias, Arena& arena, unsigned threads) {
+Panels pack_panels(const Matrix& w, const void* bias, Arena& arena, unsigned threads) {
   Panels p{w.format, nullptr, nullptr, w.rows, w.cols, panel_bytes(w.format, w.cols)};
   uint8_t* data = arena.take(p.count() * p.panel_bytes + kSlack);
   in_parallel(p.count(), threads, [&](size_t i) {
@@ -152,7 +160,7 @@ Panels pack_panels(const Matrix& w, const float* bias, Arena& arena, unsigned th
   return p;
 }
 
-Rows pack_rows(const Matrix& w, const float* bias, RowOrder order, Arena& arena, unsigned threads) {
+Rows pack_rows(const Matrix& w, const void* bias, RowOrder order, Arena& arena, unsigned threads) {
   Rows p{};
   p.format = w.format;
   p.rows = w.rows;
@@ -165,7 +173,7 @@ Rows pack_rows(const Matrix& w, const float* bias, RowOrder order, Arena& arena,
   uint16_t* scales = is_quantised(w.format) ? reinterpret_cast<uint16_t*>(arena.take(w.rows * p.scale_stride * 2 + kSlack)) : nullptr;
   in_parallel(w.rows, threads, [&](size_t r) {
     uint8_t* out = data + r * p.row_bytes;
-    if (scales != nullptr) std::copy_n(w.scales + r * blocks, blocks, scales + r * p.scale_stride);
+    if (scales != nullptr) std::memcpy(scales + r * p.scale_stride, static_cast<const uint8_t*>(w.scales) + r * blocks * 2, blocks * 2);
     if (w.format == Format::kI8) return lay_row<Format::kI8>(w, order, r, out);
     if (w.format == Format::kI4) return lay_row<Format::kI4>(w, order, r, out);
     std::memcpy(out, static_cast<const uint8_t*>(w.data) + r * w.cols * size, w.cols * size);

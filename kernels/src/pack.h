@@ -28,9 +28,10 @@ class Arena {
 size_t panels_bytes(const Matrix& w);
 size_t rows_bytes(const Matrix& w);
 
-// Repack with `threads` threads. `bias` has w.rows (panels, dot) or w.cols (axpy) elements and is copied.
-Panels pack_panels(const Matrix& w, const float* bias, Arena& arena, unsigned threads);
-Rows pack_rows(const Matrix& w, const float* bias, RowOrder order, Arena& arena, unsigned threads);
+// Repack with `threads` threads. `bias` has w.rows (panels, dot) or w.cols (axpy) floats and is copied. What is
+// read may begin at any byte.
+Panels pack_panels(const Matrix& w, const void* bias, Arena& arena, unsigned threads);
+Rows pack_rows(const Matrix& w, const void* bias, RowOrder order, Arena& arena, unsigned threads);
 
 // Gives the memory of a mapped file's pages back; the file's contents come again if they are read. Leaves
 // anything else alone (memory without a file behind it, systems other than Linux).

@@ -108,6 +108,61 @@ void test_block(const Kernels& k, Format format, size_t d_model, size_t d_ff, si
   expect_block(k, weights, x, run(k, dense, x));
 }
 
+// Every neuron active, none active, or as it comes.
+void test_extremes(const Kernels& k, Format format, size_t d_model, size_t d_ff, size_t tokens) {
+  std::mt19937 rng(static_cast<unsigned>(d_model + d_ff));
+  Weights weights(format, d_model, d_ff, true, Activation::kRelu, 0.0f, rng);
+  const std::vector<float> x = normals(rng, tokens * d_model), bias = weights.b_gate;
+  for (const float shift : {-1e4f, 0.0f, 1e4f}) {
+    for (size_t r = 0; r < d_ff; ++r) weights.b_gate[r] = bias[r] + shift;
+    weights.pack();
+    const std::vector<float> y = run(k, weights.ffn, x);
+    expect_block(k, weights, x, y);
+    if (shift >= 0.0f) continue;
+    for (size_t j = 0; j < y.size(); ++j) CHECK(y[j] == weights.b_down[j % d_model], "%s: no neuron is active, got %g", k.isa, static_cast<double>(y[j]));
+  }
+}
+
+// What a model file holds, and activations, may begin anywhere.
+void test_misaligned(const Kernels& k, Format format) {
+  std::mt19937 rng(4);
+  const size_t d_model = 70, d_ff = 90, tokens = 3;
+  Weights weights(format, d_model, d_ff, true, Activation::kRelu, 0.0f, rng);
+  std::vector<float> x = normals(rng, tokens * d_model);
+  const std::vector<float> expected = run(k, weights.ffn, x);
+  const auto shifted = [](auto& from, std::vector<uint8_t>& to) {
+    const size_t bytes = from.size() * sizeof(from[0]);
+    to.resize(bytes + 1);
+    if (bytes != 0) std::memcpy(to.data() + 1, from.data(), bytes);
+    return static_cast<const void*>(to.data() + 1);
+  };
+  std::vector<uint8_t> copies[9];
+  Stored* const matrices[] = {&weights.gate, &weights.up, &weights.down};
+  const std::vector<float>* const biases[] = {&weights.b_gate, &weights.b_up, &weights.b_down};
+  const void* odd_biases[3];
+  for (size_t m = 0; m < 3; ++m) {
+    Matrix& matrix = matrices[m]->matrix;
+    matrix.data = shifted(matrices[m]->data, copies[m]);
+    if (matrix.scales != nullptr) matrix.scales = shifted(matrices[m]->scales, copies[3 + m]);
+    odd_biases[m] = shifted(*biases[m], copies[6 + m]);
+  }
+  weights.arena = std::make_unique<Arena>(panels_bytes(weights.gate.matrix) + rows_bytes(weights.up.matrix) + rows_bytes(weights.down.matrix));
+  weights.ffn.gate = pack_panels(weights.gate.matrix, odd_biases[0], *weights.arena, 2);
+  weights.ffn.up = pack_rows(weights.up.matrix, odd_biases[1], RowOrder::kDot, *weights.arena, 2);
+  weights.ffn.down = pack_rows(weights.down.matrix, odd_biases[2], RowOrder::kAxpy, *weights.arena, 2);
+  for (const size_t offset : {1, 3}) {  // floats
+    std::vector<float> memory(x.size() + offset), y(x.size() + offset, NAN);
+    std::copy(x.begin(), x.end(), memory.begin() + static_cast<std::ptrdiff_t>(offset));
+    Scratch scratch;
+    unsigned seed = 0;
+    run_ffn(k, weights.ffn, memory.data() + offset, tokens, y.data() + offset, {run_shuffled, &seed}, scratch);
+    ++cases;
+    CHECK(std::equal(expected.begin(), expected.end(), y.begin() + static_cast<std::ptrdiff_t>(offset)), "%s %s: misaligned memory changes the bits", k.isa,
+          kFormatNames[static_cast<size_t>(format)]);
+    CHECK(std::isnan(y[0]), "%s wrote before y", k.isa);
+  }
+}
+
 // z is exactly the threshold, the next float above, below, NaN: inactive, active, inactive, active.
 void test_boundary(const Kernels& k) {
   std::mt19937 rng(1);
@@ -193,6 +248,11 @@ int main(int argc, char** argv) {
       if (k != &kScalarKernels) test_block(*k, f, 2100, 300, 3, true, Activation::kRelu, 20.0f);
       if (k != &kScalarKernels) test_block(*k, f, 64, 160, 131, true, Activation::kRelu, 5.0f);
       test_odd_tokens(*k, f);
+      test_misaligned(*k, f);
+      test_extremes(*k, f, 70, 130, 1);
+      test_extremes(*k, f, 70, 130, 5);
+      if (k != &kScalarKernels) test_extremes(*k, f, 33, 11009, 1);
+      if (k != &kScalarKernels) test_extremes(*k, f, 4097, 19, 2);
     }
     test_boundary(*k);
     std::printf("%s done\n", k->isa);

@@ -41,11 +41,11 @@ constexpr int field_offset(Format f) { return f == Format::kI8 ? 128 : 8; }
 constexpr size_t round_up(size_t n, size_t multiple) { return (n + multiple - 1) / multiple * multiple; }
 constexpr size_t blocks_of(size_t cols) { return (cols + kQuantBlock - 1) / kQuantBlock; }
 
-// A matrix in a model file. `scales` is null for float formats.
+// A matrix in a model file. `scales`, float16, is null for float formats. Either may begin at any byte.
 struct Matrix {
   Format format;
   const void* data;
-  const uint16_t* scales;
+  const void* scales;
   size_t rows, cols;
 };
 
