@@ -6,6 +6,22 @@ that transformers has no model type for.
 
 from prosparse_models.activation import FatReLU
 from prosparse_models.checkpoint import Checkpoint, load_checkpoint
-from prosparse_models.errors import CheckpointError
+from prosparse_models.errors import CheckpointError, TrainingError
+from prosparse_models.ffn_blocks import FfnBlock, find_ffn_blocks
+from prosparse_models.schedule import l1_coefficient
+from prosparse_models.sparsity import Measurement, measure
+from prosparse_models.substitution import substitute_activation
 
-__all__ = ["Checkpoint", "CheckpointError", "FatReLU", "load_checkpoint"]
+__all__ = [
+    "Checkpoint",
+    "CheckpointError",
+    "FatReLU",
+    "FfnBlock",
+    "Measurement",
+    "TrainingError",
+    "find_ffn_blocks",
+    "l1_coefficient",
+    "load_checkpoint",
+    "measure",
+    "substitute_activation",
+]

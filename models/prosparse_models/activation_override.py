@@ -54,7 +54,7 @@ def override_activation(
         new_threshold = config.threshold if threshold is None else float(threshold)
         changed["hidden_act_param"] = new_threshold
         overrides["threshold"] = {"config": config.threshold, "used": new_threshold}
-    return replace(config, values=changed, threshold=new_threshold), overrides
+    return replace(config, values=changed, activation=used, threshold=new_threshold, thresholds=()), overrides
 
 
 def apply_activation(

@@ -14,9 +14,11 @@ from transformers.models.auto.modeling_auto import MODEL_FOR_CAUSAL_LM_MAPPING, 
 
 from prosparse_models.activation_override import apply_activation, override_activation
 from prosparse_models.errors import CheckpointError
+from prosparse_models.ffn_blocks import find_ffn_blocks
 from prosparse_models.gaussian_topk import fix_gaussian_topk
 from prosparse_models.minicpm import fold_minicpm_scales
-from prosparse_models.model_config import ModelConfig, read_model_config
+from prosparse_models.model_config import ACTIVATION_KEYS, ModelConfig, read_model_config
+from prosparse_models.substitution import set_thresholds
 from prosparse_models.weight_files import check_weight_files, stored_dtype
 
 __all__ = ["Checkpoint", "load_checkpoint"]
@@ -31,7 +33,7 @@ class Checkpoint:
         config: config.json for the exported folder: what transformers reads back, with
             ``hidden_act`` and ``hidden_act_param`` as trained.
         activation: ``hidden_act`` as trained, for instance ``relu`` or ``fatrelu``.
-        threshold: FATReLU t, 0 where there is none.
+        threshold: FATReLU t, 0 where there is none; the least of them if layers differ.
         weight_dtype: the dtype that the weights have on disk, for instance ``bfloat16``.
         files: the weight files that were read.
         overrides: what the caller changed: for ``activation`` and ``threshold``, what config.json says and what is
@@ -87,8 +89,11 @@ def load_checkpoint(
     except (OSError, ValueError, RuntimeError) as error:
         raise CheckpointError(f"model folder: {folder}: {_one_line(error)}") from error
     _check_complete(folder, info)
-    trained = str(config.values.get("hidden_act", getattr(hf_config, "hidden_act", "")) or "")
-    apply_activation(folder, model, config, trained, is_override=bool(overrides))
+    trained = config.activation or str(getattr(hf_config, "hidden_act", "") or "")
+    if trained == "fatrelu" and (config.thresholds or config.values.get("hidden_act") != "fatrelu"):
+        _set_thresholds(model, config, folder)  # per layer, or in a family that names its activation otherwise
+    else:
+        apply_activation(folder, model, config, trained, is_override=bool(overrides))
     fix_gaussian_topk(model)
     if config.is_minicpm:
         fold_minicpm_scales(model, config.values)
@@ -121,8 +126,9 @@ def _hf_config(folder: Path, config: ModelConfig, trust_remote_code: bool) -> Pr
             hint="check the spelling, or upgrade transformers if the model is newer than it",
         )
     values = {key: value for key, value in config.values.items() if key != "model_type"}
-    if values.get("hidden_act") in ("fatrelu", "drelu"):
-        values["hidden_act"] = "relu"  # transformers has neither; apply_activation puts them in place
+    for key in ACTIVATION_KEYS:
+        if values.get(key) in ("fatrelu", "drelu"):
+            values[key] = "relu"  # transformers has neither; what was trained takes its place after loading
     try:
         hf_config = AutoConfig.for_model(model_type, **values)
     except (TypeError, ValueError, KeyError) as error:
@@ -142,6 +148,17 @@ def _is_bare(config: ModelConfig) -> bool:
     return architecture.endswith("Model") and not architecture.endswith("LMHeadModel")
 
 
+def _set_thresholds(model: PreTrainedModel, config: ModelConfig, folder: Path) -> None:
+    """Put FATReLU in place, with one threshold or one per layer."""
+    try:
+        blocks = find_ffn_blocks(model)
+        set_thresholds(blocks, config.thresholds or [config.threshold] * len(blocks))
+    except ValueError as error:
+        raise CheckpointError(
+            f"model folder: {folder}: fatrelu: {_one_line(error)}", hint="give one threshold, or one per layer"
+        ) from error
+
+
 def _check_complete(folder: Path, info: Mapping[str, Any]) -> None:
     """Refuse a checkpoint whose weights do not fill the model: transformers would draw random ones."""
     missing = sorted(info.get("missing_keys") or ())
@@ -159,10 +176,12 @@ def _check_complete(folder: Path, info: Mapping[str, Any]) -> None:
 
 def _exported_config(hf_config: PretrainedConfig, config: ModelConfig, activation: str) -> dict[str, Any]:
     values: dict[str, Any] = hf_config.to_dict()
-    if activation:
+    if activation in ("fatrelu", "drelu"):
+        values.update({key: activation for key in ACTIVATION_KEYS if isinstance(values.get(key), str)})
+    elif activation and "hidden_act" in values:
         values["hidden_act"] = activation
     if activation == "fatrelu":
-        values["hidden_act_param"] = config.threshold
+        values["hidden_act_param"] = list(config.thresholds) or config.threshold
     for name in ("auto_map", "_name_or_path"):
         values.pop(name, None)
     return values

@@ -1,12 +1,25 @@
-"""The error for a model folder that cannot be read."""
+"""The errors that a user can cause here."""
 
 from __future__ import annotations
 
-__all__ = ["CheckpointError"]
+__all__ = ["CheckpointError", "TrainingError"]
 
 
 class CheckpointError(ValueError):
     """A model folder is not what it should be.
+
+    Args:
+        message: one line: what, where, expected, got.
+        hint: the next action for the user, or None.
+    """
+
+    def __init__(self, message: str, hint: str | None = None) -> None:
+        super().__init__(message)
+        self.hint = hint
+
+
+class TrainingError(ValueError):
+    """Sparsifying or calibrating cannot start or go on: recipe, text, model or numbers are at fault.
 
     Args:
         message: one line: what, where, expected, got.

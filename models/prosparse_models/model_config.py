@@ -15,7 +15,10 @@ from typing import Any
 
 from prosparse_models.errors import CheckpointError
 
-__all__ = ["ModelConfig", "read_model_config"]
+__all__ = ["ACTIVATION_KEYS", "ModelConfig", "read_model_config"]
+
+# Where the configs of transformers keep the name of the feed-forward activation.
+ACTIVATION_KEYS = ("hidden_act", "hidden_activation", "activation_function", "activation", "mlp_hidden_act")
 
 # Architectures of released sparse checkpoints -> the transformers model type that they are.
 _LLAMA_ALIKE = {
@@ -44,14 +47,19 @@ class ModelConfig:
         values: the config's fields for transformers, with a model type that it knows and without
             keys that name code. ``hidden_act`` is the checkpoint's own.
         source_type: model type or architecture that the folder states.
-        threshold: FATReLU t (0 for every other activation), in units of the pre-activation.
+        activation: the feed-forward activation that it names, "" if none.
+        threshold: FATReLU t (0 for every other activation), in units of the pre-activation; the least
+            of them if layers differ.
+        thresholds: FATReLU t per layer, if layers differ; else empty.
         is_minicpm: the folder has MiniCPM's embedding, residual and logit scales.
         needs_code: the model type is unknown here and the folder brings code for it.
     """
 
     values: dict[str, Any]
     source_type: str
+    activation: str
     threshold: float
+    thresholds: tuple[float, ...]
     is_minicpm: bool
     needs_code: bool
 
@@ -92,23 +100,31 @@ def read_model_config(folder: Path) -> ModelConfig:
     if stated in _ACTIVATION_OF_CODE:
         cleaned["hidden_act"] = _ACTIVATION_OF_CODE[stated]
     cleaned.setdefault("model_type", stated)
+    named = (cleaned.get(key) for key in ACTIVATION_KEYS)
+    activation = next((value for value in named if isinstance(value, str)), "")
+    thresholds = _thresholds(cleaned, activation, path)
     return ModelConfig(
         values=cleaned,
         source_type=stated,
-        threshold=_threshold(cleaned, path),
+        activation=activation,
+        threshold=min(thresholds, default=0.0),
+        thresholds=thresholds if len(set(thresholds)) > 1 else (),
         is_minicpm="MiniCPMForCausalLM" in (architecture, stated) or stated == "minicpm",
         needs_code=known is None and has_code,
     )
 
 
-def _threshold(values: dict[str, Any], path: Path) -> float:
-    if values.get("hidden_act") != "fatrelu":
-        return 0.0
+def _thresholds(values: dict[str, Any], activation: str, path: Path) -> tuple[float, ...]:
+    if activation != "fatrelu":
+        return ()
     raw = values.get("hidden_act_param")
-    if not isinstance(raw, int | float) or isinstance(raw, bool) or not 0.0 <= raw < math.inf:
-        raise CheckpointError(
-            f"config.json: {path}: hidden_act is fatrelu: expected hidden_act_param to be its "
-            f"threshold, a number >= 0, got {raw!r}",
-            hint='add "hidden_act_param": 0.01 (the released 7B and 13B) or 0.03 (the 1B)',
-        )
-    return float(raw)
+    thresholds: list[float] = []
+    for item in raw if isinstance(raw, list) and raw else [raw]:
+        if not isinstance(item, int | float) or isinstance(item, bool) or not 0.0 <= item < math.inf:
+            raise CheckpointError(
+                f"config.json: {path}: hidden_act is fatrelu: expected hidden_act_param to be its "
+                f"threshold, a number >= 0 (or one per layer), got {raw!r}",
+                hint='add "hidden_act_param": 0.01 (the released 7B and 13B) or 0.03 (the 1B)',
+            )
+        thresholds.append(float(item))
+    return tuple(thresholds)

@@ -5,12 +5,14 @@ from __future__ import annotations
 import click
 
 from prosparse_export import __version__
+from prosparse_export.cli.calibrate import calibrate_command
 from prosparse_export.cli.command import CONTEXT
 from prosparse_export.cli.export import export_command
 from prosparse_export.cli.generate import generate_command
 from prosparse_export.cli.info import info_command
 from prosparse_export.cli.optimize import optimize_command
 from prosparse_export.cli.report import report_command
+from prosparse_export.cli.sparsify import sparsify_command
 from prosparse_export.cli.validate import validate_command
 
 __all__ = ["export_command", "main"]
@@ -23,6 +25,8 @@ def main() -> None:
 
 
 for _command in (
+    sparsify_command,
+    calibrate_command,
     export_command,
     optimize_command,
     validate_command,

@@ -1,0 +1,129 @@
+"""The recovery aid for small token budgets: the dense original teaches the sparse model.
+
+Not part of ProSparse, which trains on billions of tokens; off unless a recipe asks for it.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Sequence
+from typing import Any
+
+import torch
+import torch.distributed as dist
+from torch import nn
+
+from prosparse_models.errors import TrainingError
+from prosparse_models.ffn_blocks import FfnBlock
+
+__all__ = ["logit_divergence", "recover_layers"]
+
+
+def logit_divergence(
+    logits: torch.Tensor, taught: torch.Tensor, targets: torch.Tensor, temperature: float
+) -> torch.Tensor:
+    """Return ``T^2 * sum of KL(teacher || student)`` in nats over the positions that have a target.
+
+    Args:
+        logits: the student's, [positions, vocabulary].
+        taught: the teacher's, same shape.
+        targets: [positions]; -100 where a position does not count.
+        temperature: T; both are divided by it before the softmax.
+
+    Source:
+        Hinton et al., "Distilling the Knowledge in a Neural Network", arXiv:1503.02531, section 2.
+    """
+    keep = targets != -100
+    student = torch.log_softmax(logits[keep].float() / temperature, dim=-1)
+    teacher = torch.log_softmax(taught[keep].float() / temperature, dim=-1)
+    return temperature**2 * nn.functional.kl_div(student, teacher, reduction="sum", log_target=True)
+
+
+def recover_layers(
+    teacher: nn.Module,
+    teacher_blocks: Sequence[FfnBlock],
+    blocks: Sequence[FfnBlock],
+    batches: Iterator[dict[str, torch.Tensor]],
+    *,
+    steps: int,
+    learning_rate: float,
+    device: torch.device,
+    progress: Callable[[int, int, float], None] = lambda done, total, error: None,
+) -> float:
+    """Regress each block's output on the original block's output for the same input.
+
+    One forward pass of the original gives every layer its input and its target; the blocks are then
+    trained on their own, so no gradient crosses layers and nothing else changes. The loss of a layer is
+    the squared error over the target's squared norm, mean over layers.
+
+    Args:
+        teacher: the dense original, in evaluation mode, on ``device``.
+        teacher_blocks: its blocks.
+        blocks: the blocks to train, in the same order.
+        batches: micro-batches with input_ids, different ones in each process.
+        steps: optimizer steps, one micro-batch each.
+        learning_rate: Adam's peak; it falls to 0 along a cosine.
+        device: where to compute.
+        progress: called with steps done, steps, and the relative squared error.
+
+    Returns:
+        The mean relative squared error of the last step.
+
+    Raises:
+        TrainingError: the error is not finite.
+    """
+    parameters = [p for block in blocks for p in block.parameters()]
+    optimizer = torch.optim.Adam(parameters, lr=learning_rate, betas=(0.9, 0.98))
+    scheduler = torch.optim.lr_scheduler.CosineAnnealingLR(optimizer, steps)
+    world = dist.get_world_size() if dist.is_available() and dist.is_initialized() else 1
+    error = torch.zeros(())
+    for step in range(steps):
+        inputs, targets = _layer_pairs(teacher, teacher_blocks, next(batches)["input_ids"].to(device))
+        optimizer.zero_grad()
+        total = torch.zeros((), device=device)
+        for block, x, y in zip(blocks, inputs, targets, strict=True):
+            loss = (block.compute(x) - y).square().sum() / y.square().sum().clamp_min(1e-12)
+            torch.autograd.backward(loss)  # one layer's graph at a time
+            total += loss.detach()
+        error = total / len(blocks)
+        for parameter in parameters if world > 1 else ():
+            if parameter.grad is not None:
+                dist.all_reduce(parameter.grad)
+                parameter.grad /= world
+        if world > 1:
+            dist.all_reduce(error)
+            error /= world
+        if not torch.isfinite(error):
+            raise TrainingError(
+                f"layer recovery: step {step + 1}: expected a finite error, got {error.item()}",
+                hint="lower distillation.layer_learning_rate",
+            )
+        optimizer.step()
+        scheduler.step()
+        progress(step + 1, steps, error.item())
+    return error.item()
+
+
+@torch.no_grad()
+def _layer_pairs(
+    teacher: nn.Module, blocks: Sequence[FfnBlock], ids: torch.Tensor
+) -> tuple[list[torch.Tensor], list[torch.Tensor]]:
+    """Return input and output of every block for ``ids`` [batch, sequence]."""
+    inputs: list[torch.Tensor] = []
+    outputs: list[torch.Tensor] = []
+
+    def keep_input(_: nn.Module, arguments: tuple[Any, ...]) -> None:
+        inputs.append(arguments[0].detach().clone())
+
+    def keep_output(_: nn.Module, arguments: tuple[Any, ...], output: torch.Tensor) -> None:
+        outputs.append(output.detach().clone())
+
+    handles: list[Any] = []
+    for block in blocks:
+        handles.append(block.first.register_forward_pre_hook(keep_input))
+        handles.append(block.down.register_forward_hook(keep_output))
+    try:
+        teacher(input_ids=ids, use_cache=False)
+    finally:
+        for handle in handles:
+            handle.remove()
+    return inputs, outputs

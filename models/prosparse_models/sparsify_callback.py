@@ -1,0 +1,156 @@
+"""What happens at a training run's marks: evaluate, steer, keep a checkpoint, keep records."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import nn
+from transformers import TrainerCallback, TrainerControl, TrainerState, TrainingArguments
+from transformers.trainer_utils import PREFIX_CHECKPOINT_DIR
+
+from prosparse_models.errors import TrainingError
+from prosparse_models.recipe import Recipe
+from prosparse_models.saving import add_config_fields, write_json
+from prosparse_models.sparsity import Measurement
+from prosparse_models.target_sparsity import steer_stages
+
+__all__ = ["RUN_FILE", "SparsifyCallback", "last_checkpoint"]
+
+RUN_FILE = "prosparse_run.json"  # written last into a checkpoint: one without it is incomplete
+
+
+class SparsifyCallback(TrainerCallback):
+    """Evaluates at the end of each stage, steers lambda, and completes checkpoints.
+
+    Args:
+        recipe: goes into each checkpoint, for `last_checkpoint` to compare.
+        stages: the trainer's schedule; changed in place if ``target`` is given.
+        evaluate: measures the model on held-out text; called by every process.
+        fields: of config.json, for the checkpoints to be model folders.
+        target: wanted sparsity, or None.
+        records: training records so far; new ones are appended.
+        evaluations: evaluations so far; new ones are appended.
+        on_record: called with each training record.
+        on_evaluation: called with the name of the moment and the measurement.
+    """
+
+    def __init__(
+        self,
+        recipe: Recipe,
+        stages: list[tuple[float, int]],
+        evaluate: Callable[[], Measurement],
+        *,
+        fields: dict[str, Any],
+        target: float | None,
+        records: list[dict[str, Any]],
+        evaluations: list[dict[str, Any]],
+        on_record: Callable[[dict[str, Any]], None],
+        on_evaluation: Callable[[str, Measurement], None],
+    ) -> None:
+        self._recipe, self._stages, self._evaluate = recipe, stages, evaluate
+        self._fields, self._target = fields, target
+        self.records, self.evaluations = records, evaluations
+        self._on_record, self._on_evaluation = on_record, on_evaluation
+
+    def on_pre_optimizer_step(
+        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
+    ) -> None:
+        """Stop before gradients that are not finite reach the weights (fp16's scaler skips such steps itself)."""
+        if args.fp16:
+            return
+        model: nn.Module = kwargs["model"]
+        gradients = [p.grad for p in model.parameters() if p.grad is not None]
+        norm = torch.nn.utils.get_total_norm(gradients)
+        if not bool(torch.isfinite(norm)):
+            raise TrainingError(
+                f"training: step {state.global_step + 1}: expected finite gradients, got norm {float(norm)}",
+                hint=f"the last {PREFIX_CHECKPOINT_DIR}-* in {args.output_dir} is good: lower training.learning_rate",
+            )
+
+    def on_log(
+        self,
+        args: TrainingArguments,
+        state: TrainerState,
+        control: TrainerControl,
+        logs: dict[str, Any] | None = None,
+        **kwargs: Any,
+    ) -> None:
+        """Keep a training record."""
+        if logs and "lambda" in logs:
+            record = {"step": state.global_step, **logs}
+            self.records.append(record)
+            self._on_record(record)
+
+    def on_step_end(
+        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
+    ) -> TrainerControl:
+        """At a stage's last step: evaluate, steer the later stages, ask for a checkpoint."""
+        for index, (peak, last) in enumerate(self._stages):
+            if state.global_step == last:
+                measurement = self._evaluate()
+                name = f"stage {index}"
+                entry = {"when": name, "step": last, "lambda": peak, **measurement.as_dict()}
+                if self._target is not None:
+                    entry["steered"] = steer_stages(self._stages, index, measurement.sparsity, self._target)
+                self.evaluations.append(entry)
+                self._on_evaluation(name, measurement)
+                control.should_save = True
+        return control
+
+    def on_save(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any) -> None:
+        """Complete the checkpoint that was just written."""
+        if not state.is_world_process_zero:
+            return
+        folder = Path(str(args.output_dir)) / f"{PREFIX_CHECKPOINT_DIR}-{state.global_step}"
+        if (folder / "config.json").is_file():
+            add_config_fields(folder, self._fields)
+        values = {
+            "recipe": self._recipe.as_dict(),
+            "target_sparsity": self._target,
+            "stages": [list(stage) for stage in self._stages],
+            "records": self.records,
+            "evaluations": self.evaluations,
+        }
+        write_json(folder / RUN_FILE, values)
+
+
+def last_checkpoint(folder: Path, recipe: Recipe, target: float | None) -> tuple[Path, dict[str, Any]]:
+    """Return the newest complete checkpoint in ``folder`` and what its run file says.
+
+    Raises:
+        TrainingError: there is none, or it comes from another recipe.
+    """
+    found: Sequence[Path] = sorted(
+        (p for p in folder.glob(f"{PREFIX_CHECKPOINT_DIR}-*") if (p / RUN_FILE).is_file()),
+        key=lambda p: int(p.name.rpartition("-")[2]),
+    )
+    if not found:
+        raise TrainingError(
+            f"resume: {folder}: expected a complete {PREFIX_CHECKPOINT_DIR}-*, got none",
+            hint="start the run anew with --overwrite",
+        )
+    values: dict[str, Any] = json.loads((found[-1] / RUN_FILE).read_text(encoding="utf-8"))
+    wanted = {**_flat(recipe.as_dict()), "target_sparsity": target}
+    stored = {**_flat(values["recipe"]), "target_sparsity": values["target_sparsity"]}
+    for key in [*wanted, *(k for k in stored if k not in wanted)]:
+        if wanted.get(key) != stored.get(key):
+            raise TrainingError(
+                f"resume: {found[-1]}: another recipe: {key}: expected {stored.get(key)!r} as in the checkpoint, "
+                f"got {wanted.get(key)!r}",
+                hint="resume with the same recipe and settings, or start anew in another folder",
+            )
+    return found[-1], values
+
+
+def _flat(values: dict[str, Any], prefix: str = "") -> dict[str, Any]:
+    flat: dict[str, Any] = {}
+    for key, value in values.items():
+        if isinstance(value, dict):
+            flat.update(_flat(value, f"{prefix}{key}."))
+        else:
+            flat[prefix + key] = value
+    return flat

@@ -1,0 +1,147 @@
+"""Measure activation sparsity and perplexity over text, keeping counts and no activations."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import asdict, dataclass
+from typing import Any
+
+import torch
+from torch import nn
+
+from prosparse_models.ffn_blocks import FfnBlock
+
+__all__ = ["Measurement", "SparsityMeter", "measure"]
+
+
+@dataclass(frozen=True)
+class Measurement:
+    """What a model did on a text.
+
+    Attributes:
+        tokens: tokens that were counted (padding is not).
+        perplexity: exp of the mean cross entropy of the next token, in nats.
+        sparsity: mean over layers of the share of exact zeros at down_proj's input.
+        sparsity_by_layer: that share, per layer.
+        dead_by_layer: neurons that were zero at every token, per layer.
+        always_on_by_layer: neurons that were zero at no token, per layer.
+        d_ff: neurons per layer.
+    """
+
+    tokens: int
+    perplexity: float
+    sparsity: float
+    sparsity_by_layer: tuple[float, ...]
+    dead_by_layer: tuple[int, ...]
+    always_on_by_layer: tuple[int, ...]
+    d_ff: tuple[int, ...]
+
+    def as_dict(self) -> dict[str, Any]:
+        """Return a dictionary for JSON."""
+        return asdict(self)
+
+
+class SparsityMeter:
+    """Counts, per neuron, at how many tokens down_proj's input is not exactly zero.
+
+    Memory: one int64 per neuron. NaN counts as active.
+
+    Args:
+        blocks: the blocks to watch.
+    """
+
+    def __init__(self, blocks: Sequence[FfnBlock]) -> None:
+        self._blocks = list(blocks)
+        device = next(self._blocks[0].down.parameters()).device
+        self.tokens = torch.zeros((), dtype=torch.int64, device=device)
+        self.active = [torch.zeros(block.d_ff, dtype=torch.int64, device=device) for block in self._blocks]
+        self._mask: torch.Tensor | None = None
+
+    @contextmanager
+    def watch(self, mask: torch.Tensor | None) -> Iterator[None]:
+        """Count the forward pass inside. ``mask`` [batch, sequence]: 0 for tokens that do not count."""
+        self._mask = mask
+        handles = [
+            block.down.register_forward_pre_hook(self._hook_of(index)) for index, block in enumerate(self._blocks)
+        ]
+        try:
+            yield
+        finally:
+            for handle in handles:
+                handle.remove()
+
+    def _hook_of(self, index: int) -> Callable[[nn.Module, tuple[torch.Tensor, ...]], None]:
+        def hook(_: nn.Module, arguments: tuple[torch.Tensor, ...]) -> None:
+            active = (arguments[0] != 0).flatten(0, -2)
+            if self._mask is not None:
+                active = active & self._mask.flatten().bool()[:, None]
+            self.active[index] += active.sum(0)
+            if index == 0:
+                self.tokens += active.shape[0] if self._mask is None else self._mask.bool().sum()
+
+        return hook
+
+
+@torch.no_grad()
+def measure(
+    model: nn.Module,
+    blocks: Sequence[FfnBlock],
+    rows: Sequence[torch.Tensor],
+    *,
+    batch: int = 8,
+    rank: int = 0,
+    world_size: int = 1,
+    reduce: Callable[[torch.Tensor], torch.Tensor] = lambda counts: counts,
+    progress: Callable[[int, int], None] = lambda done, total: None,
+) -> Measurement:
+    """Return perplexity and activation sparsity of ``model`` on ``rows``.
+
+    Args:
+        model: a causal language model; put into evaluation mode meanwhile.
+        blocks: its feed-forward blocks.
+        rows: token ids, each [sequence], all of one length, at least 2.
+        batch: rows per forward pass.
+        rank: this process, of ``world_size``. Each takes every ``world_size``-th row and, so that all run
+            equally often (FSDP needs that), repeats a row uncounted at the end.
+        world_size: number of processes.
+        reduce: sums a tensor over the processes.
+        progress: called with rows done and rows in all.
+    """
+    meter = SparsityMeter(blocks)
+    mode = model.training
+    model.eval()
+    device = meter.tokens.device
+    entropy = torch.zeros(2, dtype=torch.float64, device=device)  # sum of nats, predictions
+    share = math.ceil(len(rows) / world_size)
+    mine = [rank + world_size * k for k in range(share)]
+    try:
+        for first in range(0, share, batch):
+            indices = mine[first : first + batch]
+            ids = torch.stack([rows[i % len(rows)] for i in indices]).to(device)
+            mask = torch.tensor([i < len(rows) for i in indices], device=device)[:, None].expand_as(ids)
+            with meter.watch(mask):
+                logits = model(input_ids=ids, use_cache=False).logits
+            nats = nn.functional.cross_entropy(
+                logits[:, :-1].flatten(0, 1).float(), ids[:, 1:].flatten(), reduction="none"
+            ).view(len(indices), -1)
+            entropy[0] += (nats.double() * mask[:, 1:]).sum()
+            entropy[1] += mask[:, 1:].sum()
+            progress(min(first + batch, share), share)
+    finally:
+        model.train(mode)
+    counts = [reduce(meter.tokens), *(reduce(active) for active in meter.active)]
+    entropy = reduce(entropy)
+    tokens = int(counts[0])
+    by_layer = tuple(1.0 - active.double().mean().item() / tokens for active in counts[1:])
+    nats_per_token = (entropy[0] / entropy[1]).item()
+    return Measurement(
+        tokens=tokens,
+        perplexity=math.exp(nats_per_token) if nats_per_token < 700 else math.inf,
+        sparsity=sum(by_layer) / len(by_layer),
+        sparsity_by_layer=by_layer,
+        dead_by_layer=tuple(int((active == 0).sum()) for active in counts[1:]),
+        always_on_by_layer=tuple(int((active == tokens).sum()) for active in counts[1:]),
+        d_ff=tuple(block.d_ff for block in blocks),
+    )

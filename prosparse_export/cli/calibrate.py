@@ -1,0 +1,104 @@
+"""``prosparse calibrate``."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import click
+
+from prosparse_export.cli.command import CONTEXT, ProSparseCommand
+from prosparse_export.cli.training_display import TrainingDisplay
+
+__all__ = ["calibrate_command"]
+
+_EXAMPLES = """
+Examples:
+  prosparse calibrate out/sparse --text calibration.jsonl                        # print the table
+  prosparse calibrate out/sparse out/shifted --text calibration.jsonl --budget 0.5
+  prosparse calibrate out/sparse out/shifted --text calibration.jsonl --per-layer
+  prosparse calibrate out/sparse --text calibration.jsonl --in-place
+"""
+
+
+@click.command("calibrate", cls=ProSparseCommand, context_settings=CONTEXT, epilog=_EXAMPLES)
+@click.argument("model_dir", type=click.Path(path_type=Path))
+@click.argument("out_dir", type=click.Path(path_type=Path), required=False)
+@click.option(
+    "--text", type=click.Path(path_type=Path), multiple=True, required=True, help="Calibration text. Repeatable."
+)
+@click.option("--text-column", default="text", show_default=True, help="Column of .jsonl and .parquet.")
+@click.option("--tokens", type=click.IntRange(min=2), default=65_536, show_default=True, help="Tokens of text.")
+@click.option("--context", type=click.IntRange(min=2), default=512, show_default=True, help="Tokens per sequence.")
+@click.option(
+    "--budget", type=click.FloatRange(min=0), default=1.0, show_default=True, help="Rise of perplexity allowed, in %."
+)
+@click.option("--per-layer", is_flag=True, help="A threshold for each layer instead of one for all.")
+@click.option("--threshold", "thresholds", type=click.FloatRange(min=0), multiple=True, help="Try this one too.")
+@click.option("--in-place", is_flag=True, help="Write the threshold into MODEL_DIR/config.json.")
+@click.option("--overwrite", is_flag=True, help="Replace what is in OUT_DIR.")
+@click.option("--threads", type=click.IntRange(min=1), help="CPU threads of torch.")
+@click.option("--trust-remote-code", is_flag=True, help="Let Python code in MODEL_DIR run. Read it first.")
+@click.option("-q", "--quiet", is_flag=True, help="No progress display.")
+@click.option("--json", "as_json", is_flag=True, help="Print JSON.")
+def calibrate_command(
+    model_dir: Path,
+    out_dir: Path | None,
+    text: tuple[Path, ...],
+    text_column: str,
+    tokens: int,
+    context: int,
+    budget: float,
+    per_layer: bool,
+    thresholds: tuple[float, ...],
+    in_place: bool,
+    overwrite: bool,
+    threads: int | None,
+    trust_remote_code: bool,
+    quiet: bool,
+    as_json: bool,
+) -> None:
+    """Find the largest FATReLU threshold of MODEL_DIR within a perplexity budget; write it to OUT_DIR.
+
+    A neuron is active where its pre-activation is above the threshold. Prints threshold, sparsity and
+    perplexity of all that were tried. Without OUT_DIR or --in-place nothing is written.
+    """
+    if in_place and out_dir is not None:
+        raise click.UsageError("give OUT_DIR or --in-place, not both")
+    display = TrainingDisplay(quiet=quiet)
+    display.status("start")
+    from prosparse_export.training import run_calibrate  # torch takes seconds to import
+
+    result = run_calibrate(
+        model_dir,
+        model_dir if in_place else out_dir,
+        text=text,
+        text_column=text_column,
+        tokens=tokens,
+        context=context,
+        budget=budget / 100,
+        per_layer=per_layer,
+        thresholds=thresholds,
+        overwrite=overwrite,
+        threads=threads,
+        trust_remote_code=trust_remote_code,
+        monitor=display,
+    )
+    if as_json:
+        click.echo(json.dumps(result, indent=2))
+        return
+    head = "energy dropped" if per_layer else "threshold"
+    click.echo(f"{head:>14} {'sparsity':>9} {'perplexity':>11} {'change':>8}  by layer")
+    start = result["trials"][0]["perplexity"]
+    for trial in result["trials"]:
+        layers = trial["sparsity_by_layer"]
+        change = 100 * (trial["perplexity"] / start - 1)
+        mark = " <- chosen" if trial["knob"] == result["chosen"]["knob"] else ""
+        click.echo(
+            f"{trial['knob']:14.5g} {100 * trial['sparsity']:8.2f}% {trial['perplexity']:11.3f} {change:+7.2f}%  "
+            f"{100 * min(layers):.1f} to {100 * max(layers):.1f}{mark}"
+        )
+    if per_layer:
+        click.echo("thresholds: " + " ".join(f"{t:.4g}" for t in result["chosen"]["thresholds"]))
+    if result["written"]:
+        click.echo(f"{result['written']}: fatrelu, hidden_act_param {result['hidden_act_param']}")

@@ -1,0 +1,168 @@
+"""Finding FFNs by structure, changing their activation, and reading the result back."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from safetensors import safe_open
+from training_models import LLAMA, SIZES, build, byte_tokenizer
+from transformers import (
+    AutoModelForCausalLM,
+    BloomConfig,
+    FalconConfig,
+    Gemma2Config,
+    GemmaConfig,
+    GPT2Config,
+    GPTNeoXConfig,
+    LlamaConfig,
+    MistralConfig,
+    MixtralConfig,
+    NemotronConfig,
+    OPTConfig,
+    Phi3Config,
+    PretrainedConfig,
+    Qwen2Config,
+)
+
+from prosparse_models import CheckpointError, TrainingError, find_ffn_blocks, load_checkpoint, substitute_activation
+from prosparse_models.saving import write_model
+from prosparse_models.substitution import saved_fields, set_thresholds
+
+GATED = {**LLAMA, "head_dim": 8}
+PLAIN = {k: v for k, v in SIZES.items() if k != "intermediate_size"}
+MODELS: dict[str, tuple[PretrainedConfig, str, bool]] = {
+    "llama": (LlamaConfig(**LLAMA), "act_fn", True),
+    "mistral": (MistralConfig(**GATED), "act_fn", True),
+    "qwen2": (Qwen2Config(**LLAMA), "act_fn", True),
+    "gemma": (GemmaConfig(**GATED), "act_fn", True),
+    "gemma2": (Gemma2Config(**GATED), "act_fn", True),
+    "phi3": (Phi3Config(**LLAMA), "activation_fn", True),
+    "gpt_neox": (GPTNeoXConfig(**SIZES), "act", False),
+    "opt": (
+        OPTConfig(**PLAIN, ffn_dim=32, word_embed_proj_dim=16, activation_function="gelu", dropout=0.5),
+        "activation_fn",
+        False,
+    ),
+    "gpt2": (GPT2Config(vocab_size=259, n_embd=16, n_layer=2, n_head=2, n_inner=32), "act", False),
+    "falcon": (FalconConfig(**PLAIN, ffn_hidden_size=32), "act", False),
+    "nemotron": (NemotronConfig(**LLAMA), "act_fn", False),
+}
+
+
+@pytest.mark.parametrize("name", MODELS)
+def test_finds_ffns_by_structure(name: str) -> None:
+    config, attribute, gated = MODELS[name]
+    model = build(config)
+    blocks = find_ffn_blocks(model)
+    assert len(blocks) == 2
+    for block in blocks:
+        assert (block.activation_name, block.gate is not None, block.d_ff) == (attribute, gated, 32)
+        x = torch.randn(3, 16)
+        seen: list[torch.Tensor] = []
+        handle = block.down.register_forward_hook(lambda _, a, y, seen=seen: seen.append(y))
+        y = block.compute(x)
+        handle.remove()
+        assert torch.equal(seen[0], y)
+        if hasattr(block.parent, "down_proj"):  # the parent's own forward is the reference
+            torch.testing.assert_close(block.parent(x), y, rtol=0, atol=0)
+    assert not model.training
+
+
+@pytest.mark.parametrize("name", MODELS)
+def test_relu_is_what_transformers_reads_back(name: str, tmp_path: Path) -> None:
+    model = build(MODELS[name][0])
+    ids = torch.arange(3, 20)[None]
+    before = model(input_ids=ids).logits
+    blocks = find_ffn_blocks(model)
+    substitute_activation(model, blocks, "relu")
+    expected = model(input_ids=ids).logits
+    assert not torch.allclose(before, expected)
+    write_model(tmp_path / "m", model, byte_tokenizer(), saved_fields(model.config, "relu", [0.0]), torch.float32)
+    read = AutoModelForCausalLM.from_pretrained(tmp_path / "m").eval()
+    torch.testing.assert_close(read(input_ids=ids).logits, expected, rtol=0, atol=0)
+    x1: list[torch.Tensor] = []
+    find_ffn_blocks(read)[1].down.register_forward_pre_hook(lambda _, a: x1.append(a[0]))
+    read(input_ids=ids)
+    assert 0.05 < (x1[0] == 0).float().mean() < 0.95
+
+
+@pytest.mark.parametrize("activation", ["relu", "relu2", "fatrelu", "drelu", "fatrelu by layer"])
+@pytest.mark.parametrize("name", ["llama", "gemma2", "opt"])
+def test_what_is_saved_is_what_is_loaded(name: str, activation: str, tmp_path: Path) -> None:
+    model = build(MODELS[name][0])
+    blocks = find_ffn_blocks(model)
+    thresholds = [0.05, 0.05]
+    if activation == "drelu" and name == "opt":
+        with pytest.raises(TrainingError, match="drelu: expected a block with gate and up"):
+            substitute_activation(model, blocks, activation)
+        return
+    if activation == "fatrelu by layer":
+        activation, thresholds = "fatrelu", [0.05, 0.2]
+    substitute_activation(model, blocks, activation, thresholds[0] if activation == "fatrelu" else 0.0)
+    if activation == "fatrelu":
+        set_thresholds(blocks, thresholds)
+    fields = saved_fields(model.config, activation, thresholds)
+    write_model(tmp_path / "m", model, byte_tokenizer(), fields, torch.float32)
+    loaded = load_checkpoint(tmp_path / "m")
+    assert loaded.activation == activation
+    assert loaded.threshold == (0.05 if activation == "fatrelu" else 0.0)
+    ids = torch.arange(3, 20)[None]
+    torch.testing.assert_close(loaded.model(input_ids=ids).logits, model(input_ids=ids).logits, rtol=0, atol=0)
+    if activation == "fatrelu":
+        assert loaded.config["hidden_act_param"] == (0.05 if thresholds[0] == thresholds[1] else thresholds)
+        acts = [b.activation for b in find_ffn_blocks(loaded.model)]
+        z = torch.tensor([0.1, 0.3])
+        assert [a(z).tolist() for a in acts] == [
+            [pytest.approx(0.1 if t < 0.1 else 0), pytest.approx(0.3)] for t in thresholds
+        ]
+
+
+def test_drelu_has_zeros_of_both() -> None:
+    model = build(MODELS["llama"][0])
+    block = find_ffn_blocks(model)[0]
+    substitute_activation(model, [block], "drelu")
+    x, seen = torch.randn(5, 16), []
+    block.down.register_forward_pre_hook(lambda _, a: seen.append(a[0]))
+    block.parent(x)
+    gate, up = x @ block.gate.weight.T, x @ block.up.weight.T
+    torch.testing.assert_close(seen[0], gate.clamp_min(0) * up.clamp_min(0))
+
+
+def test_tied_weights_are_written_once(tmp_path: Path) -> None:
+    model = build(MODELS["llama"][0])
+    write_model(tmp_path / "m", model, byte_tokenizer(), {}, torch.bfloat16)
+    with safe_open(tmp_path / "m" / "model.safetensors", framework="pt") as file:
+        assert "model.embed_tokens.weight" in file.keys()  # noqa: SIM118 (not a dictionary)
+        assert "lm_head.weight" not in file.keys()  # noqa: SIM118
+        assert {file.get_tensor(name).dtype for name in file.keys()} == {torch.bfloat16}  # noqa: SIM118
+    assert json.loads((tmp_path / "m" / "config.json").read_text())["dtype"] == "bfloat16"
+
+
+def test_wrong_number_of_thresholds(tmp_path: Path) -> None:
+    model = build(MODELS["llama"][0])
+    fields = {"hidden_act": "fatrelu", "hidden_act_param": [0.1, 0.2, 0.3]}
+    write_model(tmp_path / "m", model, byte_tokenizer(), fields, torch.float32)
+    with pytest.raises(CheckpointError, match="fatrelu"):
+        load_checkpoint(tmp_path / "m")
+    change = json.loads((tmp_path / "m" / "config.json").read_text()) | {"hidden_act_param": [0.1, "x"]}
+    (tmp_path / "m" / "config.json").write_text(json.dumps(change))
+    with pytest.raises(CheckpointError, match="or one per layer"):
+        load_checkpoint(tmp_path / "m")
+
+
+def test_refuses_models_without_ffns() -> None:
+    model = build(MixtralConfig(**LLAMA, num_local_experts=2))
+    with pytest.raises(TrainingError, match="expected feed-forward blocks") as caught:
+        find_ffn_blocks(model)
+    assert caught.value.hint
+
+
+def test_refuses_a_config_that_cannot_say_it() -> None:
+    config: Any = BloomConfig(vocab_size=259, hidden_size=16, n_layer=2, n_head=2)
+    model = build(config)
+    with pytest.raises(TrainingError, match="could not be saved"):
+        substitute_activation(model, find_ffn_blocks(model), "relu")

@@ -1,0 +1,57 @@
+"""Tiny random models and text for the tests of training."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import torch
+from tokenizers import Tokenizer, decoders, models, pre_tokenizers
+from transformers import AutoModelForCausalLM, LlamaConfig, PretrainedConfig, PreTrainedModel, PreTrainedTokenizerFast
+
+SIZES = {
+    "vocab_size": 259,
+    "hidden_size": 16,
+    "intermediate_size": 32,
+    "num_hidden_layers": 2,
+    "num_attention_heads": 2,
+    "max_position_embeddings": 256,
+    "bos_token_id": 0,
+    "eos_token_id": 1,
+    "pad_token_id": 2,
+}
+LLAMA = {**SIZES, "num_key_value_heads": 2, "tie_word_embeddings": True}
+
+
+def build(config: PretrainedConfig, seed: int = 0) -> PreTrainedModel:
+    torch.manual_seed(seed)
+    model = AutoModelForCausalLM.from_config(config).eval()
+    with torch.no_grad():
+        for parameter in model.parameters():
+            if parameter.ndim == 2:
+                parameter.normal_(0.0, 0.2)  # larger than transformers' 0.02: activations that differ
+    return model
+
+
+def byte_tokenizer() -> PreTrainedTokenizerFast:
+    specials = {"<s>": 0, "</s>": 1, "<pad>": 2}
+    alphabet = sorted(pre_tokenizers.ByteLevel.alphabet())
+    tokenizer = Tokenizer(models.BPE({**specials, **{c: i + 3 for i, c in enumerate(alphabet)}}, []))
+    tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
+    tokenizer.decoder = decoders.ByteLevel()
+    return PreTrainedTokenizerFast(tokenizer_object=tokenizer, bos_token="<s>", eos_token="</s>", pad_token="<pad>")
+
+
+def make_model_folder(folder: Path, **changes: Any) -> Path:
+    build(LlamaConfig(**{**LLAMA, **changes})).save_pretrained(folder)
+    byte_tokenizer().save_pretrained(folder)
+    return folder
+
+
+def make_text(path: Path, documents: int = 60, first: int = 0) -> Path:
+    words = ["the", "sparse", "model", "skips", "what", "is", "zero", "and"]
+    words += ["reads", "only", "what", "it", "needs", "of", "the", "weights"]
+    rows = [{"text": " ".join(words[(i * j) % len(words)] for j in range(40))} for i in range(first, first + documents)]
+    path.write_text("".join(json.dumps(row) + "\n" for row in rows))
+    return path
