@@ -2,7 +2,8 @@
 
 Engines take turns, so that what the machine does meanwhile meets all of them; every engine's weights exceed the
 caches. Times are per layer and call of n tokens. GB/s counts the bytes that a call has to read: of the sparse
-run the gate and the active share of up and down. The ceiling is 3 / (1 + 2a), 2 / (1 + a) without a gate, a = 1 - sparsity.
+run the gate and the active share of up and down. The ceiling is 3 / (1 + 2a), without a gate 2 / (1 + a), where
+a = 1 - sparsity.
 """
 
 from __future__ import annotations
@@ -77,7 +78,7 @@ def baseline(name: str, shape: Shape, x: np.ndarray, threads: int) -> tuple[Run,
 def interleave(runs: dict[str, tuple[Run, int]], rounds: int) -> dict[str, list[float]]:
     """Return milliseconds per layer of each engine, by round."""
     times: dict[str, list[float]] = {name: [] for name in runs}
-    for name, (run, _) in runs.items():
+    for run, _ in runs.values():
         run()  # warm
         run()
     for _ in range(rounds):
@@ -127,8 +128,9 @@ def show(row: Row) -> None:
     """Print one line."""
     ceiling = f"  ceiling {row.ceiling:.2f}" if row.ceiling else ""
     click.echo(
-        f"{row.shape:11}{row.weights:>5} n={row.tokens:<4}{row.sparsity:6.1%} {row.threads}T {row.ours_ms:9.3f} ms {row.ours_gb_s:6.1f} GB/s"
-        f"  {row.against:14}{row.other_ms:9.3f} ms  x{row.ratio:5.2f} [{row.ratio_low:.2f}, {row.ratio_high:.2f}]{ceiling}"
+        f"{row.shape:11}{row.weights:>5} n={row.tokens:<4}{row.sparsity:6.1%} {row.threads}T {row.ours_ms:9.3f} ms"
+        f" {row.ours_gb_s:6.1f} GB/s  {row.against:14}{row.other_ms:9.3f} ms  x{row.ratio:5.2f}"
+        f" [{row.ratio_low:.2f}, {row.ratio_high:.2f}]{ceiling}"
     )
 
 
@@ -146,7 +148,8 @@ def linear_rows(threads: int, rounds: int) -> list[str]:
             ratio = statistics.median(b / a for a, b in zip(times["ours"], times["ort"], strict=True))
             ours, ort = statistics.median(times["ours"]), statistics.median(times["ort"])
             lines.append(
-                f"Linear {weights} {d_in}x{d_out} n=1 {threads}T: {ours:.3f} ms, MatMulNBits-{width} {ort:.3f} ms, x{ratio:.2f}"
+                f"Linear {weights} {d_in}x{d_out} n=1 {threads}T: {ours:.3f} ms,"
+                f" MatMulNBits-{width} {ort:.3f} ms, x{ratio:.2f}"
             )
     return lines
 
@@ -163,7 +166,7 @@ def plot(rows: list[Row], path: Path) -> None:
     figure, axes = plt.subplots(
         1, max(1, len(shapes)), figsize=(5 * max(1, len(shapes)), 4), squeeze=False, layout="constrained"
     )
-    for axis, shape in zip(axes[0], shapes, strict=True):
+    for axis, shape in zip(axes[0][: len(shapes)], shapes, strict=True):
         for marker, weights in zip("osDv^", BITS, strict=True):
             points = sorted(
                 (r.sparsity * 100, r.ratio, r.ceiling) for r in chosen if r.shape == shape and r.weights == weights

@@ -35,8 +35,10 @@ def _library() -> tuple[ctypes.CDLL, ctypes.CDLL]:
             "ggml_mul",
             "ggml_add",
             "ggml_new_graph_custom",
-        ]
-        + ["ggml_backend_alloc_ctx_tensors_from_buft", "ggml_backend_reg_dev_get", "ggml_backend_reg_get_proc_address"],
+            "ggml_backend_alloc_ctx_tensors_from_buft",
+            "ggml_backend_reg_dev_get",
+            "ggml_backend_reg_get_proc_address",
+        ],
         cpu: ["ggml_backend_cpu_init", "ggml_backend_cpu_reg"],
     }
     for library, names in pointers.items():

@@ -1,4 +1,4 @@
-"""Feed-forward blocks with random weights for every engine of the benchmark; several layers, so that no cache holds them.
+"""Feed-forward blocks with random weights for every engine of the benchmark; more layers than any cache holds.
 
 Each engine computes ``sum over l of ffn_l(x)`` in one call: the cost of a call is shared by the layers.
 """

@@ -10,7 +10,7 @@ from openvino import opset13 as ops
 
 
 def openvino_dense(shape: Shape, width: int, x: NDArray[np.float32], threads: int) -> tuple[Run, int]:
-    """Return a call of all layers: int8 with a scale per row, or int4 with a scale per 128 columns (64 where 128 does not fit)."""
+    """Return a call of all layers: int8 with a scale per row, int4 with one per 128 columns (or 64)."""
     rng = np.random.default_rng(0)
     count = shape.layers(float(width))
 

@@ -94,9 +94,12 @@ class _Subject:
 
     def load(self, *, low_memory: bool) -> PreTrainedModel:
         """Load PyTorch's model."""
-        if not low_memory:
-            return load_model_folder(self.folder, trust_remote_code=self.trust).model
         manifest = read_manifest(self.path)
+        used = {
+            name: change["used"] for name, change in manifest.get("overrides", {}).items()
+        }  # --activation, --threshold
+        if not low_memory:
+            return load_model_folder(self.folder, trust_remote_code=self.trust, **used).model
         dtype = {"bfloat16": torch.bfloat16, "float16": torch.float16}.get(manifest["source"]["weight_dtype"])
         if dtype is None or manifest["source"]["model_type"] == "minicpm":
             raise ProSparseError(
@@ -106,7 +109,7 @@ class _Subject:
             )
         try:
             with quiet():
-                return load_checkpoint(self.folder, dtype=dtype, trust_remote_code=self.trust).model
+                return load_checkpoint(self.folder, dtype=dtype, trust_remote_code=self.trust, **used).model
         except CheckpointError as error:
             raise ProSparseError(str(error), hint=error.hint) from error
 
