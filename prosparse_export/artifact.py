@@ -8,7 +8,9 @@ import filecmp
 import json
 import os
 import shutil
+import signal
 import tempfile
+import threading
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, field
@@ -54,6 +56,10 @@ def artifact_folder(output: Path, *, overwrite: bool) -> Iterator[Path]:
         raise ProSparseError(
             f"output: {output}: expected a name that ends in .onnx", hint=f"for instance {output}.onnx"
         )
+    if output.is_dir():
+        raise ProSparseError(
+            f"output: {output}: expected a file name, got a folder", hint=f"for instance {output}/m.onnx"
+        )
     if output.exists() and not overwrite:
         raise ProSparseError(f"output: {output}: exists already", hint="choose another name or pass --overwrite")
     created = _make_parents(output.parent)
@@ -65,11 +71,12 @@ def artifact_folder(output: Path, *, overwrite: bool) -> Iterator[Path]:
             _publish(staging, output, overwrite=overwrite)
             created = []
     finally:
-        if staging is not None:
-            shutil.rmtree(staging, ignore_errors=True)
-        for folder in reversed(created):
-            with contextlib.suppress(OSError):
-                folder.rmdir()
+        with _uninterrupted():
+            if staging is not None:
+                shutil.rmtree(staging, ignore_errors=True)
+            for folder in reversed(created):
+                with contextlib.suppress(OSError):
+                    folder.rmdir()
 
 
 def write_artifact(
@@ -165,18 +172,38 @@ def _publish(staging: Path, output: Path, *, overwrite: bool) -> None:
                 f"output: {target}: exists already, with other contents",
                 hint="choose an empty folder or pass --overwrite",
             )
-    output.unlink(missing_ok=True)  # with overwrite: no old graph beside new weights, not even for a moment
+    replaced = staging / ".replaced"
+    replaced.mkdir()
     placed: list[Path] = []
     try:
+        for name in reversed(names):  # the old graph first: never beside new weights, not even for a moment
+            if (output.parent / name).exists():
+                os.replace(output.parent / name, replaced / name)
         for name in names:
-            target = output.parent / name
-            if not target.exists():
-                placed.append(target)
-            os.replace(staging / name, target)
+            placed.append(output.parent / name)
+            os.replace(staging / name, output.parent / name)
     except BaseException:
-        for path in placed:
-            path.unlink(missing_ok=True)
+        with _uninterrupted():
+            for path in placed:
+                path.unlink(missing_ok=True)
+            for path in sorted(replaced.iterdir(), key=lambda path: path.name == output.name):
+                os.replace(path, output.parent / path.name)
         raise
+
+
+@contextmanager
+def _uninterrupted() -> Iterator[None]:
+    """Hold off Ctrl-C and the like: what tidies up is short and has to end."""
+    if threading.current_thread() is not threading.main_thread():
+        yield
+        return
+    numbers = (signal.SIGINT, signal.SIGTERM)
+    before = [signal.signal(number, signal.SIG_IGN) for number in numbers]
+    try:
+        yield
+    finally:
+        for number, handler in zip(numbers, before, strict=True):
+            signal.signal(number, handler)
 
 
 def _same(one: Path, other: Path) -> bool:
@@ -193,5 +220,5 @@ def _disk_errors(output: Path) -> Iterator[None]:
         )
         raise ProSparseError(
             f"output: {output.parent}: cannot write: {what}",
-            hint="choose a folder that you may write to and that has room for the weights in float32",
+            hint="choose a folder that you may write to and that has room for the weights",
         ) from error

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -22,6 +23,9 @@ from prosparse_models.substitution import set_thresholds
 from prosparse_models.weight_files import check_weight_files, stored_dtype
 
 __all__ = ["Checkpoint", "load_checkpoint"]
+
+# Tensors of no consequence in older or larger files: buffers, heads of other tasks, predictors, a tied lm_head.
+_IGNORED = re.compile(r"inv_freq$|masked_bias$|attn\.bias$|position_ids$|^cls\.|predictor|^lm_head\.weight$")
 
 
 @dataclass(frozen=True)
@@ -85,9 +89,13 @@ def load_checkpoint(
             trust_remote_code=trust_remote_code and config.needs_code,
             output_loading_info=True,
             local_files_only=True,
+            ignore_mismatched_sizes=True,  # refused below, by name
         )
-    except (OSError, ValueError, RuntimeError) as error:
-        raise CheckpointError(f"model folder: {folder}: {_one_line(error)}") from error
+    except Exception as error:  # what damaged weights raise has no common base class
+        raise CheckpointError(
+            f"model folder: {folder}: cannot be loaded: {type(error).__name__}: {_one_line(error)}",
+            hint="check that config.json belongs to these weights, and copy the folder again",
+        ) from error
     _check_complete(folder, info)
     trained = config.activation or str(getattr(hf_config, "hidden_act", "") or "")
     if trained == "fatrelu" and (config.thresholds or config.values.get("hidden_act") != "fatrelu"):
@@ -131,8 +139,10 @@ def _hf_config(folder: Path, config: ModelConfig, trust_remote_code: bool) -> Pr
             values[key] = "relu"  # transformers has neither; what was trained takes its place after loading
     try:
         hf_config = AutoConfig.for_model(model_type, **values)
-    except (TypeError, ValueError, KeyError) as error:
-        raise CheckpointError(f"config.json: {folder / 'config.json'}: {_one_line(error)}") from error
+    except Exception as error:  # each config class validates in its own way
+        raise CheckpointError(
+            f"config.json: {folder / 'config.json'}: {_one_line(error)}", hint="correct the field that it names"
+        ) from error
     known = MODEL_MAPPING if _is_bare(config) else MODEL_FOR_CAUSAL_LM_MAPPING
     if type(hf_config) not in known or getattr(hf_config, "is_encoder_decoder", False):
         raise CheckpointError(
@@ -169,9 +179,19 @@ def _check_complete(folder: Path, info: Mapping[str, Any]) -> None:
             + (" ..." if len(missing) > 3 else ""),
             hint="copy all shards; or config.json does not belong to these weights",
         )
-    mismatched = sorted(str(item) for item in info.get("mismatched_keys") or ())
-    if mismatched:
-        raise CheckpointError(f"weights: {folder}: shape differs from config.json: {mismatched[0]}")
+    for name, stored, expected in sorted(info.get("mismatched_keys") or ()):
+        raise CheckpointError(
+            f"weights: {folder}: {name}: expected shape {list(expected)} as config.json says, got {list(stored)}",
+            hint="config.json does not belong to these weights",
+        )
+    unexpected = sorted(k for k in info.get("unexpected_keys") or () if not _IGNORED.search(k))
+    if unexpected:
+        raise CheckpointError(
+            f"weights: {folder}: expected only what config.json describes, got {len(unexpected)} more: "
+            + ", ".join(unexpected[:3])
+            + (" ..." if len(unexpected) > 3 else ""),
+            hint="config.json lacks something, such as mlp_bias; or it does not belong to these weights",
+        )
 
 
 def _exported_config(hf_config: PretrainedConfig, config: ModelConfig, activation: str) -> dict[str, Any]:

@@ -35,6 +35,8 @@ _ARCHITECTURES = {"llama": "LlamaForCausalLM", "mistral": "MistralForCausalLM"}
 # Their code has this activation whatever hidden_act says; SparseLM's config.json says silu.
 _ACTIVATION_OF_CODE = {"llama_sparse_relu": "relu", "bamboo": "drelu"}
 
+_JSON_NAMES: dict[type, str] = {list: "list", str: "string", dict: "object"}
+
 # Keys that name code or are about the code's own version, not about the model.
 _CODE_KEYS = ("auto_map", "_name_or_path", "transformers_version")
 
@@ -89,7 +91,18 @@ def read_model_config(folder: Path) -> ModelConfig:
         ) from error
     if not isinstance(values, dict):
         raise CheckpointError(f"config.json: {path}: expected a JSON object, got {type(values).__name__}")
-    architecture = next(iter(values.get("architectures") or []), "")
+    for key, kind in (("architectures", list), ("model_type", str), ("auto_map", dict)):
+        if values.get(key) is not None and not isinstance(values[key], kind):
+            raise CheckpointError(
+                f"config.json: {path}: {key}: expected a JSON {_JSON_NAMES[kind]}, got {values[key]!r}",
+                hint="copy the file again from where it came",
+            )
+    if values.get("quantization_config"):
+        raise CheckpointError(
+            f"config.json: {path}: expected float weights, got a quantised checkpoint (quantization_config)",
+            hint="export the original model, with --weights i8 or i4",
+        )
+    architecture = str(next(iter(values.get("architectures") or []), ""))
     stated = str(values.get("model_type") or architecture)
     known = _LLAMA_ALIKE_TYPES.get(stated) or _LLAMA_ALIKE.get(architecture)
     has_code = "." in json.dumps(values.get("auto_map") or {})  # bare class names are not code

@@ -29,12 +29,12 @@ def check_weight_files(folder: Path) -> tuple[Path, ...]:
     if index.is_file():
         try:
             names = sorted(set(json.loads(index.read_text(encoding="utf-8"))["weight_map"].values()))
-        except (OSError, ValueError, KeyError, AttributeError) as error:
+        except (OSError, ValueError, KeyError, AttributeError, TypeError) as error:
             raise CheckpointError(
                 f"weights: {index}: expected a JSON object with a weight_map, got {error!r}",
                 hint="copy the index file again from where it came",
             ) from error
-        files = [folder / name for name in names]
+        files = [folder / str(name) for name in names]
     else:
         files = sorted(folder.glob("*.safetensors"))
     if not files:

@@ -17,12 +17,12 @@ CONTEXT = {"help_option_names": ["-h", "--help"], "max_content_width": 100}
 class ProSparseCommand(click.Command):
     """A command that turns a ``ProSparseError`` into ``error: ...`` and ``hint: ...``, exit 1.
 
-    SIGTERM unwinds like Ctrl-C, so that staged files are removed.
+    SIGTERM and SIGHUP unwind like Ctrl-C, so that staged files are removed.
     """
 
     def invoke(self, ctx: click.Context) -> object:
         """Run the command."""
-        previous = signal.signal(signal.SIGTERM, _terminate)
+        previous = {number: signal.signal(number, _terminate) for number in (signal.SIGTERM, signal.SIGHUP)}
         try:
             return super().invoke(ctx)
         except ProSparseError as error:
@@ -31,7 +31,8 @@ class ProSparseCommand(click.Command):
                 click.echo(f"hint: {error.hint}", err=True)
             ctx.exit(1)
         finally:
-            signal.signal(signal.SIGTERM, previous)
+            for number, handler in previous.items():
+                signal.signal(number, handler)
 
     def format_epilog(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:
         """Write the epilog as it is: it holds examples."""

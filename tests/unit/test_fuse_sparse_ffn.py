@@ -48,6 +48,7 @@ def test_rewrites(nodes: str, activation: str, threshold: float, gated: bool, fo
     model = ffn_graph(nodes, gated=gated, bias="bias" in form, gemm="gemm" in form)
     x = np.random.default_rng(1).standard_normal((5, D_MODEL) if "gemm" in form else (2, 3, D_MODEL)).astype(np.float32)
     expected = evaluate(model, x=x)[0]
+    weights = {n: v.const_value.numpy() for n, v in model.graph.initializers.items() if v.const_value is not None}
     outcomes: list[FfnOutcome] = []
     result = FuseSparseFfnPass(outcomes)(model)
     assert result.modified
@@ -59,12 +60,22 @@ def test_rewrites(nodes: str, activation: str, threshold: float, gated: bool, fo
     ir.passes.common.RemoveUnusedNodesPass()(model)
     assert [node.op_type for node in model.graph] == [op]
     actual = evaluate(model, x=x)[0]
-    # Products of d_model, then d_ff terms, in another order: gamma(n) times the magnitudes.
-    w = {n: np.abs(v.const_value.numpy()) for n, v in model.graph.initializers.items() if v.const_value is not None}
-    scale = np.abs(x).max() * max(v.max() for v in w.values() if v.ndim == 2)
-    magnitude = (D_MODEL * scale + 4) ** 3 * D_FF * max(v.max() for v in w.values())
-    np.testing.assert_allclose(actual, expected, rtol=0, atol=(D_MODEL + D_FF + 8) * 2.0**-24 * magnitude)
-    assert np.abs(expected).max() > 1e-2  # the bound above says something
+    bound = forward_error(x, weights, gated, bias="bias" in form, power=2 if activation == "relu2" else 1)
+    wrong = ~(np.abs(actual - expected) <= bound)  # a NaN is wrong
+    assert not wrong.any(), f"off by {np.abs(actual - expected).max()}"
+    assert bound.max() < 1e-3 * np.abs(expected).max()
+
+
+def forward_error(x: np.ndarray, weights: dict[str, np.ndarray], gated: bool, *, bias: bool, power: int) -> np.ndarray:
+    """How far two float32 evaluations of a block may be apart: roundings so far, times the sums of magnitudes."""
+    w = {name: np.abs(value.astype(np.float64)) for name, value in weights.items()}
+    add = {name: w[f"b_{name}"] if bias else 0.0 for name in ("gate", "up", "down")}
+    z = np.abs(x.astype(np.float64)) @ w["w_gate" if gated else "w_up"] + add["gate" if gated else "up"]
+    h = z**power
+    if gated:
+        h = h * (np.abs(x.astype(np.float64)) @ w["w_up"] + add["up"])
+    roundings = (power + gated) * (D_MODEL + 2) + 3 + D_FF + 2
+    return 2 * roundings * 2.0**-24 * (h @ w["w_down"] + add["down"])
 
 
 def test_uses_down_proj_in_place_and_transposes_the_others() -> None:

@@ -12,6 +12,7 @@ from typing import Any
 
 import pytest
 import torch
+from safetensors.torch import load_file, save_file
 from transformers import LlamaConfig, LlamaForCausalLM
 
 from prosparse_models import CheckpointError, FatReLU, load_checkpoint
@@ -163,6 +164,16 @@ def test_code_runs_when_it_is_trusted(tmp_path: Path) -> None:
     assert mark.exists()
 
 
+BAD_FIELDS: dict[str, tuple[dict[str, object], str]] = {
+    "architectures is a number": ({"architectures": 5}, "architectures: expected a JSON list, got 5"),
+    "model_type is a list": ({"model_type": ["llama"]}, "model_type: expected a JSON string, got ['llama']"),
+    "hidden_size is text": ({"hidden_size": "abc"}, "hidden_size"),
+    "no heads": ({"num_attention_heads": 0}, "config.json"),
+    "an unknown activation": ({"hidden_act": "foo"}, "foo"),
+    "quantised": ({"quantization_config": {"quant_method": "gptq", "bits": 4}}, "got a quantised checkpoint"),
+}
+
+
 def damaged(name: str, folder: Path) -> None:
     config = json.loads((folder / "config.json").read_text())
     weights = folder / "model.safetensors"
@@ -187,6 +198,18 @@ def damaged(name: str, folder: Path) -> None:
         (folder / "config.json").write_text(json.dumps({**config, "num_hidden_layers": 3}))
     elif name == "another width in config.json":
         (folder / "config.json").write_text(json.dumps({**config, "intermediate_size": 48}))
+    elif name in BAD_FIELDS:
+        (folder / "config.json").write_text(json.dumps({**config, **BAD_FIELDS[name][0]}))
+    elif name == "a bias that config.json does not have":
+        path = folder / "model.safetensors"
+        tensors = load_file(path)
+        tensors["model.layers.0.mlp.gate_proj.bias"] = torch.zeros(config["intermediate_size"])
+        save_file(tensors, path, metadata={"format": "pt"})
+    elif name == "an index that is a list":
+        (folder / "model.safetensors.index.json").write_text("[]")
+    elif name == "junk that is called a pickle":
+        (folder / "model.safetensors").unlink()
+        (folder / "pytorch_model.bin").write_bytes(b"junk")
     else:
         shutil.rmtree(folder)
 
@@ -202,7 +225,11 @@ DAMAGED = {
     "fatrelu without a threshold": "expected hidden_act_param to be its threshold",
     "unknown type with code": "which was not run",
     "a layer too many in config.json": "expected a tensor for every parameter, got none for",
-    "another width in config.json": "",
+    "another width in config.json": "down_proj.weight: expected shape [16, 48] as config.json says, got [16, 32]",
+    "a bias that config.json does not have": "got 1 more: model.layers.0.mlp.gate_proj.bias",
+    "an index that is a list": "expected a JSON object with a weight_map",
+    "junk that is called a pickle": "cannot be loaded",
+    **{name: message for name, (_, message) in BAD_FIELDS.items()},
 }
 
 
