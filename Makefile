@@ -13,7 +13,7 @@ demo: $(DEMO)
 	@echo "artifact: $(DEMO), with everything that it needs in out/"
 
 test: $(VENV)/installed-dev
-	$(BIN)/pytest
+	OMP_NUM_THREADS=1 $(BIN)/pytest -n 2 --dist loadfile  # two at a time, each with one thread of torch
 
 $(DEMO): $(VENV)/installed $(wildcard models/demo/*.json models/demo/*.safetensors)
 	$(BIN)/prosparse-export models/demo $@ --overwrite
