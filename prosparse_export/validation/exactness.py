@@ -154,14 +154,15 @@ def _by_token(model: SparseModel, expected: Expected, progress: Progress) -> Dif
     for window, rows in expected.reference.rows(expected.windows):
         if left <= 0:
             break
-        if window.first:  # its rows begin in the middle of a context
-            continue
-        count = min(left, len(window.ids))
         cache: Cache | None = None
-        for i in range(count):
+        if window.first:  # its rows begin in the middle of a context
+            head = window.ids[None, : window.first]
+            _, cache = model.forward(head, np.ones_like(head))
+        count = min(left, len(window.ids) - window.first)
+        for row, i in enumerate(range(window.first, window.first + count)):
             progress(total - left, total)
             logits, cache = model.forward(window.ids[None, i : i + 1], np.ones((1, i + 1), np.int64), cache)
-            difference.add(logits[0], rows[i : i + 1], expected.bound)
+            difference.add(logits[0], rows[row : row + 1], expected.bound)
             left -= 1
     return difference
 
