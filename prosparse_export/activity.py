@@ -17,7 +17,7 @@ from numpy.typing import NDArray
 
 from graph_passes.custom_ops import DOMAIN
 from prosparse_export.errors import ProSparseError
-from prosparse_export.probe import FfnNode, add_output, edited_session, ffn_nodes, read_graph
+from prosparse_export.probe import FfnNode, add_output, edited_session, ffn_nodes, first_feeds, read_graph
 
 __all__ = ["Activity", "LayerActivity", "measure_activity"]
 
@@ -96,7 +96,7 @@ def measure_activity(
         for begin in range(0, len(ids), context):
             progress(done, total)
             window = ids[begin : begin + context]
-            outputs = session.run([name for layer in names for name in layer], _feeds(session, window))
+            outputs = session.run([name for layer in names for name in layer], first_feeds(session, window))
             for i, part in enumerate(parts):
                 for k in range(len(_COUNTS)):
                     part[k].append(outputs[len(_COUNTS) * i + k])
@@ -117,18 +117,6 @@ def _layer(
     neurons = np.sum([counts.astype(np.int64) for counts in per_neuron], axis=0)
     both = np.concatenate([np.append(-1, counts.astype(np.int64)) for counts in shared])
     return LayerActivity(node.module, len(neurons), tokens, neurons, both)
-
-
-def _feeds(session, ids: NDArray[np.int64]) -> dict[str, NDArray[np.generic]]:  # type: ignore[no-untyped-def]
-    feeds: dict[str, NDArray[np.generic]] = {}
-    for value in session.get_inputs():
-        if value.name.startswith("past_key_values."):
-            feeds[value.name] = np.zeros((1, value.shape[1], 0, value.shape[3]), np.float32)
-        elif value.name == "attention_mask":
-            feeds[value.name] = np.ones((1, len(ids)), np.int64)
-        else:
-            feeds[value.name] = (ids if value.name == "input_ids" else np.arange(len(ids)))[None]
-    return feeds
 
 
 def _count_in_bodies(model: onnx.ModelProto) -> None:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import errno
 import filecmp
+import hashlib
 import json
 import os
 import shutil
@@ -21,7 +22,7 @@ import onnx_ir as ir
 
 from prosparse_export.errors import ProSparseError
 
-__all__ = ["Sidecars", "artifact_folder", "read_manifest", "write_artifact"]
+__all__ = ["Sidecars", "artifact_folder", "read_manifest", "sha256_file", "write_artifact"]
 
 MANIFEST = "prosparse.json"
 _ROOM = 1 << 20  # bytes for everything but the weights
@@ -142,6 +143,15 @@ def read_manifest(path: Path) -> dict[str, Any]:
     except ValueError as error:
         raise ProSparseError(f"manifest: {file}: expected JSON, got {error}", hint="export the model again") from error
     return manifest
+
+
+def sha256_file(path: Path) -> str:
+    """Return the SHA-256 of a file, in hexadecimal; read in parts."""
+    digest = hashlib.sha256()
+    with path.open("rb") as stream:
+        while block := stream.read(1 << 20):
+            digest.update(block)
+    return digest.hexdigest()
 
 
 def _make_parents(folder: Path) -> list[Path]:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 import shutil
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -16,7 +15,7 @@ import torch
 from transformers import AutoTokenizer
 
 from graph_passes import FfnOutcome, Format, WeightRangeError, export_pipeline
-from prosparse_export.artifact import MANIFEST, Sidecars, artifact_folder, write_artifact
+from prosparse_export.artifact import MANIFEST, Sidecars, artifact_folder, sha256_file, write_artifact
 from prosparse_export.errors import ProSparseError
 from prosparse_export.library import library_path
 from prosparse_export.model_folder import load_model_folder, quiet
@@ -166,7 +165,7 @@ def _manifest(
         "versions": {name: version(name) for name in _PACKAGES},
         "source": {
             "model_type": checkpoint.config.get("model_type"),
-            "sha256": {path.name: _sha256(path) for path in (folder / "config.json", *checkpoint.files)},
+            "sha256": {path.name: sha256_file(path) for path in (folder / "config.json", *checkpoint.files)},
             "weight_dtype": checkpoint.weight_dtype,
         },
         "overrides": checkpoint.overrides,
@@ -183,14 +182,6 @@ def _manifest(
             "layers": [vars(o) for o in outcomes],
         },
     }
-
-
-def _sha256(path: Path) -> str:
-    digest = hashlib.sha256()
-    with path.open("rb") as stream:
-        while block := stream.read(1 << 20):
-            digest.update(block)
-    return digest.hexdigest()
 
 
 def _sidecars(folder: Path, checkpoint: Checkpoint, manifest: dict[str, Any], options: ExportOptions) -> Sidecars:

@@ -199,3 +199,16 @@ def _opens(op: str) -> bool:
             return False
         raise
     return True
+
+
+def first_feeds(session: onnxruntime.InferenceSession, ids: NDArray[np.int64]) -> dict[str, NDArray[np.generic]]:
+    """Return the inputs of a decoder for the tokens ``ids``, ``[tokens]``, as one row with an empty cache."""
+    feeds: dict[str, NDArray[np.generic]] = {}
+    for value in session.get_inputs():
+        if value.name.startswith("past_key_values."):
+            feeds[value.name] = np.zeros((1, value.shape[1], 0, value.shape[3]), np.float32)
+        elif value.name == "attention_mask":
+            feeds[value.name] = np.ones((1, len(ids)), np.int64)
+        else:
+            feeds[value.name] = (ids if value.name == "input_ids" else np.arange(len(ids)))[None]
+    return feeds

@@ -161,6 +161,7 @@ int main(int argc, char** argv) {
       }
       test_stream(*k, f, 1, 8, 2);
       test_stream(*k, f, 80, 40, 4);
+      test_stream(*k, f, 33, 4097, 13);  // a panel larger than the cache, and more tokens than one group
     }
     test_compact(*k);
     std::printf("%s done\n", k->isa);

@@ -19,7 +19,6 @@ __all__ = ["ACTIVATIONS", "apply_activation", "override_activation"]
 
 ACTIVATIONS = ("relu", "relu2", "fatrelu", "drelu")
 """What ``activation`` may be."""
-_KEYS = ("hidden_act", "activation_function", "hidden_activation", "activation", "dense_act_fn")
 
 
 def override_activation(
@@ -32,7 +31,7 @@ def override_activation(
     """
     if activation is None and threshold is None:
         return config, {}
-    stated = next((str(config.values[key]) for key in _KEYS if config.values.get(key)), "")
+    stated = config.activation
     used = activation or ("fatrelu" if stated == "relu" else stated)
     if used not in ACTIVATIONS:
         raise CheckpointError(

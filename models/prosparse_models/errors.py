@@ -5,8 +5,8 @@ from __future__ import annotations
 __all__ = ["CheckpointError", "TrainingError"]
 
 
-class CheckpointError(ValueError):
-    """A model folder is not what it should be.
+class _UserError(ValueError):
+    """An error with advice.
 
     Args:
         message: one line: what, where, expected, got.
@@ -18,14 +18,9 @@ class CheckpointError(ValueError):
         self.hint = hint
 
 
-class TrainingError(ValueError):
-    """Sparsifying or calibrating cannot start or go on: recipe, text, model or numbers are at fault.
+class CheckpointError(_UserError):
+    """A model folder is not what it should be."""
 
-    Args:
-        message: one line: what, where, expected, got.
-        hint: the next action for the user, or None.
-    """
 
-    def __init__(self, message: str, hint: str | None = None) -> None:
-        super().__init__(message)
-        self.hint = hint
+class TrainingError(_UserError):
+    """Sparsifying or calibrating cannot start or go on: recipe, text, model or numbers are at fault."""

@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import json
-import os
-import tempfile
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -13,7 +11,7 @@ import click
 
 from prosparse_export.cli.command import CONTEXT, ProSparseCommand
 from prosparse_export.cli.display import stages
-from prosparse_export.errors import ProSparseError
+from prosparse_export.write_aside import write_aside
 
 __all__ = ["validate_command"]
 
@@ -158,22 +156,9 @@ def validate_command(
         )
     for path, contents in ((junit, as_junit), (markdown, as_markdown)):
         if path is not None:
-            _write(path, contents(result))
+            write_aside(path, contents(result))
     if record and not record_validation(onnx_file, result):
         click.echo("note: prosparse.json was not updated: there is none, or its folder is read-only", err=True)
     click.echo(json.dumps(result.to_dict(), indent=2) if as_json else as_text(result))
     if not result.passed:
         raise SystemExit(1)
-
-
-def _write(path: Path, text: str) -> None:
-    try:
-        handle, name = tempfile.mkstemp(prefix=f".{path.name}.", dir=path.parent)
-        with os.fdopen(handle, "w", encoding="utf-8") as stream:
-            stream.write(text)
-        os.chmod(name, 0o644)
-        os.replace(name, path)
-    except OSError as error:
-        raise ProSparseError(
-            f"output: {path}: cannot be written: {error.strerror}", hint="choose a folder that you may write to"
-        ) from error

@@ -4,14 +4,13 @@ from __future__ import annotations
 
 import io
 import json
-import os
 import re
-import tempfile
 from pathlib import Path
 from typing import Any
 
 from prosparse_export.errors import ProSparseError
 from prosparse_export.report.measure import Report
+from prosparse_export.write_aside import write_aside
 
 __all__ = ["render_page", "write_json", "write_page", "write_pngs"]
 
@@ -65,7 +64,7 @@ def write_page(report: Report, path: Path) -> None:
     Raises:
         ProSparseError: it cannot be written, or the extra packages are missing.
     """
-    _write(path, render_page(report).encode())
+    write_aside(path, render_page(report).encode())
 
 
 def write_pngs(report: Report, folder: Path) -> list[Path]:
@@ -78,13 +77,13 @@ def write_pngs(report: Report, folder: Path) -> list[Path]:
         stream = io.BytesIO()
         draw(name, report).savefig(stream, format="png", dpi=200)
         paths.append(folder / f"{name}.png")
-        _write(paths[-1], stream.getvalue())
+        write_aside(paths[-1], stream.getvalue())
     return paths
 
 
 def write_json(report: Report, path: Path) -> None:
     """Write the numbers."""
-    _write(path, (json.dumps(report.to_dict(), indent=2) + "\n").encode())
+    write_aside(path, (json.dumps(report.to_dict(), indent=2) + "\n").encode())
 
 
 def _extra() -> Any:
@@ -111,16 +110,3 @@ def _svg(name: str, report: Report) -> str:
     text = re.sub(r'\bid="([^"]+)"', rf'id="{name}-\1"', text)
     text = re.sub(r'(url\(#|href="#)', rf"\g<1>{name}-", text)
     return re.sub(r'<svg ([^>]*?)(?:width|height)="[^"]+" ', r"<svg \1", text, count=1)
-
-
-def _write(path: Path, data: bytes) -> None:
-    try:
-        handle, name = tempfile.mkstemp(prefix=f".{path.name}.", dir=path.parent)
-        with os.fdopen(handle, "wb") as stream:
-            stream.write(data)
-        os.chmod(name, 0o644)
-        os.replace(name, path)
-    except OSError as error:
-        raise ProSparseError(
-            f"output: {path}: cannot be written: {error.strerror}", hint="choose a folder that you may write to"
-        ) from error

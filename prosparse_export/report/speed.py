@@ -12,7 +12,7 @@ import onnx
 import onnxruntime
 from numpy.typing import NDArray
 
-from prosparse_export.probe import FfnNode, add_output, edited_session
+from prosparse_export.probe import FfnNode, add_output, edited_session, first_feeds
 
 __all__ = ["LayerSpeed", "measure_speed"]
 
@@ -71,15 +71,7 @@ def _inputs(
             add_output(model, name)
 
     session = edited_session(path, edit, library=True, threads=threads)
-    feeds: dict[str, NDArray[np.generic]] = {}
-    for value in session.get_inputs():
-        if value.name.startswith("past_key_values."):
-            feeds[value.name] = np.zeros((1, value.shape[1], 0, value.shape[3]), np.float32)
-        elif value.name == "attention_mask":
-            feeds[value.name] = np.ones((1, len(ids)), np.int64)
-        else:
-            feeds[value.name] = (ids if value.name == "input_ids" else np.arange(len(ids)))[None]
-    values = session.run(names, feeds)
+    values = session.run(names, first_feeds(session, ids))
     result = []
     for value in values:
         rows = value.reshape(-1, value.shape[-1])[-_TOKENS:]

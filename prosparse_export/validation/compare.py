@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 import json
 import math
 import time
@@ -20,7 +19,7 @@ from numpy.typing import NDArray
 from transformers import PreTrainedModel
 
 from prosparse_export.activity import measure_activity
-from prosparse_export.artifact import read_manifest
+from prosparse_export.artifact import read_manifest, sha256_file
 from prosparse_export.errors import ProSparseError
 from prosparse_export.library import library_info
 from prosparse_export.model_folder import load_model_folder, quiet
@@ -165,15 +164,6 @@ def _config(folder: Path) -> Mapping[str, Any]:
     except (OSError, ValueError):
         return {}  # loading the folder says what is wrong with it
     return values
-
-
-def sha256_file(path: Path) -> str:
-    """Return the SHA-256 of a file."""
-    digest = hashlib.sha256()
-    with path.open("rb") as stream:
-        while block := stream.read(1 << 20):
-            digest.update(block)
-    return digest.hexdigest()
 
 
 class _Clock:

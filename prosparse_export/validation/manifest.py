@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 import json
-import os
-import tempfile
 from pathlib import Path
 from typing import Any
 
 from prosparse_export.artifact import MANIFEST, read_manifest
+from prosparse_export.errors import ProSparseError
 from prosparse_export.validation.result import Validation
+from prosparse_export.write_aside import write_aside
 
 __all__ = ["record_validation", "summary"]
 
@@ -34,17 +34,8 @@ def record_validation(path: Path, result: Validation) -> bool:
         return False
     manifest["validation"] = summary(result)
     text = json.dumps(manifest, indent=2, ensure_ascii=False) + "\n"
-    target = path.parent / MANIFEST
     try:
-        handle, name = tempfile.mkstemp(prefix=f".{MANIFEST}.", dir=path.parent)
-    except OSError:
-        return False
-    try:
-        with os.fdopen(handle, "w", encoding="utf-8") as stream:
-            stream.write(text)
-        os.chmod(name, target.stat().st_mode & 0o777)  # mkstemp's file is the owner's alone
-        os.replace(name, target)
-    except OSError:
-        Path(name).unlink(missing_ok=True)
+        write_aside(path.parent / MANIFEST, text)
+    except ProSparseError:
         return False
     return True
