@@ -213,7 +213,7 @@ def _uninterrupted() -> Iterator[None]:
         yield
     finally:
         for number, handler in zip(numbers, before, strict=True):
-            signal.signal(number, handler)
+            signal.signal(number, signal.SIG_DFL if handler is None else handler)  # None: not set from Python
 
 
 def _same(one: Path, other: Path) -> bool:
