@@ -100,9 +100,9 @@ def _artifact(path: Path, *, as_json: bool) -> None:
 
 
 def _validation_lines(validation: dict[str, Any]) -> Iterator[str]:
-    verdict = "passed" if validation["passed"] else f"FAILED {len(validation['failed'])}"
+    verdict = "passed:" if validation["passed"] else f"FAILED: {len(validation['failed'])} of"
     stale = "" if validation["current"] else " (of another version of this file: validate again)"
-    yield f"validation: {verdict} of {validation['checks']} checks{stale}"
+    yield f"validation {verdict} {validation['checks']} checks{stale}"
     for check in validation["failed"]:
         yield f"  broken: {check['name']}: measured {check['measured']}; allowed {check['allowed']}"
     texts = ", ".join(f"{name} ({digest[:12]})" for name, digest in validation["texts"].items())
