@@ -8,7 +8,7 @@ import onnx_ir as ir
 from onnx_ir import tape
 
 from graph_passes import custom_ops
-from graph_passes.linear import Linear, find_linears
+from graph_passes.linear import Linear, find_linears, module_scope
 from graph_passes.quantised_gather import gathered_rows
 from graph_passes.store_weight import WeightStore
 from graph_passes.weight_source import Weight, is_parameter
@@ -103,7 +103,7 @@ class FuseLinearPass(ir.passes.InPlacePass):
         is_quantised = self._weights in ("i8", "i4")
         if len(shape) != 2 or not _are_tokens(ids) or (is_quantised and shape[1] % custom_ops.QUANT_BLOCK):
             return
-        module = (table.name or "").removesuffix(".weight")
+        module = module_scope(node) or (table.name or "").removesuffix(".weight")
         weight = Weight(table, (shape[0], shape[1]), tensor.dtype, "float", tensor.numpy)
         stored = store.neuron_major(Linear(ids, weight, False, None, node.outputs[0], module), module, self._weights, is_down=False)
         old = node.outputs[0]

@@ -53,6 +53,7 @@ def export_pipeline(
         common.CommonSubexpressionEliminationPass(),  # so that layers share one mask, one cos, one sin
         FuseSparseFfnPass(outcomes, weights),
         *fusions,
+        common.RemoveUnusedNodesPass(),  # products of the blocks that the operators replaced
         KeepLogitsPass(),
         FuseLinearPass(other_weights, linears),  # after attention, whose patterns start from plain products
         *([InlineOperatorsPass()] if plain else []),
