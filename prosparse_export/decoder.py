@@ -61,7 +61,6 @@ class Decoder:
             value.name: _bound(np.empty((batch, value.shape[1], slots, value.shape[3]), _TYPES[value.type]))
             for value in past
         }
-        self._lengths = np.zeros(batch, np.int64)
         self._width = 0  # columns of the mask so far: left padding included
         self._mask = np.zeros((batch, 0), np.int64)
         self._step: onnxruntime.IOBinding | None = None
@@ -91,10 +90,8 @@ class Decoder:
             results = io.get_outputs()
             self._keep(results)
             logits = results[0].numpy()
-        self._lengths = mask.sum(-1)
         self._width = mask.shape[1]
-        self._mask = mask
-        self._bind_step(logits.shape[-1])
+        self._bind_step(mask, logits.shape[-1])
         return logits[:, -1]
 
     def step(self, tokens: NDArray[np.int64]) -> NDArray[np.float32]:
@@ -108,10 +105,12 @@ class Decoder:
         if self._width >= self._capacity:
             raise ProSparseError(f"context: expected at most {self._capacity} tokens, got one more")
         assert self._step is not None
-        self._ids[:, 0] = tokens
-        self._positions[:, 0] = self._lengths
+        np.copyto(self._tokens, tokens)
+        self._positions += 1
         if self._in_place:
-            self._mask[self._rows, self._lengths] = 1
+            for row, slot in enumerate(self._slots):  # plain integers: an index array costs more than a few rows
+                self._mask[row, slot] = 1
+                self._slots[row] = slot + 1
         else:
             self._mask = np.concatenate([self._mask, self._ones], axis=1)
             self._step.bind_ortvalue_input("attention_mask", _bound(self._mask))
@@ -119,21 +118,25 @@ class Decoder:
         if not self._in_place:
             self._keep(self._step.get_outputs())
             self._bind_cache(self._step)
-        self._lengths += 1
         self._width += 1
-        return self._logits[:, 0]
+        return self._last
 
-    def _bind_step(self, vocabulary: int) -> None:
-        self._ids = np.zeros((self._batch, 1), np.int64)
-        self._positions = np.zeros((self._batch, 1), np.int64)
+    def _bind_step(self, mask: NDArray[np.int64], vocabulary: int) -> None:
+        lengths = mask.sum(-1)
+        ids = np.zeros((self._batch, 1), np.int64)
+        self._tokens = ids[:, 0]
+        self._positions = lengths[:, None] - 1
+        self._slots: list[int] = lengths.tolist()
         self._ones = np.ones((self._batch, 1), np.int64)
-        self._rows = np.arange(self._batch)
-        self._logits = np.empty((self._batch, 1, vocabulary), np.float32)
+        logits = np.empty((self._batch, 1, vocabulary), np.float32)
+        self._last = logits[:, 0]
         if self._in_place:  # the cache is packed: a row's tokens begin at slot 0, whatever was padding before
-            self._mask = (np.arange(self._capacity) < self._lengths[:, None]).astype(np.int64)
+            self._mask = (np.arange(self._capacity) < lengths[:, None]).astype(np.int64)
+        else:
+            self._mask = mask
         self._step = self._session.io_binding()
-        self._bind_inputs(self._step, self._ids, self._mask, self._positions)
-        self._step.bind_ortvalue_output(self._logits_name, _bound(self._logits))
+        self._bind_inputs(self._step, ids, self._mask, self._positions)
+        self._step.bind_ortvalue_output(self._logits_name, _bound(logits))
         self._bind_cache(self._step)
 
     def _bind_inputs(

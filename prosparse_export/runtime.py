@@ -226,14 +226,16 @@ class SparseModel:
         for row, prompt in enumerate(prompts):
             ids[row, width - len(prompt) :] = prompt
             mask[row, width - len(prompt) :] = 1
-        ended = np.zeros(len(prompts), bool)
+        ended = [False] * len(prompts)
         last = sampler.choose(decoder.prefill(ids, mask))
         for number in range(count):
             yield last
-            ended |= [int(token) in self.stop for token in last]
-            if ended.all() or number == count - 1:
+            for row, token in enumerate(last.tolist()):
+                ended[row] |= token in self.stop
+            if all(ended) or number == count - 1:
                 return
-            last = np.where(ended, last, sampler.choose(decoder.step(last)))
+            chosen = sampler.choose(decoder.step(last))
+            last = np.where(ended, last, chosen) if any(ended) else chosen
 
     def generate(
         self,

@@ -60,16 +60,16 @@ class Sampler:
             ProSparseError: the best logit is not a finite number.
         """
         best: NDArray[np.int64] = logits.argmax(-1)
-        top = logits[np.arange(len(logits)), best]  # NaN is argmax's first choice
-        if not np.isfinite(top).all():
+        top = [float(row[token]) for row, token in zip(logits, best.tolist(), strict=True)]
+        if not all(map(math.isfinite, top)):  # NaN is argmax's first choice
             raise ProSparseError("logits: expected finite numbers, got NaN or infinity", hint="validate the model")
         if self._sampling.temperature == 0.0:
             return best
         return np.array([self._draw(*row) for row in zip(logits, top, self._generators, strict=True)], np.int64)
 
-    def _draw(self, logits: NDArray[np.float32], top: np.float32, generator: np.random.Generator) -> int:
+    def _draw(self, logits: NDArray[np.float32], top: float, generator: np.random.Generator) -> int:
         options = self._sampling
-        exponents = (logits - top).astype(np.float64) / options.temperature
+        exponents = (logits - np.float32(top)).astype(np.float64) / options.temperature
         tokens = np.flatnonzero(exponents > -_NEGLIGIBLE)
         if 0 < options.top_k < len(tokens):
             tokens = tokens[np.argsort(-exponents[tokens], kind="stable")[: options.top_k]]
