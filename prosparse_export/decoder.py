@@ -24,6 +24,7 @@ __all__ = ["PREFILL_TOKENS", "Decoder"]
 PREFILL_TOKENS = 512
 """A longer prompt of one row goes in parts: attention scores and logits are tokens x context and x vocabulary."""
 
+_LAST_ONLY = "logits_to_keep"  # an optional input: for how many last positions lm_head is computed
 _TYPES = {"tensor(float)": np.float32, "tensor(float16)": np.float16}
 
 
@@ -48,7 +49,8 @@ class Decoder:
         self._capacity = capacity
         self._in_place = in_place
         inputs = session.get_inputs()
-        self._wanted = frozenset(value.name for value in inputs)
+        optional = [value.name for value in session.get_overridable_initializers()]
+        self._wanted = frozenset([*(value.name for value in inputs), *optional])
         outputs = [value.name for value in session.get_outputs()]
         self._logits_name = outputs[0]
         past = [value for value in inputs if value.name.startswith("past_key_values.")]
@@ -106,12 +108,12 @@ class Decoder:
             raise ProSparseError(f"context: expected at most {self._capacity} tokens, got one more")
         assert self._step is not None
         np.copyto(self._tokens, tokens)
-        self._positions += 1
-        if self._in_place:
-            for row, slot in enumerate(self._slots):  # plain integers: an index array costs more than a few rows
+        for row, slot in enumerate(self._slots):  # plain integers: for a few rows an operation on arrays costs more
+            self._positions[row, 0] = slot
+            self._slots[row] = slot + 1
+            if self._in_place:
                 self._mask[row, slot] = 1
-                self._slots[row] = slot + 1
-        else:
+        if not self._in_place:
             self._mask = np.concatenate([self._mask, self._ones], axis=1)
             self._step.bind_ortvalue_input("attention_mask", _bound(self._mask))
         self._run(self._step)
@@ -125,7 +127,7 @@ class Decoder:
         lengths = mask.sum(-1)
         ids = np.zeros((self._batch, 1), np.int64)
         self._tokens = ids[:, 0]
-        self._positions = lengths[:, None] - 1
+        self._positions = lengths[:, None].copy()
         self._slots: list[int] = lengths.tolist()
         self._ones = np.ones((self._batch, 1), np.int64)
         logits = np.empty((self._batch, 1, vocabulary), np.float32)
@@ -149,6 +151,8 @@ class Decoder:
         for name, array in (("input_ids", ids), ("attention_mask", mask), ("position_ids", positions)):
             if name in self._wanted:
                 io.bind_ortvalue_input(name, _bound(np.ascontiguousarray(array)))
+        if _LAST_ONLY in self._wanted:
+            io.bind_ortvalue_input(_LAST_ONLY, _bound(np.ones(1, np.int64)))
 
     def _bind_cache(self, io: onnxruntime.IOBinding) -> None:
         for past, present in self._present.items():
