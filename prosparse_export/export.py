@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import shutil
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass
 from importlib.metadata import version
 from pathlib import Path
@@ -16,11 +16,12 @@ import torch
 from transformers import AutoTokenizer
 
 from graph_passes import FfnOutcome, Format, LinearOutcome, WeightRangeError, export_pipeline
-from prosparse_export.artifact import MANIFEST, Sidecars, artifact_folder, sha256_file, write_artifact
+from prosparse_export.artifact import MANIFEST, Progress, Sidecars, artifact_folder, sha256_file, write_artifact
 from prosparse_export.errors import ProSparseError
 from prosparse_export.file_tensors import place_weights
 from prosparse_export.library import library_path
 from prosparse_export.model_folder import load_model_folder, quiet
+from prosparse_export.progress import Report
 from prosparse_export.runtime import SparseModel
 from prosparse_export.stored_weights import (
     StoredAs,
@@ -88,10 +89,6 @@ class ExportResult:
     manifest: dict[str, Any]
 
 
-Report = Callable[[str, int, int], None]
-"""Called with a stage's name, how much of it is done, and of how much (0: unknown)."""
-
-
 def export_model(
     folder: Path, output: Path, options: ExportOptions | None = None, report: Report | None = None
 ) -> ExportResult:
@@ -106,7 +103,7 @@ def export_model(
     """
     options = options or ExportOptions()
     folder, output = Path(folder), Path(output)
-    tell = report or (lambda *_: None)
+    tell: Report = report or (lambda stage, done, total, detail="": None)
     if output.parent.resolve() == folder.resolve():
         raise ProSparseError(
             f"output: {output}: expected a folder of its own, got the model folder, whose config.json it would replace",
@@ -140,7 +137,8 @@ def export_model(
         manifest = _manifest(folder, checkpoint, graph, outcomes, refusals, linears, weights, other_weights, options)
         sidecars = _sidecars(folder, checkpoint, manifest, options)
         try:
-            write_artifact(graph, staging, output.name, sidecars, lambda done, total: tell("write", done, total))
+            progress: Progress = lambda done, total, name: tell("write", done, total, name)  # noqa: E731
+            write_artifact(graph, staging, output.name, sidecars, progress)
         except WeightRangeError as error:
             raise ProSparseError(f"weights: {error}", hint="choose another --weights: bf16 and f32 hold any") from error
         tell("check", 0, 0)
