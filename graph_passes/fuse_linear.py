@@ -84,9 +84,7 @@ class FuseLinearPass(ir.passes.InPlacePass):
         new = tape.Tape()
         inputs = [x, *store.neuron_major(linear, module, self._weights, is_down=False)]
         inputs.append(store.bias(linear.bias, linear.d_out))
-        y = new.op(
-            name, inputs, domain=custom_ops.DOMAIN, name=module, metadata_props={"pkg.prosparse.module": module}
-        )
+        y = new.op(name, inputs, domain=custom_ops.DOMAIN, name=module, metadata_props={"pkg.prosparse.module": module})
         y.type, y.shape = old.type, old.shape
         last = old.producer()
         assert last is not None
@@ -105,7 +103,9 @@ class FuseLinearPass(ir.passes.InPlacePass):
             return
         module = module_scope(node) or (table.name or "").removesuffix(".weight")
         weight = Weight(table, (shape[0], shape[1]), tensor.dtype, "float", tensor.numpy)
-        stored = store.neuron_major(Linear(ids, weight, False, None, node.outputs[0], module), module, self._weights, is_down=False)
+        stored = store.neuron_major(
+            Linear(ids, weight, False, None, node.outputs[0], module), module, self._weights, is_down=False
+        )
         old = node.outputs[0]
         new = tape.Tape()
         rows = gathered_rows(new, stored, ids, self._weights, shape[1])

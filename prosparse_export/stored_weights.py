@@ -73,9 +73,7 @@ def stored_formats(manifest: Mapping[str, Any]) -> dict[str, StoredAs]:
     return {name: stored for name, stored in formats.items() if stored.weights != "f32"}
 
 
-def rounding(
-    model: PreTrainedModel, formats: Mapping[str, StoredAs]
-) -> Callable[[str, torch.Tensor], torch.Tensor]:
+def rounding(model: PreTrainedModel, formats: Mapping[str, StoredAs]) -> Callable[[str, torch.Tensor], torch.Tensor]:
     """Return a function of a parameter's path and values that gives the values as an artifact stores them."""
     in_major = {name for name, module in model.named_modules() if isinstance(module, Conv1D)}
 

@@ -25,7 +25,13 @@ from prosparse_export.library import library_info
 from prosparse_export.model_folder import load_model_folder, quiet
 from prosparse_export.probe import FfnNode, ffn_nodes, read_graph, unknown_to_the_library
 from prosparse_export.runtime import SparseModel
-from prosparse_export.stored_weights import StoredAs, checkpoint_format, format_bound, stored_formats, with_stored_weights
+from prosparse_export.stored_weights import (
+    StoredAs,
+    checkpoint_format,
+    format_bound,
+    stored_formats,
+    with_stored_weights,
+)
 from prosparse_export.validation import reference as ref
 from prosparse_export.validation.determinism import check_determinism
 from prosparse_export.validation.exactness import Comparison, Expected, run_all
