@@ -19,6 +19,7 @@ from graph_passes import FfnOutcome, Format, LinearOutcome, WeightRangeError, ex
 from prosparse_export.artifact import MANIFEST, Progress, Sidecars, artifact_folder, sha256_file, write_artifact
 from prosparse_export.errors import ProSparseError
 from prosparse_export.file_tensors import place_weights
+from prosparse_export.genai_config import GENAI_CONFIG, genai_config
 from prosparse_export.library import library_path
 from prosparse_export.model_folder import load_model_folder, quiet
 from prosparse_export.progress import Report
@@ -135,7 +136,7 @@ def export_model(
             raise _nothing_rewritten(folder, refused)
         tell("write", 0, 0)
         manifest = _manifest(folder, checkpoint, graph, outcomes, refusals, linears, weights, other_weights, options)
-        sidecars = _sidecars(folder, checkpoint, manifest, options)
+        sidecars = _sidecars(folder, checkpoint, graph, output.name, manifest, options)
         try:
             progress: Progress = lambda done, total, name: tell("write", done, total, name)  # noqa: E731
             write_artifact(graph, staging, output.name, sidecars, progress)
@@ -210,17 +211,29 @@ def _manifest(
     }
 
 
-def _sidecars(folder: Path, checkpoint: Checkpoint, manifest: dict[str, Any], options: ExportOptions) -> Sidecars:
-    generation = getattr(checkpoint.model, "generation_config", None)  # an encoder has none
-    documents = {
-        "config.json": checkpoint.config,
-        "generation_config.json": generation.to_diff_dict() if generation is not None else {},
-        MANIFEST: manifest,
-    }
-    files: dict[str, Path] = {}
-    if options.with_library and not options.plain:
-        library = library_path()
-        files[library.name] = library
+def _sidecars(
+    folder: Path,
+    checkpoint: Checkpoint,
+    graph: ir.Model,
+    name: str,
+    manifest: dict[str, Any],
+    options: ExportOptions,
+) -> Sidecars:
+    generation_config = getattr(checkpoint.model, "generation_config", None)  # an encoder has none
+    generation = generation_config.to_diff_dict() if generation_config is not None else {}
+    documents = {"config.json": checkpoint.config, "generation_config.json": generation, MANIFEST: manifest}
+    library = library_path() if options.with_library and not options.plain else None
+    files = {} if library is None else {library.name: library}
+    genai = genai_config(
+        graph.graph,
+        name,
+        checkpoint.config,
+        generation,
+        library=None if library is None else library.name,
+        in_place=manifest["attention"] == "GroupQueryAttention",
+    )
+    if genai is not None:
+        documents[GENAI_CONFIG] = genai
     return Sidecars(documents, files, lambda target: _write_tokenizer(folder, target))
 
 
