@@ -25,9 +25,9 @@ from prosparse_export.model_folder import load_model_folder, quiet
 from prosparse_export.progress import Report
 from prosparse_export.runtime import SparseModel
 from prosparse_export.stored_weights import (
-    StoredAs,
     checkpoint_format,
     format_bound,
+    jumps_of,
     rounding,
     stored_formats,
     with_stored_weights,
@@ -144,7 +144,7 @@ def export_model(
             raise ProSparseError(f"weights: {error}", hint="choose another --weights: bf16 and f32 hold any") from error
         tell("check", 0, 0)
         uses_library = options.with_library and bool(rewritten) and not options.plain
-        _check(checkpoint, staging / output.name, stored_formats(manifest), uses_library=uses_library)
+        _check(checkpoint, staging / output.name, manifest, uses_library=uses_library)
     return ExportResult(output, rewritten, refused, tuple(refusals), manifest)
 
 
@@ -254,9 +254,10 @@ def _write_tokenizer(folder: Path, target: Path) -> None:
 
 
 @torch.no_grad()
-def _check(checkpoint: Checkpoint, path: Path, formats: Mapping[str, StoredAs], *, uses_library: bool) -> None:
+def _check(checkpoint: Checkpoint, path: Path, manifest: Mapping[str, Any], *, uses_library: bool) -> None:
     """Compare a few logits with PyTorch's: an artifact that computes something else is never published."""
     model = checkpoint.model
+    formats = stored_formats(manifest)
     vocabulary = int(model.config.get_text_config().vocab_size)
     ids = np.random.default_rng(0).integers(0, vocabulary, size=(1, _CHECK_TOKENS))
     if checkpoint.weights is None:
@@ -269,7 +270,7 @@ def _check(checkpoint: Checkpoint, path: Path, formats: Mapping[str, StoredAs], 
     actual, _ = SparseModel.open(path, library=uses_library).forward(ids, np.ones_like(ids))
     difference = float(np.abs(actual - expected).max())
     largest = max(1.0, float(np.abs(expected).max()))
-    bound = max(_CHECK_BOUND * largest, format_bound(formats, largest))
+    bound = max(_CHECK_BOUND * largest, format_bound(formats, largest, jumps_of(manifest)))
     if not difference <= bound:
         raise ProSparseError(
             f"check: logits differ from PyTorch's: expected at most {bound:g}, got {difference:g}",
