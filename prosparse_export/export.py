@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import gc
 import shutil
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -143,6 +144,8 @@ def export_model(
         except WeightRangeError as error:
             raise ProSparseError(f"weights: {error}", hint="choose another --weights: bf16 and f32 hold any") from error
         tell("check", 0, 0)
+        del graph  # what tracing left behind, before the artifact's weights come into memory
+        gc.collect()
         uses_library = options.with_library and bool(rewritten) and not options.plain
         _check(checkpoint, staging / output.name, manifest, uses_library=uses_library)
     return ExportResult(output, rewritten, refused, tuple(refusals), manifest)

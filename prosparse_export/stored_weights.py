@@ -13,7 +13,7 @@ from numpy.typing import NDArray
 from transformers import PreTrainedModel
 from transformers.pytorch_utils import Conv1D
 
-from graph_passes import Format, dequantise, quantise
+from graph_passes import Format, quantise, rounded
 
 __all__ = [
     "StoredAs",
@@ -127,9 +127,8 @@ def _rounded(weight: torch.Tensor, stored: StoredAs, *, transposed: bool) -> tor
         return weight.to(torch.float16 if stored.weights == "f16" else torch.bfloat16).to(weight.dtype)
     turn = stored.is_down != transposed
     matrix = weight.T if turn else weight
-    rounded = dequantise(*quantise(matrix.detach().float().numpy(), stored.weights), matrix.shape[1])
-    result = torch.from_numpy(np.ascontiguousarray(rounded.T if turn else rounded))
-    return result.to(weight.dtype)
+    result = torch.from_numpy(rounded(matrix.detach().float().numpy(), stored.weights))
+    return (result.T if turn else result).to(weight.dtype)
 
 
 def stored_arrays(weight: torch.Tensor, weights: str, *, is_down: bool) -> list[NDArray[np.generic]]:
