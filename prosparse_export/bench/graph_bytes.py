@@ -39,5 +39,5 @@ def other_bytes(model: onnx.ModelProto, context: int) -> int:
         if value.name.startswith("past_key_values."):
             dims = value.type.tensor_type.shape.dim
             bits = _BITS.get(value.type.tensor_type.elem_type, 32)
-            cache += int(dims[1].dim_value) * int(dims[3].dim_value) * context * bits // 8
-    return sum(sizes[name] for name in read) + cache
+            cache += int(dims[1].dim_value * dims[3].dim_value) * context * bits // 8
+    return int(sum(sizes[name] for name in read)) + cache
