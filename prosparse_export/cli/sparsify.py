@@ -18,6 +18,7 @@ __all__ = ["sparsify_command"]
 _EXAMPLES = """
 Examples:
   prosparse sparsify llama-7b out/sparse --recipe prosparse-7b --text corpus/ --eval-text heldout.jsonl
+  prosparse sparsify ORG/NAME out/sparse --recipe demo --text train.jsonl   # from the Hugging Face Hub
   prosparse sparsify base out/sparse --recipe demo --text train.jsonl --set training.learning_rate=5e-4
   prosparse sparsify base out/sparse --recipe demo --text train.jsonl --target-sparsity 0.9
   prosparse sparsify base out/sparse --recipe demo --text train.jsonl --resume      # after an interruption
@@ -100,7 +101,7 @@ def sparsify_command(
     quiet: bool,
     as_json: bool,
 ) -> None:
-    """Train MODEL_DIR to have sparse FFNs and write the model folder OUT_DIR.
+    """Train MODEL_DIR, a folder or ORG/NAME on the Hugging Face Hub, to have sparse FFNs; write the folder OUT_DIR.
 
     ProSparse: the FFN activation becomes a ReLU, training goes on with an L1 term whose factor rises
     along sine curves in stages. OUT_DIR also gets sparsify.json, training.png and checkpoints/.

@@ -7,14 +7,14 @@ import os
 import shutil
 import subprocess
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
-from training_models import make_model_folder, make_text
+from training_models import cache_of_the_hub, make_model_folder, make_text
 from transformers import LlamaForCausalLM
 
 from prosparse_models import TrainingError, find_ffn_blocks, load_checkpoint, substitute_activation
@@ -157,16 +157,23 @@ def test_steering_survives_resuming(model_dir: Path, options: SparsifyOptions, t
     same_numbers(again["records"], summary["records"], rtol=1e-6)
 
 
-def run_command(*arguments: object, processes: int = 1) -> subprocess.CompletedProcess[str]:
-    launcher = [sys.executable]
-    if processes > 1:
-        launcher += ["-m", "torch.distributed.run", "--standalone", f"--nproc-per-node={processes}"]
-    command = [*launcher, "-m", "prosparse_export", *map(str, arguments)]
-    environment = {**os.environ, "OMP_NUM_THREADS": "1", "ACCELERATE_USE_CPU": "true"}
+def run_command(*arguments: object, launcher: Sequence[str] = (), **variables: str) -> subprocess.CompletedProcess[str]:
+    module = "prosparse_export" if "--module" in launcher else "-m prosparse_export"
+    command = [sys.executable, *launcher, *module.split(), *map(str, arguments)]
+    environment = {**os.environ, "OMP_NUM_THREADS": "1", **variables}
     return subprocess.run(command, capture_output=True, text=True, check=False, env=environment)
 
 
-def test_two_processes_are_one(whole: Path, model_dir: Path, options: SparsifyOptions, tmp_path: Path) -> None:
+TORCHRUN = ["-m", "torch.distributed.run", "--standalone", "--nproc-per-node=2"]
+# With --cpu accelerate wants mpirun; --multi_gpu is its name for torchrun, whatever the device.
+ACCELERATE = ["-m", "accelerate.commands.launch", "--multi_gpu", "--num_processes=2", "--num_machines=1"]
+ACCELERATE += ["--mixed_precision=no", "--dynamo_backend=no", "--main_process_port=0", "--module"]
+
+
+@pytest.mark.parametrize("launcher", [TORCHRUN, ACCELERATE], ids=["torchrun", "accelerate launch"])
+def test_two_processes_are_one(
+    launcher: list[str], whole: Path, model_dir: Path, options: SparsifyOptions, tmp_path: Path
+) -> None:
     """DDP over gloo: 2 processes x micro-batch 2 against 1 process x micro-batch 2 x accumulation 2."""
     recipe = tmp_path / "test.toml"
     recipe.write_text(
@@ -175,7 +182,7 @@ def test_two_processes_are_one(whole: Path, model_dir: Path, options: SparsifyOp
     )
     arguments = ["sparsify", model_dir, tmp_path / "two", "--recipe", recipe, "--eval-tokens", 512, "--log-every", 1]
     arguments += ["--text", options.text[0], "--eval-text", options.eval_text[0], "--threads", 1]
-    child = run_command(*arguments, processes=2)
+    child = run_command(*arguments, launcher=launcher, ACCELERATE_USE_CPU="true")
     assert child.returncode == 0, child.stderr
     same_numbers(records_of(tmp_path / "two"), records_of(whole), rtol=1e-6)
     summary = json.loads((tmp_path / "two" / "sparsify.json").read_text())
@@ -362,6 +369,24 @@ def test_resuming_with_another_recipe_is_refused(
         sparsify(model_dir, tmp_path / "new", RECIPE, again, Notes())
     with pytest.raises(TrainingError, match="expected an empty folder"):
         sparsify(model_dir, whole, RECIPE, options, Notes())
+
+
+def test_a_name_on_the_hub(model_dir: Path, options: SparsifyOptions, tmp_path: Path) -> None:
+    """What huggingface_hub has cached is used as it is; without that and without a network, one line says so."""
+    snapshot = cache_of_the_hub(model_dir, tmp_path / "hub", "some-lab/tiny.silu")
+    arguments = [tmp_path / "out", "--text", options.text[0], "--eval-text", options.eval_text[0], "--eval-tokens", 64]
+    arguments += ["--set", "training.context=32", "--stage", "0:1", "-q"]
+    offline = {"HF_HUB_CACHE": str(tmp_path / "hub"), "HF_HUB_OFFLINE": "1"}
+    child = run_command("sparsify", "some-lab/tiny.silu", *arguments, **offline)
+    assert child.returncode == 0, child.stderr
+    assert json.loads((tmp_path / "out" / "config.json").read_text())["hidden_act"] == "relu"
+    assert json.loads((snapshot / "config.json").read_text())["hidden_act"] == "silu"
+    child = run_command("sparsify", "some-lab/other", tmp_path / "none", *arguments[1:], **offline)
+    assert child.returncode == 1
+    error, hint = child.stderr.strip().splitlines()
+    assert error.startswith("error: model: some-lab/other: no such folder here, and the Hugging Face Hub does not")
+    assert "hf download some-lab/other --local-dir" in hint
+    assert not (tmp_path / "none").exists()
 
 
 def test_the_command_line(model_dir: Path, options: SparsifyOptions, tmp_path: Path) -> None:
