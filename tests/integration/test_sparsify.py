@@ -157,43 +157,95 @@ def test_steering_survives_resuming(model_dir: Path, options: SparsifyOptions, t
     same_numbers(again["records"], summary["records"], rtol=1e-6)
 
 
-def run_command(*arguments: object, launcher: Sequence[str] = (), **variables: str) -> subprocess.CompletedProcess[str]:
-    module = "prosparse_export" if "--module" in launcher else "-m prosparse_export"
-    command = [sys.executable, *launcher, *module.split(), *map(str, arguments)]
+def run_command(
+    *arguments: object, launcher: Sequence[str] = ("-m", "prosparse_export"), **variables: str
+) -> subprocess.CompletedProcess[str]:
+    command = [sys.executable, *launcher, *map(str, arguments)]
     environment = {**os.environ, "OMP_NUM_THREADS": "1", **variables}
     return subprocess.run(command, capture_output=True, text=True, check=False, env=environment)
 
 
-TORCHRUN = ["-m", "torch.distributed.run", "--standalone", "--nproc-per-node=2"]
+TORCHRUN = "-m torch.distributed.run --standalone --nproc-per-node=2 -m prosparse_export"
 # With --cpu accelerate wants mpirun; --multi_gpu is its name for torchrun, whatever the device.
-ACCELERATE = ["-m", "accelerate.commands.launch", "--multi_gpu", "--num_processes=2", "--num_machines=1"]
-ACCELERATE += ["--mixed_precision=no", "--dynamo_backend=no", "--main_process_port=0", "--module"]
+ACCELERATE = "-m accelerate.commands.launch --multi_gpu --num_processes=2 --num_machines=1 --main_process_port=0 "
+ACCELERATE += "--mixed_precision=no --dynamo_backend=no --module prosparse_export"
+FSDP_ON_CPU = Path(__file__).parents[1] / "producers" / "fsdp_on_cpu.py"
+FSDP_CONFIG = """\
+compute_environment: LOCAL_MACHINE
+distributed_type: FSDP
+num_machines: 1
+num_processes: 2
+mixed_precision: 'no'
+fsdp_config:
+  fsdp_version: 2
+  fsdp_auto_wrap_policy: TRANSFORMER_BASED_WRAP
+  fsdp_transformer_layer_cls_to_wrap: LlamaDecoderLayer
+  fsdp_reshard_after_forward: true
+  fsdp_state_dict_type: FULL_STATE_DICT
+  fsdp_cpu_ram_efficient_loading: false
+"""
 
 
-@pytest.mark.parametrize("launcher", [TORCHRUN, ACCELERATE], ids=["torchrun", "accelerate launch"])
-def test_two_processes_are_one(
-    launcher: list[str], whole: Path, model_dir: Path, options: SparsifyOptions, tmp_path: Path
-) -> None:
-    """DDP over gloo: 2 processes x micro-batch 2 against 1 process x micro-batch 2 x accumulation 2."""
-    recipe = tmp_path / "test.toml"
+@pytest.fixture(scope="module")
+def two_processes(
+    model_dir: Path, options: SparsifyOptions, tmp_path_factory: pytest.TempPathFactory
+) -> Callable[..., subprocess.CompletedProcess[str]]:
+    """``two_processes(launcher, out, *more)``: sparsify as `whole` did, over gloo, micro-batch 2 in each process."""
+    recipe = tmp_path_factory.mktemp("recipe") / "test.toml"
     recipe.write_text(
         f"stages = {json.dumps([list(s) for s in STAGES])}\n[training]\ncontext = 32\nsequences_per_step = 4\n"
         "micro_batch = 2\nlearning_rate = 3e-3\nwarmup_steps = 2\nprecision = 'float32'\n"
     )
-    arguments = ["sparsify", model_dir, tmp_path / "two", "--recipe", recipe, "--eval-tokens", 512, "--log-every", 1]
-    arguments += ["--text", options.text[0], "--eval-text", options.eval_text[0], "--threads", 1]
-    child = run_command(*arguments, launcher=launcher, ACCELERATE_USE_CPU="true")
-    assert child.returncode == 0, child.stderr
-    same_numbers(records_of(tmp_path / "two"), records_of(whole), rtol=1e-6)
-    summary = json.loads((tmp_path / "two" / "sparsify.json").read_text())
-    assert summary["processes"] == 2
-    for ours, theirs in zip(
-        summary["evaluations"], json.loads((whole / "sparsify.json").read_text())["evaluations"], strict=True
-    ):
-        assert ours["tokens"] == theirs["tokens"]
-        assert ours["perplexity"] == pytest.approx(theirs["perplexity"], rel=1e-5)
-        assert ours["sparsity"] == pytest.approx(theirs["sparsity"], abs=1e-3)
+    arguments = ["--recipe", recipe, "--eval-tokens", 512, "--log-every", 1, "--save-every", 7, "--threads", 1]
+    arguments += ["--text", options.text[0], "--eval-text", options.eval_text[0]]
+
+    def run(launcher: str, out: Path, *more: object) -> subprocess.CompletedProcess[str]:
+        given = ["sparsify", model_dir, out, *arguments, *more]
+        child = run_command(*given, launcher=launcher.split(), ACCELERATE_USE_CPU="true")
+        assert child.returncode == 0, child.stderr
+        return child
+
+    return run
+
+
+@pytest.mark.parametrize("launcher", [TORCHRUN, ACCELERATE], ids=["torchrun", "accelerate launch"])
+def test_two_processes_are_one(
+    launcher: str, whole: Path, two_processes: Callable[..., subprocess.CompletedProcess[str]], tmp_path: Path
+) -> None:
+    """DDP: 2 processes x micro-batch 2 against 1 process x micro-batch 2 x accumulation 2."""
+    child = two_processes(launcher, tmp_path / "two")
+    same_run(tmp_path / "two", whole)
     assert child.stdout.count("tokens in") == 1  # only the first process speaks
+
+
+def test_two_processes_that_share_the_model_are_one(
+    whole: Path, two_processes: Callable[..., subprocess.CompletedProcess[str]], tmp_path: Path
+) -> None:
+    """FSDP2, and resumed from its checkpoint: parameters, gradients and optimizer are halved between the processes."""
+    config = tmp_path / "fsdp.yaml"
+    config.write_text(FSDP_CONFIG)
+    launcher = f"-m accelerate.commands.launch --config_file {config} --main_process_port=0 {FSDP_ON_CPU}"
+    out = tmp_path / "two"
+    two_processes(launcher, out)
+    same_run(out, whole)
+    trained, expected = load_checkpoint(out).model.state_dict(), load_checkpoint(whole).model.state_dict()
+    for name, tensor in expected.items():
+        torch.testing.assert_close(trained[name], tensor, rtol=1e-4, atol=1e-6)
+    assert (out / "checkpoints" / "checkpoint-10" / "pytorch_model_fsdp.bin").is_file()  # it was FSDP, not DDP
+    shutil.rmtree(out / "checkpoints" / "checkpoint-12")
+    (out / "sparsify.json").unlink()
+    two_processes(launcher, out, "--resume")
+    same_run(out, whole)
+
+
+def same_run(out: Path, whole: Path) -> None:
+    same_numbers(records_of(out), records_of(whole), rtol=1e-6)
+    ours, theirs = (json.loads((folder / "sparsify.json").read_text()) for folder in (out, whole))
+    assert ours["processes"] == 2
+    for one, other in zip(ours["evaluations"], theirs["evaluations"], strict=True):
+        assert one["tokens"] == other["tokens"]
+        assert one["perplexity"] == pytest.approx(other["perplexity"], rel=1e-5)
+        assert one["sparsity"] == pytest.approx(other["sparsity"], abs=1e-3)
 
 
 def losses(
