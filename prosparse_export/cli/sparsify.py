@@ -75,6 +75,9 @@ class _Stage(click.ParamType):  # type: ignore[type-arg]
 )
 @click.option("--threads", type=click.IntRange(min=1), help="CPU threads of torch.")
 @click.option("--resume", is_flag=True, help="Go on from the newest checkpoint in OUT_DIR.")
+@click.option(
+    "--replan", is_flag=True, help="With --resume: other stages after that checkpoint, to shorten or lengthen a run."
+)
 @click.option("--overwrite", is_flag=True, help="Replace what is in OUT_DIR.")
 @click.option("--trust-remote-code", is_flag=True, help="Let Python code in MODEL_DIR run. Read it first.")
 @click.option("-q", "--quiet", is_flag=True, help="No progress display.")
@@ -96,6 +99,7 @@ def sparsify_command(
     save_dtype: str | None,
     threads: int | None,
     resume: bool,
+    replan: bool,
     overwrite: bool,
     trust_remote_code: bool,
     quiet: bool,
@@ -107,6 +111,8 @@ def sparsify_command(
     along sine curves in stages. OUT_DIR also gets sparsify.json, training.png and checkpoints/.
     `prosparse calibrate` then shifts the threshold. Needs the extra [train].
     """
+    if replan and not resume:
+        raise click.UsageError("--replan is for --resume: a new run takes any stages")
     display = TrainingDisplay(quiet=quiet)
     display.status("start")
     from prosparse_export.training import run_sparsify  # torch takes seconds to import
@@ -130,6 +136,7 @@ def sparsify_command(
             keep_checkpoints=keep_checkpoints,
             save_dtype=save_dtype,
             resume=resume,
+            replan=replan,
             overwrite=overwrite,
             trust_remote_code=trust_remote_code,
         )

@@ -157,6 +157,28 @@ def test_steering_survives_resuming(model_dir: Path, options: SparsifyOptions, t
     same_numbers(again["records"], summary["records"], rtol=1e-6)
 
 
+def test_the_stages_ahead_can_be_replanned(
+    whole: Path, model_dir: Path, options: SparsifyOptions, tmp_path: Path
+) -> None:
+    out = tmp_path / "out"
+    shutil.copytree(whole, out)
+    shutil.rmtree(out / "checkpoints" / "checkpoint-12")
+    again = replace(options, resume=True, replan=True)
+    shorter = override(RECIPE, [], [*STAGES[:3], (1.0, 11)])
+    sparsify(model_dir, out, shorter, again, Notes())
+    summary = json.loads((out / "sparsify.json").read_text())
+    assert summary["stages"] == summary["recipe"]["stages"] == [[0.0, 3], [0.1, 5], [1.0, 10], [1.0, 11]]
+    same_numbers(summary["records"], records_of(whole)[:11], rtol=1e-6)
+    with pytest.raises(TrainingError, match=r"replan: .*: expected the lambda that trained step 6, 0.18\d+, got 0.28"):
+        sparsify(model_dir, out, override(RECIPE, [], [*STAGES[:2], (2.0, 10), (2.0, 12)]), again, Notes())
+    with pytest.raises(TrainingError, match="expected stages that end after its step 11, got 8"):
+        sparsify(model_dir, out, override(RECIPE, [], [*STAGES[:2], (1.0, 8)]), again, Notes())
+    with pytest.raises(TrainingError, match=r"another recipe: training.learning_rate"):
+        sparsify(
+            model_dir, out, override(RECIPE, ["training.learning_rate=1e-3"], [*STAGES[:3], (3.0, 20)]), again, Notes()
+        )
+
+
 def run_command(
     *arguments: object, launcher: Sequence[str] = ("-m", "prosparse_export"), **variables: str
 ) -> subprocess.CompletedProcess[str]:
@@ -412,7 +434,7 @@ def test_resuming_with_another_recipe_is_refused(
 ) -> None:
     again = replace(options, resume=True)
     with pytest.raises(TrainingError, match=r"another recipe: training.learning_rate: expected 0.003 .* got 0.001"):
-        sparsify(model_dir, whole, override(RECIPE, ["training.learning_rate=1e-3"]), again, Notes())
+        sparsify(model_dir, whole, override(RECIPE, ["training.learning_rate=1e-3"], other), again, Notes())
     with pytest.raises(TrainingError, match="another recipe: stages"):
         sparsify(model_dir, whole, override(RECIPE, [], [(0.0, 99)]), again, Notes())
     with pytest.raises(TrainingError, match="another recipe: target_sparsity"):
