@@ -174,7 +174,7 @@ def test_the_stages_ahead_can_be_replanned(
     with pytest.raises(TrainingError, match="expected stages that end after its step 11, got 8"):
         sparsify(model_dir, out, override(RECIPE, [], [*STAGES[:2], (1.0, 8)]), again, Notes())
     longer = [*shorter.stages, (3.0, 20)]
-    with pytest.raises(TrainingError, match="another recipe: training.learning_rate"):
+    with pytest.raises(TrainingError, match=r"another recipe: training.learning_rate"):
         sparsify(model_dir, out, override(RECIPE, ["training.learning_rate=1e-3"], longer), again, Notes())
 
 
