@@ -33,7 +33,7 @@ class Sidecars:
     """What lies beside the graph.
 
     Attributes:
-        documents: JSON files by name.
+        documents: JSON files by name; the manifest gets sizes and hashes of graph and weights.
         files: files to copy, by the name that they get.
         write: called with a folder, writes more files into it (the tokenizer's).
     """
@@ -120,7 +120,10 @@ def write_artifact(
         alignment=4096,  # a page: onnxruntime maps the file and the kernels read it in place
         align_threshold=65536,
     )
+    files = {path.name: {"bytes": path.stat().st_size, "sha256": sha256_file(path)} for path in staging.iterdir()}
     for file_name, document in sidecars.documents.items():
+        if file_name == MANIFEST:
+            document["files"] = files
         text = json.dumps(document, indent=2, ensure_ascii=False) + "\n"
         (staging / file_name).write_text(text, encoding="utf-8")
     if sidecars.write is not None:

@@ -25,7 +25,13 @@ from prosparse_export.library import library_info
 from prosparse_export.model_folder import load_model_folder, quiet
 from prosparse_export.probe import FfnNode, ffn_nodes, read_graph, unknown_to_the_library
 from prosparse_export.runtime import SparseModel
-from prosparse_export.stored_weights import checkpoint_format, format_bound, with_stored_weights
+from prosparse_export.stored_weights import (
+    StoredAs,
+    checkpoint_format,
+    format_bound,
+    stored_formats,
+    with_stored_weights,
+)
 from prosparse_export.validation import reference as ref
 from prosparse_export.validation.determinism import check_determinism
 from prosparse_export.validation.exactness import Comparison, Expected, run_all
@@ -84,6 +90,7 @@ class _Subject:
     graph: onnx.ModelProto
     nodes: list[FfnNode]
     linears: dict[str, list[str]]
+    formats: dict[str, StoredAs]
     weights: str
     lossy: bool
     fused_attention: bool
@@ -132,14 +139,16 @@ def _subject(folder: Path, path: Path, options: ValidationOptions, trust: bool) 
     layers = [layer for layer in manifest.get("ffn", {}).get("layers", []) if not layer["reason"]]
     own = checkpoint_format(manifest.get("source", {}).get("weight_dtype", "float32"))
     config = _config(folder)
+    formats = stored_formats(manifest)
     return _Subject(
         folder=folder,
         path=path,
         graph=graph,
         nodes=_as_exported(ffn_nodes(graph), layers),
         linears={layer["module"]: list(layer["linears"]) for layer in layers if layer.get("linears")},
+        formats=formats,
         weights=weights,
-        lossy=weights in ("i8", "i4") or weights not in ("f32", own),
+        lossy=any(stored.weights != own for stored in formats.values()),
         fused_attention=manifest.get("attention") == "GroupQueryAttention",
         sources=sources,
         positions=config.get("max_position_embeddings"),
@@ -275,7 +284,7 @@ class _Run:
     def _bound(self, exact: ref.Reference) -> float:
         if self.options.max_abs_diff is not None:
             return self.options.max_abs_diff
-        return format_bound(self.subject.weights, len(self.subject.nodes), exact.largest)
+        return format_bound(self.subject.formats, exact.largest)
 
     def _references(self) -> tuple[ref.Reference, ref.Reference | None]:
         """PyTorch with its own weights and with the stored ones; the second is None if only the artifact has them."""
@@ -295,7 +304,7 @@ class _Run:
             return original, original
         if options.low_memory:
             return original, None
-        with_stored_weights(model, s.linears.values(), s.weights)  # type: ignore[arg-type]
+        with_stored_weights(model, s.formats)
         return original, self._torch(model, "PyTorch, stored weights", None)
 
     def _torch(self, model: PreTrainedModel, stage: str, target: Path | None) -> ref.Reference:
