@@ -33,6 +33,8 @@ _ROUNDS, _STEPS = 7, 24
 @click.argument("models", nargs=-1, required=True, type=click.Path(exists=True, file_okay=False, path_type=Path))
 @click.option("--text", "text_file", type=click.Path(path_type=Path))
 @click.option("--max-tokens", default=2048, show_default=True)
+@click.option("--step-tokens", default=512, show_default=True, help="Computed one by one, as validate's.")
+@click.option("--greedy", default=64, show_default=True, help="Generated per prompt, as validate's.")
 @click.option("--formats", default="f32,bf16,f16,i8,i4", show_default=True)
 @click.option("--threads", default=1, show_default=True)
 @click.option("--decode/--no-decode", default=True, show_default=True, help="Time decoding too.")
@@ -41,6 +43,8 @@ def main(
     models: tuple[Path, ...],
     text_file: Path | None,
     max_tokens: int,
+    step_tokens: int,
+    greedy: int,
     formats: str,
     threads: int,
     decode: bool,
@@ -48,6 +52,7 @@ def main(
 ) -> None:
     """Print the table for each of MODELS, model folders."""
     text = read_text(text_file) if text_file else default_text()
+    options = ValidationOptions(tokens=max_tokens, threads=threads, step_tokens=step_tokens, greedy=greedy)
     passed, rows = True, []
     for model in models:
         click.echo(f"\n{model}, {max_tokens} tokens, {threads} threads")
@@ -59,7 +64,7 @@ def main(
             with tempfile.TemporaryDirectory() as folder:
                 path = export_model(model, Path(folder) / "m.onnx", ExportOptions(weights=weights)).path  # type: ignore[arg-type]
                 began = time.perf_counter()
-                result = validate(model, path, ValidationOptions(tokens=max_tokens, threads=threads), text=text)
+                result = validate(model, path, options, text=text)
                 seconds = time.perf_counter() - began
                 speed = _decode(path, threads) if decode else None
             click.echo(_row(weights, result, seconds, speed))
