@@ -158,10 +158,10 @@ inline float exp_clamped(float x) {
   std::memcpy(&bits, &shifted, 4);
   const int32_t exponent = bits - 0x4b400000;  // n
   const int32_t half = exponent >> 1;          // two factors: 2^n itself may be no normal float
-  const int32_t factors[2] = {(half + 127) << 23, (exponent - half + 127) << 23};
+  const int32_t first_bits = (half + 127) << 23, second_bits = (exponent - half + 127) << 23;
   float first, second;
-  std::memcpy(&first, &factors[0], 4);
-  std::memcpy(&second, &factors[1], 4);
+  std::memcpy(&first, &first_bits, 4);
+  std::memcpy(&second, &second_bits, 4);
   return p * first * second;
 }
 
