@@ -15,6 +15,7 @@ import torch
 from transformers import AutoTokenizer
 
 from graph_passes import FfnOutcome, Format, WeightRangeError, export_pipeline
+from prosparse_export.approximate import Approximation, approximate, check_approximation
 from prosparse_export.artifact import MANIFEST, Sidecars, artifact_folder, sha256_file, write_artifact
 from prosparse_export.errors import ProSparseError
 from prosparse_export.library import library_path
@@ -45,6 +46,7 @@ class ExportOptions:
         activation: what the FFNs compute (relu, relu2, fatrelu, drelu), where config.json is wrong.
         threshold: FATReLU t, where config.json lacks it or another is wanted.
         plain: write standard ONNX instead of our operators, with standard attention.
+        approximate: zero the smallest activations of a SwiGLU model. LOSSY: the manifest has what it costs.
     """
 
     overwrite: bool = False
@@ -56,6 +58,7 @@ class ExportOptions:
     activation: str | None = None
     threshold: float | None = None
     plain: bool = False
+    approximate: Approximation | None = None
 
 
 @dataclass(frozen=True)
@@ -101,6 +104,8 @@ def export_model(
             f"output: {output}: expected a folder of its own, got the model folder, whose config.json it would replace",
             hint="choose another folder",
         )
+    if options.approximate is not None:
+        check_approximation(options.approximate)
     with artifact_folder(output, overwrite=options.overwrite) as staging:
         tell("load", 0, 0)
         checkpoint = load_model_folder(
@@ -109,6 +114,9 @@ def export_model(
             activation=options.activation,
             threshold=options.threshold,
         )
+        approximation = None
+        if options.approximate is not None:
+            approximation = approximate(checkpoint.model, folder, options.approximate, tell)
         weights = options.weights or checkpoint_format(checkpoint.weight_dtype)
         tell("trace", 0, 0)
         graph = trace(checkpoint.model)
@@ -122,8 +130,16 @@ def export_model(
         refused = tuple(o for o in outcomes if o.reason)
         if not rewritten and not options.allow_dense:
             raise _nothing_rewritten(folder, refused)
+        if approximation is not None and len(rewritten) < len(approximation["thresholds"]):
+            raise ProSparseError(
+                f"approximation: {folder}: expected {len(approximation['thresholds'])} sparse blocks, got "
+                f"{len(rewritten)}: {refused[0] if refused else 'others were not found'}",
+                hint="such a model would lose accuracy and gain no speed: leave out --approximate",
+            )
         tell("write", 0, 0)
         manifest = _manifest(folder, checkpoint, graph, outcomes, refusals, weights, options)
+        if approximation is not None:
+            manifest["approximation"] = approximation
         sidecars = _sidecars(folder, checkpoint, manifest, options)
         try:
             write_artifact(graph, staging, output.name, sidecars, lambda done, total: tell("write", done, total))

@@ -3,13 +3,24 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
+from typing import Any
 
 from rich.console import Console
 from rich.progress import BarColumn, Progress, SpinnerColumn, TaskID, TextColumn, TimeElapsedColumn, TimeRemainingColumn
 
-__all__ = ["stages"]
+__all__ = ["describe_approximation", "stages"]
+
+
+def describe_approximation(recorded: Mapping[str, Any]) -> str:
+    """Return the manifest's entry on --approximate as one line."""
+    return (
+        f"{recorded['activation']} approximated, {recorded['keep']:.0%} of the neurons kept: perplexity "
+        f"{recorded['perplexity_dense']:.4g} -> {recorded['perplexity']:.4g} ({recorded['perplexity_change']:+.2%}) on "
+        f"{recorded['perplexity_tokens']} tokens of the calibration text that set no threshold; "
+        f"zeros {recorded['sparsity']:.1%}"
+    )
 
 
 @contextmanager

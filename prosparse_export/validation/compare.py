@@ -19,6 +19,7 @@ from numpy.typing import NDArray
 from transformers import PreTrainedModel
 
 from prosparse_export.activity import measure_activity
+from prosparse_export.approximate import approximate_again
 from prosparse_export.artifact import read_manifest, sha256_file
 from prosparse_export.errors import ProSparseError
 from prosparse_export.library import library_info
@@ -90,6 +91,13 @@ class _Subject:
     sources: dict[str, str]
     positions: int | None
     trust: bool
+    approximation: dict[str, Any] | None
+
+    def make_exact(self, model: PreTrainedModel) -> None:
+        """Give ``model`` the weights and thresholds of the artifact."""
+        with_stored_weights(model, self.linears.values(), self.weights)  # type: ignore[arg-type]
+        if self.approximation is not None:
+            approximate_again(model, self.approximation)
 
     def load(self, *, low_memory: bool) -> PreTrainedModel:
         """Load PyTorch's model."""
@@ -139,11 +147,12 @@ def _subject(folder: Path, path: Path, options: ValidationOptions, trust: bool) 
         nodes=_as_exported(ffn_nodes(graph), layers),
         linears={layer["module"]: list(layer["linears"]) for layer in layers if layer.get("linears")},
         weights=weights,
-        lossy=weights in ("i8", "i4") or weights not in ("f32", own),
+        lossy=weights in ("i8", "i4") or weights not in ("f32", own) or "approximation" in manifest,
         fused_attention=manifest.get("attention") == "GroupQueryAttention",
         sources=sources,
         positions=config.get("max_position_embeddings"),
         trust=trust,
+        approximation=manifest.get("approximation"),
     )
 
 
@@ -206,6 +215,7 @@ class _Run:
         try:
             sum_without, sum_with = QualitySum("without library"), QualitySum("with library")
             against = "PyTorch with the stored weights" if s.lossy else "PyTorch"
+            against += " and thresholds" if s.approximation is not None else ""
             runs: list[Comparison] = []
             if exact is None:  # nothing but the artifact has the rounded weights: its bodies are the reference
                 against = "the artifact without the library"
@@ -295,7 +305,7 @@ class _Run:
             return original, original
         if options.low_memory:
             return original, None
-        with_stored_weights(model, s.linears.values(), s.weights)  # type: ignore[arg-type]
+        s.make_exact(model)
         return original, self._torch(model, "PyTorch, stored weights", None)
 
     def _torch(self, model: PreTrainedModel, stage: str, target: Path | None) -> ref.Reference:
