@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import contextlib
 import shutil
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from importlib.metadata import version
 from pathlib import Path
@@ -14,14 +15,22 @@ import onnx_ir as ir
 import torch
 from transformers import AutoTokenizer
 
-from graph_passes import FfnOutcome, Format, WeightRangeError, export_pipeline
+from graph_passes import FfnOutcome, Format, LinearOutcome, WeightRangeError, export_pipeline
 from prosparse_export.approximate import Approximation, approximate, check_approximation
 from prosparse_export.artifact import MANIFEST, Sidecars, artifact_folder, sha256_file, write_artifact
 from prosparse_export.errors import ProSparseError
+from prosparse_export.file_tensors import place_weights
 from prosparse_export.library import library_path
 from prosparse_export.model_folder import load_model_folder, quiet
 from prosparse_export.runtime import SparseModel
-from prosparse_export.stored_weights import checkpoint_format, format_bound, with_stored_weights
+from prosparse_export.stored_weights import (
+    StoredAs,
+    checkpoint_format,
+    format_bound,
+    rounding,
+    stored_formats,
+    with_stored_weights,
+)
 from prosparse_export.trace import OPSET, trace
 from prosparse_models import Checkpoint
 
@@ -43,6 +52,7 @@ class ExportOptions:
         with_library: put the operator library beside the graph.
         trust_remote_code: let Python code in the model folder run, for model types unknown here.
         weights: how the sparse blocks' matrices are stored; None for the checkpoint's own float type.
+        other_weights: how attention's, lm_head's and the embedding's are; None for as ``weights``.
         activation: what the FFNs compute (relu, relu2, fatrelu, drelu), where config.json is wrong.
         threshold: FATReLU t, where config.json lacks it or another is wanted.
         plain: write standard ONNX instead of our operators, with standard attention.
@@ -55,6 +65,7 @@ class ExportOptions:
     with_library: bool = True
     trust_remote_code: bool = False
     weights: Format | None = None
+    other_weights: Format | None = None
     activation: str | None = None
     threshold: float | None = None
     plain: bool = False
@@ -108,24 +119,24 @@ def export_model(
         check_approximation(options.approximate)
     with artifact_folder(output, overwrite=options.overwrite) as staging:
         tell("load", 0, 0)
-        checkpoint = load_model_folder(
-            folder,
-            trust_remote_code=options.trust_remote_code,
-            activation=options.activation,
-            threshold=options.threshold,
-        )
-        approximation = None
-        if options.approximate is not None:
-            approximation = approximate(checkpoint.model, folder, options.approximate, tell)
+        checkpoint, graph, approximation = _traced(folder, options, tell)
         weights = options.weights or checkpoint_format(checkpoint.weight_dtype)
-        tell("trace", 0, 0)
-        graph = trace(checkpoint.model)
+        other_weights = options.other_weights or weights
         tell("rewrite", 0, 0)
         outcomes: list[FfnOutcome] = []
         refusals: list[str] = []
+        linears: list[LinearOutcome] = []
         has_head = checkpoint.model.get_output_embeddings() is not None
         fuse = options.fuse_attention and has_head and not options.plain  # the fused operator wants a cache
-        export_pipeline(outcomes, refusals, fuse_attention=fuse, weights=weights, plain=options.plain)(graph)
+        export_pipeline(
+            outcomes,
+            refusals,
+            fuse_attention=fuse,
+            weights=weights,
+            other_weights=other_weights,
+            linears=linears,
+            plain=options.plain,
+        )(graph)
         rewritten = tuple(o for o in outcomes if not o.reason)
         refused = tuple(o for o in outcomes if o.reason)
         if not rewritten and not options.allow_dense:
@@ -137,7 +148,7 @@ def export_model(
                 hint="such a model would lose accuracy and gain no speed: leave out --approximate",
             )
         tell("write", 0, 0)
-        manifest = _manifest(folder, checkpoint, graph, outcomes, refusals, weights, options)
+        manifest = _manifest(folder, checkpoint, graph, outcomes, refusals, linears, weights, other_weights, options)
         if approximation is not None:
             manifest["approximation"] = approximation
         sidecars = _sidecars(folder, checkpoint, manifest, options)
@@ -146,15 +157,32 @@ def export_model(
         except WeightRangeError as error:
             raise ProSparseError(f"weights: {error}", hint="choose another --weights: bf16 and f32 hold any") from error
         tell("check", 0, 0)
-        with_stored_weights(checkpoint.model, [outcome.linears for outcome in rewritten], weights)
-        _check(
-            checkpoint,
-            staging / output.name,
-            weights,
-            len(rewritten),
-            uses_library=options.with_library and bool(rewritten) and not options.plain,
-        )
+        uses_library = options.with_library and bool(rewritten) and not options.plain
+        _check(checkpoint, staging / output.name, stored_formats(manifest), uses_library=uses_library)
     return ExportResult(output, rewritten, refused, tuple(refusals), manifest)
+
+
+def _traced(folder: Path, options: ExportOptions, tell: Report) -> tuple[Checkpoint, ir.Model, dict[str, Any] | None]:
+    """Load and trace the model with its matrices left in their files, or, where that cannot be, with all of it read.
+
+    An approximation is measured on the model, so it wants all of it; the third result is what it found.
+    """
+    approximation = None
+    for in_files in (True, False) if options.approximate is None else (False,):
+        checkpoint = load_model_folder(
+            folder,
+            trust_remote_code=options.trust_remote_code,
+            activation=options.activation,
+            threshold=options.threshold,
+            in_files=in_files,
+        )
+        if options.approximate is not None:
+            approximation = approximate(checkpoint.model, folder, options.approximate, tell)
+        tell("trace", 0, 0)
+        graph = trace(checkpoint.model)
+        if checkpoint.weights is None or not place_weights(graph.graph, checkpoint.weights):
+            break
+    return checkpoint, graph, approximation
 
 
 def _nothing_rewritten(folder: Path, refused: tuple[FfnOutcome, ...]) -> ProSparseError:
@@ -172,7 +200,9 @@ def _manifest(
     graph: ir.Model,
     outcomes: list[FfnOutcome],
     refusals: list[str],
+    linears: list[LinearOutcome],
     weights: Format,
+    other_weights: Format,
     options: ExportOptions,
 ) -> dict[str, Any]:
     fused = any(node.op_type == "GroupQueryAttention" for node in graph.graph)
@@ -197,6 +227,7 @@ def _manifest(
             "refused": sum(bool(o.reason) for o in outcomes),
             "layers": [vars(o) for o in outcomes],
         },
+        "linear": {"weight_format": other_weights, "modules": [linear.module for linear in linears]},
     }
 
 
@@ -231,16 +262,22 @@ def _write_tokenizer(folder: Path, target: Path) -> None:
 
 
 @torch.no_grad()
-def _check(checkpoint: Checkpoint, path: Path, weights: Format, blocks: int, *, uses_library: bool) -> None:
+def _check(checkpoint: Checkpoint, path: Path, formats: Mapping[str, StoredAs], *, uses_library: bool) -> None:
     """Compare a few logits with PyTorch's: an artifact that computes something else is never published."""
-    vocabulary = int(checkpoint.model.config.get_text_config().vocab_size)
+    model = checkpoint.model
+    vocabulary = int(model.config.get_text_config().vocab_size)
     ids = np.random.default_rng(0).integers(0, vocabulary, size=(1, _CHECK_TOKENS))
-    with quiet():
-        expected = next(iter(checkpoint.model(input_ids=torch.from_numpy(ids)).values())).float().numpy()
+    if checkpoint.weights is None:
+        with_stored_weights(model, formats)
+        filled: contextlib.AbstractContextManager[None] = contextlib.nullcontext()
+    else:
+        filled = checkpoint.weights.filled(model, rounding(model, formats))
+    with quiet(), filled:
+        expected = next(iter(model(input_ids=torch.from_numpy(ids)).values())).float().numpy()
     actual, _ = SparseModel.open(path, library=uses_library).forward(ids, np.ones_like(ids))
     difference = float(np.abs(actual - expected).max())
     largest = max(1.0, float(np.abs(expected).max()))
-    bound = max(_CHECK_BOUND * largest, format_bound(weights, blocks, largest))
+    bound = max(_CHECK_BOUND * largest, format_bound(formats, largest))
     if not difference <= bound:
         raise ProSparseError(
             f"check: logits differ from PyTorch's: expected at most {bound:g}, got {difference:g}",

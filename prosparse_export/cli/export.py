@@ -47,6 +47,13 @@ Examples:
     "per 32 weights, smaller and faster, rounded.",
 )
 @click.option(
+    "--other-weights",
+    type=click.Choice(["same", "f32", "f16", "bf16", "i8", "i4"]),
+    default="same",
+    show_default=True,
+    help="How attention's, lm_head's and the embedding's matrices are stored. same: as --weights.",
+)
+@click.option(
     "--activation",
     type=click.Choice(["relu", "relu2", "fatrelu", "drelu"]),
     help="What the FFNs compute, where config.json is wrong about it.",
@@ -82,6 +89,7 @@ def export_command(
     allow_dense: bool,
     attention: str,
     weights: str,
+    other_weights: str,
     activation: str | None,
     threshold: float | None,
     plain: bool,
@@ -118,6 +126,7 @@ def export_command(
             with_library=library,
             trust_remote_code=trust_remote_code,
             weights=None if weights == "checkpoint" else cast("Format", weights),
+            other_weights=None if other_weights == "same" else cast("Format", other_weights),
             activation=activation,
             threshold=threshold,
             plain=plain,

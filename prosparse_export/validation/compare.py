@@ -26,7 +26,13 @@ from prosparse_export.library import library_info
 from prosparse_export.model_folder import load_model_folder, quiet
 from prosparse_export.probe import FfnNode, ffn_nodes, read_graph, unknown_to_the_library
 from prosparse_export.runtime import SparseModel
-from prosparse_export.stored_weights import checkpoint_format, format_bound, with_stored_weights
+from prosparse_export.stored_weights import (
+    StoredAs,
+    checkpoint_format,
+    format_bound,
+    stored_formats,
+    with_stored_weights,
+)
 from prosparse_export.validation import reference as ref
 from prosparse_export.validation.determinism import check_determinism
 from prosparse_export.validation.exactness import Comparison, Expected, run_all
@@ -85,6 +91,7 @@ class _Subject:
     graph: onnx.ModelProto
     nodes: list[FfnNode]
     linears: dict[str, list[str]]
+    formats: dict[str, StoredAs]
     weights: str
     lossy: bool
     fused_attention: bool
@@ -95,7 +102,7 @@ class _Subject:
 
     def make_exact(self, model: PreTrainedModel) -> None:
         """Give ``model`` the weights and thresholds of the artifact."""
-        with_stored_weights(model, self.linears.values(), self.weights)  # type: ignore[arg-type]
+        with_stored_weights(model, self.formats)
         if self.approximation is not None:
             approximate_again(model, self.approximation)
 
@@ -140,14 +147,16 @@ def _subject(folder: Path, path: Path, options: ValidationOptions, trust: bool) 
     layers = [layer for layer in manifest.get("ffn", {}).get("layers", []) if not layer["reason"]]
     own = checkpoint_format(manifest.get("source", {}).get("weight_dtype", "float32"))
     config = _config(folder)
+    formats = stored_formats(manifest)
     return _Subject(
         folder=folder,
         path=path,
         graph=graph,
         nodes=_as_exported(ffn_nodes(graph), layers),
         linears={layer["module"]: list(layer["linears"]) for layer in layers if layer.get("linears")},
+        formats=formats,
         weights=weights,
-        lossy=weights in ("i8", "i4") or weights not in ("f32", own) or "approximation" in manifest,
+        lossy=any(stored.weights != own for stored in formats.values()) or "approximation" in manifest,
         fused_attention=manifest.get("attention") == "GroupQueryAttention",
         sources=sources,
         positions=config.get("max_position_embeddings"),
@@ -285,7 +294,7 @@ class _Run:
     def _bound(self, exact: ref.Reference) -> float:
         if self.options.max_abs_diff is not None:
             return self.options.max_abs_diff
-        return format_bound(self.subject.weights, len(self.subject.nodes), exact.largest)
+        return format_bound(self.subject.formats, exact.largest)
 
     def _references(self) -> tuple[ref.Reference, ref.Reference | None]:
         """PyTorch with its own weights and with the stored ones; the second is None if only the artifact has them."""
