@@ -18,7 +18,9 @@ from transformers import AutoTokenizer
 from graph_passes import FfnOutcome, Format, LinearOutcome, WeightRangeError, export_pipeline
 from prosparse_export.approximate import Approximation, approximate, check_approximation
 from prosparse_export.artifact import MANIFEST, Sidecars, artifact_folder, sha256_file, write_artifact
+from prosparse_export.encoder_decoder import encoder_path
 from prosparse_export.errors import ProSparseError
+from prosparse_export.export_encoder_decoder import check_encoder_decoder, rewrite_encoder_decoder, write_encoder
 from prosparse_export.file_tensors import place_weights
 from prosparse_export.library import library_path
 from prosparse_export.model_folder import load_model_folder, quiet
@@ -32,7 +34,8 @@ from prosparse_export.stored_weights import (
     with_stored_weights,
 )
 from prosparse_export.trace import OPSET, trace
-from prosparse_models import Checkpoint
+from prosparse_models import Checkpoint, CheckpointError
+from prosparse_models.model_config import read_model_config
 
 __all__ = ["ExportOptions", "ExportResult", "export_model"]
 
@@ -119,6 +122,8 @@ def export_model(
         check_approximation(options.approximate)
     with artifact_folder(output, overwrite=options.overwrite) as staging:
         tell("load", 0, 0)
+        if _is_encoder_decoder(folder):
+            return _export_encoder_decoder(folder, output, staging, options, tell)
         checkpoint, graph, approximation = _traced(folder, options, tell)
         weights = options.weights or checkpoint_format(checkpoint.weight_dtype)
         other_weights = options.other_weights or weights
@@ -162,6 +167,47 @@ def export_model(
     return ExportResult(output, rewritten, refused, tuple(refusals), manifest)
 
 
+def _export_encoder_decoder(
+    folder: Path, output: Path, staging: Path, options: ExportOptions, tell: Report
+) -> ExportResult:
+    if options.approximate is not None:
+        raise ProSparseError(
+            f"approximation: {folder}: expected a decoder alone, got an encoder-decoder", hint="leave out --approximate"
+        )
+    if options.other_weights not in (None, "f32"):
+        raise ProSparseError(
+            f"weights: {folder}: expected f32 outside the FFNs of an encoder-decoder, got {options.other_weights}",
+            hint="--weights alone is for its FFNs",
+        )
+    checkpoint = load_model_folder(
+        folder,
+        trust_remote_code=options.trust_remote_code,
+        activation=options.activation,
+        threshold=options.threshold,
+        encoder_decoder=True,
+    )
+    weights = options.weights or checkpoint_format(checkpoint.weight_dtype)
+    encoder, decoder, outcomes = rewrite_encoder_decoder(checkpoint.model, weights, plain=options.plain, tell=tell)
+    rewritten = tuple(o for o in outcomes if not o.reason)
+    refused = tuple(o for o in outcomes if o.reason)
+    if not rewritten and not options.allow_dense:
+        raise _nothing_rewritten(folder, refused)
+    refusals = ["encoder-decoder: attention stays as it was traced"]
+    manifest = _manifest(folder, checkpoint, decoder, outcomes, refusals, [], weights, "f32", options)
+    manifest["encoder"] = encoder_path(output).name
+    try:
+        write_encoder(encoder, staging, output.name, tell)
+        sidecars = _sidecars(folder, checkpoint, manifest, options)
+        write_artifact(decoder, staging, output.name, sidecars, lambda done, total: tell("write", done, total))
+    except WeightRangeError as error:
+        raise ProSparseError(f"weights: {error}", hint="choose another --weights: bf16 and f32 hold any") from error
+    tell("check", 0, 0)
+    uses_library = options.with_library and bool(rewritten) and not options.plain
+    formats = stored_formats(manifest)
+    check_encoder_decoder(checkpoint.model, staging / output.name, formats, uses_library=uses_library)
+    return ExportResult(output, rewritten, refused, tuple(refusals), manifest)
+
+
 def _traced(folder: Path, options: ExportOptions, tell: Report) -> tuple[Checkpoint, ir.Model, dict[str, Any] | None]:
     """Load and trace the model with its matrices left in their files, or, where that cannot be, with all of it read.
 
@@ -183,6 +229,16 @@ def _traced(folder: Path, options: ExportOptions, tell: Report) -> tuple[Checkpo
         if checkpoint.weights is None or not place_weights(graph.graph, checkpoint.weights):
             break
     return checkpoint, graph, approximation
+
+
+def _is_encoder_decoder(folder: Path) -> bool:
+    """Tell whether config.json is of an encoder-decoder with a language model's head."""
+    try:
+        values = read_model_config(folder).values
+    except CheckpointError:
+        return False  # loading says what is wrong
+    architecture = str(next(iter(values.get("architectures") or []), ""))
+    return bool(values.get("is_encoder_decoder")) and not architecture.endswith("Model")
 
 
 def _nothing_rewritten(folder: Path, refused: tuple[FfnOutcome, ...]) -> ProSparseError:

@@ -15,7 +15,7 @@ from tokenizers import Tokenizer
 from prosparse_export.errors import ProSparseError
 from prosparse_export.library import register
 
-__all__ = ["Cache", "SparseModel", "load"]
+__all__ = ["Cache", "SparseModel", "choose_token", "load"]
 
 
 @dataclass(frozen=True)
@@ -66,6 +66,7 @@ class SparseModel:
         threads: int | None = None,
         library: bool = True,
         session_options: onnxruntime.SessionOptions | None = None,
+        encoder_decoder: bool = False,
     ) -> SparseModel:
         """Open ``path``.
 
@@ -74,6 +75,7 @@ class SparseModel:
             threads: intra-op threads; None leaves it to onnxruntime (one per core).
             library: register the sparse kernels; without them the operators' ONNX bodies run.
             session_options: options of your own; ``threads`` then changes nothing in them if None.
+            encoder_decoder: the decoder of an encoder-decoder is welcome; see encoder_decoder.py.
 
         Raises:
             ProSparseError: the file is missing or damaged, or onnxruntime cannot run it.
@@ -98,6 +100,11 @@ class SparseModel:
                 f"model: {path}: onnxruntime {onnxruntime.__version__} cannot open it: {' '.join(str(error).split())}",
                 hint="prosparse.json beside it names the onnxruntime that it needs; export a damaged file again",
             ) from error
+        if not encoder_decoder and any(v.name == "encoder_attention_mask" for v in session.get_inputs()):
+            raise ProSparseError(
+                f"model: {path}: expected a decoder alone or an encoder, got the decoder of an encoder-decoder",
+                hint="prosparse generate runs it; in Python prosparse_export.encoder_decoder.EncoderDecoder does",
+            )
         past = {
             value.name: (int(value.shape[1]), int(value.shape[3]))
             for value in session.get_inputs()
@@ -174,7 +181,7 @@ class SparseModel:
         last = np.zeros(len(prompts), np.int64)
         for _ in range(max_new_tokens):
             logits, cache = self.forward(ids, mask, cache)
-            last = np.where(ended, last, _choose(logits[:, -1], temperature, rng))
+            last = np.where(ended, last, choose_token(logits[:, -1], temperature, rng))
             yield last
             ended |= np.isin(last, list(self.stop))
             if ended.all():
@@ -211,7 +218,8 @@ class SparseModel:
                 shown = text
 
 
-def _choose(logits: NDArray[np.float32], temperature: float, rng: np.random.Generator) -> NDArray[np.int64]:
+def choose_token(logits: NDArray[np.float32], temperature: float, rng: np.random.Generator) -> NDArray[np.int64]:
+    """Return a token per row of ``logits``, ``[batch, vocabulary]``: the likeliest at temperature 0, else a sample."""
     if temperature <= 0.0:
         return np.asarray(logits.argmax(-1), np.int64)
     scaled = (logits - logits.max(-1, keepdims=True)).astype(np.float64) / temperature

@@ -36,11 +36,19 @@ def generate_command(
     threads: int | None,
     library: bool,
 ) -> None:
-    """Continue PROMPT with the exported model ONNX_FILE, token by token; speed goes to stderr."""
+    """Continue PROMPT with the exported model ONNX_FILE, token by token; speed goes to stderr.
+
+    An encoder-decoder reads PROMPT and prints what it makes of it.
+    """
+    from prosparse_export.encoder_decoder import EncoderDecoder, encoder_path
     from prosparse_export.runtime import SparseModel
 
-    model = SparseModel.open(onnx_file, threads=threads, library=library)
-    click.echo(prompt, nl=False)
+    model: SparseModel | EncoderDecoder
+    if encoder_path(onnx_file).is_file():
+        model = EncoderDecoder.open(onnx_file, threads=threads, library=library)
+    else:
+        model = SparseModel.open(onnx_file, threads=threads, library=library)
+        click.echo(prompt, nl=False)
     began, first, count = time.perf_counter(), 0.0, 0
     for piece in model.stream_text(prompt, max_new_tokens=max_new_tokens, temperature=temperature, seed=seed):
         count += 1

@@ -133,6 +133,12 @@ def _subject(folder: Path, path: Path, options: ValidationOptions, trust: bool) 
         raise ProSparseError(f"model folder: {folder}: expected a folder, got none", hint="check the path")
     graph = read_graph(path)
     manifest = read_manifest(path)
+    if "encoder" in manifest:
+        raise ProSparseError(
+            f"artifact: {path}: expected a decoder alone, got an encoder-decoder, whose logits on a running text mean "
+            "nothing",
+            hint="its export compared it with PyTorch; `prosparse generate` runs it",
+        )
     sources: dict[str, str] = manifest.get("source", {}).get("sha256", {})
     for name, expected in sources.items():
         file = folder / name
