@@ -33,6 +33,7 @@ class Family:
         encoder: hidden states, no cache, no generation.
         encoder_decoder: two graphs; the decoder generates from the encoder's states.
         refused: part of the error, where there is no export.
+        note: what the table says of it, if not that part.
         fields: what config.json says instead of what transformers wrote.
     """
 
@@ -47,6 +48,7 @@ class Family:
     encoder: bool = False
     encoder_decoder: bool = False
     refused: str = ""
+    note: str = ""
     fields: dict[str, Any] = field(default_factory=dict)
 
     def save(self, folder: Path) -> None:
@@ -130,7 +132,6 @@ GEMMA3N = {
 }
 FATRELU = {"model_type": "sparsellama", "hidden_act": "fatrelu", "hidden_act_param": 0.01}
 WINDOW = "its mask is more than causal order and padding"
-ALIBI = "?"
 GATED, PLAIN = "SparseGatedFFNF32", "SparseFFNF32"
 
 FAMILIES = [
@@ -215,7 +216,8 @@ FAMILIES = [
         lambda: hf.FalconForCausalLM(hf.FalconConfig(**falcon(alibi=True, bias=True, multi_query=False))),
         PLAIN,
         "relu",
-        attention=ALIBI,
+        refused="Could not find an implementation for Mul",
+        note="onnxruntime has no product of bfloat16, in which transformers computes alibi",
     ),
     Family(
         "Nemotron, Minitron",
@@ -297,6 +299,7 @@ FAMILIES = [
         "",
         encoder_decoder=True,
         refused="torch.onnx.export failed",
+        note="torch.export cannot trace its routing: each expert takes the tokens that chose it",
     ),
     Family(
         "SmallThinker (experts, code of its own)",

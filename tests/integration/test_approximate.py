@@ -19,6 +19,7 @@ from transformers import LlamaConfig, LlamaForCausalLM, OPTConfig, OPTForCausalL
 from prosparse_export import ExportOptions, ProSparseError, export_model, load
 from prosparse_export.approximate import Approximation
 from prosparse_export.cli import main
+from prosparse_export.stored_weights import stored_formats, with_stored_weights
 from prosparse_models import load_checkpoint
 from prosparse_models.approximation import ThresholdedSilu
 
@@ -150,18 +151,18 @@ def test_validate_and_info_know_that_it_is_lossy(swiglu: Path, artifact: Path) -
     assert "LOSSY: silu approximated, 40% of the neurons kept" in info.stdout
 
 
-def test_other_formats_and_the_plain_form(swiglu: Path, text: Path, tmp_path: Path) -> None:
-    wanted = Approximation(KEEP, (text,))
-    quantised = export_model(swiglu, tmp_path / "i4" / "m.onnx", ExportOptions(approximate=wanted, weights="i4"))
-    assert {o.op for o in quantised.rewritten} == {"SparseGatedFFNI4"}
-    plain = export_model(swiglu, tmp_path / "plain" / "m.onnx", ExportOptions(approximate=wanted, plain=True))
-    proto = onnx.load(plain.path)
+def test_i4_and_the_plain_form(swiglu: Path, text: Path, tmp_path: Path) -> None:
+    options = ExportOptions(approximate=Approximation(KEEP, (text,)), weights="i4", plain=True)
+    result = export_model(swiglu, tmp_path / "out" / "m.onnx", options)
+    assert {(o.op, o.activation) for o in result.rewritten} == {("SparseGatedFFNI4", "silu")}
+    proto = onnx.load(result.path)
     assert {node.domain for node in proto.graph.node} == {""}
     ids = np.random.default_rng(0).integers(3, vocabulary(), (1, 20))
+    model = approximated_model(swiglu, result.manifest["approximation"]["thresholds"])
+    with_stored_weights(model, stored_formats(result.manifest))  # type: ignore[arg-type]
     with torch.no_grad():
-        model = approximated_model(swiglu, plain.manifest["approximation"]["thresholds"])
         expected = model(input_ids=torch.from_numpy(ids)).logits.numpy()
-    actual, _ = load(plain.path, library=False).forward(ids, np.ones_like(ids))
+    actual, _ = load(result.path, library=False).forward(ids, np.ones_like(ids))
     assert np.abs(actual - expected).max() <= 1e-4 * np.abs(expected).max()
 
 

@@ -317,7 +317,7 @@ def table() -> str:
             notes += [f"- {family.name}: attention stays plain: {family.attention}." for _ in found.attention[:1]]
     for family in REFUSED:
         lines.append(f"| {family.name} | - | not exported | - | - | - | - | - |")
-        notes.append(f"- {family.name}: not exported: {family.refused}.")
+        notes.append(f"- {family.name}: not exported: {family.note or family.refused}.")
     head = HEAD.format(d_model=D_MODEL, d_ff=D_FF)
     return head + "\n".join([*lines, "", "Reasons:", "", *notes]) + "\n"
 
