@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import json
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
@@ -14,7 +15,9 @@ from numpy.typing import NDArray
 from tokenizers import Tokenizer
 
 from prosparse_export.errors import ProSparseError
-from prosparse_export.runtime import Cache, SparseModel, choose_token
+from prosparse_export.runtime import Cache, SparseModel
+from prosparse_export.sampling import Sampler, Sampling
+from prosparse_export.text_stream import TextStream
 
 __all__ = ["EncoderDecoder", "Source", "encoder_path"]
 
@@ -63,20 +66,31 @@ class EncoderDecoder:
     _past: dict[str, tuple[int, int]] = field(repr=False)
 
     @classmethod
-    def open(cls, path: str | Path, *, threads: int | None = None, library: bool = True) -> EncoderDecoder:
+    def open(
+        cls,
+        path: str | Path,
+        *,
+        threads: int | None = None,
+        spinning: bool = True,
+        library: bool = True,
+        verify: bool = False,
+    ) -> EncoderDecoder:
         """Open the decoder ``path`` and the encoder beside it.
 
         Args:
             path: an .onnx file from ``prosparse-export``.
-            threads: intra-op threads; None leaves it to onnxruntime (one per core).
+            threads: as for `SparseModel.open`, and so are the others.
+            spinning: threads wait for the next operator awake.
             library: register the sparse kernels; without them the operators' ONNX bodies run.
+            verify: compare the decoder's files with the manifest first.
 
         Raises:
             ProSparseError: a file is missing or damaged, or onnxruntime cannot run it.
         """
         path = Path(path)
-        decoder = SparseModel.open(path, threads=threads, library=library, encoder_decoder=True)
-        encoder = SparseModel.open(encoder_path(path), threads=threads, library=library)
+        common: dict[str, Any] = {"threads": threads, "spinning": spinning, "library": library}
+        decoder = SparseModel.open(path, verify=verify, encoder_decoder=True, **common)
+        encoder = SparseModel.open(encoder_path(path), **common)
         past = {
             value.name: (int(value.shape[1]), int(value.shape[3]))
             for value in decoder.session.get_inputs()
@@ -128,20 +142,26 @@ class EncoderDecoder:
         self,
         sources: Sequence[Sequence[int]],
         *,
-        max_new_tokens: int = 64,
+        max_new_tokens: int | None = 64,
         temperature: float = 0.0,
+        top_k: int = 0,
+        top_p: float = 1.0,
         seed: int | None = None,
     ) -> Iterator[NDArray[np.int64]]:
         """Yield the next output token of every source, ``[batch]``, until all have ended; `start` is not yielded.
 
+        A text that has ended repeats its last token; see `stop`.
+
         Args:
             sources: token ids, with the end token that the model expects; shorter ones are padded on the right.
-            max_new_tokens: at most this many steps.
-            temperature: 0 takes the likeliest token; above, samples from softmax(logits / temperature).
-            seed: for sampling.
+            max_new_tokens: at most this many steps; None for no end but the model's own.
+            temperature: see `Sampling`, as for the others.
+            top_k: see there.
+            top_p: see there.
+            seed: see there.
 
         Raises:
-            ProSparseError: a source is empty.
+            ProSparseError: a source is empty, or a setting is out of its range.
         """
         if not sources or any(len(source) == 0 for source in sources):
             raise ProSparseError("source: expected at least one token, got none", hint="give some text")
@@ -149,15 +169,15 @@ class EncoderDecoder:
         mask = np.zeros_like(ids)
         for row, source in enumerate(sources):
             ids[row, : len(source)], mask[row, : len(source)] = source, 1
+        sampler = Sampler(Sampling(temperature, top_k, top_p, seed), len(sources))
         encoded = self.encode(ids, mask)
-        rng = np.random.default_rng(seed)
         tokens = np.tile(np.array(self.start, np.int64), (len(sources), 1))
         cache: Cache | None = None
         ended = np.zeros(len(sources), bool)
         last = np.zeros(len(sources), np.int64)
-        for _ in range(max_new_tokens):
+        for _ in itertools.count() if max_new_tokens is None else range(max_new_tokens):
             logits, cache = self.forward(tokens, encoded, cache)
-            last = np.where(ended, last, choose_token(logits[:, -1], temperature, rng))
+            last = np.where(ended, last, sampler.choose(logits[:, -1]))
             yield last
             ended |= np.isin(last, list(self.stop))
             if ended.all():
@@ -165,25 +185,24 @@ class EncoderDecoder:
             tokens = last[:, None]
 
     def stream_text(
-        self, prompt: str, *, max_new_tokens: int = 64, temperature: float = 0.0, seed: int | None = None
+        self, prompt: str, *, stop: str | Sequence[str] = (), max_new_tokens: int | None = 64, **sampling: Any
     ) -> Iterator[str]:
-        """Yield the text that the model makes of ``prompt`` piece by piece; a piece never cuts a character."""
+        """Yield the text that the model makes of ``prompt`` piece by piece; see `SparseModel.stream_text`."""
         if self.tokenizer is None:
             raise ProSparseError(
                 f"tokenizer: {self.path.parent}: expected a tokenizer.json, got none",
                 hint="export again from a folder that has the tokenizer, or call stream() with token ids",
             )
         source = self.tokenizer.encode(prompt).ids
-        tokens: list[int] = []
-        shown = ""
-        for (token,) in self.stream([source], max_new_tokens=max_new_tokens, temperature=temperature, seed=seed):
+        text = TextStream(self.tokenizer, (stop,) if isinstance(stop, str) else tuple(stop))
+        for (token,) in self.stream([source], max_new_tokens=max_new_tokens, **sampling):
             if int(token) in self.stop:
                 break
-            tokens.append(int(token))
-            text = self.tokenizer.decode(tokens)
-            if not text.endswith("\N{REPLACEMENT CHARACTER}") and text.startswith(shown):
-                yield text[len(shown) :]
-                shown = text
+            yield text.add(int(token))
+            if text.ended:
+                return
+        if rest := text.end():
+            yield rest
 
 
 def _run(

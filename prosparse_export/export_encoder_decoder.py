@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -18,6 +17,7 @@ from prosparse_export.artifact import Sidecars, write_artifact
 from prosparse_export.encoder_decoder import EncoderDecoder, encoder_path
 from prosparse_export.errors import ProSparseError
 from prosparse_export.model_folder import quiet
+from prosparse_export.progress import Report
 from prosparse_export.stored_weights import StoredAs, format_bound, with_stored_weights
 from prosparse_export.trace_encoder_decoder import trace_encoder_decoder
 
@@ -28,7 +28,7 @@ _BOUND = 1e-3  # of the largest number
 
 
 def rewrite_encoder_decoder(
-    model: PreTrainedModel, weights: Format, *, plain: bool, tell: Callable[[str, int, int], None]
+    model: PreTrainedModel, weights: Format, *, plain: bool, tell: Report
 ) -> tuple[ir.Model, ir.Model, list[FfnOutcome]]:
     """Return the graphs of encoder and decoder, their blocks rewritten, and what became of each block.
 
@@ -46,10 +46,12 @@ def rewrite_encoder_decoder(
     return (*graphs, outcomes)
 
 
-def write_encoder(encoder: ir.Model, staging: Path, name: str, tell: Callable[[str, int, int], None]) -> None:
+def write_encoder(encoder: ir.Model, staging: Path, name: str, tell: Report) -> None:
     """Write the encoder's graph beside the decoder's, ``name``."""
     target = encoder_path(staging / name).name
-    write_artifact(encoder, staging, target, Sidecars(), lambda done, total: tell("write encoder", done, total))
+    write_artifact(
+        encoder, staging, target, Sidecars(), lambda done, total, name: tell("write encoder", done, total, name)
+    )
 
 
 @torch.no_grad()

@@ -63,6 +63,6 @@ def _lazy(name: str, weight: FileWeight, order: tuple[int, ...]) -> ir.LazyTenso
 
     def read() -> ir.TensorProtocol:
         array: NDArray[np.float32] = weight.read().numpy()
-        return ir.tensor(np.ascontiguousarray(array.transpose(order)), name=name)
+        return ir.tensor(array.transpose(order), name=name)
 
     return ir.LazyTensor(read, dtype=ir.DataType.FLOAT, shape=ir.Shape(shape), name=name)

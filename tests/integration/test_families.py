@@ -5,7 +5,7 @@ from __future__ import annotations
 import dataclasses
 import functools
 import tempfile
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -138,7 +138,7 @@ class Reference:
 
     def greedy_differs(self, sparse: SparseModel, bound: float) -> int:
         """Rows whose greedy tokens differ, up to a tie within twice the bound."""
-        endless = SparseModel(sparse.session, sparse.path, None, frozenset(), sparse._past)
+        endless = replace(sparse, stop=frozenset())
         prompts = [row[pad:].tolist() for row, pad in zip(self.ids, PADS, strict=True)]
         actual = np.stack(list(endless.stream(prompts, max_new_tokens=NEW)), 1)
         tokens, gaps = self.continuation
