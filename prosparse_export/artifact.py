@@ -181,7 +181,7 @@ def _make_parents(folder: Path) -> list[Path]:
 
 def _publish(staging: Path, output: Path, *, overwrite: bool) -> None:
     names = sorted(path.name for path in staging.iterdir())
-    names.sort(key=lambda name: name == output.name)  # stable: the graph goes last
+    names.sort(key=lambda name: name == output.name)  # stable: the graph goes last (of two, the decoder)
     for name in names:
         target = output.parent / name
         if target.exists() and not overwrite and not _same(staging / name, target):

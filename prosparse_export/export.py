@@ -17,8 +17,11 @@ import torch
 from transformers import AutoTokenizer
 
 from graph_passes import FfnOutcome, Format, LinearOutcome, WeightRangeError, export_pipeline
+from prosparse_export.approximate import Approximation, approximate, check_approximation
 from prosparse_export.artifact import MANIFEST, Progress, Sidecars, artifact_folder, sha256_file, write_artifact
+from prosparse_export.encoder_decoder import encoder_path
 from prosparse_export.errors import ProSparseError
+from prosparse_export.export_encoder_decoder import check_encoder_decoder, rewrite_encoder_decoder, write_encoder
 from prosparse_export.file_tensors import place_weights
 from prosparse_export.genai_config import GENAI_CONFIG, genai_config
 from prosparse_export.library import library_path
@@ -34,7 +37,8 @@ from prosparse_export.stored_weights import (
     with_stored_weights,
 )
 from prosparse_export.trace import OPSET, trace
-from prosparse_models import Checkpoint
+from prosparse_models import Checkpoint, CheckpointError
+from prosparse_models.model_config import read_model_config
 
 __all__ = ["ExportOptions", "ExportResult", "export_model"]
 
@@ -58,6 +62,7 @@ class ExportOptions:
         activation: what the FFNs compute (relu, relu2, fatrelu, drelu), where config.json is wrong.
         threshold: FATReLU t, where config.json lacks it or another is wanted.
         plain: write standard ONNX instead of our operators, with standard attention.
+        approximate: zero the smallest activations of a SwiGLU model. LOSSY: the manifest has what it costs.
     """
 
     overwrite: bool = False
@@ -70,6 +75,7 @@ class ExportOptions:
     activation: str | None = None
     threshold: float | None = None
     plain: bool = False
+    approximate: Approximation | None = None
 
 
 @dataclass(frozen=True)
@@ -111,9 +117,13 @@ def export_model(
             f"output: {output}: expected a folder of its own, got the model folder, whose config.json it would replace",
             hint="choose another folder",
         )
+    if options.approximate is not None:
+        check_approximation(options.approximate)
     with artifact_folder(output, overwrite=options.overwrite) as staging:
         tell("load", 0, 0)
-        checkpoint, graph = _traced(folder, options, tell)
+        if _is_encoder_decoder(folder):
+            return _export_encoder_decoder(folder, output, staging, options, tell)
+        checkpoint, graph, approximation = _traced(folder, options, tell)
         weights = options.weights or checkpoint_format(checkpoint.weight_dtype)
         other_weights = options.other_weights or weights
         tell("rewrite", 0, 0)
@@ -135,8 +145,16 @@ def export_model(
         refused = tuple(o for o in outcomes if o.reason)
         if not rewritten and not options.allow_dense:
             raise _nothing_rewritten(folder, refused)
+        if approximation is not None and len(rewritten) < len(approximation["thresholds"]):
+            raise ProSparseError(
+                f"approximation: {folder}: expected {len(approximation['thresholds'])} sparse blocks, got "
+                f"{len(rewritten)}: {refused[0] if refused else 'others were not found'}",
+                hint="such a model would lose accuracy and gain no speed: leave out --approximate",
+            )
         tell("write", 0, 0)
         manifest = _manifest(folder, checkpoint, graph, outcomes, refusals, linears, weights, other_weights, options)
+        if approximation is not None:
+            manifest["approximation"] = approximation
         sidecars = _sidecars(folder, checkpoint, graph, output.name, manifest, options)
         try:
             progress: Progress = lambda done, total, name: tell("write", done, total, name)  # noqa: E731
@@ -151,9 +169,55 @@ def export_model(
     return ExportResult(output, rewritten, refused, tuple(refusals), manifest)
 
 
-def _traced(folder: Path, options: ExportOptions, tell: Report) -> tuple[Checkpoint, ir.Model]:
-    """Load and trace the model with its matrices left in their files, or, where that cannot be, with all of it read."""
-    for in_files in (True, False):
+def _export_encoder_decoder(
+    folder: Path, output: Path, staging: Path, options: ExportOptions, tell: Report
+) -> ExportResult:
+    if options.approximate is not None:
+        raise ProSparseError(
+            f"approximation: {folder}: expected a decoder alone, got an encoder-decoder", hint="leave out --approximate"
+        )
+    if options.other_weights not in (None, "f32"):
+        raise ProSparseError(
+            f"weights: {folder}: expected f32 outside the FFNs of an encoder-decoder, got {options.other_weights}",
+            hint="--weights alone is for its FFNs",
+        )
+    checkpoint = load_model_folder(
+        folder,
+        trust_remote_code=options.trust_remote_code,
+        activation=options.activation,
+        threshold=options.threshold,
+        encoder_decoder=True,
+    )
+    weights = options.weights or checkpoint_format(checkpoint.weight_dtype)
+    encoder, decoder, outcomes = rewrite_encoder_decoder(checkpoint.model, weights, plain=options.plain, tell=tell)
+    rewritten = tuple(o for o in outcomes if not o.reason)
+    refused = tuple(o for o in outcomes if o.reason)
+    if not rewritten and not options.allow_dense:
+        raise _nothing_rewritten(folder, refused)
+    refusals = ["encoder-decoder: attention stays as it was traced"]
+    manifest = _manifest(folder, checkpoint, decoder, outcomes, refusals, [], weights, "f32", options)
+    manifest["encoder"] = encoder_path(output).name
+    try:
+        write_encoder(encoder, staging, output.name, tell)
+        sidecars = _sidecars(folder, checkpoint, decoder, output.name, manifest, options)
+        progress: Progress = lambda done, total, name: tell("write", done, total, name)  # noqa: E731
+        write_artifact(decoder, staging, output.name, sidecars, progress)
+    except WeightRangeError as error:
+        raise ProSparseError(f"weights: {error}", hint="choose another --weights: bf16 and f32 hold any") from error
+    tell("check", 0, 0)
+    uses_library = options.with_library and bool(rewritten) and not options.plain
+    formats = stored_formats(manifest)
+    check_encoder_decoder(checkpoint.model, staging / output.name, formats, uses_library=uses_library)
+    return ExportResult(output, rewritten, refused, tuple(refusals), manifest)
+
+
+def _traced(folder: Path, options: ExportOptions, tell: Report) -> tuple[Checkpoint, ir.Model, dict[str, Any] | None]:
+    """Load and trace the model with its matrices left in their files, or, where that cannot be, with all of it read.
+
+    An approximation is measured on the model, so it wants all of it; the third result is what it found.
+    """
+    approximation = None
+    for in_files in (True, False) if options.approximate is None else (False,):
         checkpoint = load_model_folder(
             folder,
             trust_remote_code=options.trust_remote_code,
@@ -161,11 +225,23 @@ def _traced(folder: Path, options: ExportOptions, tell: Report) -> tuple[Checkpo
             threshold=options.threshold,
             in_files=in_files,
         )
+        if options.approximate is not None:
+            approximation = approximate(checkpoint.model, folder, options.approximate, tell)
         tell("trace", 0, 0)
         graph = trace(checkpoint.model)
         if checkpoint.weights is None or not place_weights(graph.graph, checkpoint.weights):
             break
-    return checkpoint, graph
+    return checkpoint, graph, approximation
+
+
+def _is_encoder_decoder(folder: Path) -> bool:
+    """Tell whether config.json is of an encoder-decoder with a language model's head."""
+    try:
+        values = read_model_config(folder).values
+    except CheckpointError:
+        return False  # loading says what is wrong
+    architecture = str(next(iter(values.get("architectures") or []), ""))
+    return bool(values.get("is_encoder_decoder")) and not architecture.endswith("Model")
 
 
 def _nothing_rewritten(folder: Path, refused: tuple[FfnOutcome, ...]) -> ProSparseError:

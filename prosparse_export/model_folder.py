@@ -40,6 +40,7 @@ def load_model_folder(
     activation: str | None = None,
     threshold: float | None = None,
     in_files: bool = False,
+    encoder_decoder: bool = False,
 ) -> Checkpoint:
     """Load ``folder`` in float32; see `prosparse_models.load_checkpoint`.
 
@@ -54,6 +55,7 @@ def load_model_folder(
                 activation=activation,
                 threshold=threshold,
                 in_files=in_files,
+                encoder_decoder=encoder_decoder,
             )
     except CheckpointError as error:
         raise ProSparseError(str(error), hint=error.hint) from error

@@ -82,6 +82,7 @@ class SparseModel:
         library: bool = True,
         verify: bool = False,
         session_options: onnxruntime.SessionOptions | None = None,
+        encoder_decoder: bool = False,
     ) -> SparseModel:
         """Open ``path``.
 
@@ -93,6 +94,7 @@ class SparseModel:
             library: register the sparse kernels; without them the operators' ONNX bodies run.
             verify: read graph and weights first and compare their SHA-256 with prosparse.json; else sizes only.
             session_options: options of your own; ``threads`` (if None) and ``spinning`` then change nothing in them.
+            encoder_decoder: the decoder of an encoder-decoder is welcome; see encoder_decoder.py.
 
         Raises:
             ProSparseError: a file is missing or damaged, or onnxruntime cannot run it.
@@ -120,6 +122,11 @@ class SparseModel:
                 f"model: {path}: onnxruntime {onnxruntime.__version__} cannot open it: {' '.join(str(error).split())}",
                 hint="prosparse.json beside it names the onnxruntime that it needs; export a damaged file again",
             ) from error
+        if not encoder_decoder and any(v.name == "encoder_attention_mask" for v in session.get_inputs()):
+            raise ProSparseError(
+                f"model: {path}: expected a decoder alone or an encoder, got the decoder of an encoder-decoder",
+                hint="prosparse generate runs it; in Python prosparse_export.encoder_decoder.EncoderDecoder does",
+            )
         past = {
             value.name: (int(value.shape[1]), int(value.shape[3]))
             for value in session.get_inputs()

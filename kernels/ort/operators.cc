@@ -50,7 +50,8 @@ Activation parse_activation(const std::string& name, bool gated, const std::stri
   if (name == "relu" || name == "fatrelu") return Activation::kRelu;
   if (name == "relu2") return Activation::kRelu2;
   if (name == "drelu" && gated) return Activation::kDrelu;
-  throw InvalidArgument(where + ": activation: expected relu, relu2, fatrelu" + (gated ? " or drelu" : "") +
+  if (name == "silu" && gated) return Activation::kSilu;
+  throw InvalidArgument(where + ": activation: expected relu, relu2, " + (gated ? "fatrelu, drelu or silu" : "or fatrelu") +
                         ", got '" + name + "'");
 }
 

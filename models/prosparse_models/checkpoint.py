@@ -13,12 +13,17 @@ from transformers import (
     AutoConfig,
     AutoModel,
     AutoModelForCausalLM,
+    AutoModelForSeq2SeqLM,
     GenerationConfig,
     PretrainedConfig,
     PreTrainedModel,
 )
 from transformers.models.auto.configuration_auto import CONFIG_MAPPING
-from transformers.models.auto.modeling_auto import MODEL_FOR_CAUSAL_LM_MAPPING, MODEL_MAPPING
+from transformers.models.auto.modeling_auto import (
+    MODEL_FOR_CAUSAL_LM_MAPPING,
+    MODEL_FOR_SEQ_TO_SEQ_CAUSAL_LM_MAPPING,
+    MODEL_MAPPING,
+)
 
 from prosparse_models.activation_override import apply_activation, override_activation
 from prosparse_models.errors import CheckpointError
@@ -72,6 +77,7 @@ def load_checkpoint(
     activation: str | None = None,
     threshold: float | None = None,
     in_files: bool = False,
+    encoder_decoder: bool = False,
 ) -> Checkpoint:
     """Load the causal language model, or the encoder, in ``folder``.
 
@@ -88,14 +94,15 @@ def load_checkpoint(
         threshold: FATReLU t; a model with relu becomes one with fatrelu.
         in_files: leave matrices in their files, where the architecture's weights are stored as it has them, and
             ``dtype`` is float32; see `FileWeights`. Others are loaded as ever.
+        encoder_decoder: take an encoder-decoder (T5, M2M-100), and nothing else.
 
     Raises:
         CheckpointError: config or weights are missing, damaged, incomplete or of an unknown type.
     """
     config, overrides = override_activation(folder, read_model_config(folder), activation, threshold)
     files = check_weight_files(folder)
-    hf_config = _hf_config(folder, config, trust_remote_code)
-    auto = AutoModel if _is_bare(config) else AutoModelForCausalLM
+    hf_config = _hf_config(folder, config, trust_remote_code, encoder_decoder=encoder_decoder)
+    auto = AutoModel if _is_bare(config) else AutoModelForSeq2SeqLM if encoder_decoder else AutoModelForCausalLM
     weights = None
     try:
         if in_files and not config.needs_code:
@@ -160,7 +167,9 @@ def _load_in_files(
     return model, info, weights if is_complete else None
 
 
-def _hf_config(folder: Path, config: ModelConfig, trust_remote_code: bool) -> PretrainedConfig:
+def _hf_config(
+    folder: Path, config: ModelConfig, trust_remote_code: bool, *, encoder_decoder: bool
+) -> PretrainedConfig:
     model_type = config.values["model_type"]
     if config.needs_code and model_type not in CONFIG_MAPPING:
         if not trust_remote_code:
@@ -186,12 +195,14 @@ def _hf_config(folder: Path, config: ModelConfig, trust_remote_code: bool) -> Pr
         raise CheckpointError(
             f"config.json: {folder / 'config.json'}: {_one_line(error)}", hint="correct the field that it names"
         ) from error
+    if encoder_decoder and not _is_bare(config) and type(hf_config) in MODEL_FOR_SEQ_TO_SEQ_CAUSAL_LM_MAPPING:
+        return hf_config
     known = MODEL_MAPPING if _is_bare(config) else MODEL_FOR_CAUSAL_LM_MAPPING
     if type(hf_config) not in known or getattr(hf_config, "is_encoder_decoder", False):
         raise CheckpointError(
             f"config.json: {folder / 'config.json'}: expected a causal language model or a bare encoder, "
             f"got model_type {model_type!r}",
-            hint="encoder-decoder models: export encoder and decoder with another tool, then `prosparse optimize` each",
+            hint="of encoder-decoders only prosparse-export and prosparse generate take any, those for text such as T5",
         )
     return hf_config
 

@@ -3,15 +3,26 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
+from typing import Any
 
 from rich.console import Console
 from rich.progress import BarColumn, Progress, SpinnerColumn, TaskID, TextColumn, TimeElapsedColumn, TimeRemainingColumn
 
 from prosparse_export.progress import Report
 
-__all__ = ["stages"]
+__all__ = ["describe_approximation", "stages"]
+
+
+def describe_approximation(recorded: Mapping[str, Any]) -> str:
+    """Return the manifest's entry on --approximate as one line."""
+    return (
+        f"{recorded['activation']} approximated, {recorded['keep']:.0%} of the neurons kept: perplexity "
+        f"{recorded['perplexity_dense']:.4g} -> {recorded['perplexity']:.4g} ({recorded['perplexity_change']:+.2%}) on "
+        f"{recorded['perplexity_tokens']} tokens of the calibration text that set no threshold; "
+        f"zeros {recorded['sparsity']:.1%}"
+    )
 
 
 _LINE_EVERY = 10.0  # seconds between lines of one stage where there is no terminal

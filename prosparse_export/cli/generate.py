@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import time
+from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import click
 
@@ -47,20 +49,29 @@ def generate_command(
     library: bool,
     verify: bool,
 ) -> None:
-    """Continue PROMPT with the exported model ONNX_FILE, token by token; speed goes to stderr."""
+    """Continue PROMPT with the exported model ONNX_FILE, token by token; speed goes to stderr.
+
+    An encoder-decoder reads PROMPT and prints what it makes of it.
+    """
+    from prosparse_export.encoder_decoder import EncoderDecoder, encoder_path
     from prosparse_export.runtime import SparseModel
 
-    model = SparseModel.open(onnx_file, threads=threads, spinning=spinning, library=library, verify=verify)
-    pieces = model.stream_text(
-        prompt,
-        max_new_tokens=max_new_tokens,
-        temperature=temperature,
-        top_k=top_k,
-        top_p=top_p,
-        stop=stop,
-        seed=seed,
-    )
-    click.echo(prompt, nl=False)
+    sampling: dict[str, Any] = {
+        "max_new_tokens": max_new_tokens,
+        "temperature": temperature,
+        "top_k": top_k,
+        "top_p": top_p,
+        "stop": stop,
+        "seed": seed,
+    }
+    pieces: Iterator[str]
+    if encoder_path(onnx_file).is_file():
+        pair = EncoderDecoder.open(onnx_file, threads=threads, spinning=spinning, library=library, verify=verify)
+        pieces = pair.stream_text(prompt, **sampling)
+    else:
+        model = SparseModel.open(onnx_file, threads=threads, spinning=spinning, library=library, verify=verify)
+        pieces = model.stream_text(prompt, **sampling)
+        click.echo(prompt, nl=False)
     began, first, count = time.perf_counter(), 0.0, 0
     for piece in pieces:
         count += 1

@@ -19,6 +19,7 @@ from numpy.typing import NDArray
 from transformers import PreTrainedModel
 
 from prosparse_export.activity import measure_activity
+from prosparse_export.approximate import approximate_again
 from prosparse_export.artifact import read_manifest, sha256_file
 from prosparse_export.errors import ProSparseError
 from prosparse_export.library import library_info
@@ -99,6 +100,13 @@ class _Subject:
     sources: dict[str, str]
     positions: int | None
     trust: bool
+    approximation: dict[str, Any] | None
+
+    def make_exact(self, model: PreTrainedModel) -> None:
+        """Give ``model`` the weights and thresholds of the artifact."""
+        with_stored_weights(model, self.formats)
+        if self.approximation is not None:
+            approximate_again(model, self.approximation)
 
     def load(self, *, low_memory: bool) -> PreTrainedModel:
         """Load PyTorch's model."""
@@ -127,6 +135,12 @@ def _subject(folder: Path, path: Path, options: ValidationOptions, trust: bool) 
         raise ProSparseError(f"model folder: {folder}: expected a folder, got none", hint="check the path")
     graph = read_graph(path)
     manifest = read_manifest(path)
+    if "encoder" in manifest:
+        raise ProSparseError(
+            f"artifact: {path}: expected a decoder alone, got an encoder-decoder, whose logits on a running text mean "
+            "nothing",
+            hint="its export compared it with PyTorch; `prosparse generate` runs it",
+        )
     sources: dict[str, str] = manifest.get("source", {}).get("sha256", {})
     for name, expected in sources.items():
         file = folder / name
@@ -151,11 +165,12 @@ def _subject(folder: Path, path: Path, options: ValidationOptions, trust: bool) 
         formats=formats,
         jumps=jumps_of(manifest),
         weights=weights,
-        lossy=any(stored.weights != own for stored in formats.values()),
+        lossy=any(stored.weights != own for stored in formats.values()) or "approximation" in manifest,
         fused_attention=manifest.get("attention") == "GroupQueryAttention",
         sources=sources,
         positions=config.get("max_position_embeddings"),
         trust=trust,
+        approximation=manifest.get("approximation"),
     )
 
 
@@ -218,6 +233,7 @@ class _Run:
         try:
             sum_without, sum_with = QualitySum("without library"), QualitySum("with library")
             against = "PyTorch with the stored weights" if s.lossy else "PyTorch"
+            against += " and thresholds" if s.approximation is not None else ""
             runs: list[Comparison] = []
             if exact is None:  # nothing but the artifact has the rounded weights: its bodies are the reference
                 against = "the artifact without the library"
@@ -307,7 +323,7 @@ class _Run:
             return original, original
         if options.low_memory:
             return original, None
-        with_stored_weights(model, s.formats)
+        s.make_exact(model)
         return original, self._torch(model, "PyTorch, stored weights", None)
 
     def _torch(self, model: PreTrainedModel, stage: str, target: Path | None) -> ref.Reference:
