@@ -7,10 +7,9 @@
 
 Against i4: MatMulNBits of 4 bits in onnxruntime, driven by onnxruntime-genai (which asks for the logits of every
 position of a prompt) and by our own loop (which asks for the last), llama.cpp Q4_0, OpenVINO int4; against i8: 8 bits,
-Q8_0, int8; against f16: float32 products in onnxruntime-genai and llama.cpp F16. What an engine needs is written into
---work once
-and used again. An engine whose package is missing is left out, and said so. Needs gguf, llama-cpp-python, openvino and
-onnxruntime-genai for all of them.
+Q8_0, int8; against f16: float32 products in onnxruntime-genai and llama.cpp F16. What an engine needs is written
+into --work once and used again. An engine whose package is missing is left out, and said so. Needs gguf,
+llama-cpp-python, openvino and onnxruntime-genai for all of them.
 """
 
 from __future__ import annotations

@@ -50,7 +50,7 @@ def measure_layers(checkpoint: Checkpoint, folder: Path, texts: Sequence[Path], 
     model = checkpoint.model
     parameters = sum(p.numel() for p in model.parameters())
     wanted = int(min(max(_FLOPS / (2 * parameters), _LEAST_TOKENS), _MOST_TOKENS))
-    documents = tokenise(load_tokenizer(folder), [(str(path), read_text(path)) for path in texts], wanted)
+    documents = tokenise(load_tokenizer(folder), [(path.name, read_text(path)) for path in texts], wanted)
     ids = torch.cat([torch.from_numpy(document.ids) for document in documents])
     row = min(_ROW, len(ids))
     rows = list(ids[: len(ids) // row * row].reshape(-1, row))
