@@ -3,27 +3,34 @@
 from graph_passes.custom_ops import FORMATS, Format
 from graph_passes.ffn_pattern import FfnOutcome
 from graph_passes.fuse_attention import FuseGroupQueryAttentionPass
+from graph_passes.fuse_linear import FuseLinearPass, LinearOutcome
 from graph_passes.fuse_norms import FuseSkipRmsNormPass
 from graph_passes.fuse_rotary import FuseRotaryEmbeddingPass
 from graph_passes.fuse_sparse_ffn import FuseSparseFfnPass
 from graph_passes.inline_operators import InlineOperatorsPass
+from graph_passes.keep_logits import LOGITS_TO_KEEP, KeepLogitsPass
 from graph_passes.name_interface import NameInterfacePass
 from graph_passes.pipeline import export_pipeline, optimize_pipeline
-from graph_passes.weight_format import WeightRangeError, dequantise, quantise
+from graph_passes.weight_format import WeightRangeError, dequantise, quantise, rounded
 
 __all__ = [
     "FORMATS",
+    "LOGITS_TO_KEEP",
     "FfnOutcome",
     "Format",
     "FuseGroupQueryAttentionPass",
+    "FuseLinearPass",
     "FuseRotaryEmbeddingPass",
     "FuseSkipRmsNormPass",
     "FuseSparseFfnPass",
     "InlineOperatorsPass",
+    "KeepLogitsPass",
+    "LinearOutcome",
     "NameInterfacePass",
     "WeightRangeError",
     "dequantise",
     "export_pipeline",
     "optimize_pipeline",
     "quantise",
+    "rounded",
 ]

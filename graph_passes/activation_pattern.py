@@ -1,4 +1,4 @@
-"""Recognise the ReLU family in a graph: what it is, its threshold, and its pre-activation."""
+"""Recognise activations with exact zeros in a graph: which one it is, its threshold, and its pre-activation."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ __all__ = ["Activation", "describe_activation", "match_activation", "without_ide
 
 @dataclass(frozen=True)
 class Activation:
-    """``kind`` (relu, relu2, fatrelu) with ``threshold`` on pre-activation ``z``.
+    """``kind`` (relu, relu2, fatrelu, silu) with ``threshold`` on pre-activation ``z``; for silu on abs(silu(z)).
 
     The operators' rule is "inactive iff z <= threshold" (custom_ops.py).
     """
@@ -33,7 +33,8 @@ def match_activation(value: ir.Value) -> Activation | None:
        Where the graph keeps the boundary (``z >= t``), the threshold becomes the next float below t,
        which selects exactly the same numbers;
     3. ``ThresholdedRelu``: fatrelu, or relu for alpha = 0;
-    4. ``Pow(r, 2)``, ``r * r`` with r of case 1, 2 or 3: relu2.
+    4. ``Pow(r, 2)``, ``r * r`` with r of case 1, 2 or 3: relu2;
+    5. case 2 with ``s = z * Sigmoid(z)`` for the numbers kept and ``Abs(s)`` for those compared: silu.
 
     Identity and an inference graph's Dropout may stand anywhere between.
     """
@@ -105,7 +106,7 @@ def _relu(z: ir.Value | None) -> Activation | None:
 
 def _squared(value: ir.Value | None) -> Activation | None:
     inner = match_activation(value) if value is not None else None
-    if inner is None or inner.kind == "relu2":
+    if inner is None or inner.kind in ("relu2", "silu"):
         return None
     return Activation("relu2", inner.threshold, inner.z)
 
@@ -142,9 +143,30 @@ def _from_where(node: ir.Node) -> Activation | None:
         return None
     z, threshold, active = condition
     kept, zeroed = (node.inputs[1], node.inputs[2]) if active else (node.inputs[2], node.inputs[1])
-    if kept is not z or not _is_zero(zeroed):
+    return _above(z, threshold, kept) if _is_zero(zeroed) else None
+
+
+def _above(compared: ir.Value, threshold: float, kept: ir.Value | None) -> Activation | None:
+    """Return what keeps ``kept`` where ``compared`` is above ``threshold``."""
+    if kept is compared:
+        return Activation("fatrelu" if threshold > 0.0 else "relu", threshold, compared)
+    size = compared.producer()
+    if kept is not None and size is not None and size.op_type == "Abs" and size.domain == "" and size.inputs[0] is kept:
+        z = _silu_input(kept)
+        return Activation("silu", threshold, z) if z is not None else None
+    return None
+
+
+def _silu_input(value: ir.Value) -> ir.Value | None:
+    """Return z if ``value`` is ``z * Sigmoid(z)``, else None."""
+    node = value.producer()
+    if node is None or node.op_type != "Mul" or node.domain != "":
         return None
-    return Activation("fatrelu" if threshold > 0.0 else "relu", threshold, z)
+    for z, sigmoid in (node.inputs, node.inputs[::-1]):
+        maker = sigmoid.producer() if sigmoid is not None else None
+        if z is not None and maker is not None and (maker.op_type, maker.domain) == ("Sigmoid", ""):
+            return z if maker.inputs[0] is z else None
+    return None
 
 
 def _is_zero(value: ir.Value | None) -> bool:
@@ -161,6 +183,6 @@ def _from_mask(node: ir.Node) -> Activation | None:
         if cast is None or cast.op_type != "Cast":
             continue
         condition = _comparison(cast.inputs[0])
-        if condition is not None and condition[0] is z and condition[2]:
-            return Activation("fatrelu" if condition[1] > 0.0 else "relu", condition[1], z)
+        if condition is not None and condition[2]:
+            return _above(condition[0], condition[1], z)
     return None

@@ -74,7 +74,7 @@ def names() -> tuple[str, ...]:
 
 
 PLAIN_ACTIVATIONS = frozenset({"relu", "relu2", "fatrelu"})
-GATED_ACTIVATIONS = PLAIN_ACTIVATIONS | {"drelu"}
+GATED_ACTIVATIONS = PLAIN_ACTIVATIONS | {"drelu", "silu"}
 
 # One rule for all activations: a neuron is inactive iff z <= threshold, so a NaN stays visible.
 # `activation` is a string attribute, which a body can only read as a tensor: the comparisons
@@ -132,6 +132,20 @@ _ACTIVATE_ONE = """
   active = %s
 """
 
+# By magnitude: every other activation would pay for its Exp, so a body is stated for silu or for the others.
+_ACTIVATE_SILU = """
+  zero = Constant <value_float = 0.0> ()
+  one = Constant <value_float = 1.0> ()
+  t = Constant <value_float: float = @threshold> ()
+  minus_z = Neg (z)
+  power = Exp (minus_z)
+  divisor = Add (one, power)
+  silu = Div (z, divisor)
+  size = Abs (silu)
+  inactive = LessOrEqual (size, t)
+  active = Where (inactive, zero, silu)
+"""
+
 # The matrix as float32, [rows, columns of x]: w and, quantised, s are inputs.
 _AS_FLOAT = "m{0} = Cast <to = 1> (w{0})\n"
 _SCALES = """
@@ -186,7 +200,8 @@ _I4_BY_ARITHMETIC = """
 def _for_one_activation(core: str, activation: str) -> str:
     """Return ``core`` without strings."""
     square = "Mul (rectified, rectified)" if activation == "relu2" else "Identity (rectified)"
-    lines = core.replace(_ACTIVATE, _ACTIVATE_ONE % square).splitlines()
+    one = _ACTIVATE_SILU if activation == "silu" else _ACTIVATE_ONE % square
+    lines = core.replace(_ACTIVATE, one).splitlines()
     lines = [line for line in lines if "drelu" not in line or "Where" in line]
     taken = "Identity (u_rectified)" if activation == "drelu" else "Identity (u)"
     return "\n".join(f"  v = {taken}" if "is_drelu" in line else line for line in lines) + "\n"
@@ -239,7 +254,8 @@ def function_proto(
         opset: ai.onnx opset that the body is stated in; every operator used has had one meaning
             for these inputs since the opset that brought it.
         activation: the one activation that a body without strings has.
-        without_strings: state it for ``activation`` alone; always so up to opset 18, which cannot compare strings.
+        without_strings: state it for ``activation`` alone; always so up to opset 18, which cannot compare strings, and
+            for silu.
 
     Raises:
         KeyError: no operator has this name.
@@ -247,6 +263,7 @@ def function_proto(
     """
     if name not in names():
         raise KeyError(name)
+    without_strings = without_strings or activation == "silu"
     if name.startswith("Linear") or (opset >= OPSET_OF_STRINGS and not without_strings):
         activation = ""
     elif not activation:

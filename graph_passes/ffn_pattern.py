@@ -81,7 +81,7 @@ class FfnOutcome:
         layer: layer number from the module path, else the block's ordinal in the graph.
         module: module path of the block, such as ``model.layers.3.mlp``, or "".
         op: the operator that it became, or "" if it was refused.
-        activation: relu, relu2, fatrelu or drelu; "" if refused.
+        activation: relu, relu2, fatrelu, drelu or silu; "" if refused.
         threshold: as the operator's attribute.
         d_model: model width.
         d_ff: number of neurons.
@@ -227,7 +227,7 @@ def _classify(hidden: ir.Value, linears: dict[ir.Value, Linear]) -> tuple[Linear
     """Return (gate, up, activation, threshold); up is None where the block is not of the ReLU family."""
     hidden = without_identities(hidden)
     plain = match_activation(hidden)
-    if plain is not None and (z := without_identities(plain.z)) in linears:
+    if plain is not None and plain.kind != "silu" and (z := without_identities(plain.z)) in linears:
         return None, linears[z], plain.kind, plain.threshold
     node = hidden.producer()
     if node is not None and node.op_type == "Mul" and node.domain == "":

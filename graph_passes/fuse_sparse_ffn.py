@@ -95,8 +95,11 @@ def _add_body(bodies: dict[str, ir.Function], model: ir.Model, name: str, activa
         body = custom_ops.function(name, opset, activation)
     except custom_ops.OpsetError as error:
         return str(error)
-    if known is not None and opset < custom_ops.OPSET_OF_STRINGS and not _same_body(known, body):
-        return f"opset {opset} allows one activation per operator, and another block has another: expected 19 or newer"
+    if known is not None and not _same_body(known, body):
+        if opset < custom_ops.OPSET_OF_STRINGS:
+            return f"opset {opset} allows one activation per operator, and another block has another: expected 19"
+        if activation == "silu" or _same_body(known, custom_ops.function(name, opset, "silu")):
+            return "silu allows no other activation in one file, and another block has another"
     bodies[name] = body
     return ""
 

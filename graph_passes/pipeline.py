@@ -8,10 +8,12 @@ from onnx_ir.passes import common
 from graph_passes.custom_ops import DOMAIN, Format
 from graph_passes.ffn_pattern import FfnOutcome
 from graph_passes.fuse_attention import FuseGroupQueryAttentionPass
+from graph_passes.fuse_linear import FuseLinearPass, LinearOutcome
 from graph_passes.fuse_norms import FuseSkipRmsNormPass
 from graph_passes.fuse_rotary import FuseRotaryEmbeddingPass
 from graph_passes.fuse_sparse_ffn import FuseSparseFfnPass
 from graph_passes.inline_operators import InlineOperatorsPass
+from graph_passes.keep_logits import KeepLogitsPass
 from graph_passes.name_interface import NameInterfacePass
 
 __all__ = ["export_pipeline", "optimize_pipeline"]
@@ -23,6 +25,8 @@ def export_pipeline(
     *,
     fuse_attention: bool = True,
     weights: Format = "f32",
+    other_weights: Format = "f32",
+    linears: list[LinearOutcome] | None = None,
     plain: bool = False,
 ) -> ir.passes.Sequential:
     """Return the passes that every export applies, first to last.
@@ -33,6 +37,8 @@ def export_pipeline(
         fuse_attention: use onnxruntime's attention, rotary and norm operators; without them the graph is
             standard ONNX but for the feed-forward blocks, and prefill may continue any batch.
         weights: how the feed-forward blocks' matrices are stored.
+        other_weights: how the others are: attention's, lm_head's, the embedding.
+        linears: receives one entry per matrix that is stored in ``other_weights``, if that is not f32.
         plain: write standard ONNX instead of our operators.
     """
     fusions: list[ir.passes.PassBase] = []
@@ -47,6 +53,9 @@ def export_pipeline(
         common.CommonSubexpressionEliminationPass(),  # so that layers share one mask, one cos, one sin
         FuseSparseFfnPass(outcomes, weights),
         *fusions,
+        common.RemoveUnusedNodesPass(),  # products of the blocks that the operators replaced
+        KeepLogitsPass(),
+        FuseLinearPass(other_weights, linears),  # after attention, whose patterns start from plain products
         *([InlineOperatorsPass()] if plain else []),
         common.RemoveUnusedNodesPass(),  # what the fusions left behind, with its initializers
         common.ClearMetadataAndDocStringPass(),  # after the FFN pass, which reads module paths from it

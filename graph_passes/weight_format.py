@@ -8,7 +8,9 @@ nearest, ties to even, with the scale as float16 has it. docs/custom_ops.md stat
 
 from __future__ import annotations
 
+import os
 from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
 
 import ml_dtypes
 import numpy as np
@@ -17,9 +19,9 @@ from numpy.typing import NDArray
 
 from graph_passes.custom_ops import QUANT_BLOCK, Format
 
-__all__ = ["WeightRangeError", "dequantise", "quantise", "store"]
+__all__ = ["WeightRangeError", "dequantise", "quantise", "rounded", "store"]
 
-_ROWS = 512  # rows at a time: working memory stays small beside the matrix
+_ROWS = 64  # rows at a time: what is at work stays in a core's cache
 _FLOATS = {
     "f32": (ir.DataType.FLOAT, np.dtype(np.float32)),
     "f16": (ir.DataType.FLOAT16, np.dtype(np.float16)),
@@ -47,30 +49,84 @@ def quantise(weight: NDArray[np.float32], weights: Format) -> tuple[NDArray[np.i
     """
     rows, cols = weight.shape
     blocks = -(-cols // QUANT_BLOCK)
-    width = blocks * QUANT_BLOCK
     integers: NDArray[np.int8 | np.uint8]
-    integers = np.empty((rows, cols), np.int8) if weights == "i8" else np.empty((rows, width // 2), np.uint8)
+    integers = np.empty((rows, cols), np.int8) if weights == "i8" else np.empty((rows, blocks * 16), np.uint8)
     scales = np.empty((rows, blocks), np.float16)
-    for first in range(0, rows, _ROWS):
-        part = slice(first, min(first + _ROWS, rows))
-        padded = np.zeros((part.stop - part.start, width), np.float32)
-        padded[:, :cols] = weight[part]
-        grouped = padded.reshape(-1, blocks, QUANT_BLOCK)
-        largest = np.take_along_axis(grouped, np.abs(grouped).argmax(-1, keepdims=True), -1)[..., 0]
-        with np.errstate(over="ignore"):  # reported below
-            scales[part] = np.abs(largest) / 127 if weights == "i8" else largest / -8
-        scale = scales[part].astype(np.float32)[..., None]
-        if not np.isfinite(scale).all():
-            reach = f"weights reach {np.abs(largest).max():g}"
-            raise WeightRangeError(f"{reach}, too large for {weights} with float16 scales")
-        with np.errstate(divide="ignore", invalid="ignore"):  # a scale of 0: all weights are, or nearly
-            rounded = np.where(scale == 0, 0, np.rint(grouped / scale)).reshape(-1, width)
+
+    def part(rows: slice) -> None:
+        grouped = _grouped(weight[rows])
+        scales[rows] = _scales(grouped, weights)
+        _to_integers(grouped, scales[rows], weights)
         if weights == "i8":
-            integers[part] = np.clip(rounded[:, :cols], -127, 127).astype(np.int8)
+            integers[rows] = grouped.reshape(len(grouped), -1)[:, :cols]
         else:
-            unsigned = (np.clip(rounded, -8, 7) + 8).astype(np.uint8)
-            integers[part] = unsigned[:, ::2] | unsigned[:, 1::2] << 4
+            grouped += 8
+            unsigned = grouped.reshape(len(grouped), -1).astype(np.uint8)
+            integers[rows] = unsigned[:, ::2] | unsigned[:, 1::2] << 4
+
+    _in_parts(rows, part)
     return integers, scales
+
+
+def rounded(weight: NDArray[np.float32], weights: Format) -> NDArray[np.float32]:
+    """Return ``weight`` as i8 or i4 has it: what `dequantise` makes of `quantise`'s result, without packing it."""
+    result = np.empty(weight.shape, np.float32)
+
+    def part(rows: slice) -> None:
+        grouped = _grouped(weight[rows])
+        scales = _scales(grouped, weights)
+        _to_integers(grouped, scales, weights)
+        grouped *= scales.astype(np.float32)[..., None]
+        result[rows] = grouped.reshape(len(grouped), -1)[:, : weight.shape[1]]
+
+    _in_parts(len(weight), part)
+    return result
+
+
+def block_scales(weight: NDArray[np.float32], weights: Format) -> NDArray[np.float16]:
+    """Return the scales alone that `quantise` gives."""
+    scales = np.empty((len(weight), -(-weight.shape[1] // QUANT_BLOCK)), np.float16)
+
+    def part(rows: slice) -> None:
+        scales[rows] = _scales(_grouped(weight[rows]), weights)
+
+    _in_parts(len(weight), part)
+    return scales
+
+
+def _in_parts(rows: int, part: Callable[[slice], None]) -> None:
+    """Call ``part`` for all rows, some at a time, on every core: numpy holds no lock while it computes."""
+    with ThreadPoolExecutor(os.cpu_count() or 1) as pool:
+        for _ in pool.map(part, [slice(first, min(first + _ROWS, rows)) for first in range(0, rows, _ROWS)]):
+            pass
+
+
+def _grouped(part: NDArray[np.float32]) -> NDArray[np.float32]:
+    """Return a float32 copy of some rows as ``[rows, blocks, 32]``, zeros behind the last column."""
+    rows, cols = part.shape
+    blocks = -(-cols // QUANT_BLOCK)
+    padded: NDArray[np.float32] = np.zeros((rows, blocks * QUANT_BLOCK), np.float32)
+    padded[:, :cols] = part
+    return padded.reshape(rows, blocks, QUANT_BLOCK)
+
+
+def _to_integers(grouped: NDArray[np.float32], scales: NDArray[np.float16], weights: Format) -> None:
+    """Divide by the scales, in place, and round."""
+    scale = scales.astype(np.float32)[..., None]
+    scale[scale == 0] = np.inf  # all weights are 0, or nearly: so are the integers
+    np.divide(grouped, scale, out=grouped)
+    np.rint(grouped, out=grouped)
+    np.clip(grouped, *((-127, 127) if weights == "i8" else (-8, 7)), out=grouped)
+
+
+def _scales(grouped: NDArray[np.float32], weights: Format) -> NDArray[np.float16]:
+    most, least = grouped.max(-1), grouped.min(-1)
+    with np.errstate(over="ignore", invalid="ignore"):  # reported here
+        largest = np.where(most >= -least, most, least)
+        scales: NDArray[np.float16] = (np.abs(largest) / 127 if weights == "i8" else largest / -8).astype(np.float16)
+    if not np.isfinite(scales).all():
+        raise WeightRangeError(f"weights reach {np.abs(grouped).max():g}, too large for {weights} with float16 scales")
+    return scales
 
 
 def dequantise(integers: NDArray[np.int8 | np.uint8], scales: NDArray[np.float16], cols: int) -> NDArray[np.float32]:
@@ -115,18 +171,31 @@ def store(
     blocks = -(-cols // QUANT_BLOCK)
     stored = (ir.DataType.INT8, cols) if weights == "i8" else (ir.DataType.UINT8, blocks * QUANT_BLOCK // 2)
 
-    def part(which: int, part_name: str) -> Callable[[], ir.TensorProtocol]:
-        def compute() -> ir.TensorProtocol:
+    def named(compute: Callable[[], NDArray[np.generic]], tensor_name: str) -> Callable[[], ir.TensorProtocol]:
+        def tensor() -> ir.TensorProtocol:
             try:
-                return ir.tensor(quantise(read(), weights)[which], name=part_name)
+                return ir.tensor(compute(), name=tensor_name)
             except WeightRangeError as error:
                 raise WeightRangeError(f"{name}: {error}") from error
 
-        return compute
+        return tensor
+
+    kept: list[NDArray[np.float16]] = []  # from integers to scales, which are mostly written next
+
+    def integers() -> NDArray[np.generic]:
+        result, scales = quantise(read(), weights)
+        kept[:] = [scales]
+        return result
+
+    def scales() -> NDArray[np.generic]:
+        return kept.pop() if kept else block_scales(read(), weights)
 
     return [
-        ir.LazyTensor(part(0, name), dtype=stored[0], shape=ir.Shape((rows, stored[1])), name=name),
+        ir.LazyTensor(named(integers, name), dtype=stored[0], shape=ir.Shape((rows, stored[1])), name=name),
         ir.LazyTensor(
-            part(1, f"{name}_scale"), dtype=ir.DataType.FLOAT16, shape=ir.Shape((rows, blocks)), name=f"{name}_scale"
+            named(scales, f"{name}_scale"),
+            dtype=ir.DataType.FLOAT16,
+            shape=ir.Shape((rows, blocks)),
+            name=f"{name}_scale",
         ),
     ]

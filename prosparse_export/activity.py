@@ -16,6 +16,7 @@ import onnx
 from numpy.typing import NDArray
 
 from graph_passes.custom_ops import DOMAIN
+from prosparse_export.artifact import read_manifest
 from prosparse_export.errors import ProSparseError
 from prosparse_export.probe import FfnNode, add_output, edited_session, ffn_nodes, first_feeds, read_graph
 
@@ -86,6 +87,11 @@ def measure_activity(
     if not nodes:
         raise ProSparseError(
             f"model: {path}: expected sparse feed-forward operators, got none", hint="export it without --allow-dense"
+        )
+    if "encoder" in read_manifest(path):
+        raise ProSparseError(
+            f"model: {path}: expected a decoder alone, got an encoder-decoder, which reads no running text",
+            hint="`prosparse generate` runs it",
         )
     session = edited_session(path, _count_in_bodies, library=False, threads=threads)
     names = [[f"prosparse.{kind}.{i}" for kind in _COUNTS] for i in range(len(nodes))]

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import contextlib
+import gc
 import shutil
-from collections.abc import Callable
+from collections.abc import Mapping
 from dataclasses import dataclass
 from importlib.metadata import version
 from pathlib import Path
@@ -14,15 +16,29 @@ import onnx_ir as ir
 import torch
 from transformers import AutoTokenizer
 
-from graph_passes import FfnOutcome, Format, WeightRangeError, export_pipeline
-from prosparse_export.artifact import MANIFEST, Sidecars, artifact_folder, sha256_file, write_artifact
+from graph_passes import FfnOutcome, Format, LinearOutcome, WeightRangeError, export_pipeline
+from prosparse_export.approximate import Approximation, approximate, check_approximation
+from prosparse_export.artifact import MANIFEST, Progress, Sidecars, artifact_folder, sha256_file, write_artifact
+from prosparse_export.encoder_decoder import encoder_path
 from prosparse_export.errors import ProSparseError
+from prosparse_export.export_encoder_decoder import check_encoder_decoder, rewrite_encoder_decoder, write_encoder
+from prosparse_export.file_tensors import place_weights
+from prosparse_export.genai_config import GENAI_CONFIG, genai_config
 from prosparse_export.library import library_path
 from prosparse_export.model_folder import load_model_folder, quiet
+from prosparse_export.progress import Report
 from prosparse_export.runtime import SparseModel
-from prosparse_export.stored_weights import checkpoint_format, format_bound, with_stored_weights
+from prosparse_export.stored_weights import (
+    checkpoint_format,
+    format_bound,
+    jumps_of,
+    rounding,
+    stored_formats,
+    with_stored_weights,
+)
 from prosparse_export.trace import OPSET, trace
-from prosparse_models import Checkpoint
+from prosparse_models import Checkpoint, CheckpointError
+from prosparse_models.model_config import read_model_config
 
 __all__ = ["ExportOptions", "ExportResult", "export_model"]
 
@@ -42,9 +58,11 @@ class ExportOptions:
         with_library: put the operator library beside the graph.
         trust_remote_code: let Python code in the model folder run, for model types unknown here.
         weights: how the sparse blocks' matrices are stored; None for the checkpoint's own float type.
+        other_weights: how attention's, lm_head's and the embedding's are; None for as ``weights``.
         activation: what the FFNs compute (relu, relu2, fatrelu, drelu), where config.json is wrong.
         threshold: FATReLU t, where config.json lacks it or another is wanted.
         plain: write standard ONNX instead of our operators, with standard attention.
+        approximate: zero the smallest activations of a SwiGLU model. LOSSY: the manifest has what it costs.
     """
 
     overwrite: bool = False
@@ -53,9 +71,11 @@ class ExportOptions:
     with_library: bool = True
     trust_remote_code: bool = False
     weights: Format | None = None
+    other_weights: Format | None = None
     activation: str | None = None
     threshold: float | None = None
     plain: bool = False
+    approximate: Approximation | None = None
 
 
 @dataclass(frozen=True)
@@ -77,10 +97,6 @@ class ExportResult:
     manifest: dict[str, Any]
 
 
-Report = Callable[[str, int, int], None]
-"""Called with a stage's name, how much of it is done, and of how much (0: unknown)."""
-
-
 def export_model(
     folder: Path, output: Path, options: ExportOptions | None = None, report: Report | None = None
 ) -> ExportResult:
@@ -95,50 +111,137 @@ def export_model(
     """
     options = options or ExportOptions()
     folder, output = Path(folder), Path(output)
-    tell = report or (lambda *_: None)
+    tell: Report = report or (lambda stage, done, total, detail="": None)
     if output.parent.resolve() == folder.resolve():
         raise ProSparseError(
             f"output: {output}: expected a folder of its own, got the model folder, whose config.json it would replace",
             hint="choose another folder",
         )
+    if options.approximate is not None:
+        check_approximation(options.approximate)
     with artifact_folder(output, overwrite=options.overwrite) as staging:
         tell("load", 0, 0)
+        if _is_encoder_decoder(folder):
+            return _export_encoder_decoder(folder, output, staging, options, tell)
+        checkpoint, graph, approximation = _traced(folder, options, tell)
+        weights = options.weights or checkpoint_format(checkpoint.weight_dtype)
+        other_weights = options.other_weights or weights
+        tell("rewrite", 0, 0)
+        outcomes: list[FfnOutcome] = []
+        refusals: list[str] = []
+        linears: list[LinearOutcome] = []
+        has_head = checkpoint.model.get_output_embeddings() is not None
+        fuse = options.fuse_attention and has_head and not options.plain  # the fused operator wants a cache
+        export_pipeline(
+            outcomes,
+            refusals,
+            fuse_attention=fuse,
+            weights=weights,
+            other_weights=other_weights,
+            linears=linears,
+            plain=options.plain,
+        )(graph)
+        rewritten = tuple(o for o in outcomes if not o.reason)
+        refused = tuple(o for o in outcomes if o.reason)
+        if not rewritten and not options.allow_dense:
+            raise _nothing_rewritten(folder, refused)
+        if approximation is not None and len(rewritten) < len(approximation["thresholds"]):
+            raise ProSparseError(
+                f"approximation: {folder}: expected {len(approximation['thresholds'])} sparse blocks, got "
+                f"{len(rewritten)}: {refused[0] if refused else 'others were not found'}",
+                hint="such a model would lose accuracy and gain no speed: leave out --approximate",
+            )
+        tell("write", 0, 0)
+        manifest = _manifest(folder, checkpoint, graph, outcomes, refusals, linears, weights, other_weights, options)
+        if approximation is not None:
+            manifest["approximation"] = approximation
+        sidecars = _sidecars(folder, checkpoint, graph, output.name, manifest, options)
+        try:
+            progress: Progress = lambda done, total, name: tell("write", done, total, name)  # noqa: E731
+            write_artifact(graph, staging, output.name, sidecars, progress)
+        except WeightRangeError as error:
+            raise ProSparseError(f"weights: {error}", hint="choose another --weights: bf16 and f32 hold any") from error
+        tell("check", 0, 0)
+        del graph  # what tracing left behind, before the artifact's weights come into memory
+        gc.collect()
+        uses_library = options.with_library and bool(rewritten) and not options.plain
+        _check(checkpoint, staging / output.name, manifest, uses_library=uses_library)
+    return ExportResult(output, rewritten, refused, tuple(refusals), manifest)
+
+
+def _export_encoder_decoder(
+    folder: Path, output: Path, staging: Path, options: ExportOptions, tell: Report
+) -> ExportResult:
+    if options.approximate is not None:
+        raise ProSparseError(
+            f"approximation: {folder}: expected a decoder alone, got an encoder-decoder", hint="leave out --approximate"
+        )
+    if options.other_weights not in (None, "f32"):
+        raise ProSparseError(
+            f"weights: {folder}: expected f32 outside the FFNs of an encoder-decoder, got {options.other_weights}",
+            hint="--weights alone is for its FFNs",
+        )
+    checkpoint = load_model_folder(
+        folder,
+        trust_remote_code=options.trust_remote_code,
+        activation=options.activation,
+        threshold=options.threshold,
+        encoder_decoder=True,
+    )
+    weights = options.weights or checkpoint_format(checkpoint.weight_dtype)
+    encoder, decoder, outcomes = rewrite_encoder_decoder(checkpoint.model, weights, plain=options.plain, tell=tell)
+    rewritten = tuple(o for o in outcomes if not o.reason)
+    refused = tuple(o for o in outcomes if o.reason)
+    if not rewritten and not options.allow_dense:
+        raise _nothing_rewritten(folder, refused)
+    refusals = ["encoder-decoder: attention stays as it was traced"]
+    manifest = _manifest(folder, checkpoint, decoder, outcomes, refusals, [], weights, "f32", options)
+    manifest["encoder"] = encoder_path(output).name
+    try:
+        write_encoder(encoder, staging, output.name, tell)
+        sidecars = _sidecars(folder, checkpoint, decoder, output.name, manifest, options)
+        progress: Progress = lambda done, total, name: tell("write", done, total, name)  # noqa: E731
+        write_artifact(decoder, staging, output.name, sidecars, progress)
+    except WeightRangeError as error:
+        raise ProSparseError(f"weights: {error}", hint="choose another --weights: bf16 and f32 hold any") from error
+    tell("check", 0, 0)
+    uses_library = options.with_library and bool(rewritten) and not options.plain
+    formats = stored_formats(manifest)
+    check_encoder_decoder(checkpoint.model, staging / output.name, formats, uses_library=uses_library)
+    return ExportResult(output, rewritten, refused, tuple(refusals), manifest)
+
+
+def _traced(folder: Path, options: ExportOptions, tell: Report) -> tuple[Checkpoint, ir.Model, dict[str, Any] | None]:
+    """Load and trace the model with its matrices left in their files, or, where that cannot be, with all of it read.
+
+    An approximation is measured on the model, so it wants all of it; the third result is what it found.
+    """
+    approximation = None
+    for in_files in (True, False) if options.approximate is None else (False,):
         checkpoint = load_model_folder(
             folder,
             trust_remote_code=options.trust_remote_code,
             activation=options.activation,
             threshold=options.threshold,
+            in_files=in_files,
         )
-        weights = options.weights or checkpoint_format(checkpoint.weight_dtype)
+        if options.approximate is not None:
+            approximation = approximate(checkpoint.model, folder, options.approximate, tell)
         tell("trace", 0, 0)
         graph = trace(checkpoint.model)
-        tell("rewrite", 0, 0)
-        outcomes: list[FfnOutcome] = []
-        refusals: list[str] = []
-        has_head = checkpoint.model.get_output_embeddings() is not None
-        fuse = options.fuse_attention and has_head and not options.plain  # the fused operator wants a cache
-        export_pipeline(outcomes, refusals, fuse_attention=fuse, weights=weights, plain=options.plain)(graph)
-        rewritten = tuple(o for o in outcomes if not o.reason)
-        refused = tuple(o for o in outcomes if o.reason)
-        if not rewritten and not options.allow_dense:
-            raise _nothing_rewritten(folder, refused)
-        tell("write", 0, 0)
-        manifest = _manifest(folder, checkpoint, graph, outcomes, refusals, weights, options)
-        sidecars = _sidecars(folder, checkpoint, manifest, options)
-        try:
-            write_artifact(graph, staging, output.name, sidecars, lambda done, total: tell("write", done, total))
-        except WeightRangeError as error:
-            raise ProSparseError(f"weights: {error}", hint="choose another --weights: bf16 and f32 hold any") from error
-        tell("check", 0, 0)
-        with_stored_weights(checkpoint.model, [outcome.linears for outcome in rewritten], weights)
-        _check(
-            checkpoint,
-            staging / output.name,
-            weights,
-            len(rewritten),
-            uses_library=options.with_library and bool(rewritten) and not options.plain,
-        )
-    return ExportResult(output, rewritten, refused, tuple(refusals), manifest)
+        if checkpoint.weights is None or not place_weights(graph.graph, checkpoint.weights):
+            break
+    return checkpoint, graph, approximation
+
+
+def _is_encoder_decoder(folder: Path) -> bool:
+    """Tell whether config.json is of an encoder-decoder with a language model's head."""
+    try:
+        values = read_model_config(folder).values
+    except CheckpointError:
+        return False  # loading says what is wrong
+    architecture = str(next(iter(values.get("architectures") or []), ""))
+    return bool(values.get("is_encoder_decoder")) and not architecture.endswith("Model")
 
 
 def _nothing_rewritten(folder: Path, refused: tuple[FfnOutcome, ...]) -> ProSparseError:
@@ -156,7 +259,9 @@ def _manifest(
     graph: ir.Model,
     outcomes: list[FfnOutcome],
     refusals: list[str],
+    linears: list[LinearOutcome],
     weights: Format,
+    other_weights: Format,
     options: ExportOptions,
 ) -> dict[str, Any]:
     fused = any(node.op_type == "GroupQueryAttention" for node in graph.graph)
@@ -181,20 +286,33 @@ def _manifest(
             "refused": sum(bool(o.reason) for o in outcomes),
             "layers": [vars(o) for o in outcomes],
         },
+        "linear": {"weight_format": other_weights, "modules": [linear.module for linear in linears]},
     }
 
 
-def _sidecars(folder: Path, checkpoint: Checkpoint, manifest: dict[str, Any], options: ExportOptions) -> Sidecars:
-    generation = getattr(checkpoint.model, "generation_config", None)  # an encoder has none
-    documents = {
-        "config.json": checkpoint.config,
-        "generation_config.json": generation.to_diff_dict() if generation is not None else {},
-        MANIFEST: manifest,
-    }
-    files: dict[str, Path] = {}
-    if options.with_library and not options.plain:
-        library = library_path()
-        files[library.name] = library
+def _sidecars(
+    folder: Path,
+    checkpoint: Checkpoint,
+    graph: ir.Model,
+    name: str,
+    manifest: dict[str, Any],
+    options: ExportOptions,
+) -> Sidecars:
+    generation_config = getattr(checkpoint.model, "generation_config", None)  # an encoder has none
+    generation = generation_config.to_diff_dict() if generation_config is not None else {}
+    documents = {"config.json": checkpoint.config, "generation_config.json": generation, MANIFEST: manifest}
+    library = library_path() if options.with_library and not options.plain else None
+    files = {} if library is None else {library.name: library}
+    genai = genai_config(
+        graph.graph,
+        name,
+        checkpoint.config,
+        generation,
+        library=None if library is None else library.name,
+        in_place=manifest["attention"] == "GroupQueryAttention",
+    )
+    if genai is not None:
+        documents[GENAI_CONFIG] = genai
     return Sidecars(documents, files, lambda target: _write_tokenizer(folder, target))
 
 
@@ -215,16 +333,23 @@ def _write_tokenizer(folder: Path, target: Path) -> None:
 
 
 @torch.no_grad()
-def _check(checkpoint: Checkpoint, path: Path, weights: Format, blocks: int, *, uses_library: bool) -> None:
+def _check(checkpoint: Checkpoint, path: Path, manifest: Mapping[str, Any], *, uses_library: bool) -> None:
     """Compare a few logits with PyTorch's: an artifact that computes something else is never published."""
-    vocabulary = int(checkpoint.model.config.get_text_config().vocab_size)
+    model = checkpoint.model
+    formats = stored_formats(manifest)
+    vocabulary = int(model.config.get_text_config().vocab_size)
     ids = np.random.default_rng(0).integers(0, vocabulary, size=(1, _CHECK_TOKENS))
-    with quiet():
-        expected = next(iter(checkpoint.model(input_ids=torch.from_numpy(ids)).values())).float().numpy()
+    if checkpoint.weights is None:
+        with_stored_weights(model, formats)
+        filled: contextlib.AbstractContextManager[None] = contextlib.nullcontext()
+    else:
+        filled = checkpoint.weights.filled(model, rounding(model, formats))
+    with quiet(), filled:
+        expected = next(iter(model(input_ids=torch.from_numpy(ids)).values())).float().numpy()
     actual, _ = SparseModel.open(path, library=uses_library).forward(ids, np.ones_like(ids))
     difference = float(np.abs(actual - expected).max())
     largest = max(1.0, float(np.abs(expected).max()))
-    bound = max(_CHECK_BOUND * largest, format_bound(weights, blocks, largest))
+    bound = max(_CHECK_BOUND * largest, format_bound(formats, largest, jumps_of(manifest)))
     if not difference <= bound:
         raise ProSparseError(
             f"check: logits differ from PyTorch's: expected at most {bound:g}, got {difference:g}",

@@ -34,7 +34,13 @@ def quiet() -> Iterator[None]:
 
 
 def load_model_folder(
-    folder: Path, *, trust_remote_code: bool = False, activation: str | None = None, threshold: float | None = None
+    folder: Path,
+    *,
+    trust_remote_code: bool = False,
+    activation: str | None = None,
+    threshold: float | None = None,
+    in_files: bool = False,
+    encoder_decoder: bool = False,
 ) -> Checkpoint:
     """Load ``folder`` in float32; see `prosparse_models.load_checkpoint`.
 
@@ -44,7 +50,12 @@ def load_model_folder(
     try:
         with quiet():
             return load_checkpoint(
-                folder, trust_remote_code=trust_remote_code, activation=activation, threshold=threshold
+                folder,
+                trust_remote_code=trust_remote_code,
+                activation=activation,
+                threshold=threshold,
+                in_files=in_files,
+                encoder_decoder=encoder_decoder,
             )
     except CheckpointError as error:
         raise ProSparseError(str(error), hint=error.hint) from error

@@ -33,7 +33,7 @@ class FfnNode:
         layer: its number in the graph's order.
         weights: the format of its matrices.
         gated: it has a gate.
-        activation: relu, relu2, fatrelu or drelu.
+        activation: relu, relu2, fatrelu, drelu or silu.
         threshold: of the activation.
     """
 

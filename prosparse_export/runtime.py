@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -12,8 +11,15 @@ import onnxruntime
 from numpy.typing import NDArray
 from tokenizers import Tokenizer
 
+from prosparse_export.artifact import read_manifest
+from prosparse_export.artifact_files import check_files
+from prosparse_export.decoder import Decoder
 from prosparse_export.errors import ProSparseError
+from prosparse_export.folder_settings import context_length, read_tokenizer, stop_tokens
 from prosparse_export.library import register
+from prosparse_export.sampling import Sampler, Sampling
+from prosparse_export.text_stream import TextStream
+from prosparse_export.threads import default_threads
 
 __all__ = ["Cache", "SparseModel", "load"]
 
@@ -34,11 +40,15 @@ def load(
     path: str | Path,
     *,
     threads: int | None = None,
+    spinning: bool = True,
     library: bool = True,
+    verify: bool = False,
     session_options: onnxruntime.SessionOptions | None = None,
 ) -> SparseModel:
     """Open an exported model; see `SparseModel.open`."""
-    return SparseModel.open(path, threads=threads, library=library, session_options=session_options)
+    return SparseModel.open(
+        path, threads=threads, spinning=spinning, library=library, verify=verify, session_options=session_options
+    )
 
 
 @dataclass(frozen=True)
@@ -50,12 +60,16 @@ class SparseModel:
         path: the graph's file.
         tokenizer: from tokenizer.json beside it, or None.
         stop: token ids that end a text.
+        context: most tokens of a text, prompt included (config.json's max_position_embeddings); None if unknown.
+        in_place: the KV cache can stay in one buffer: all attentions are GroupQueryAttention.
     """
 
     session: onnxruntime.InferenceSession
     path: Path
     tokenizer: Tokenizer | None
     stop: frozenset[int]
+    context: int | None
+    in_place: bool
     _past: dict[str, tuple[int, int]] = field(repr=False)
 
     @classmethod
@@ -64,19 +78,26 @@ class SparseModel:
         path: str | Path,
         *,
         threads: int | None = None,
+        spinning: bool = True,
         library: bool = True,
+        verify: bool = False,
         session_options: onnxruntime.SessionOptions | None = None,
+        encoder_decoder: bool = False,
     ) -> SparseModel:
         """Open ``path``.
 
         Args:
             path: an .onnx file from ``prosparse-export``.
-            threads: intra-op threads; None leaves it to onnxruntime (one per core).
+            threads: intra-op threads; None for one per physical core that the process may use.
+            spinning: threads wait for the next operator awake; without, they sleep in between: slower, and a
+                waiting thread takes nothing from other processes.
             library: register the sparse kernels; without them the operators' ONNX bodies run.
-            session_options: options of your own; ``threads`` then changes nothing in them if None.
+            verify: read graph and weights first and compare their SHA-256 with prosparse.json; else sizes only.
+            session_options: options of your own; ``threads`` (if None) and ``spinning`` then change nothing in them.
+            encoder_decoder: the decoder of an encoder-decoder is welcome; see encoder_decoder.py.
 
         Raises:
-            ProSparseError: the file is missing or damaged, or onnxruntime cannot run it.
+            ProSparseError: a file is missing or damaged, or onnxruntime cannot run it.
         """
         path = Path(path)
         if not path.is_file():
@@ -84,9 +105,12 @@ class SparseModel:
                 f"model: {path}: expected an .onnx file, got no such file",
                 hint=f"make it with: prosparse-export MODEL_DIR {path}",
             )
+        check_files(path, verify=verify)
         options = session_options or onnxruntime.SessionOptions()
         if session_options is None:
             options.log_severity_level = 3  # errors
+            options.add_session_config_entry("session.intra_op.allow_spinning", "1" if spinning else "0")
+            threads = threads or default_threads()
         if threads is not None:
             options.intra_op_num_threads = threads
         if library:
@@ -98,12 +122,35 @@ class SparseModel:
                 f"model: {path}: onnxruntime {onnxruntime.__version__} cannot open it: {' '.join(str(error).split())}",
                 hint="prosparse.json beside it names the onnxruntime that it needs; export a damaged file again",
             ) from error
+        if not encoder_decoder and any(v.name == "encoder_attention_mask" for v in session.get_inputs()):
+            raise ProSparseError(
+                f"model: {path}: expected a decoder alone or an encoder, got the decoder of an encoder-decoder",
+                hint="prosparse generate runs it; in Python prosparse_export.encoder_decoder.EncoderDecoder does",
+            )
         past = {
             value.name: (int(value.shape[1]), int(value.shape[3]))
             for value in session.get_inputs()
             if value.name.startswith("past_key_values.")
         }
-        return cls(session, path, _tokenizer(path.parent), _stop_tokens(path.parent), past)
+        folder = path.parent
+        in_place = read_manifest(path).get("attention") == "GroupQueryAttention"
+        return cls(session, path, read_tokenizer(folder), stop_tokens(folder), context_length(folder), in_place, past)
+
+    def decoder(self, batch: int, capacity: int) -> Decoder:
+        """Return the inner loop for ``batch`` texts of at most ``capacity`` tokens each.
+
+        Raises:
+            ProSparseError: the model has no cache, so that it is no decoder.
+        """
+        self._check_cache()
+        return Decoder(self.session, self.path, batch=batch, capacity=capacity, in_place=self.in_place)
+
+    def _check_cache(self) -> None:
+        if not self._past:
+            raise ProSparseError(
+                f"model: {self.path}: expected a decoder with a KV cache, got a model without one",
+                hint="an encoder computes hidden states: call forward()",
+            )
 
     def forward(
         self, ids: NDArray[np.int64], mask: NDArray[np.int64], cache: Cache | None = None
@@ -138,98 +185,182 @@ class SparseModel:
         self,
         prompts: Sequence[Sequence[int]],
         *,
-        max_new_tokens: int = 64,
+        max_new_tokens: int | None = 64,
         temperature: float = 0.0,
+        top_k: int = 0,
+        top_p: float = 1.0,
         seed: int | None = None,
     ) -> Iterator[NDArray[np.int64]]:
         """Yield the next token of every prompt, ``[batch]``, until all have ended.
 
-        A text that has ended repeats its last token; see `stop`.
+        A text that has ended repeats its last token; see `stop`. Call it again to begin anew: nothing is shared
+        between calls, so they may run in several threads.
 
         Args:
             prompts: token ids; shorter ones are padded on the left.
-            max_new_tokens: at most this many steps.
+            max_new_tokens: at most this many steps; None for as many as the context has room for.
             temperature: 0 takes the likeliest token; above, samples from softmax(logits / temperature).
-            seed: for sampling.
+            top_k: sample from the so many likeliest tokens only; 0 for all.
+            top_p: sample from the fewest likeliest tokens that have this share of the probability.
+            seed: for sampling; a row's tokens do not depend on the other rows.
 
         Raises:
-            ProSparseError: a prompt is empty, or the model has no cache, so that it is no decoder.
+            ProSparseError: a prompt is empty or the texts do not fit into the context, an option is out of range,
+                or the model has no cache, so that it is no decoder.
         """
-        if not self._past:
-            raise ProSparseError(
-                f"model: {self.path}: expected a decoder with a KV cache, got a model without one",
-                hint="an encoder computes hidden states: call forward()",
-            )
+        self._check_cache()
+        sampler = Sampler(Sampling(temperature, top_k, top_p, seed), len(prompts))
         if not prompts or any(len(prompt) == 0 for prompt in prompts):
             raise ProSparseError("prompt: expected at least one token, got none", hint="give some text to continue")
         width = max(len(prompt) for prompt in prompts)
+        count = self._room(width, max_new_tokens)
+        decoder = self.decoder(len(prompts), width + count)
+        return self._tokens(decoder, sampler, prompts, width, count)
+
+    def _room(self, width: int, count: int | None) -> int:
+        if count is None:
+            if self.context is None:
+                raise ProSparseError(
+                    f"max_new_tokens: expected a number, got None, and {self.path.parent / 'config.json'} has no "
+                    "max_position_embeddings",
+                    hint="say how many tokens are wanted",
+                )
+            count = max(self.context - width, 1)
+        if count < 1:
+            raise ProSparseError(f"max_new_tokens: expected at least 1, got {count}")
+        if self.context is not None and width + count > self.context:
+            left = self.context - width
+            raise ProSparseError(
+                f"context: expected at most {self.context} tokens, got {width} of the prompt and {count} new ones",
+                hint=f"ask for at most {left} new tokens" if left > 0 else "shorten the prompt",
+            )
+        return count
+
+    def _tokens(
+        self, decoder: Decoder, sampler: Sampler, prompts: Sequence[Sequence[int]], width: int, count: int
+    ) -> Iterator[NDArray[np.int64]]:
         ids = np.zeros((len(prompts), width), np.int64)
         mask = np.zeros_like(ids)
         for row, prompt in enumerate(prompts):
             ids[row, width - len(prompt) :] = prompt
             mask[row, width - len(prompt) :] = 1
-        rng = np.random.default_rng(seed)
-        cache: Cache | None = None
-        ended = np.zeros(len(prompts), bool)
-        last = np.zeros(len(prompts), np.int64)
-        for _ in range(max_new_tokens):
-            logits, cache = self.forward(ids, mask, cache)
-            last = np.where(ended, last, _choose(logits[:, -1], temperature, rng))
+        ended = [False] * len(prompts)
+        last = sampler.choose(decoder.prefill(ids, mask))
+        for number in range(count):
             yield last
-            ended |= np.isin(last, list(self.stop))
-            if ended.all():
+            for row, token in enumerate(last.tolist()):
+                ended[row] |= token in self.stop
+            if all(ended) or number == count - 1:
                 return
-            ids = last[:, None]
-            mask = np.concatenate([mask, np.ones((len(prompts), 1), np.int64)], axis=1)
+            chosen = sampler.choose(decoder.step(last))
+            last = np.where(ended, last, chosen) if any(ended) else chosen
 
     def generate(
-        self, prompt: str, *, max_new_tokens: int = 64, temperature: float = 0.0, seed: int | None = None
+        self,
+        prompt: str,
+        *,
+        max_new_tokens: int | None = 64,
+        temperature: float = 0.0,
+        top_k: int = 0,
+        top_p: float = 1.0,
+        stop: str | Sequence[str] = (),
+        seed: int | None = None,
     ) -> str:
-        """Return the text that continues ``prompt``."""
-        pieces = self.stream_text(prompt, max_new_tokens=max_new_tokens, temperature=temperature, seed=seed)
-        return "".join(pieces)
+        """Return the text that continues ``prompt``; see `stream_text`."""
+        return "".join(
+            self.stream_text(
+                prompt,
+                max_new_tokens=max_new_tokens,
+                temperature=temperature,
+                top_k=top_k,
+                top_p=top_p,
+                stop=stop,
+                seed=seed,
+            )
+        )
+
+    def generate_batch(
+        self,
+        prompts: Sequence[str],
+        *,
+        max_new_tokens: int | None = 64,
+        temperature: float = 0.0,
+        top_k: int = 0,
+        top_p: float = 1.0,
+        stop: str | Sequence[str] = (),
+        seed: int | None = None,
+    ) -> list[str]:
+        """Return the texts that continue ``prompts``, all in one batch; see `stream_text`."""
+        texts = [""] * len(prompts)
+        sampling = Sampling(temperature, top_k, top_p, seed)
+        for pieces in self._pieces(prompts, max_new_tokens, sampling, stop):
+            texts = [text + piece for text, piece in zip(texts, pieces, strict=True)]
+        return texts
 
     def stream_text(
-        self, prompt: str, *, max_new_tokens: int = 64, temperature: float = 0.0, seed: int | None = None
+        self,
+        prompt: str,
+        *,
+        max_new_tokens: int | None = 64,
+        temperature: float = 0.0,
+        top_k: int = 0,
+        top_p: float = 1.0,
+        stop: str | Sequence[str] = (),
+        seed: int | None = None,
     ) -> Iterator[str]:
-        """Yield the text that continues ``prompt`` piece by piece; a piece never cuts a character."""
+        """Yield the text that continues ``prompt``, without the prompt: a piece for every token.
+
+        A piece never cuts a character, and nothing is shown that may be the beginning of a stop string; so a piece
+        may be empty, and a later one longer.
+
+        Args:
+            prompt: text, encoded as the model's tokenizer does it (with its special tokens).
+            max_new_tokens: at most this many tokens; None for as many as the context has room for.
+            temperature: see `stream`, as for ``top_k``, ``top_p`` and ``seed``.
+            top_k: see there.
+            top_p: see there.
+            stop: strings that end the text, besides the model's own end; they are not shown.
+            seed: see there.
+
+        Raises:
+            ProSparseError: there is no tokenizer, or as `stream`.
+        """
+        sampling = Sampling(temperature, top_k, top_p, seed)
+        return (piece for (piece,) in self._pieces([prompt], max_new_tokens, sampling, stop))
+
+    def _pieces(
+        self, prompts: Sequence[str], count: int | None, sampling: Sampling, stop: str | Sequence[str]
+    ) -> Iterator[list[str]]:
+        """Yield the next piece of every text."""
         if self.tokenizer is None:
             raise ProSparseError(
                 f"tokenizer: {self.path.parent}: expected a tokenizer.json, got none",
                 hint="export again from a folder that has the tokenizer, or call stream() with token ids",
             )
-        start = self.tokenizer.encode(prompt).ids
-        tokens: list[int] = []
-        shown = ""
-        for (token,) in self.stream([start], max_new_tokens=max_new_tokens, temperature=temperature, seed=seed):
-            if int(token) in self.stop:
-                break
-            tokens.append(int(token))
-            text = self.tokenizer.decode(tokens)
-            if not text.endswith("\N{REPLACEMENT CHARACTER}") and text.startswith(shown):
-                yield text[len(shown) :]
-                shown = text
+        stops = (stop,) if isinstance(stop, str) else tuple(stop)
+        if any(not text for text in stops):
+            raise ProSparseError("stop: expected strings of at least one character, got an empty one")
+        if any(not prompt for prompt in prompts):  # the tokenizer may make a first token of nothing
+            raise ProSparseError("prompt: expected some text, got none", hint="give some text to continue")
+        texts = [TextStream(self.tokenizer, stops) for _ in prompts]
+        ids = [self.tokenizer.encode(prompt).ids for prompt in prompts]
+        tokens = self.stream(
+            ids,
+            max_new_tokens=count,
+            temperature=sampling.temperature,
+            top_k=sampling.top_k,
+            top_p=sampling.top_p,
+            seed=sampling.seed,
+        )
+        return self._decoded(tokens, texts)
 
-
-def _choose(logits: NDArray[np.float32], temperature: float, rng: np.random.Generator) -> NDArray[np.int64]:
-    if temperature <= 0.0:
-        return np.asarray(logits.argmax(-1), np.int64)
-    scaled = (logits - logits.max(-1, keepdims=True)).astype(np.float64) / temperature
-    weights = np.exp(scaled)
-    weights /= weights.sum(-1, keepdims=True)
-    return np.array([rng.choice(len(row), p=row) for row in weights], np.int64)
-
-
-def _tokenizer(folder: Path) -> Tokenizer | None:
-    path = folder / "tokenizer.json"
-    return Tokenizer.from_file(str(path)) if path.is_file() else None
-
-
-def _stop_tokens(folder: Path) -> frozenset[int]:
-    """Return eos_token_id of generation_config.json, else of config.json: a number, a list or nothing."""
-    for name in ("generation_config.json", "config.json"):
-        path = folder / name
-        stop = json.loads(path.read_text(encoding="utf-8")).get("eos_token_id") if path.is_file() else None
-        if stop is not None:
-            return frozenset([stop] if isinstance(stop, int) else stop)
-    return frozenset()
+    def _decoded(self, tokens: Iterator[NDArray[np.int64]], texts: list[TextStream]) -> Iterator[list[str]]:
+        for row in tokens:
+            yield [
+                text.end() if int(token) in self.stop else text.add(int(token))
+                for text, token in zip(texts, row, strict=True)
+            ]
+            if all(text.ended for text in texts):
+                return
+        if any(rest := [text.end() for text in texts]):
+            yield rest

@@ -3,18 +3,28 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable, Sequence
-from typing import cast
+from collections.abc import Callable, Mapping
+from typing import Any, NamedTuple, cast
 
 import ml_dtypes
 import numpy as np
 import torch
 from numpy.typing import NDArray
 from transformers import PreTrainedModel
+from transformers.pytorch_utils import Conv1D
 
-from graph_passes import Format, dequantise, quantise
+from graph_passes import Format, quantise, rounded
 
-__all__ = ["checkpoint_format", "format_bound", "stored_arrays", "with_stored_weights"]
+__all__ = [
+    "StoredAs",
+    "checkpoint_format",
+    "format_bound",
+    "jumps_of",
+    "rounding",
+    "stored_arrays",
+    "stored_formats",
+    "with_stored_weights",
+]
 
 _CHECKPOINT: dict[str, Format] = {"float16": "f16", "bfloat16": "bf16"}
 
@@ -24,51 +34,101 @@ def checkpoint_format(dtype: str) -> Format:
     return _CHECKPOINT.get(dtype.removeprefix("torch."), "f32")
 
 
-def format_bound(weights: str, blocks: int, largest: float) -> float:
+_SIGMAS = 3.0
+_HAZARD = 2.5  # share of the active neurons per relative step of z, near t: what a normal z has at 89 % sparsity
+
+
+def format_bound(formats: Mapping[str, StoredAs], largest: float, jumps: int = 0) -> float:
     """Return how far logits may be from those of the dense model of the same stored weights.
 
     Float formats: 1e-3, float32 rounding with room for any order of sums. i8 and i4 also round activations to 16
-    bits, three times a block (x for gate_proj and up_proj, h for down_proj). A step is 2^-16 of the largest of 32
-    numbers, which is at most sqrt(32) times their root mean square; each rounding moves what the block adds by
-    that share at most, and the logits by that share of their size.
+    bits, once for each of their matrices. A step is 2^-16 of the largest of 32 numbers, which is at most sqrt(32)
+    times their root mean square; each rounding moves what the layer gives by that share at most, and the logits by
+    that share of their size.
+
+    An activation that jumps (FATReLU with t > 0) turns a rounded z near t into a neuron more or less: of the active
+    ones a share of 2.5 times twice the step, which moves the block's sum of independent parts by the square root of
+    that share. Blocks add up as independent errors do, and the bound is three of their standard deviations.
 
     Args:
-        weights: the artifact's format.
-        blocks: feed-forward blocks that were rewritten.
+        formats: from `stored_formats`.
         largest: the largest absolute logit.
+        jumps: from `jumps_of`.
     """
-    if weights not in ("i8", "i4"):
-        return 1e-3
-    return max(1e-3, 3 * blocks * math.sqrt(32) * 2.0**-16 * largest)
+    roundings = sum(stored.weights in ("i8", "i4") for stored in formats.values())
+    step = math.sqrt(32) * 2.0**-16
+    flips = _SIGMAS * math.sqrt(jumps * _HAZARD * 2 * step)
+    return max(1e-3, (roundings * step + flips) * largest)
+
+
+def jumps_of(manifest: Mapping[str, Any]) -> int:
+    """Return how many blocks have rounded activations and a threshold above 0, as prosparse.json says."""
+    if manifest.get("weight_format") not in ("i8", "i4"):
+        return 0
+    layers = manifest.get("ffn", {}).get("layers", [])
+    return sum(not layer["reason"] and layer["threshold"] > 0 for layer in layers)
+
+
+class StoredAs(NamedTuple):
+    """How an artifact stores a linear layer's matrix.
+
+    Attributes:
+        weights: the format.
+        is_down: it is a down_proj, stored transposed.
+    """
+
+    weights: Format
+    is_down: bool
+
+
+def stored_formats(manifest: Mapping[str, Any]) -> dict[str, StoredAs]:
+    """Return how each matrix is stored that is not stored as float32, by module path, as prosparse.json says."""
+    formats: dict[str, StoredAs] = {}
+    weights = manifest.get("weight_format", "f32")
+    for layer in manifest.get("ffn", {}).get("layers", []):
+        names = [] if layer["reason"] else layer.get("linears") or []
+        formats.update({name: StoredAs(weights, is_down=name == names[-1]) for name in names})
+    others = manifest.get("linear", {})
+    formats.update({name: StoredAs(others["weight_format"], is_down=False) for name in others.get("modules", [])})
+    return {name: stored for name, stored in formats.items() if stored.weights != "f32"}
+
+
+def rounding(model: PreTrainedModel, formats: Mapping[str, StoredAs]) -> Callable[[str, torch.Tensor], torch.Tensor]:
+    """Return a function of a parameter's path and values that gives the values as an artifact stores them."""
+    in_major = {name for name, module in model.named_modules() if isinstance(module, Conv1D)}
+
+    def change(path: str, weight: torch.Tensor) -> torch.Tensor:
+        module = path.removesuffix(".weight")
+        stored = formats.get(module) if module != path else None
+        return weight if stored is None else _rounded(weight, stored, transposed=module in in_major)
+
+    return change
 
 
 @torch.no_grad()
-def with_stored_weights(model: PreTrainedModel, linears: Iterable[Sequence[str]], weights: Format) -> None:
-    """Round the matrices of the rewritten blocks of ``model``, in place, to what the artifact stores.
+def with_stored_weights(model: PreTrainedModel, formats: Mapping[str, StoredAs]) -> None:
+    """Round matrices of ``model``, in place, to what the artifact stores.
 
     So an artifact is compared with the dense model of its own numbers, and differs from it by summation
     order only (and, for i8 and i4, by activations of 16 bits). What the rounding itself costs is another question.
 
     Args:
         model: the PyTorch model, any float dtype.
-        linears: for each rewritten block the module paths of its linear layers, down_proj last.
-        weights: the artifact's format.
+        formats: from `stored_formats`.
     """
-    if weights == "f32":
-        return
-    for names in linears:
-        for name in names:
-            layer = model.get_submodule(name)
-            layer.weight.copy_(_rounded(layer.weight, weights, is_down=name == names[-1]))
+    change = rounding(model, formats)
+    for name in formats:
+        parameter = model.get_submodule(name).weight
+        parameter.copy_(change(f"{name}.weight", parameter))
 
 
-def _rounded(weight: torch.Tensor, weights: Format, *, is_down: bool) -> torch.Tensor:
-    if weights in ("f16", "bf16"):
-        return weight.to(torch.float16 if weights == "f16" else torch.bfloat16).to(weight.dtype)
-    matrix = weight.T if is_down else weight
-    rounded = dequantise(*quantise(matrix.float().numpy(), weights), matrix.shape[1])
-    result = torch.from_numpy(np.ascontiguousarray(rounded.T if is_down else rounded))
-    return result.to(weight.dtype)
+def _rounded(weight: torch.Tensor, stored: StoredAs, *, transposed: bool) -> torch.Tensor:
+    if stored.weights in ("f16", "bf16"):
+        return weight.to(torch.float16 if stored.weights == "f16" else torch.bfloat16).to(weight.dtype)
+    turn = stored.is_down != transposed
+    matrix = weight.T if turn else weight
+    result = torch.from_numpy(rounded(matrix.detach().float().numpy(), stored.weights))
+    return (result.T if turn else result).to(weight.dtype)
 
 
 def stored_arrays(weight: torch.Tensor, weights: str, *, is_down: bool) -> list[NDArray[np.generic]]:

@@ -31,6 +31,9 @@ class Family:
         blocks: feed-forward blocks that become operators.
         attention: start of the reason why attention is not fused, or "".
         encoder: hidden states, no cache, no generation.
+        encoder_decoder: two graphs; the decoder generates from the encoder's states.
+        refused: part of the error, where there is no export.
+        note: what the table says of it, if not that part.
         fields: what config.json says instead of what transformers wrote.
     """
 
@@ -43,6 +46,9 @@ class Family:
     blocks: int = LAYERS
     attention: str = ""
     encoder: bool = False
+    encoder_decoder: bool = False
+    refused: str = ""
+    note: str = ""
     fields: dict[str, Any] = field(default_factory=dict)
 
     def save(self, folder: Path) -> None:
@@ -89,6 +95,31 @@ def falcon(**more: Any) -> dict[str, Any]:
     return sizes(ffn_hidden_size=D_FF, activation="relu", **more)
 
 
+def t5(**more: Any) -> dict[str, Any]:
+    """Sizes of a T5, one layer on either side."""
+    common = {
+        "vocab_size": VOCAB,
+        "d_model": D_MODEL,
+        "d_ff": D_FF,
+        "d_kv": 8,
+        "num_heads": HEADS,
+        "num_layers": LAYERS,
+    }
+    return {**common, "decoder_start_token_id": 0, "pad_token_id": 0, "eos_token_id": 1, **more}
+
+
+M2M100 = {
+    "vocab_size": VOCAB,
+    "d_model": D_MODEL,
+    "encoder_ffn_dim": D_FF,
+    "decoder_ffn_dim": D_FF,
+    "encoder_layers": LAYERS,
+    "decoder_layers": LAYERS,
+    "encoder_attention_heads": HEADS,
+    "decoder_attention_heads": HEADS,
+    "activation_function": "relu",
+    "max_position_embeddings": LONGEST,
+}
 GEMMA3N = {
     "vocab_size_per_layer_input": VOCAB,
     "hidden_size_per_layer_input": 8,
@@ -181,6 +212,14 @@ FAMILIES = [
         "relu",
     ),
     Family(
+        "Falcon with alibi (falcon-rw)",
+        lambda: hf.FalconForCausalLM(hf.FalconConfig(**falcon(alibi=True, bias=True, multi_query=False))),
+        PLAIN,
+        "relu",
+        refused="Could not find an implementation for Mul",
+        note="onnxruntime has no product of bfloat16, in which transformers computes alibi",
+    ),
+    Family(
         "Nemotron, Minitron",
         lambda: hf.NemotronForCausalLM(hf.NemotronConfig(**grouped(hidden_act="relu2"))),
         PLAIN,
@@ -226,5 +265,52 @@ FAMILIES = [
         PLAIN,
         "relu",
         encoder=True,
+    ),
+    Family(
+        "T5 (v1.0)",
+        lambda: hf.T5ForConditionalGeneration(hf.T5Config(**t5(feed_forward_proj="relu"))),
+        PLAIN,
+        "relu",
+        blocks=2,
+        encoder_decoder=True,
+    ),
+    Family(
+        "T5, gated relu",
+        lambda: hf.T5ForConditionalGeneration(hf.T5Config(**t5(feed_forward_proj="gated-relu"))),
+        GATED,
+        "relu",
+        blocks=2,
+        encoder_decoder=True,
+    ),
+    Family(
+        "M2M-100, NLLB-200",
+        lambda: hf.M2M100ForConditionalGeneration(hf.M2M100Config(**M2M100)),
+        PLAIN,
+        "relu",
+        blocks=2,
+        encoder_decoder=True,
+    ),
+    Family(
+        "Switch Transformers (experts)",
+        lambda: hf.SwitchTransformersForConditionalGeneration(
+            hf.SwitchTransformersConfig(**t5(num_experts=4, num_sparse_encoder_layers=1, num_sparse_decoder_layers=1))
+        ),
+        "",
+        "",
+        encoder_decoder=True,
+        refused="torch.onnx.export failed",
+        note="torch.export cannot trace its routing: each expert takes the tokens that chose it",
+    ),
+    Family(
+        "SmallThinker (experts, code of its own)",
+        lambda: hf.LlamaForCausalLM(hf.LlamaConfig(**grouped(hidden_act="relu"))),
+        "",
+        "",
+        fields={
+            "model_type": "smallthinker",
+            "architectures": ["SmallThinkerForCausalLM"],
+            "auto_map": {"AutoModelForCausalLM": "modeling_smallthinker.SmallThinkerForCausalLM"},
+        },
+        refused="brings Python code for it (auto_map), which was not run",
     ),
 ]

@@ -49,6 +49,9 @@ struct Block {
     scratch.ran_on[index] = std::this_thread::get_id();
     const Range panels = piece(ffn.gate.count(), kPieces, index, 2);
     stream_all(kernels, ffn.gate, panels.begin, panels.end, x, scratch, z, z_stride);
+    if (ffn.activation != Activation::kSilu) return;
+    const size_t first = panels.begin * kLanes, last = panels.end * kLanes;
+    for (size_t t = 0; t < x.count; ++t) silu(z + t * z_stride + first, last - first);
   }
 
   // The list of active neurons of one token, and their activations.
@@ -56,11 +59,14 @@ struct Block {
     int32_t* indices = active + token * list_stride;
     float *values = a + token * list_stride, *all = z + token * z_stride;
     size_t count = ffn.d_ff;
+    const bool by_magnitude = ffn.activation == Activation::kSilu;
     if (ffn.dense) {
       for (size_t k = 0; k < count; ++k) {
         indices[k] = static_cast<int32_t>(k);
-        values[k] = all[k] <= ffn.threshold ? 0.0f : all[k];
+        values[k] = (by_magnitude ? std::fabs(all[k]) : all[k]) <= ffn.threshold ? 0.0f : all[k];
       }
+    } else if (by_magnitude) {
+      count = compact_magnitude(all, ffn.d_ff, ffn.threshold, indices, values);
     } else {
       count = kernels.compact(all, ffn.d_ff, ffn.threshold, indices, values);
     }

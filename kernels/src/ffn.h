@@ -7,7 +7,7 @@
 
 namespace prosparse {
 
-enum class Activation { kRelu, kRelu2, kDrelu };  // FATReLU is kRelu with a threshold
+enum class Activation { kRelu, kRelu2, kDrelu, kSilu };  // FATReLU is kRelu with a threshold
 
 struct Ffn {
   bool gated;
@@ -25,6 +25,7 @@ struct Ffn {
 //   z_k = b_gate[k] + w_gate[k, :] . x[t, :]      (w_up, b_up where there is no gate)
 //   k is active unless z_k <= threshold, so a NaN is active and stays visible
 //   a_k = z_k, or z_k * z_k for kRelu2
+//   kSilu: a_k = silu(z_k) = z_k / (1 + exp(-z_k)), and k is active unless |a_k| <= threshold
 //   v_k = b_up[k] + w_up[k, :] . x[t, :]; for kDrelu 0 if that is <= 0; 1 where there is no gate
 //
 // Rows of w_up and w_down of inactive neurons do not enter: a NaN or Inf there is hidden, where the dense form

@@ -63,6 +63,13 @@ void expect_block(const Kernels& k, const Weights& w, const std::vector<float>& 
       const bool uncertain = std::abs(z - f.threshold) <= z_error;
       double a = z > f.threshold ? z : 0.0;
       double a_error = uncertain ? std::abs(z) + z_error : (a == 0.0 ? 0.0 : z_error);
+      if (f.activation == Activation::kSilu) {  // its slope is 1.1 at most; 8 units for exp, sum and quotient
+        a = z / (1 + std::exp(-z));
+        a_error = 1.1 * z_error + 8 * 0x1p-24 * std::abs(a);
+        const bool near = std::abs(std::abs(a) - f.threshold) <= a_error;
+        if (std::abs(a) <= f.threshold) a = 0.0;
+        a_error = near ? f.threshold + 2 * a_error : (a == 0.0 ? 0.0 : a_error);
+      }
       if (f.activation == Activation::kRelu2) {
         a_error = 2 * std::abs(a) * a_error + a_error * a_error + gamma_bound(1) * a * a;
         a *= a;
@@ -184,6 +191,40 @@ void test_boundary(const Kernels& k) {
   }
 }
 
+// silu itself over all magnitudes, and the magnitude test: a large negative value counts, the boundary does not.
+void test_silu(const Kernels& k) {
+  std::vector<float> z = {0.0f, -0.0f, 1e-40f, -1e-40f, 3e38f, -3e38f, INFINITY, 17.0f, -17.0f, -87.5f, -103.0f, -130.0f};
+  for (float m = 1e-30f; m < 1e30f; m *= 1.37f) z.insert(z.end(), {m, -m});
+  std::vector<float> a = z;
+  silu(a.data(), a.size());
+  for (size_t i = 0; i < z.size(); ++i) {
+    const double exact = z[i] == INFINITY ? INFINITY : z[i] / (1 + std::exp(-static_cast<double>(z[i])));
+    ++cases;
+    CHECK(static_cast<double>(a[i]) == exact || std::abs(a[i] - exact) <= 8 * 0x1p-24 * std::abs(exact) + 1e-37,
+          "silu(%g): expected %.9g, got %.9g", static_cast<double>(z[i]), exact, static_cast<double>(a[i]));
+  }
+  float odd[] = {NAN, -INFINITY};
+  silu(odd, 2);
+  CHECK(std::isnan(odd[0]) && std::isnan(odd[1]), "silu: expected NaN for NaN and -Inf, got %g and %g",
+        static_cast<double>(odd[0]), static_cast<double>(odd[1]));
+  const float list[] = {0.25f, -0.25f, 0.2500001f, -0.2500001f, NAN, 0.0f};
+  int32_t active[22];
+  float values[22];
+  const size_t found = compact_magnitude(list, 6, 0.25f, active, values);
+  ++cases;
+  CHECK(found == 3 && active[0] == 2 && active[1] == 3 && active[2] == 4, "magnitudes: %zu are active", found);
+
+  std::mt19937 rng(1);
+  Weights w(Format::kF32, 1, 1, true, Activation::kSilu, 0.25f, rng);
+  const float one = 1.0f;
+  for (Stored* s : {&w.gate, &w.up, &w.down}) std::memcpy(s->data.data(), &one, 4);
+  w.b_gate = w.b_up = w.b_down = {0.0f};
+  w.pack();
+  CHECK(run(k, w.ffn, {-1.0f})[0] > 0.26f, "%s: silu(-1) = -0.27 is beyond the threshold", k.isa);
+  CHECK(run(k, w.ffn, {0.25f})[0] == 0.0f && run(k, w.ffn, {-3.0f})[0] == 0.0f, "%s: below the threshold", k.isa);
+  CHECK(std::isnan(run(k, w.ffn, {NAN})[0]), "%s hides a NaN", k.isa);
+}
+
 // NaN, Inf and huge numbers in one token: it follows IEEE 754 in every format, and its neighbours do not notice.
 void test_odd_tokens(const Kernels& k, Format format) {
   std::mt19937 rng(9);
@@ -280,7 +321,7 @@ int main(int argc, char** argv) {
     for (const Format f : kAllFormats) {
       for (const size_t tokens : {0, 1, 2, 9, 33}) {
         if (brief && tokens > 9) continue;
-        for (const Activation activation : {Activation::kRelu, Activation::kRelu2, Activation::kDrelu}) {
+        for (const Activation activation : {Activation::kRelu, Activation::kRelu2, Activation::kDrelu, Activation::kSilu}) {
           test_block(*k, f, 24, 100, tokens, true, activation, 0.0f);
           test_block(*k, f, 33, 100, tokens, true, activation, 1.5f);
         }
@@ -306,6 +347,7 @@ int main(int argc, char** argv) {
       if (k != &kScalarKernels) test_extremes(*k, f, 4097, 19, 2);
     }
     test_boundary(*k);
+    test_silu(*k);
     std::printf("%s done\n", k->isa);
   }
   return report(cases);

@@ -8,6 +8,7 @@ from prosparse_models.activation import FatReLU
 from prosparse_models.checkpoint import Checkpoint, load_checkpoint
 from prosparse_models.errors import CheckpointError, TrainingError
 from prosparse_models.ffn_blocks import FfnBlock, find_ffn_blocks
+from prosparse_models.file_weights import FileWeight, FileWeights
 from prosparse_models.schedule import l1_coefficient
 from prosparse_models.sparsity import Measurement, measure
 from prosparse_models.substitution import substitute_activation
@@ -17,6 +18,8 @@ __all__ = [
     "CheckpointError",
     "FatReLU",
     "FfnBlock",
+    "FileWeight",
+    "FileWeights",
     "Measurement",
     "TrainingError",
     "find_ffn_blocks",

@@ -9,13 +9,26 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from transformers import AutoConfig, AutoModel, AutoModelForCausalLM, PretrainedConfig, PreTrainedModel
+from transformers import (
+    AutoConfig,
+    AutoModel,
+    AutoModelForCausalLM,
+    AutoModelForSeq2SeqLM,
+    GenerationConfig,
+    PretrainedConfig,
+    PreTrainedModel,
+)
 from transformers.models.auto.configuration_auto import CONFIG_MAPPING
-from transformers.models.auto.modeling_auto import MODEL_FOR_CAUSAL_LM_MAPPING, MODEL_MAPPING
+from transformers.models.auto.modeling_auto import (
+    MODEL_FOR_CAUSAL_LM_MAPPING,
+    MODEL_FOR_SEQ_TO_SEQ_CAUSAL_LM_MAPPING,
+    MODEL_MAPPING,
+)
 
 from prosparse_models.activation_override import apply_activation, override_activation
 from prosparse_models.errors import CheckpointError
 from prosparse_models.ffn_blocks import find_ffn_blocks
+from prosparse_models.file_weights import FileWeights
 from prosparse_models.gaussian_topk import fix_gaussian_topk
 from prosparse_models.minicpm import fold_minicpm_scales
 from prosparse_models.model_config import ACTIVATION_KEYS, ModelConfig, read_model_config
@@ -42,6 +55,8 @@ class Checkpoint:
         files: the weight files that were read.
         overrides: what the caller changed: for ``activation`` and ``threshold``, what config.json says and what is
             used instead.
+        weights: where the model's matrices are, if they were left in their files; the model then holds placeholders
+            and computes inside ``weights.filled(model)`` only.
     """
 
     model: PreTrainedModel
@@ -51,6 +66,7 @@ class Checkpoint:
     weight_dtype: str
     files: tuple[Path, ...]
     overrides: Mapping[str, Mapping[str, object]] = field(default_factory=dict)
+    weights: FileWeights | None = None
 
 
 def load_checkpoint(
@@ -60,6 +76,8 @@ def load_checkpoint(
     trust_remote_code: bool = False,
     activation: str | None = None,
     threshold: float | None = None,
+    in_files: bool = False,
+    encoder_decoder: bool = False,
 ) -> Checkpoint:
     """Load the causal language model, or the encoder, in ``folder``.
 
@@ -74,23 +92,31 @@ def load_checkpoint(
         trust_remote_code: allow Python code in the folder to run, for model types unknown here.
         activation: relu, relu2, fatrelu or drelu: what the FFNs compute, whatever config.json says.
         threshold: FATReLU t; a model with relu becomes one with fatrelu.
+        in_files: leave matrices in their files, where the architecture's weights are stored as it has them, and
+            ``dtype`` is float32; see `FileWeights`. Others are loaded as ever.
+        encoder_decoder: take an encoder-decoder (T5, M2M-100), and nothing else.
 
     Raises:
         CheckpointError: config or weights are missing, damaged, incomplete or of an unknown type.
     """
     config, overrides = override_activation(folder, read_model_config(folder), activation, threshold)
     files = check_weight_files(folder)
-    hf_config = _hf_config(folder, config, trust_remote_code)
+    hf_config = _hf_config(folder, config, trust_remote_code, encoder_decoder=encoder_decoder)
+    auto = AutoModel if _is_bare(config) else AutoModelForSeq2SeqLM if encoder_decoder else AutoModelForCausalLM
+    weights = None
     try:
-        model, info = (AutoModel if _is_bare(config) else AutoModelForCausalLM).from_pretrained(
-            folder,
-            config=hf_config,
-            dtype=dtype,
-            trust_remote_code=trust_remote_code and config.needs_code,
-            output_loading_info=True,
-            local_files_only=True,
-            ignore_mismatched_sizes=True,  # refused below, by name
-        )
+        if in_files and not config.needs_code:
+            model, info, weights = _load_in_files(folder, hf_config, files, is_bare=_is_bare(config))
+        if weights is None:
+            model, info = auto.from_pretrained(
+                folder,
+                config=hf_config,
+                dtype=dtype,
+                trust_remote_code=trust_remote_code and config.needs_code,
+                output_loading_info=True,
+                local_files_only=True,
+                ignore_mismatched_sizes=True,  # refused below, by name
+            )
     except Exception as error:  # what damaged weights raise has no common base class
         raise CheckpointError(
             f"model folder: {folder}: cannot be loaded: {type(error).__name__}: {_one_line(error)}",
@@ -104,7 +130,7 @@ def load_checkpoint(
         apply_activation(folder, model, config, trained, is_override=bool(overrides))
     fix_gaussian_topk(model)
     if config.is_minicpm:
-        fold_minicpm_scales(model, config.values)
+        fold_minicpm_scales(model, config.values, weights)
     return Checkpoint(
         model=model.eval(),
         config=_exported_config(model.config, config, trained),
@@ -114,10 +140,36 @@ def load_checkpoint(
         or str(config.values.get("dtype") or config.values.get("torch_dtype") or "float32"),
         files=files,
         overrides=overrides,
+        weights=weights,
     )
 
 
-def _hf_config(folder: Path, config: ModelConfig, trust_remote_code: bool) -> PretrainedConfig:
+def _load_in_files(
+    folder: Path, hf_config: PretrainedConfig, files: tuple[Path, ...], *, is_bare: bool
+) -> tuple[PreTrainedModel, Mapping[str, Any], FileWeights | None]:
+    """Load the model with placeholders for matrices; no weights where the loader merges or splits them."""
+    weights = FileWeights(files)
+    known = (MODEL_MAPPING if is_bare else MODEL_FOR_CAUSAL_LM_MAPPING)[type(hf_config)]
+    classes = known if isinstance(known, (list, tuple)) else [known]
+    named = [c for c in classes if c.__name__ in (hf_config.architectures or [])]
+    model_class = (named or list(classes))[0]  # as transformers' own auto classes choose
+    model, info = model_class.from_pretrained(
+        None,
+        config=hf_config,
+        state_dict=dict(weights.state_dict),
+        dtype=torch.float32,
+        output_loading_info=True,
+        ignore_mismatched_sizes=True,
+    )
+    if (folder / "generation_config.json").is_file() and model.can_generate():
+        model.generation_config = GenerationConfig.from_pretrained(folder, local_files_only=True)
+    is_complete = any(info.get(key) for key in ("missing_keys", "mismatched_keys")) or weights.is_complete(model)
+    return model, info, weights if is_complete else None
+
+
+def _hf_config(
+    folder: Path, config: ModelConfig, trust_remote_code: bool, *, encoder_decoder: bool
+) -> PretrainedConfig:
     model_type = config.values["model_type"]
     if config.needs_code and model_type not in CONFIG_MAPPING:
         if not trust_remote_code:
@@ -143,12 +195,14 @@ def _hf_config(folder: Path, config: ModelConfig, trust_remote_code: bool) -> Pr
         raise CheckpointError(
             f"config.json: {folder / 'config.json'}: {_one_line(error)}", hint="correct the field that it names"
         ) from error
+    if encoder_decoder and not _is_bare(config) and type(hf_config) in MODEL_FOR_SEQ_TO_SEQ_CAUSAL_LM_MAPPING:
+        return hf_config
     known = MODEL_MAPPING if _is_bare(config) else MODEL_FOR_CAUSAL_LM_MAPPING
     if type(hf_config) not in known or getattr(hf_config, "is_encoder_decoder", False):
         raise CheckpointError(
             f"config.json: {folder / 'config.json'}: expected a causal language model or a bare encoder, "
             f"got model_type {model_type!r}",
-            hint="encoder-decoder models: export encoder and decoder with another tool, then `prosparse optimize` each",
+            hint="of encoder-decoders only prosparse-export and prosparse generate take any, those for text such as T5",
         )
     return hf_config
 

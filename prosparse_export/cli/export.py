@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, cast
 import click
 
 from prosparse_export.cli.command import CONTEXT, ProSparseCommand
-from prosparse_export.cli.display import stages
+from prosparse_export.cli.display import describe_approximation, stages
 
 if TYPE_CHECKING:
     from graph_passes import Format
@@ -22,6 +22,7 @@ Examples:
   prosparse-export prosparse-llama-2-7b out/7b.onnx --weights i4 -v
   prosparse-export models/demo out/demo.onnx --attention plain --overwrite
   prosparse-export MiniCPM-S-1B-sft-llama-format out/1b.onnx --threshold 0.03
+  prosparse-export SmolLM2-135M out/lossy.onnx --approximate silu --keep 0.5 --calibrate text.txt   # LOSSY
 """
 
 
@@ -46,12 +47,36 @@ Examples:
     "per 32 weights, smaller and faster, rounded.",
 )
 @click.option(
+    "--other-weights",
+    type=click.Choice(["same", "f32", "f16", "bf16", "i8", "i4"]),
+    default="same",
+    show_default=True,
+    help="How attention's, lm_head's and the embedding's matrices are stored. same: as --weights.",
+)
+@click.option(
     "--activation",
     type=click.Choice(["relu", "relu2", "fatrelu", "drelu"]),
     help="What the FFNs compute, where config.json is wrong about it.",
 )
 @click.option("--threshold", type=click.FloatRange(min=0.0), help="FATReLU threshold; makes relu fatrelu.")
 @click.option("--plain", is_flag=True, help="Standard ONNX instead of our operators, for OpenVINO and others.")
+@click.option(
+    "--approximate",
+    type=click.Choice(["silu"]),
+    help="LOSSY, for SwiGLU models: zero activations below a threshold per layer. Needs --calibrate; prints its cost.",
+)
+@click.option(
+    "--keep",
+    type=click.FloatRange(min=0.0, max=1.0, min_open=True, max_open=True),
+    help="With --approximate: share of neurons that stay active, by magnitude.  [default: 0.5]",
+)
+@click.option(
+    "--calibrate",
+    type=click.Path(path_type=Path),
+    multiple=True,
+    metavar="FILE",
+    help="Text like that which the model will see, UTF-8. Repeatable.",
+)
 @click.option("--library/--no-library", default=True, show_default=True, help="Put the operator library beside it.")
 @click.option("--trust-remote-code", is_flag=True, help="Let Python code in MODEL_DIR run. Read it first.")
 @click.option("-v", "--verbose", is_flag=True, help="Say what became of every FFN and attention, and why.")
@@ -64,9 +89,13 @@ def export_command(
     allow_dense: bool,
     attention: str,
     weights: str,
+    other_weights: str,
     activation: str | None,
     threshold: float | None,
     plain: bool,
+    approximate: str | None,
+    keep: float | None,
+    calibrate: tuple[Path, ...],
     library: bool,
     trust_remote_code: bool,
     verbose: bool,
@@ -79,8 +108,15 @@ def export_command(
     (OUTPUT.data), config.json, the tokenizer, prosparse.json and the operator library. Nothing is
     written if anything fails.
     """
+    if approximate is None and keep is not None:
+        raise click.UsageError("--keep goes with --approximate")
+    if approximate is None and calibrate:
+        raise click.UsageError("--calibrate goes with --approximate")
+    if approximate is not None and (activation is not None or threshold is not None):
+        raise click.UsageError("--approximate keeps the model's activation: leave out --activation and --threshold")
     with stages(quiet=quiet) as report:
         report("start", 0, 0)
+        from prosparse_export.approximate import Approximation
         from prosparse_export.export import ExportOptions, export_model  # torch takes seconds to import
 
         options = ExportOptions(
@@ -90,9 +126,11 @@ def export_command(
             with_library=library,
             trust_remote_code=trust_remote_code,
             weights=None if weights == "checkpoint" else cast("Format", weights),
+            other_weights=None if other_weights == "same" else cast("Format", other_weights),
             activation=activation,
             threshold=threshold,
             plain=plain,
+            approximate=None if approximate is None else Approximation(keep or 0.5, calibrate, approximate),
         )
         result = export_model(model_dir, output, options, report)
     if verbose:
@@ -104,3 +142,5 @@ def export_command(
         click.echo(json.dumps(result.manifest, indent=2))
     else:
         click.echo(f"{result.path}: {len(result.rewritten)} FFNs rewritten, {len(result.refused)} refused")
+        if (lossy := result.manifest.get("approximation")) is not None:
+            click.echo(f"LOSSY: {describe_approximation(lossy)}")

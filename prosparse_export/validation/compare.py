@@ -19,13 +19,21 @@ from numpy.typing import NDArray
 from transformers import PreTrainedModel
 
 from prosparse_export.activity import measure_activity
+from prosparse_export.approximate import approximate_again
 from prosparse_export.artifact import read_manifest, sha256_file
 from prosparse_export.errors import ProSparseError
 from prosparse_export.library import library_info
 from prosparse_export.model_folder import load_model_folder, quiet
 from prosparse_export.probe import FfnNode, ffn_nodes, read_graph, unknown_to_the_library
 from prosparse_export.runtime import SparseModel
-from prosparse_export.stored_weights import checkpoint_format, format_bound, with_stored_weights
+from prosparse_export.stored_weights import (
+    StoredAs,
+    checkpoint_format,
+    format_bound,
+    jumps_of,
+    stored_formats,
+    with_stored_weights,
+)
 from prosparse_export.validation import reference as ref
 from prosparse_export.validation.determinism import check_determinism
 from prosparse_export.validation.exactness import Comparison, Expected, run_all
@@ -84,12 +92,21 @@ class _Subject:
     graph: onnx.ModelProto
     nodes: list[FfnNode]
     linears: dict[str, list[str]]
+    formats: dict[str, StoredAs]
+    jumps: int
     weights: str
     lossy: bool
     fused_attention: bool
     sources: dict[str, str]
     positions: int | None
     trust: bool
+    approximation: dict[str, Any] | None
+
+    def make_exact(self, model: PreTrainedModel) -> None:
+        """Give ``model`` the weights and thresholds of the artifact."""
+        with_stored_weights(model, self.formats)
+        if self.approximation is not None:
+            approximate_again(model, self.approximation)
 
     def load(self, *, low_memory: bool) -> PreTrainedModel:
         """Load PyTorch's model."""
@@ -118,6 +135,12 @@ def _subject(folder: Path, path: Path, options: ValidationOptions, trust: bool) 
         raise ProSparseError(f"model folder: {folder}: expected a folder, got none", hint="check the path")
     graph = read_graph(path)
     manifest = read_manifest(path)
+    if "encoder" in manifest:
+        raise ProSparseError(
+            f"artifact: {path}: expected a decoder alone, got an encoder-decoder, whose logits on a running text mean "
+            "nothing",
+            hint="its export compared it with PyTorch; `prosparse generate` runs it",
+        )
     sources: dict[str, str] = manifest.get("source", {}).get("sha256", {})
     for name, expected in sources.items():
         file = folder / name
@@ -132,18 +155,22 @@ def _subject(folder: Path, path: Path, options: ValidationOptions, trust: bool) 
     layers = [layer for layer in manifest.get("ffn", {}).get("layers", []) if not layer["reason"]]
     own = checkpoint_format(manifest.get("source", {}).get("weight_dtype", "float32"))
     config = _config(folder)
+    formats = stored_formats(manifest)
     return _Subject(
         folder=folder,
         path=path,
         graph=graph,
         nodes=_as_exported(ffn_nodes(graph), layers),
         linears={layer["module"]: list(layer["linears"]) for layer in layers if layer.get("linears")},
+        formats=formats,
+        jumps=jumps_of(manifest),
         weights=weights,
-        lossy=weights in ("i8", "i4") or weights not in ("f32", own),
+        lossy=any(stored.weights != own for stored in formats.values()) or "approximation" in manifest,
         fused_attention=manifest.get("attention") == "GroupQueryAttention",
         sources=sources,
         positions=config.get("max_position_embeddings"),
         trust=trust,
+        approximation=manifest.get("approximation"),
     )
 
 
@@ -206,6 +233,7 @@ class _Run:
         try:
             sum_without, sum_with = QualitySum("without library"), QualitySum("with library")
             against = "PyTorch with the stored weights" if s.lossy else "PyTorch"
+            against += " and thresholds" if s.approximation is not None else ""
             runs: list[Comparison] = []
             if exact is None:  # nothing but the artifact has the rounded weights: its bodies are the reference
                 against = "the artifact without the library"
@@ -275,7 +303,7 @@ class _Run:
     def _bound(self, exact: ref.Reference) -> float:
         if self.options.max_abs_diff is not None:
             return self.options.max_abs_diff
-        return format_bound(self.subject.weights, len(self.subject.nodes), exact.largest)
+        return format_bound(self.subject.formats, exact.largest, self.subject.jumps)
 
     def _references(self) -> tuple[ref.Reference, ref.Reference | None]:
         """PyTorch with its own weights and with the stored ones; the second is None if only the artifact has them."""
@@ -295,7 +323,7 @@ class _Run:
             return original, original
         if options.low_memory:
             return original, None
-        with_stored_weights(model, s.linears.values(), s.weights)  # type: ignore[arg-type]
+        s.make_exact(model)
         return original, self._torch(model, "PyTorch, stored weights", None)
 
     def _torch(self, model: PreTrainedModel, stage: str, target: Path | None) -> ref.Reference:

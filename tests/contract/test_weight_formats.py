@@ -73,6 +73,12 @@ def exact_ffn(kind: str, e, x, activation: str, threshold: float, rounds: bool):
     t = float(np.float32(threshold))
     a = np.where(z <= t, 0.0, z)
     a_error = np.where(np.abs(z - t) <= z_error, np.abs(z) + z_error, np.where(a == 0, 0.0, z_error))
+    if activation == "silu":
+        a = z / (1 + np.exp(-z))
+        a_error = 1.1 * z_error + 2.0**-21 * np.abs(a)
+        near = np.abs(np.abs(a) - t) <= a_error
+        a = np.where(np.abs(a) <= t, 0.0, a)
+        a_error = np.where(near, t + 2 * a_error, np.where(a == 0, 0.0, a_error))
     if activation == "relu2":
         a_error = 2 * np.abs(a) * a_error + a_error**2 + 2.0**-23 * a**2
         a = a**2

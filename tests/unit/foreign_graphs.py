@@ -154,6 +154,15 @@ def in_if() -> ModelProto:
     return model(text, x=f"float[b, s, {D_MODEL}] x, bool c")
 
 
+def in_loop() -> ModelProto:
+    """Two rounds of a block, each on what the one before gave."""
+    kind = f"float[b, s, {D_MODEL}]"
+    block = "on = Identity (go)\nz = MatMul (v, w_up)\nh = Relu (z)\nw = MatMul (h, w_down)"
+    body = f"(int64 i, bool go, {kind} v) => (bool on, {kind} w) {{\n{block}\n}}"
+    text = "n = Constant <value = int64 {2}> ()\nstart = Constant <value = bool {1}> ()\n"
+    return model(text + f"y = Loop (n, start, x) <body = step {body}>")
+
+
 F16 = {"x": f"float16[b, s, {D_MODEL}] x", "y": f"float16[b, s, {D_MODEL}] y"}
 ROWS = {"x": f"float[b, {D_MODEL}] x", "y": f"float[b, {D_MODEL}] y"}
 FUNCTION = """<domain: "pkg", opset_import: ["" : 18]> Act (z) => (h) { h = Relu (z) }"""
@@ -300,6 +309,7 @@ FOREIGN: dict[str, tuple[Callable[[], ModelProto], int, list[str]]] = {
         ["FusedGemm has its ReLU inside"],
     ),
     "in the body of If": (in_if, 0, ["it is in the body of If"]),
+    "in the body of Loop": (in_loop, 0, ["it is in the body of Loop"]),
     "a norm before down_proj": (
         lambda: model("z = MatMul (x, w_up)\nr = Relu (z)\nh = LayerNormalization (r, b_up)\ny = MatMul (h, w_down)"),
         0,

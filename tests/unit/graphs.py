@@ -89,5 +89,6 @@ def weights_model(op: str, inputs: dict[str, np.ndarray], rank: int, **attribute
         [numpy_helper.from_array(value, name) for name, value in inputs.items()],
     )
     imports = [helper.make_opsetid("", custom_ops.OPSET), helper.make_opsetid(custom_ops.DOMAIN, custom_ops.VERSION)]
-    functions = [custom_ops.function_proto(op)] if op in custom_ops.names() else []
+    activation = "silu" if attributes.get("activation") == "silu" else ""
+    functions = [custom_ops.function_proto(op, activation=activation)] if op in custom_ops.names() else []
     return helper.make_model(graph, opset_imports=imports, functions=functions, ir_version=9)

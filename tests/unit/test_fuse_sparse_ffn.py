@@ -9,6 +9,7 @@ from graphs import D_FF, D_MODEL, evaluate, ffn_graph
 
 from graph_passes import FfnOutcome, FuseSparseFfnPass
 
+SILU = "g = Sigmoid (z)\ns = Mul (g, z)\nn = Abs (s)"
 GATED = {
     "relu": ("a = Relu (z)\nh = Mul (a, u)", "relu", 0.0),
     "relu, other order": ("a = Relu (z)\nh = Mul (u, a)", "relu", 0.0),
@@ -32,6 +33,12 @@ GATED = {
     ),
     "fatrelu by a mask": ("c = Greater (z, t)\nm = Cast <to = 1> (c)\na = Mul (z, m)\nh = Mul (a, u)", "fatrelu", 0.25),
     "drelu": ("a = Relu (z)\nv = Relu (u)\nh = Mul (a, v)", "drelu", 0.0),
+    "silu by magnitude": (f"{SILU}\nc = LessOrEqual (n, t)\na = Where (c, zero, s)\nh = Mul (a, u)", "silu", 0.25),
+    "silu by a mask": (
+        f"{SILU}\nc = Greater (n, t)\nm = Cast <to = 1> (c)\na = Mul (m, s)\nh = Mul (u, a)",
+        "silu",
+        0.25,
+    ),
 }
 PLAIN = {
     "relu": ("h = Relu (z)", "relu", 0.0),

@@ -1,0 +1,131 @@
+"""Store the matrices outside feed-forward blocks in the operators' formats: projections, lm_head, embedding."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import onnx_ir as ir
+from onnx_ir import tape
+
+from graph_passes import custom_ops
+from graph_passes.linear import Linear, find_linears, module_scope
+from graph_passes.quantised_gather import gathered_rows
+from graph_passes.store_weight import WeightStore
+from graph_passes.weight_source import Weight, is_parameter
+
+__all__ = ["FuseLinearPass", "LinearOutcome"]
+
+
+@dataclass(frozen=True)
+class LinearOutcome:
+    """A matrix outside feed-forward blocks that is now stored in a format of ours.
+
+    Attributes:
+        module: module path, such as ``model.layers.0.self_attn.q_proj``, or "" if unknown.
+        op: the operator that reads it: ``Linear*``, or ``Gather`` for the embedding.
+        d_in: input features; for the embedding, rows.
+        d_out: output features.
+        weights: the format.
+    """
+
+    module: str
+    op: str
+    d_in: int
+    d_out: int
+    weights: custom_ops.Format
+
+
+class FuseLinearPass(ir.passes.InPlacePass):
+    """Replace products with constant matrices by ``com.prosparse::Linear*``, and the embedding by one in that format.
+
+    1. ``MatMul(x, W)`` or ``Gemm``, with or without bias, becomes ``Linear*``: q, k, v, o, lm_head, and the blocks
+       that stay dense;
+    2. ``Gather(W, input_ids)`` reads rows in the format and makes them float32, by standard operators. A matrix that
+       both use (tied embeddings) is stored once.
+
+    f32 changes nothing: onnxruntime's own product is as good there.
+
+    Args:
+        weights: the format.
+        outcomes: one entry per matrix is appended here, in graph order.
+    """
+
+    def __init__(self, weights: custom_ops.Format, outcomes: list[LinearOutcome] | None = None) -> None:
+        super().__init__()
+        self._weights = weights
+        self._outcomes = outcomes if outcomes is not None else []
+
+    def call(self, model: ir.Model) -> ir.passes.PassResult:
+        """Rewrite ``model``."""
+        if self._weights == "f32":
+            return ir.passes.PassResult(model, modified=False)
+        store = WeightStore(model.graph)
+        before = len(self._outcomes)
+        renewed: dict[ir.Value, ir.Value] = {}
+        for node in list(model.graph):
+            if node.op_type == "Gather" and node.domain == "" and node.attributes.get_int("axis", 0) == 0:
+                self._embedding(model.graph, node, store)
+        for linear in find_linears(model.graph).values():
+            if linear.weight.kind == "float" and linear.weight.product == ir.DataType.FLOAT:
+                x = renewed.get(linear.x, linear.x)
+                renewed[linear.output] = self._product(model.graph, linear, x, store)
+        if renewed:
+            body = custom_ops.function(
+                custom_ops.linear(self._weights), model.opset_imports.get("", custom_ops.OPSET), ""
+            )
+            model.functions[body.identifier()] = body
+            model.opset_imports[custom_ops.DOMAIN] = custom_ops.VERSION
+        return ir.passes.PassResult(model, modified=len(self._outcomes) > before)
+
+    def _product(self, graph: ir.Graph, linear: Linear, x: ir.Value, store: WeightStore) -> ir.Value:
+        old = linear.output
+        module = linear.module or (linear.weight.value.name or "").removesuffix(".weight")
+        name = custom_ops.linear(self._weights)
+        new = tape.Tape()
+        inputs = [x, *store.neuron_major(linear, module, self._weights, is_down=False)]
+        inputs.append(store.bias(linear.bias, linear.d_out))
+        y = new.op(name, inputs, domain=custom_ops.DOMAIN, name=module, metadata_props={"pkg.prosparse.module": module})
+        y.type, y.shape = old.type, old.shape
+        last = old.producer()
+        assert last is not None
+        ir.convenience.replace_nodes_and_values(graph, last, [last], list(new.nodes), [old], [y])
+        self._outcomes.append(LinearOutcome(module, name, linear.d_in, linear.d_out, self._weights))
+        return y
+
+    def _embedding(self, graph: ir.Graph, node: ir.Node, store: WeightStore) -> None:
+        table, ids = node.inputs
+        tensor = table.const_value if table is not None and is_parameter(table) else None
+        if tensor is None or table is None or ids is None or tensor.dtype != ir.DataType.FLOAT:
+            return
+        shape = tuple(tensor.shape.numpy())
+        is_quantised = self._weights in ("i8", "i4")
+        if len(shape) != 2 or not _are_tokens(ids) or (is_quantised and shape[1] % custom_ops.QUANT_BLOCK):
+            return
+        module = module_scope(node) or (table.name or "").removesuffix(".weight")
+        weight = Weight(table, (shape[0], shape[1]), tensor.dtype, "float", tensor.numpy)
+        stored = store.neuron_major(
+            Linear(ids, weight, False, None, node.outputs[0], module), module, self._weights, is_down=False
+        )
+        old = node.outputs[0]
+        new = tape.Tape()
+        rows = gathered_rows(new, stored, ids, self._weights, shape[1])
+        rows.type, rows.shape = old.type, old.shape
+        ir.convenience.replace_nodes_and_values(graph, node, [node], list(new.nodes), [old], [rows])
+        self._outcomes.append(LinearOutcome(module, "Gather", *shape, self._weights))
+
+
+def _are_tokens(ids: ir.Value) -> bool:
+    """Tell whether ``ids`` is input_ids, perhaps turned (fuse_attention.py) or reshaped."""
+    seen: set[ir.Value] = set()
+    waiting = [ids]
+    while waiting:
+        value = waiting.pop()
+        if value.is_graph_input():
+            if value.name == "input_ids":
+                return True
+            continue
+        node = value.producer()
+        if value not in seen and node is not None and node.inputs and node.inputs[0] is not None:
+            seen.add(value)
+            waiting.append(node.inputs[0])  # data is the first input of what moves it
+    return False

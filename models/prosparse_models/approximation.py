@@ -1,0 +1,147 @@
+"""Make a SwiGLU model sparse without training, at a cost: zero its smallest activations (CATS)."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+
+import torch
+from torch import nn
+
+from prosparse_models.errors import TrainingError
+from prosparse_models.ffn_blocks import FfnBlock, find_ffn_blocks
+
+__all__ = ["ThresholdedSilu", "apply_thresholded_silu", "silu_blocks", "silu_thresholds"]
+
+_BINS_PER_OCTAVE, _LOWEST, _OCTAVES = 128, -32, 48  # magnitudes from 2^-32 to 2^16, each bin 0.5 % wide
+
+
+class ThresholdedSilu(nn.Module):
+    """SiLU where its magnitude is above ``threshold``, else 0. A NaN stays a NaN.
+
+    Args:
+        threshold: >= 0 and finite, in units of the activation; rounded to float32.
+
+    Shape:
+        Any; the result has the input's shape and dtype.
+
+    Raises:
+        ValueError: ``threshold`` is negative or not finite.
+
+    Source:
+        Lee et al., "CATS: Contextually-Aware Thresholding for Sparsity in Large Language Models", COLM 2024
+        (arXiv:2404.08763), section 4: the threshold is on the magnitude of SiLU's output.
+
+    Example:
+        >>> ThresholdedSilu(0.25)(torch.tensor([-1.0, -0.5, 0.4, 1.0]))
+        tensor([-0.2689, 0.0000, 0.0000, 0.7311])
+    """
+
+    def __init__(self, threshold: float) -> None:
+        super().__init__()
+        if not 0.0 <= threshold < float("inf"):
+            raise ValueError(f"threshold of SiLU: expected a finite number >= 0, got {threshold}")
+        self.threshold = float(torch.tensor(threshold, dtype=torch.float32))
+
+    def forward(self, z: torch.Tensor) -> torch.Tensor:
+        """Return the activation of pre-activation ``z``."""
+        activation = nn.functional.silu(z)
+        return torch.where(activation.abs() <= self.threshold, 0.0, activation)
+
+    def extra_repr(self) -> str:
+        """Return what ``print(model)`` shows of this module."""
+        return f"threshold={self.threshold}"
+
+
+def silu_blocks(model: nn.Module) -> list[FfnBlock]:
+    """Return the feed-forward blocks of ``model``, all of which are gated by SiLU.
+
+    Raises:
+        TrainingError: there is none, or one has another activation or no gate of its own.
+    """
+    blocks = find_ffn_blocks(model)
+    z = torch.linspace(-8.0, 8.0, 33)
+    for block in blocks:
+        if block.gate is None or block.is_merged:
+            kind = "no gate" if block.gate is None else "gate and up in one matrix"
+            raise TrainingError(
+                f"approximation: {block.name}: expected a block with gate_proj and up_proj, got {kind}",
+                hint="leave out --approximate: only SwiGLU blocks gain by it",
+            )
+        activation = block.activation(z)
+        if not torch.allclose(activation, nn.functional.silu(z), rtol=1e-5, atol=1e-6):
+            raise TrainingError(
+                f"approximation: {block.name}: expected SiLU, got {type(block.activation).__name__}",
+                hint="a model with ReLU is sparse as it is: leave out --approximate",
+            )
+    return blocks
+
+
+@torch.no_grad()
+def silu_thresholds(
+    model: nn.Module,
+    blocks: Sequence[FfnBlock],
+    rows: Sequence[torch.Tensor],
+    keep: float,
+    progress: Callable[[int, int], None] = lambda done, total: None,
+) -> list[float]:
+    """Return, per block, the threshold that the share ``keep`` of its activations' magnitudes is above.
+
+    Magnitudes of all neurons at all tokens are counted in bins 0.5 % wide, and the threshold is read off the counts,
+    so memory does not grow with the text. All blocks are measured in one pass over the dense model.
+
+    Args:
+        model: with SiLU in ``blocks``; not changed.
+        blocks: from `silu_blocks`.
+        rows: calibration text, token ids [sequence] each.
+        keep: share of neurons that stay active, in (0, 1).
+        progress: called with rows done and rows in all.
+
+    Raises:
+        TrainingError: an activation is not finite.
+    """
+    bins = _OCTAVES * _BINS_PER_OCTAVE
+    counts = [torch.zeros(bins, dtype=torch.int64) for _ in blocks]
+
+    def count(index: int) -> Callable[[nn.Module, tuple[torch.Tensor, ...], torch.Tensor], None]:
+        def hook(_: nn.Module, arguments: tuple[torch.Tensor, ...], output: torch.Tensor) -> None:
+            size = nn.functional.silu(output.float()).abs().flatten()
+            if not torch.isfinite(size).all():
+                raise TrainingError(
+                    f"approximation: {blocks[index].name}: an activation is not finite", hint="check the weights"
+                )
+            place = ((size.log2() - _LOWEST) * _BINS_PER_OCTAVE).floor().clamp(0, bins - 1)
+            counts[index] += torch.bincount(place.long(), minlength=bins)
+
+        return hook
+
+    gates = [block.gate for block in blocks]
+    handles = [gate.register_forward_hook(count(i)) for i, gate in enumerate(gates) if gate is not None]
+    try:
+        for done, row in enumerate(rows):
+            progress(done, len(rows))
+            model(input_ids=row[None], use_cache=False)
+    finally:
+        for handle in handles:
+            handle.remove()
+    return [_quantile(histogram, 1.0 - keep) for histogram in counts]
+
+
+def apply_thresholded_silu(blocks: Sequence[FfnBlock], thresholds: Sequence[float]) -> None:
+    """Give each block SiLU with a threshold of its own, in the blocks' order.
+
+    Raises:
+        ValueError: there are not as many thresholds as blocks, or one is negative or not finite.
+    """
+    for block, threshold in zip(blocks, thresholds, strict=True):
+        setattr(block.parent, block.activation_name, ThresholdedSilu(threshold))
+
+
+def _quantile(counts: torch.Tensor, share: float) -> float:
+    """Return the magnitude that ``share`` of the counted ones are below; within a bin all are evenly spread."""
+    total = counts.double().cumsum(0)
+    wanted = share * float(total[-1])
+    place = int((total < wanted).sum().clamp(max=len(counts) - 1))
+    before = float(total[place - 1]) if place else 0.0
+    inside = (wanted - before) / max(float(counts[place]), 1.0)
+    low, high = (2.0 ** ((place + i) / _BINS_PER_OCTAVE + _LOWEST) for i in (0, 1))
+    return float(torch.tensor(low + inside * (high - low), dtype=torch.float32))

@@ -1,0 +1,138 @@
+"""Weights that stay in their files: a model whose matrices are placeholders, filled one module at a time.
+
+A placeholder has its matrix's shape and takes no memory: its elements overlap, with strides 1, 2, ... A copy or a
+transposition that the exporter makes of it is recognised by where it begins and by its strides. It holds NaN, so that
+anything computed from it shows.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+import torch
+from safetensors import safe_open
+from torch import nn
+
+__all__ = ["FileWeight", "FileWeights"]
+
+
+@dataclass(frozen=True)
+class FileWeight:
+    """A matrix in a file.
+
+    Attributes:
+        name: its name there.
+        stored: the tensor, mapped from the file, in the file's dtype.
+        factor: what it is multiplied with when it is read.
+    """
+
+    name: str
+    stored: torch.Tensor
+    factor: float = 1.0
+
+    def read(self) -> torch.Tensor:
+        """Return the matrix in float32; float32 without a factor is not copied."""
+        values = self.stored.float()
+        return values if self.factor == 1.0 else values * self.factor
+
+
+_NAN = 0x7FC00000  # the bits of a float32 NaN, whose low 22 are free
+
+
+class FileWeights:
+    """The weight files of a model folder.
+
+    Attributes:
+        state_dict: a tensor for each name: placeholders for matrices, everything else in float32.
+
+    Args:
+        files: safetensors files, or pickled ones, which are read without running code.
+    """
+
+    def __init__(self, files: Sequence[Path]) -> None:
+        self.state_dict: dict[str, torch.Tensor] = {}
+        self._weights: dict[int, FileWeight] = {}
+        self._storages: list[torch.Tensor] = []  # held, so that no other tensor gets a placeholder's address
+        for path in files:
+            for name, tensor in _tensors(path):
+                if tensor.ndim > 1 and tensor.is_floating_point():
+                    self.state_dict[name] = self._placeholder(FileWeight(name, tensor))
+                else:
+                    self.state_dict[name] = tensor.float() if tensor.is_floating_point() else tensor.clone()
+
+    def weight(self, address: int) -> FileWeight | None:
+        """Return the matrix whose placeholder begins at ``address``, or None."""
+        return self._weights.get(address)
+
+    def scale(self, parameter: nn.Parameter, factor: float) -> nn.Parameter:
+        """Return ``parameter`` times ``factor``, as a parameter of its own."""
+        weight = self._weights.get(parameter.data_ptr())
+        scaled = parameter.detach() * factor if weight is None else self._placeholder(replace(weight, factor=factor))
+        return nn.Parameter(scaled, requires_grad=False)
+
+    def is_complete(self, model: nn.Module) -> bool:
+        """Tell whether each parameter is a placeholder or what its file holds: the loader merged and split none."""
+        return all(
+            parameter.data_ptr() in self._weights or not parameter.isnan().any() for parameter in model.parameters()
+        )
+
+    @contextmanager
+    def filled(
+        self, model: nn.Module, change: Callable[[str, torch.Tensor], torch.Tensor] = lambda _, weight: weight
+    ) -> Iterator[None]:
+        """Let ``model`` compute with its weights: a module's are read when it runs and dropped after it.
+
+        Args:
+            model: a model that was made from `state_dict`.
+            change: called with a parameter's path in the model and its float32 values; returns those to compute with.
+        """
+        handles = []
+        placeholders: dict[nn.Parameter, torch.Tensor] = {}
+
+        def fill(path: str) -> Callable[..., None]:
+            def hook(module: nn.Module, *_: object) -> None:
+                for name, parameter in module.named_parameters(recurse=False):
+                    weight = self._weights.get(parameter.data_ptr())
+                    if weight is not None:
+                        placeholders[parameter] = parameter.data
+                        parameter.data = change(f"{path}.{name}", weight.read())
+
+            return hook
+
+        def restore(module: nn.Module, *_: object) -> None:
+            for parameter in module.parameters(recurse=False):
+                if parameter in placeholders:
+                    parameter.data = placeholders.pop(parameter)
+
+        for path, module in model.named_modules():
+            if any(p.data_ptr() in self._weights for p in module.parameters(recurse=False)):
+                handles.append(module.register_forward_pre_hook(fill(path)))
+                handles.append(module.register_forward_hook(restore, always_call=True))
+        try:
+            yield
+        finally:
+            for handle in handles:
+                handle.remove()
+
+    def _placeholder(self, weight: FileWeight) -> torch.Tensor:
+        shape = weight.stored.shape
+        strides = range(1, len(shape) + 1)
+        elements = 1 + sum((size - 1) * stride for size, stride in zip(shape, strides, strict=True))
+        bits = _NAN + len(self._weights)  # each its own: the exporter merges small constants of equal bits
+        storage = torch.full((elements,), bits, dtype=torch.int32).view(torch.float32)
+        self._storages.append(storage)
+        self._weights[storage.data_ptr()] = weight
+        return storage.as_strided(shape, tuple(strides))
+
+
+def _tensors(path: Path) -> Iterator[tuple[str, torch.Tensor]]:
+    """Yield the tensors of a file, mapped, not read."""
+    if path.suffix == ".safetensors":
+        with safe_open(path, framework="pt") as shard:
+            for name in shard.keys():  # noqa: SIM118 (it is no dictionary)
+                yield name, shard.get_tensor(name)
+    else:
+        yield from torch.load(path, weights_only=True, mmap=True).items()

@@ -1,0 +1,68 @@
+"""Give a traced graph the weights that stayed in their files, each to be read while it is written."""
+
+from __future__ import annotations
+
+from typing import cast
+
+import numpy as np
+import onnx_ir as ir
+import torch
+from numpy.typing import NDArray
+
+from prosparse_models import FileWeight, FileWeights
+
+__all__ = ["place_weights"]
+
+
+def place_weights(graph: ir.Graph, weights: FileWeights) -> str:
+    """Replace placeholders among the initializers of ``graph`` by lazy float32 tensors.
+
+    Args:
+        graph: traced from a model that holds placeholders.
+        weights: where its matrices are.
+
+    Returns:
+        "" if all went well; else the initializer that was computed from a placeholder, which only tracing with the
+        weights themselves can do.
+    """
+    for name, value in graph.initializers.items():
+        tensor = value.const_value
+        if tensor is None or tensor.dtype != ir.DataType.FLOAT:
+            continue
+        place = _place(tensor)
+        weight = weights.weight(place[0])
+        if weight is not None:
+            order = _order(place[1], tuple(weight.stored.shape), tuple(tensor.shape.numpy()))
+            if order is None:
+                return name
+            value.const_value = _lazy(name, weight, order)
+        elif np.isnan(tensor.numpy()).any():
+            return name
+    return ""
+
+
+def _place(tensor: ir.TensorProtocol) -> tuple[int, tuple[int, ...]]:
+    """Return where a tensor begins and its strides in elements."""
+    raw = getattr(tensor, "raw", None)
+    if isinstance(raw, torch.Tensor):
+        return raw.data_ptr(), tuple(raw.stride())
+    array = tensor.numpy()
+    address = array.__array_interface__["data"][0]
+    return cast("int", address), tuple(stride // array.itemsize for stride in array.strides)
+
+
+def _order(strides: tuple[int, ...], stored: tuple[int, ...], shape: tuple[int, ...]) -> tuple[int, ...] | None:
+    """Return the order of axes that makes a placeholder of shape ``stored`` one with these strides, or None."""
+    order = tuple(stride - 1 for stride in strides)
+    whole = sorted(order) == list(range(len(stored))) and tuple(stored[axis] for axis in order) == shape
+    return order if whole else None
+
+
+def _lazy(name: str, weight: FileWeight, order: tuple[int, ...]) -> ir.LazyTensor:
+    shape = tuple(weight.stored.shape[axis] for axis in order)
+
+    def read() -> ir.TensorProtocol:
+        array: NDArray[np.float32] = weight.read().numpy()
+        return ir.tensor(array.transpose(order), name=name)
+
+    return ir.LazyTensor(read, dtype=ir.DataType.FLOAT, shape=ir.Shape(shape), name=name)

@@ -1,0 +1,84 @@
+"""The choice of the next token from logits."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+
+import numpy as np
+from numpy.typing import NDArray
+
+from prosparse_export.errors import ProSparseError
+
+__all__ = ["Sampler", "Sampling"]
+
+_NEGLIGIBLE = 53 * math.log(2)  # a token this far below the best has less than a double's rounding of its probability
+
+
+@dataclass(frozen=True)
+class Sampling:
+    """How a token is chosen. First the temperature, then top_k, then top_p of what is left.
+
+    Attributes:
+        temperature: 0 takes the likeliest token; above, probabilities are softmax(logits / temperature).
+        top_k: only the so many likeliest tokens; 0 for all.
+        top_p: of those the fewest whose probabilities sum to at least this share (nucleus sampling,
+            arXiv:1904.09751).
+        seed: same seed, same tokens; None for new ones each time.
+
+    Raises:
+        ProSparseError: a value is out of its range.
+    """
+
+    temperature: float = 0.0
+    top_k: int = 0
+    top_p: float = 1.0
+    seed: int | None = None
+
+    def __post_init__(self) -> None:
+        for name, value, right, range_ in (
+            ("temperature", self.temperature, 0.0 <= self.temperature < math.inf, "a number >= 0"),
+            ("top_k", self.top_k, self.top_k >= 0, "a whole number >= 0"),
+            ("top_p", self.top_p, 0.0 < self.top_p <= 1.0, "a number above 0 and up to 1"),
+        ):
+            if not right:
+                raise ProSparseError(f"{name}: expected {range_}, got {value}")
+
+
+class Sampler:
+    """Chooses for a batch, each row with a generator of its own: a text does not depend on its neighbours."""
+
+    def __init__(self, sampling: Sampling, batch: int) -> None:
+        self._sampling = sampling
+        seed = np.random.SeedSequence(sampling.seed)
+        self._generators = [np.random.default_rng(child) for child in seed.spawn(batch)]
+
+    def choose(self, logits: NDArray[np.float32]) -> NDArray[np.int64]:
+        """Return a token for each row of ``logits``, ``[batch, vocabulary]``.
+
+        Raises:
+            ProSparseError: the best logit is not a finite number.
+        """
+        best: NDArray[np.int64] = logits.argmax(-1)
+        top = [float(row[token]) for row, token in zip(logits, best.tolist(), strict=True)]
+        if not all(map(math.isfinite, top)):  # NaN is argmax's first choice
+            raise ProSparseError("logits: expected finite numbers, got NaN or infinity", hint="validate the model")
+        if self._sampling.temperature == 0.0:
+            return best
+        return np.array([self._draw(*row) for row in zip(logits, top, self._generators, strict=True)], np.int64)
+
+    def _draw(self, logits: NDArray[np.float32], top: float, generator: np.random.Generator) -> int:
+        options = self._sampling
+        exponents = (logits - np.float32(top)).astype(np.float64) / options.temperature
+        tokens = np.flatnonzero(exponents > -_NEGLIGIBLE)
+        if 0 < options.top_k < len(tokens):
+            tokens = tokens[np.argsort(-exponents[tokens], kind="stable")[: options.top_k]]
+        weights = np.exp(exponents[tokens])
+        if options.top_p < 1.0:
+            order = np.argsort(-weights, kind="stable")
+            tokens, weights = tokens[order], weights[order]
+            sums = weights.cumsum()
+            count = int(np.searchsorted(sums, options.top_p * sums[-1])) + 1
+            tokens, weights = tokens[:count], weights[:count]
+        sums = weights.cumsum()
+        return int(tokens[min(int(np.searchsorted(sums, generator.random() * sums[-1], "right")), len(tokens) - 1)])
