@@ -22,10 +22,14 @@ import onnx_ir as ir
 
 from prosparse_export.errors import ProSparseError
 
-__all__ = ["Sidecars", "artifact_folder", "read_manifest", "sha256_file", "write_artifact"]
+__all__ = ["Progress", "Sidecars", "artifact_folder", "read_manifest", "sha256_file", "write_artifact"]
 
 MANIFEST = "prosparse.json"
 _ROOM = 1 << 20  # bytes for everything but the weights
+
+
+Progress = Callable[[int, int, str], None]
+"""Called with bytes written, bytes in all and the next tensor's name."""
 
 
 @dataclass(frozen=True)
@@ -33,7 +37,7 @@ class Sidecars:
     """What lies beside the graph.
 
     Attributes:
-        documents: JSON files by name.
+        documents: JSON files by name; the manifest gets sizes and hashes of graph and weights.
         files: files to copy, by the name that they get.
         write: called with a folder, writes more files into it (the tokenizer's).
     """
@@ -81,7 +85,7 @@ def artifact_folder(output: Path, *, overwrite: bool) -> Iterator[Path]:
 
 
 def write_artifact(
-    model: ir.Model, staging: Path, name: str, sidecars: Sidecars, progress: Callable[[int, int], None] | None = None
+    model: ir.Model, staging: Path, name: str, sidecars: Sidecars, progress: Progress | None = None
 ) -> None:
     """Write ``model`` as ``name`` with external data ``name.data``, and the sidecars, into ``staging``.
 
@@ -90,7 +94,7 @@ def write_artifact(
         staging: folder from `artifact_folder`.
         name: file name of the graph.
         sidecars: what goes beside it.
-        progress: called with (bytes written, bytes in all) before each tensor.
+        progress: called before each tensor.
 
     Raises:
         ProSparseError: there is not enough room on the disk.
@@ -109,7 +113,7 @@ def write_artifact(
     def report(tensor: ir.TensorProtocol, _: object) -> None:
         nonlocal written
         if progress is not None:
-            progress(written, total)
+            progress(written, total, tensor.name or "")
         written += tensor.nbytes
 
     ir.save(
@@ -120,7 +124,10 @@ def write_artifact(
         alignment=4096,  # a page: onnxruntime maps the file and the kernels read it in place
         align_threshold=65536,
     )
+    files = {path.name: {"bytes": path.stat().st_size, "sha256": sha256_file(path)} for path in staging.iterdir()}
     for file_name, document in sidecars.documents.items():
+        if file_name == MANIFEST:
+            document["files"] = files
         text = json.dumps(document, indent=2, ensure_ascii=False) + "\n"
         (staging / file_name).write_text(text, encoding="utf-8")
     if sidecars.write is not None:

@@ -12,6 +12,7 @@ from numpy.typing import NDArray
 from tokenizers import Tokenizer
 
 from prosparse_export.artifact import read_manifest
+from prosparse_export.artifact_files import check_files
 from prosparse_export.decoder import Decoder
 from prosparse_export.errors import ProSparseError
 from prosparse_export.folder_settings import context_length, read_tokenizer, stop_tokens
@@ -41,10 +42,13 @@ def load(
     threads: int | None = None,
     spinning: bool = True,
     library: bool = True,
+    verify: bool = False,
     session_options: onnxruntime.SessionOptions | None = None,
 ) -> SparseModel:
     """Open an exported model; see `SparseModel.open`."""
-    return SparseModel.open(path, threads=threads, spinning=spinning, library=library, session_options=session_options)
+    return SparseModel.open(
+        path, threads=threads, spinning=spinning, library=library, verify=verify, session_options=session_options
+    )
 
 
 @dataclass(frozen=True)
@@ -76,6 +80,7 @@ class SparseModel:
         threads: int | None = None,
         spinning: bool = True,
         library: bool = True,
+        verify: bool = False,
         session_options: onnxruntime.SessionOptions | None = None,
     ) -> SparseModel:
         """Open ``path``.
@@ -86,10 +91,11 @@ class SparseModel:
             spinning: threads wait for the next operator awake; without, they sleep in between: slower, and a
                 waiting thread takes nothing from other processes.
             library: register the sparse kernels; without them the operators' ONNX bodies run.
+            verify: read graph and weights first and compare their SHA-256 with prosparse.json; else sizes only.
             session_options: options of your own; ``threads`` (if None) and ``spinning`` then change nothing in them.
 
         Raises:
-            ProSparseError: the file is missing or damaged, or onnxruntime cannot run it.
+            ProSparseError: a file is missing or damaged, or onnxruntime cannot run it.
         """
         path = Path(path)
         if not path.is_file():
@@ -97,6 +103,7 @@ class SparseModel:
                 f"model: {path}: expected an .onnx file, got no such file",
                 hint=f"make it with: prosparse-export MODEL_DIR {path}",
             )
+        check_files(path, verify=verify)
         options = session_options or onnxruntime.SessionOptions()
         if session_options is None:
             options.log_severity_level = 3  # errors
@@ -128,12 +135,15 @@ class SparseModel:
         Raises:
             ProSparseError: the model has no cache, so that it is no decoder.
         """
+        self._check_cache()
+        return Decoder(self.session, self.path, batch=batch, capacity=capacity, in_place=self.in_place)
+
+    def _check_cache(self) -> None:
         if not self._past:
             raise ProSparseError(
                 f"model: {self.path}: expected a decoder with a KV cache, got a model without one",
                 hint="an encoder computes hidden states: call forward()",
             )
-        return Decoder(self.session, self.path, batch=batch, capacity=capacity, in_place=self.in_place)
 
     def forward(
         self, ids: NDArray[np.int64], mask: NDArray[np.int64], cache: Cache | None = None
@@ -191,6 +201,7 @@ class SparseModel:
             ProSparseError: a prompt is empty or the texts do not fit into the context, an option is out of range,
                 or the model has no cache, so that it is no decoder.
         """
+        self._check_cache()
         sampler = Sampler(Sampling(temperature, top_k, top_p, seed), len(prompts))
         if not prompts or any(len(prompt) == 0 for prompt in prompts):
             raise ProSparseError("prompt: expected at least one token, got none", hint="give some text to continue")

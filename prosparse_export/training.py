@@ -51,13 +51,17 @@ def run_sparsify(
     with _as_user_errors("accelerate", "datasets", "matplotlib"):
         import torch
 
+        from prosparse_models.hub import find_model_folder
         from prosparse_models.recipe import load_recipe, override
         from prosparse_models.sparsify import SparsifyOptions, sparsify
 
         if threads is not None:
             torch.set_num_threads(threads)
         recipe = override(load_recipe(recipe_name), settings, stages)
-        summary = sparsify(model_dir, out_dir, recipe, SparsifyOptions(**options), monitor)
+        folder = find_model_folder(
+            model_dir, trust_remote_code=bool(options.get("trust_remote_code")), tell=monitor.status
+        )
+        summary = sparsify(folder, out_dir, recipe, SparsifyOptions(**options), monitor)
         if torch.distributed.is_available() and torch.distributed.is_initialized():
             torch.distributed.destroy_process_group()
     return summary if int(os.environ.get("RANK", "0")) == 0 else None
@@ -85,6 +89,11 @@ def run_calibrate(
         ProSparseError: what the user gave does not fit, or the extra [train] is not installed.
     """
     in_place = out_dir is not None and out_dir.resolve() == model_dir.resolve()
+    if in_place and not model_dir.is_dir():
+        raise ProSparseError(
+            f"model folder: {model_dir}: expected a folder to write the threshold into, got nothing there",
+            hint="give OUT_DIR instead of --in-place, or check the path",
+        )
     if out_dir is not None and not in_place and out_dir.exists() and not overwrite:
         raise ProSparseError(f"output: {out_dir}: expected nothing there, got a folder or file", hint="--overwrite")
     with _as_user_errors("datasets"):
@@ -92,6 +101,7 @@ def run_calibrate(
 
         from prosparse_models import find_ffn_blocks, load_checkpoint
         from prosparse_models.calibration import PAPER_THRESHOLDS, calibrate
+        from prosparse_models.hub import find_model_folder
         from prosparse_models.saving import add_config_fields, copy_model_folder
         from prosparse_models.substitution import saved_fields
         from prosparse_models.tokenizer import load_tokenizer
@@ -99,6 +109,8 @@ def run_calibrate(
 
         if threads is not None:
             torch.set_num_threads(threads)
+        if not in_place:
+            model_dir = find_model_folder(model_dir, trust_remote_code=trust_remote_code, tell=monitor.status)
         tokenizer = load_tokenizer(model_dir)
         rows = evaluation_rows(TextSource.find(text, column=text_column), tokenizer, context, tokens)
         monitor.status("load model")

@@ -63,6 +63,7 @@ class SparsifyOptions:
         keep_checkpoints: older ones are removed.
         save_dtype: float32, bfloat16 or float16, on disk; None: as in the model folder.
         resume: go on from the newest complete checkpoint.
+        replan: with ``resume``: the stages after that checkpoint may be others, the run shorter or longer.
         overwrite: replace what is in the output folder.
         trust_remote_code: allow Python code in the model folder to run.
     """
@@ -77,6 +78,7 @@ class SparsifyOptions:
     keep_checkpoints: int = 2
     save_dtype: str | None = None
     resume: bool = False
+    replan: bool = False
     overwrite: bool = False
     trust_remote_code: bool = False
 
@@ -105,7 +107,9 @@ def sparsify(model_dir: Path, out: Path, recipe: Recipe, options: SparsifyOption
         use_cpu=not torch.cuda.is_available() and not torch.backends.mps.is_available(),
     )
     first = args.process_index == 0
-    found = last_checkpoint(checkpoints, recipe, options.target_sparsity) if options.resume else None
+    found = None
+    if options.resume:
+        found = last_checkpoint(checkpoints, recipe, options.target_sparsity, replan=options.replan)
     say: Monitor = monitor if first else _Silent()
 
     say.status("load text")

@@ -15,6 +15,7 @@ from transformers.trainer_utils import PREFIX_CHECKPOINT_DIR
 from prosparse_models.errors import TrainingError
 from prosparse_models.recipe import Recipe
 from prosparse_models.saving import add_config_fields, write_json
+from prosparse_models.schedule import l1_coefficient
 from prosparse_models.sparsity import Measurement
 from prosparse_models.target_sparsity import steer_stages
 
@@ -118,8 +119,17 @@ class SparsifyCallback(TrainerCallback):
         write_json(folder / RUN_FILE, values)
 
 
-def last_checkpoint(folder: Path, recipe: Recipe, target: float | None) -> tuple[Path, dict[str, Any]]:
+def last_checkpoint(
+    folder: Path, recipe: Recipe, target: float | None, *, replan: bool = False
+) -> tuple[Path, dict[str, Any]]:
     """Return the newest complete checkpoint in ``folder`` and what its run file says.
+
+    Args:
+        folder: holds the checkpoints.
+        recipe: that the run goes on with.
+        target: wanted sparsity, or None.
+        replan: the stages may differ after the checkpoint's step; lambda up to it must not. The run file's
+            "stages" are then the recipe's.
 
     Raises:
         TrainingError: there is none, or it comes from another recipe.
@@ -134,6 +144,8 @@ def last_checkpoint(folder: Path, recipe: Recipe, target: float | None) -> tuple
             hint="start the run anew with --overwrite",
         )
     values: dict[str, Any] = json.loads((found[-1] / RUN_FILE).read_text(encoding="utf-8"))
+    if replan:
+        _replan(values, recipe, step=int(found[-1].name.rpartition("-")[2]), where=found[-1])
     wanted = {**_flat(recipe.as_dict()), "target_sparsity": target}
     stored = {**_flat(values["recipe"]), "target_sparsity": values["target_sparsity"]}
     for key in [*wanted, *(k for k in stored if k not in wanted)]:
@@ -144,6 +156,23 @@ def last_checkpoint(folder: Path, recipe: Recipe, target: float | None) -> tuple
                 hint="resume with the same recipe and settings, or start anew in another folder",
             )
     return found[-1], values
+
+
+def _replan(values: dict[str, Any], recipe: Recipe, step: int, where: Path) -> None:
+    """Give ``values``, a run file's, the recipe's stages, if lambda was the same in all steps so far."""
+    if recipe.steps <= step:
+        raise TrainingError(
+            f"replan: {where}: expected stages that end after its step {step}, got {recipe.steps}",
+            hint="leave out --replan to keep the stages",
+        )
+    for past in range(1, step + 1):
+        was, would_be = l1_coefficient(past, values["stages"]), l1_coefficient(past, recipe.stages)
+        if was != would_be:
+            raise TrainingError(
+                f"replan: {where}: expected the lambda that trained step {past}, {was:g}, got {would_be:g}",
+                hint=f"change only what comes after step {step}",
+            )
+    values["stages"] = values["recipe"]["stages"] = recipe.as_dict()["stages"]
 
 
 def _flat(values: dict[str, Any], prefix: str = "") -> dict[str, Any]:

@@ -111,7 +111,7 @@ class ProSparseTrainer(Trainer):
         self.stages = list(recipe.stages) if stages is None else stages
         self._teacher = None if teacher is None else teacher.eval().requires_grad_(False).to(args.device)
         self._l1 = ActivationL1(self._blocks)
-        # cross entropy, divergence, L1, tokens, predictions, steps; then active elements per block
+        # cross entropy, divergence, L1, tokens, predictions, tokens that were counted; then active elements per block
         self._sums = torch.zeros(6 + len(self._blocks), dtype=torch.float64, device=args.device)
 
     def get_batch_samples(
@@ -145,7 +145,7 @@ class ProSparseTrainer(Trainer):
         arguments = {key: value for key, value in inputs.items() if key != "labels"}
         mask = arguments.get("attention_mask")
         step = self.state.global_step + 1
-        counts = step % max(1, int(self.args.logging_steps)) == 0
+        counts = step % self._log_every() == 0
         with self._l1.collect(mask, count=counts) as norms:
             outputs = model(**arguments, use_cache=False)
         l1 = torch.stack([norm for norm in norms if norm is not None]).sum()
@@ -184,16 +184,20 @@ class ProSparseTrainer(Trainer):
         with torch.no_grad():
             parts = [entropy.detach(), divergence.detach(), l1.detach()]
             self._sums[:3] += torch.stack([p.double() for p in parts])
-            self._sums[3:6] += torch.tensor([tokens * share, predictions * share, share], dtype=torch.float64)
+            counted = tokens * share if counts else 0.0
+            self._sums[3:6] += torch.tensor([tokens * share, predictions * share, counted], dtype=torch.float64)
             if counts:
                 active = [a for a in self._l1.active() if a is not None]
                 self._sums[6:] += torch.stack(active).double()
-                self._counted = tokens
+
+    def _log_every(self) -> int:
+        """Return the steps between records: a resumed run keeps the checkpoint's, whatever the arguments say."""
+        return max(1, int(self.state.logging_steps or self.args.logging_steps))
 
     def _terms(self) -> dict[str, Any]:
         """Return the means since the last record, over all processes; sparsity of the last step alone."""
         sums = sum_over_processes(self._sums)
-        entropy, divergence, l1, tokens, predictions, _ = sums[:6].tolist()
+        entropy, divergence, l1, tokens, predictions, counted = sums[:6].tolist()
         active = sums[6:].tolist()
         self._sums.zero_()
         step = self.state.global_step
@@ -205,8 +209,7 @@ class ProSparseTrainer(Trainer):
         terms["perplexity"] = float(torch.tensor(terms["cross_entropy"]).exp())
         if self._recipe.distillation.logit_weight > 0:
             terms["divergence"] = divergence / max(predictions, 1.0)
-        counted = getattr(self, "_counted", 0.0)
-        if counted and step % max(1, int(self.args.logging_steps)) == 0:
+        if counted:
             by_layer = [1.0 - a / (counted * block.d_ff) for a, block in zip(active, self._blocks, strict=True)]
             terms["sparsity_by_layer"] = by_layer
             terms["sparsity"] = sum(by_layer) / len(by_layer)

@@ -32,6 +32,7 @@ Examples:
 @click.option("--threads", type=click.IntRange(min=1), help="Intra-op threads.  [default: one per core]")
 @click.option("--spinning/--no-spinning", default=True, show_default=True, help="Threads wait awake between operators.")
 @click.option("--library/--no-library", default=True, show_default=True, help="Run the sparse kernels.")
+@click.option("--verify", is_flag=True, help="First compare the files' SHA-256 with prosparse.json.")
 def generate_command(
     onnx_file: Path,
     prompt: str,
@@ -44,11 +45,12 @@ def generate_command(
     threads: int | None,
     spinning: bool,
     library: bool,
+    verify: bool,
 ) -> None:
     """Continue PROMPT with the exported model ONNX_FILE, token by token; speed goes to stderr."""
     from prosparse_export.runtime import SparseModel
 
-    model = SparseModel.open(onnx_file, threads=threads, spinning=spinning, library=library)
+    model = SparseModel.open(onnx_file, threads=threads, spinning=spinning, library=library, verify=verify)
     pieces = model.stream_text(
         prompt,
         max_new_tokens=max_new_tokens,

@@ -14,6 +14,7 @@ from typing import Any
 import click
 
 from prosparse_export.cli.command import CONTEXT, ProSparseCommand
+from prosparse_export.cli.display import stages
 from prosparse_export.errors import ProSparseError
 
 __all__ = ["info_command"]
@@ -34,18 +35,24 @@ Examples:
   prosparse info
   PROSPARSE_ISA=avx2 prosparse info --json
   prosparse info out/demo.onnx                # what it is, and what validate found
+  prosparse info out/demo.onnx --verify       # after a copy: are all files there and whole?
 """
 
 
 @click.command("info", cls=ProSparseCommand, context_settings=CONTEXT, epilog=_EXAMPLES)
 @click.argument("onnx_file", required=False, type=click.Path(path_type=Path))
+@click.option("--verify", is_flag=True, help="Read ONNX_FILE and its weights and compare their SHA-256 with it.")
 @click.option("--json", "as_json", is_flag=True, help="Print JSON.")
-def info_command(onnx_file: Path | None, as_json: bool) -> None:
+def info_command(onnx_file: Path | None, verify: bool, as_json: bool) -> None:
     """Show versions, the operator library, and the instruction set that its kernels use.
 
     With ONNX_FILE: what its manifest says, and what `prosparse validate` found.
     """
+    if verify and onnx_file is None:
+        raise click.UsageError("--verify needs ONNX_FILE")
     if onnx_file is not None:
+        if verify:
+            _verify(onnx_file)
         _artifact(onnx_file, as_json=as_json)
         return
     from prosparse_export.library import library_info
@@ -97,6 +104,14 @@ def _artifact(path: Path, *, as_json: bool) -> None:
         return
     for line in _validation_lines(validation):
         click.echo(line)
+
+
+def _verify(path: Path) -> None:
+    from prosparse_export.artifact_files import check_files
+
+    with stages(quiet=False) as report:
+        checked = check_files(path, verify=True, report=lambda name: report(f"read {name}", 0, 0))
+    click.echo(f"verified: {checked} files are those that were exported", err=True)
 
 
 def _validation_lines(validation: dict[str, Any]) -> Iterator[str]:

@@ -18,6 +18,7 @@ __all__ = ["sparsify_command"]
 _EXAMPLES = """
 Examples:
   prosparse sparsify llama-7b out/sparse --recipe prosparse-7b --text corpus/ --eval-text heldout.jsonl
+  prosparse sparsify ORG/NAME out/sparse --recipe demo --text train.jsonl   # from the Hugging Face Hub
   prosparse sparsify base out/sparse --recipe demo --text train.jsonl --set training.learning_rate=5e-4
   prosparse sparsify base out/sparse --recipe demo --text train.jsonl --target-sparsity 0.9
   prosparse sparsify base out/sparse --recipe demo --text train.jsonl --resume      # after an interruption
@@ -74,6 +75,9 @@ class _Stage(click.ParamType):  # type: ignore[type-arg]
 )
 @click.option("--threads", type=click.IntRange(min=1), help="CPU threads of torch.")
 @click.option("--resume", is_flag=True, help="Go on from the newest checkpoint in OUT_DIR.")
+@click.option(
+    "--replan", is_flag=True, help="With --resume: other stages after that checkpoint, to shorten or lengthen a run."
+)
 @click.option("--overwrite", is_flag=True, help="Replace what is in OUT_DIR.")
 @click.option("--trust-remote-code", is_flag=True, help="Let Python code in MODEL_DIR run. Read it first.")
 @click.option("-q", "--quiet", is_flag=True, help="No progress display.")
@@ -95,17 +99,20 @@ def sparsify_command(
     save_dtype: str | None,
     threads: int | None,
     resume: bool,
+    replan: bool,
     overwrite: bool,
     trust_remote_code: bool,
     quiet: bool,
     as_json: bool,
 ) -> None:
-    """Train MODEL_DIR to have sparse FFNs and write the model folder OUT_DIR.
+    """Train MODEL_DIR, a folder or ORG/NAME on the Hugging Face Hub, to have sparse FFNs; write the folder OUT_DIR.
 
     ProSparse: the FFN activation becomes a ReLU, training goes on with an L1 term whose factor rises
     along sine curves in stages. OUT_DIR also gets sparsify.json, training.png and checkpoints/.
     `prosparse calibrate` then shifts the threshold. Needs the extra [train].
     """
+    if replan and not resume:
+        raise click.UsageError("--replan is for --resume: a new run takes any stages")
     display = TrainingDisplay(quiet=quiet)
     display.status("start")
     from prosparse_export.training import run_sparsify  # torch takes seconds to import
@@ -129,6 +136,7 @@ def sparsify_command(
             keep_checkpoints=keep_checkpoints,
             save_dtype=save_dtype,
             resume=resume,
+            replan=replan,
             overwrite=overwrite,
             trust_remote_code=trust_remote_code,
         )

@@ -70,7 +70,7 @@ def tasks(tmp_path_factory: pytest.TempPathFactory) -> list[dict[str, Any]]:
         "task": "local_text",
         "output_type": "generate_until",
         "doc_to_target": "{{last}}",
-        "generation_kwargs": {"until": [".", "\n"], "max_gen_toks": 12, "do_sample": False},
+        "generation_kwargs": {"until": [".", "\n"], "max_gen_toks": 4, "do_sample": False},
         "metric_list": [{"metric": "exact_match"}],
     }
     return [{**common, **choice}, {**common, **last}, {**common, **text}]

@@ -7,14 +7,14 @@ import os
 import shutil
 import subprocess
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
-from training_models import make_model_folder, make_text
+from training_models import cache_of_the_hub, make_model_folder, make_text
 from transformers import LlamaForCausalLM
 
 from prosparse_models import TrainingError, find_ffn_blocks, load_checkpoint, substitute_activation
@@ -157,36 +157,117 @@ def test_steering_survives_resuming(model_dir: Path, options: SparsifyOptions, t
     same_numbers(again["records"], summary["records"], rtol=1e-6)
 
 
-def run_command(*arguments: object, processes: int = 1) -> subprocess.CompletedProcess[str]:
-    launcher = [sys.executable]
-    if processes > 1:
-        launcher += ["-m", "torch.distributed.run", "--standalone", f"--nproc-per-node={processes}"]
-    command = [*launcher, "-m", "prosparse_export", *map(str, arguments)]
-    environment = {**os.environ, "OMP_NUM_THREADS": "1", "ACCELERATE_USE_CPU": "true"}
+def test_the_stages_ahead_can_be_replanned(
+    whole: Path, model_dir: Path, options: SparsifyOptions, tmp_path: Path
+) -> None:
+    out = tmp_path / "out"
+    shutil.copytree(whole, out)
+    shutil.rmtree(out / "checkpoints" / "checkpoint-12")
+    again = replace(options, resume=True, replan=True)
+    shorter = override(RECIPE, [], [*STAGES[:3], (1.0, 11)])
+    sparsify(model_dir, out, shorter, replace(again, log_every=3), Notes())
+    summary = json.loads((out / "sparsify.json").read_text())
+    assert summary["stages"] == summary["recipe"]["stages"] == [[0.0, 3], [0.1, 5], [1.0, 10], [1.0, 11]]
+    same_numbers(summary["records"], records_of(whole)[:11], rtol=1e-6)  # the checkpoint's log_every goes on
+    assert summary["records"][-1]["sparsity"] == pytest.approx(records_of(whole)[10]["sparsity"], abs=1e-3)
+    with pytest.raises(TrainingError, match=r"replan: .*: expected the lambda that trained step 6, 0.18\d+, got 0.28"):
+        sparsify(model_dir, out, override(RECIPE, [], [*STAGES[:2], (2.0, 10), (2.0, 12)]), again, Notes())
+    with pytest.raises(TrainingError, match="expected stages that end after its step 11, got 8"):
+        sparsify(model_dir, out, override(RECIPE, [], [*STAGES[:2], (1.0, 8)]), again, Notes())
+    longer = [*shorter.stages, (3.0, 20)]
+    with pytest.raises(TrainingError, match=r"another recipe: training.learning_rate"):
+        sparsify(model_dir, out, override(RECIPE, ["training.learning_rate=1e-3"], longer), again, Notes())
+
+
+def run_command(
+    *arguments: object, launcher: Sequence[str] = ("-m", "prosparse_export"), **variables: str
+) -> subprocess.CompletedProcess[str]:
+    command = [sys.executable, *launcher, *map(str, arguments)]
+    environment = {**os.environ, "OMP_NUM_THREADS": "1", **variables}
     return subprocess.run(command, capture_output=True, text=True, check=False, env=environment)
 
 
-def test_two_processes_are_one(whole: Path, model_dir: Path, options: SparsifyOptions, tmp_path: Path) -> None:
-    """DDP over gloo: 2 processes x micro-batch 2 against 1 process x micro-batch 2 x accumulation 2."""
-    recipe = tmp_path / "test.toml"
+TORCHRUN = "-m torch.distributed.run --standalone --nproc-per-node=2 -m prosparse_export"
+# With --cpu accelerate wants mpirun; --multi_gpu is its name for torchrun, whatever the device.
+ACCELERATE = "-m accelerate.commands.launch --multi_gpu --num_processes=2 --num_machines=1 --main_process_port=0 "
+ACCELERATE += "--mixed_precision=no --dynamo_backend=no --module prosparse_export"
+FSDP_ON_CPU = Path(__file__).parents[1] / "producers" / "fsdp_on_cpu.py"
+FSDP_CONFIG = """\
+compute_environment: LOCAL_MACHINE
+distributed_type: FSDP
+num_machines: 1
+num_processes: 2
+mixed_precision: 'no'
+fsdp_config:
+  fsdp_version: 2
+  fsdp_auto_wrap_policy: TRANSFORMER_BASED_WRAP
+  fsdp_transformer_layer_cls_to_wrap: LlamaDecoderLayer
+  fsdp_reshard_after_forward: true
+  fsdp_state_dict_type: FULL_STATE_DICT
+  fsdp_cpu_ram_efficient_loading: false
+"""
+
+
+@pytest.fixture(scope="module")
+def two_processes(
+    model_dir: Path, options: SparsifyOptions, tmp_path_factory: pytest.TempPathFactory
+) -> Callable[..., subprocess.CompletedProcess[str]]:
+    """``two_processes(launcher, out, *more)``: sparsify as `whole` did, over gloo, micro-batch 2 in each process."""
+    recipe = tmp_path_factory.mktemp("recipe") / "test.toml"
     recipe.write_text(
         f"stages = {json.dumps([list(s) for s in STAGES])}\n[training]\ncontext = 32\nsequences_per_step = 4\n"
         "micro_batch = 2\nlearning_rate = 3e-3\nwarmup_steps = 2\nprecision = 'float32'\n"
     )
-    arguments = ["sparsify", model_dir, tmp_path / "two", "--recipe", recipe, "--eval-tokens", 512, "--log-every", 1]
-    arguments += ["--text", options.text[0], "--eval-text", options.eval_text[0], "--threads", 1]
-    child = run_command(*arguments, processes=2)
-    assert child.returncode == 0, child.stderr
-    same_numbers(records_of(tmp_path / "two"), records_of(whole), rtol=1e-6)
-    summary = json.loads((tmp_path / "two" / "sparsify.json").read_text())
-    assert summary["processes"] == 2
-    for ours, theirs in zip(
-        summary["evaluations"], json.loads((whole / "sparsify.json").read_text())["evaluations"], strict=True
-    ):
-        assert ours["tokens"] == theirs["tokens"]
-        assert ours["perplexity"] == pytest.approx(theirs["perplexity"], rel=1e-5)
-        assert ours["sparsity"] == pytest.approx(theirs["sparsity"], abs=1e-3)
+    arguments = ["--recipe", recipe, "--eval-tokens", 512, "--log-every", 1, "--save-every", 7, "--threads", 1]
+    arguments += ["--text", options.text[0], "--eval-text", options.eval_text[0]]
+
+    def run(launcher: str, out: Path, *more: object) -> subprocess.CompletedProcess[str]:
+        given = ["sparsify", model_dir, out, *arguments, *more]
+        child = run_command(*given, launcher=launcher.split(), ACCELERATE_USE_CPU="true")
+        assert child.returncode == 0, child.stderr
+        return child
+
+    return run
+
+
+@pytest.mark.parametrize("launcher", [TORCHRUN, ACCELERATE], ids=["torchrun", "accelerate launch"])
+def test_two_processes_are_one(
+    launcher: str, whole: Path, two_processes: Callable[..., subprocess.CompletedProcess[str]], tmp_path: Path
+) -> None:
+    """DDP: 2 processes x micro-batch 2 against 1 process x micro-batch 2 x accumulation 2."""
+    child = two_processes(launcher, tmp_path / "two")
+    same_run(tmp_path / "two", whole)
     assert child.stdout.count("tokens in") == 1  # only the first process speaks
+
+
+def test_two_processes_that_share_the_model_are_one(
+    whole: Path, two_processes: Callable[..., subprocess.CompletedProcess[str]], tmp_path: Path
+) -> None:
+    """FSDP2, and resumed from its checkpoint: parameters, gradients and optimizer are halved between the processes."""
+    config = tmp_path / "fsdp.yaml"
+    config.write_text(FSDP_CONFIG)
+    launcher = f"-m accelerate.commands.launch --config_file {config} --main_process_port=0 {FSDP_ON_CPU}"
+    out = tmp_path / "two"
+    two_processes(launcher, out)
+    same_run(out, whole)
+    trained, expected = load_checkpoint(out).model.state_dict(), load_checkpoint(whole).model.state_dict()
+    for name, tensor in expected.items():
+        torch.testing.assert_close(trained[name], tensor, rtol=1e-4, atol=1e-6)
+    assert (out / "checkpoints" / "checkpoint-10" / "pytorch_model_fsdp.bin").is_file()  # it was FSDP, not DDP
+    shutil.rmtree(out / "checkpoints" / "checkpoint-12")
+    (out / "sparsify.json").unlink()
+    two_processes(launcher, out, "--resume")
+    same_run(out, whole)
+
+
+def same_run(out: Path, whole: Path) -> None:
+    same_numbers(records_of(out), records_of(whole), rtol=1e-6)
+    ours, theirs = (json.loads((folder / "sparsify.json").read_text()) for folder in (out, whole))
+    assert ours["processes"] == 2
+    for one, other in zip(ours["evaluations"], theirs["evaluations"], strict=True):
+        assert one["tokens"] == other["tokens"]
+        assert one["perplexity"] == pytest.approx(other["perplexity"], rel=1e-5)
+        assert one["sparsity"] == pytest.approx(other["sparsity"], abs=1e-3)
 
 
 def losses(
@@ -362,6 +443,24 @@ def test_resuming_with_another_recipe_is_refused(
         sparsify(model_dir, tmp_path / "new", RECIPE, again, Notes())
     with pytest.raises(TrainingError, match="expected an empty folder"):
         sparsify(model_dir, whole, RECIPE, options, Notes())
+
+
+def test_a_name_on_the_hub(model_dir: Path, options: SparsifyOptions, tmp_path: Path) -> None:
+    """What huggingface_hub has cached is used as it is; without that and without a network, one line says so."""
+    snapshot = cache_of_the_hub(model_dir, tmp_path / "hub", "some-lab/tiny.silu")
+    arguments = [tmp_path / "out", "--text", options.text[0], "--eval-text", options.eval_text[0], "--eval-tokens", 64]
+    arguments += ["--set", "training.context=32", "--stage", "0:1", "-q"]
+    offline = {"HF_HUB_CACHE": str(tmp_path / "hub"), "HF_HUB_OFFLINE": "1"}
+    child = run_command("sparsify", "some-lab/tiny.silu", *arguments, **offline)
+    assert child.returncode == 0, child.stderr
+    assert json.loads((tmp_path / "out" / "config.json").read_text())["hidden_act"] == "relu"
+    assert json.loads((snapshot / "config.json").read_text())["hidden_act"] == "silu"
+    child = run_command("sparsify", "some-lab/other", tmp_path / "none", *arguments[1:], **offline)
+    assert child.returncode == 1
+    error, hint = child.stderr.strip().splitlines()
+    assert error.startswith("error: model: some-lab/other: no such folder here, and the Hugging Face Hub does not")
+    assert "hf download some-lab/other --local-dir" in hint
+    assert not (tmp_path / "none").exists()
 
 
 def test_the_command_line(model_dir: Path, options: SparsifyOptions, tmp_path: Path) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 from pathlib import Path
 from typing import Any
 
@@ -55,3 +56,12 @@ def make_text(path: Path, documents: int = 60, first: int = 0) -> Path:
     rows = [{"text": " ".join(words[(i * j) % len(words)] for j in range(40))} for i in range(first, first + documents)]
     path.write_text("".join(json.dumps(row) + "\n" for row in rows))
     return path
+
+
+def cache_of_the_hub(folder: Path, cache: Path, name: str) -> Path:
+    """Put ``folder`` into ``cache`` as huggingface_hub does with ORG/NAME; return where its files are."""
+    commit = "0123456789abcdef0123456789abcdef01234567"
+    repository = cache / f"models--{name.replace('/', '--')}"
+    (repository / "refs").mkdir(parents=True)
+    (repository / "refs" / "main").write_text(commit)
+    return Path(shutil.copytree(folder, repository / "snapshots" / commit))

@@ -1,0 +1,121 @@
+"""What `prosparse validate` costs beyond the three runs that it compares: time and peak memory.
+
+    python benchmarks/validate_cost.py models/demo
+    python benchmarks/validate_cost.py MODEL_DIR --weights i4 --max-tokens 1024 --rounds 1
+
+The runs by themselves: PyTorch, the artifact without and with the library; each over the same windows, the artifact
+also token by token and as a padded batch, each continuing the same prompts, and every logit dropped at once. validate
+besides compares, holds the operators against float64, repeats for equal bits, and counts sparsity. Every part is a
+process of its own, in turns; time is without imports, with loading; memory is the process's highest resident size.
+For i8 and i4 validate runs PyTorch a second time, with the stored weights: that run is counted too.
+"""
+
+from __future__ import annotations
+
+import json
+import resource
+import statistics
+import subprocess
+import sys
+import tempfile
+import time
+from pathlib import Path
+
+import click
+import numpy as np
+import torch
+
+from prosparse_export import export_model
+from prosparse_export.export import ExportOptions
+from prosparse_export.model_folder import load_model_folder, quiet
+from prosparse_export.runtime import Cache, SparseModel
+from prosparse_export.validation import ValidationOptions, default_text, validate
+from prosparse_export.validation.exactness import generate_greedily, pad_left
+from prosparse_export.validation.reference import cut_prompts, torch_forward
+from prosparse_export.validation.text import load_tokenizer, tokenise, windows
+
+PARTS = ("PyTorch", "without library", "with library", "validate")
+
+
+@click.command()
+@click.argument("model", type=click.Path(exists=True, file_okay=False, path_type=Path))
+@click.option("--weights", default="checkpoint", show_default=True)
+@click.option("--max-tokens", default=2048, show_default=True)
+@click.option("--rounds", default=3, show_default=True)
+@click.option("--threads", default=1, show_default=True)
+@click.option("--part", type=(click.Choice(PARTS), click.Path(path_type=Path)), hidden=True)
+def main(model: Path, weights: str, max_tokens: int, rounds: int, threads: int, part: tuple[str, Path] | None) -> None:
+    """Print time and peak memory of validating MODEL and of the runs that it is made of."""
+    if part is not None:
+        seconds = _run(part[0], model, part[1], ValidationOptions(tokens=max_tokens, threads=threads))
+        peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
+        click.echo(json.dumps({"seconds": seconds, "peak": peak}))
+        return
+    with tempfile.TemporaryDirectory() as folder:
+        path = export_model(model, Path(folder) / "m.onnx", ExportOptions(weights=weights)).path  # type: ignore[arg-type]
+        found: dict[str, list[dict[str, float]]] = {name: [] for name in PARTS}
+        for _ in range(rounds):
+            for name in PARTS:
+                command = [sys.executable, __file__, str(model), "--part", name, str(path)]
+                command += ["--max-tokens", str(max_tokens), "--threads", str(threads)]
+                output = subprocess.run(command, capture_output=True, text=True, check=True).stdout
+                found[name].append(json.loads(output.splitlines()[-1]))
+    torch_runs = 2 if weights in ("i8", "i4") else 1
+    click.echo(f"{model}, weights {weights}, {max_tokens} tokens, {threads} threads, medians of {rounds}")
+    click.echo("| part | s | peak MB |\n|---|---|---|")
+    for name in PARTS:
+        times, peaks = ([r[key] for r in found[name]] for key in ("seconds", "peak"))
+        click.echo(f"| {name} | {statistics.median(times):.2f} | {max(peaks) / 1e6:.0f} |")
+    ratios = [
+        found["validate"][k]["seconds"]
+        / (torch_runs * found["PyTorch"][k]["seconds"] + sum(found[name][k]["seconds"] for name in PARTS[1:3]))
+        for k in range(rounds)
+    ]
+    low, high = min(ratios), max(ratios)
+    count = {1: "three", 2: "four"}[torch_runs]
+    click.echo(f"validate's time: {statistics.median(ratios):.2f} [{low:.2f}, {high:.2f}] times the {count} runs'")
+    peak = {name: max(r["peak"] for r in found[name]) for name in PARTS}
+    alone = max(peak[name] for name in PARTS[:3])
+    click.echo(f"validate's memory: {peak['validate'] / alone:.2f} times the largest run's, {alone / 1e6:.0f} MB")
+
+
+def _run(name: str, folder: Path, path: Path, options: ValidationOptions) -> float:
+    torch.set_num_threads(options.threads or 1)
+    began = time.perf_counter()
+    if name == "validate":
+        result = validate(folder, path, options)
+        if not result.passed:
+            raise SystemExit("validate: failed")
+        return time.perf_counter() - began
+    documents = tokenise(load_tokenizer(folder), [("text", default_text())], options.tokens)
+    cut = list(windows(documents, options.context, options.context // 2))
+    prompts = cut_prompts(documents, options.prompts, options.context)
+    if name == "PyTorch":
+        forward = torch_forward(load_model_folder(folder).model)
+        with quiet(), torch.no_grad():
+            for prompt in prompts:
+                logits, cache = forward(prompt, None, True)
+                for _ in range(options.greedy - 1):
+                    logits, cache = forward(logits[-1:].argmax(-1).astype(np.int64), cache, True)
+            for window in cut:
+                forward(window.ids, None, False)
+        return time.perf_counter() - began
+    artifact = SparseModel.open(path, library=name == "with library", threads=options.threads)
+    for prompt in prompts:
+        generate_greedily(artifact, [prompt], options.greedy)
+    for window in cut:
+        artifact.forward(window.ids[None], np.ones((1, len(window.ids)), np.int64))
+    cache, ids = None, cut[0].ids[: options.step_tokens]
+    for i in range(len(ids)):
+        cache = _step(artifact, ids, i, cache)
+    generate_greedily(artifact, prompts, options.greedy)
+    artifact.forward(*pad_left(prompts))
+    return time.perf_counter() - began
+
+
+def _step(artifact: SparseModel, ids: np.ndarray, i: int, cache: Cache | None) -> Cache:
+    return artifact.forward(ids[None, i : i + 1], np.ones((1, i + 1), np.int64), cache)[1]
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,55 @@
+"""A model by its name on the Hub: a folder first, then the cache, then one line that says why not."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import huggingface_hub.constants
+import pytest
+from training_models import cache_of_the_hub
+
+from prosparse_models import CheckpointError
+from prosparse_models.hub import find_model_folder
+
+
+@pytest.fixture
+def cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    monkeypatch.setattr(huggingface_hub.constants, "HF_HUB_CACHE", str(tmp_path / "hub"))
+    monkeypatch.setattr(huggingface_hub.constants, "HF_HUB_OFFLINE", True)
+    return tmp_path / "hub"
+
+
+def test_a_folder_comes_first(cache: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (tmp_path / "lab" / "model").mkdir(parents=True)
+    cache_of_the_hub(tmp_path / "lab" / "model", cache, "lab/model")
+    monkeypatch.chdir(tmp_path)
+    told: list[str] = []
+    assert find_model_folder(Path("lab/model"), tell=told.append) == Path("lab/model")
+    assert told == []
+
+
+def test_the_cache_is_used_without_a_network(cache: Path, tmp_path: Path) -> None:
+    (tmp_path / "source").mkdir()
+    (tmp_path / "source" / "config.json").write_text("{}")
+    snapshot = cache_of_the_hub(tmp_path / "source", cache, "lab/model")
+    told: list[str] = []
+    assert find_model_folder(Path("lab/model"), tell=told.append) == snapshot
+    assert told == ["lab/model: no such folder here: fetch it from the Hugging Face Hub"]
+
+
+@pytest.mark.parametrize("offline", [True, False], ids=["offline", "nobody answers"])
+def test_one_line_says_why_not(offline: bool, cache: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(huggingface_hub.constants, "HF_HUB_OFFLINE", offline)
+    monkeypatch.setattr(huggingface_hub.constants, "ENDPOINT", "http://127.0.0.1:9")
+    with pytest.raises(CheckpointError) as caught:
+        find_model_folder(Path("lab/other"), tell=lambda line: None)
+    assert str(caught.value).startswith("model: lab/other: no such folder here, and the Hugging Face Hub does not give")
+    assert "\n" not in str(caught.value)
+    assert caught.value.hint
+    assert "hf download lab/other --local-dir" in caught.value.hint
+
+
+@pytest.mark.parametrize("name", ["no/such/folder", "nothing", "../up/there", "lab/"])
+def test_what_is_no_name_is_a_missing_folder(name: str, cache: Path) -> None:
+    with pytest.raises(CheckpointError, match=r"expected a folder or a name on the Hugging Face Hub .* got nothing"):
+        find_model_folder(Path(name), tell=lambda line: None)
