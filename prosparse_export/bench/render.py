@@ -87,6 +87,7 @@ def plot(result: BenchResult, path: Path) -> None:
     left.set_title(result.name, loc="left", fontsize=9)
     left.legend()
     right.bar(range(len(result.layers)), [layer.microseconds for layer in result.layers], color="#0072B2")
+    right.xaxis.get_major_locator().set_params(integer=True)
     right.set(xlabel="block", ylabel="us a token (bars)")
     other = right.twinx()
     other.plot([100 * layer.sparsity for layer in result.layers], "s--", color="#D55E00", ms=4)
