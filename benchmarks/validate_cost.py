@@ -39,7 +39,7 @@ PARTS = ("PyTorch", "without library", "with library", "validate")
 
 @click.command()
 @click.argument("model", type=click.Path(exists=True, file_okay=False, path_type=Path))
-@click.option("--weights", default="checkpoint", show_default=True)
+@click.option("--weights", type=click.Choice(["f32", "bf16", "f16", "i8", "i4"]), default="f32", show_default=True)
 @click.option("--max-tokens", default=2048, show_default=True)
 @click.option("--rounds", default=3, show_default=True)
 @click.option("--threads", default=1, show_default=True)
