@@ -48,9 +48,9 @@ class Shape:
         """Matrices of a block."""
         return 3 if self.gated else 2
 
-    def layers(self, bits: float) -> int:
-        """Layers whose weights exceed every cache."""
-        return max(1, -(-WORKING_SET * 8 // int(self.matrices * self.d_model * self.d_ff * bits)))
+    def layers(self, bits: float, working_set: int = WORKING_SET) -> int:
+        """Layers whose weights exceed ``working_set`` bytes, by default every cache."""
+        return max(1, -(-working_set * 8 // int(self.matrices * self.d_model * self.d_ff * bits)))
 
 
 def random_weights(weights: str, rows: int, cols: int, rng: np.random.Generator) -> tuple[Array, Array | None]:
@@ -71,9 +71,11 @@ def random_weights(weights: str, rows: int, cols: int, rng: np.random.Generator)
 class Blocks:
     """The layers of one shape in one of our formats, in a folder; the bias of the gate sets the sparsity."""
 
-    def __init__(self, shape: Shape, weights: str, x: NDArray[np.float32], folder: Path) -> None:
+    def __init__(
+        self, shape: Shape, weights: str, x: NDArray[np.float32], folder: Path, *, working_set: int = WORKING_SET
+    ) -> None:
         self.shape, self.weights, self.x, self.folder = shape, weights, x, folder
-        self.count = shape.layers(BITS[weights])
+        self.count = shape.layers(BITS[weights], working_set)
         self.names = ["gate", "up", "down"] if shape.gated else ["up", "down"]
         rng = np.random.default_rng(0)
         self._tensors: list[onnx.TensorProto] = []

@@ -4,8 +4,7 @@
     python benchmarks/random_checkpoint.py tinyllama out/random-tiny-2 --layers 2
     python benchmarks/random_checkpoint.py opt-6.7b out/random-opt --sparsity 0.97 --dtype bf16
 
-A LLaMA checkpoint is `sparsellama` with FATReLU: config.json's hidden_act_param is the threshold that a share
-1 - sparsity of its gates exceeds (at --sparsity 0.5 it is 0: plain ReLU). OPT has ReLU, and fc1's bias does it. Every
+The activation is ReLU; random_weights.py says where the sparsity comes from. Every
 layer's sparsity is measured on 128 random tokens and written to random_checkpoint.json. The tokenizer is the demo
 model's, filled up to the vocabulary. Same seed, same bytes.
 """
@@ -21,7 +20,7 @@ from typing import Any
 
 import click
 import torch
-from random_weights import SHAPES, Shape, Weights, random_model, threshold
+from random_weights import SHAPES, Shape, Weights, random_model
 from safetensors.torch import save_file
 
 from prosparse_export.cli.display import stages
@@ -67,7 +66,7 @@ class Shards:
         self._pending = {}
 
 
-def config(shape: Shape, sparsity: float, dtype: str) -> dict[str, Any]:
+def config(shape: Shape, dtype: str) -> dict[str, Any]:
     """Return config.json's contents."""
     common = {
         "hidden_size": shape.d_model,
@@ -91,12 +90,10 @@ def config(shape: Shape, sparsity: float, dtype: str) -> dict[str, Any]:
             "do_layer_norm_before": True,
             **common,
         }
-    relu = threshold(sparsity) == 0.0
     return {
-        "architectures": ["LlamaForCausalLM" if relu else "SparseLlamaForCausalLM"],
-        "model_type": "llama" if relu else "sparsellama",
-        "hidden_act": "relu" if relu else "fatrelu",
-        **({} if relu else {"hidden_act_param": threshold(sparsity)}),
+        "architectures": ["LlamaForCausalLM"],
+        "model_type": "llama",
+        "hidden_act": "relu",
         "intermediate_size": shape.d_ff,
         "num_key_value_heads": shape.kv_heads,
         "rms_norm_eps": shape.eps,
@@ -122,7 +119,7 @@ def _write_json(path: Path, document: dict[str, Any]) -> None:
 @click.command(context_settings={"help_option_names": ["-h", "--help"]}, help=__doc__ and __doc__.split("\n")[0])
 @click.argument("name", type=click.Choice(list(SHAPES)))
 @click.argument("folder", type=click.Path(path_type=Path))
-@click.option("--sparsity", type=click.FloatRange(0.5, 0.999), default=0.89, show_default=True)
+@click.option("--sparsity", type=click.FloatRange(0.01, 0.999), default=0.89, show_default=True)
 @click.option("--layers", type=click.IntRange(min=1), help="Fewer than the shape has.")
 @click.option("--dtype", type=click.Choice(list(DTYPES)), default="f16", show_default=True)
 @click.option("--seed", type=click.IntRange(min=0), default=0, show_default=True)
@@ -158,7 +155,7 @@ def main(
                 lambda layer: report("layers", layer, shape.layers),
             )
             shards.close()
-        _write_json(staging / "config.json", config(shape, sparsity, dtype))
+        _write_json(staging / "config.json", config(shape, dtype))
         write_tokenizer(staging, shape.vocabulary)
         _write_json(
             staging / "random_checkpoint.json",

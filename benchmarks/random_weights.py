@@ -3,6 +3,10 @@
 Weights are drawn layer by layer while a few random tokens pass through them. Because a matrix is independent of its
 input h, its products have the spread std * |h|, whatever the layers before did; so each matrix gets the std that gives
 products of the wanted size, and nothing has to be drawn twice.
+
+The activation is plain ReLU, which is continuous: rounding moves logits a little, and not by whole neurons as it would
+with a large threshold. OPT gets its sparsity from fc1's bias. LLaMA has none, so its first 32 channels, a block of the
+integer formats, are the same for every token: no layer writes to them, and gate_proj reads a negative constant there.
 """
 
 from __future__ import annotations
@@ -22,6 +26,7 @@ __all__ = ["SHAPES", "Shape", "Weights", "random_model"]
 
 _CHUNK = 1 << 21  # elements drawn from one generator: bounds memory, and threads do not change the numbers
 _SEQUENCES, _TOKENS = 4, 32  # that pass through the layers
+_CONSTANT = 32  # channels of LLaMA's that stand for a bias
 _SHARPNESS = 2.0  # spread of the attention scores: contexts matter, as they do in trained models
 
 Store = Callable[[str, Tensor], None]
@@ -115,10 +120,7 @@ def _rotated(x: Tensor, theta: float) -> Tensor:
 def random_model(
     shape: Shape, weights: Weights, sparsity: float, store: Store, progress: Callable[[int], None]
 ) -> list[float]:
-    """Draw every tensor under transformers' name and hand it to ``store``; return each layer's measured sparsity.
-
-    LLaMA's neurons fire above a threshold, FATReLU's: `threshold`; OPT's have fc1's bias for that.
-    """
+    """Draw every tensor under transformers' name and hand it to ``store``; return each layer's measured sparsity."""
     llama = shape.family == "llama"
     prefix = "model." if llama else "model.decoder."
     branch = (2 * shape.layers) ** -0.5  # of the residual's spread: after all layers it is about 1 again
@@ -139,11 +141,23 @@ def random_model(
         bias = keep(f"{name}.bias", (shape.d_model,), 0.1).float()
         return layer_norm(x, (shape.d_model,), weight, bias, shape.eps)
 
-    def linear(name: str, x: Tensor, d_out: int, spread: float, bias: float = 0.0) -> Tensor:
-        y = _product(x, keep(f"{name}.weight", (d_out, x.shape[-1]), spread / max(_length(x), 1e-6)))
+    def linear(name: str, x: Tensor, d_out: int, spread: float, bias: float = 0.0, *, writes: bool = False) -> Tensor:
+        """Draw a matrix and return its product; ``bias`` is added to every element, ``writes``: to the residual."""
+        free = x[..., _CONSTANT:] if llama and bias else x
+        weight = weights.draw(f"{prefix}{name}.weight", (d_out, x.shape[-1]), spread / max(_length(free), 1e-6))
+        if llama and writes:
+            weight[:_CONSTANT] = 0
+        if llama and bias:
+            weight[:, :_CONSTANT] = bias / _CONSTANT / x[..., :_CONSTANT].mean(dim=(0, 1))
+        store(f"{prefix}{name}.weight", weight)
+        y = _product(x, weight)
         return y if llama else y + keep(f"{name}.bias", (d_out,), 0.05, bias).float()
 
-    x = keep("embed_tokens.weight", (shape.vocabulary, shape.d_model), size)[ids].float()
+    table = weights.draw(f"{prefix}embed_tokens.weight", (shape.vocabulary, shape.d_model), size)
+    if llama:
+        table[:, :_CONSTANT] = max(size, 0.3)
+    store(f"{prefix}embed_tokens.weight", table)
+    x = table[ids].float()
     if not llama:
         positions = keep("embed_positions.weight", (shape.positions + 2, shape.d_model), size / 2)
         x = x + positions[2 : 2 + _TOKENS].float()
@@ -159,24 +173,19 @@ def random_model(
             q, k = _rotated(q, shape.rope_theta), _rotated(k, shape.rope_theta)
         mixed = scaled_dot_product_attention(q, k, v, is_causal=True, enable_gqa=True)
         mixed = mixed.transpose(1, 2).reshape(x.shape)
-        x = x + linear(f"{layer}.self_attn.{'o_proj' if llama else 'out_proj'}", mixed, shape.d_model, branch)
+        x = x + linear(
+            f"{layer}.self_attn.{'o_proj' if llama else 'out_proj'}", mixed, shape.d_model, branch, writes=True
+        )
         h = normed(f"{layer}.{'post_attention_layernorm' if llama else 'final_layer_norm'}", x)
+        z = linear(
+            f"{layer}.{'mlp.gate_proj' if llama else 'fc1'}", h, shape.d_ff, 1.0, -NormalDist().inv_cdf(sparsity)
+        )
+        hidden = z.relu()
+        measured.append(1.0 - float((hidden > 0).float().mean()))
         if llama:
-            z = linear(f"{layer}.mlp.gate_proj", h, shape.d_ff, 1.0)
-            active = z > threshold(sparsity)
-            hidden = torch.where(active, z, 0.0) * linear(f"{layer}.mlp.up_proj", h, shape.d_ff, 1.0)
-        else:
-            z = linear(f"{layer}.fc1", h, shape.d_ff, 1.0, -NormalDist().inv_cdf(sparsity))
-            active = z > 0.0
-            hidden = torch.where(active, z, 0.0)
-        measured.append(1.0 - float(active.float().mean()))
-        x = x + linear(f"{layer}.{'mlp.down_proj' if llama else 'fc2'}", hidden, shape.d_model, branch)
+            hidden = hidden * linear(f"{layer}.mlp.up_proj", h, shape.d_ff, 1.0)
+        x = x + linear(f"{layer}.{'mlp.down_proj' if llama else 'fc2'}", hidden, shape.d_model, branch, writes=True)
     h = normed("norm" if llama else "final_layer_norm", x)
     if not shape.tied:
         store("lm_head.weight", weights.draw("lm_head.weight", (shape.vocabulary, shape.d_model), 1 / _length(h)))
     return measured
-
-
-def threshold(sparsity: float) -> float:
-    """Return the FATReLU threshold above which a standard normal gate lies with probability 1 - ``sparsity``."""
-    return round(NormalDist().inv_cdf(sparsity), 4)

@@ -11,7 +11,7 @@ from graph_passes.inline_operators import InlineOperatorsPass
 from graph_passes.keep_logits import LOGITS_TO_KEEP, KeepLogitsPass
 from graph_passes.name_interface import NameInterfacePass
 from graph_passes.pipeline import export_pipeline, optimize_pipeline
-from graph_passes.weight_format import WeightRangeError, dequantise, quantise
+from graph_passes.weight_format import WeightRangeError, dequantise, quantise, rounded
 
 __all__ = [
     "FORMATS",
@@ -32,4 +32,5 @@ __all__ = [
     "export_pipeline",
     "optimize_pipeline",
     "quantise",
+    "rounded",
 ]

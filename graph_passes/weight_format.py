@@ -19,7 +19,7 @@ from numpy.typing import NDArray
 
 from graph_passes.custom_ops import QUANT_BLOCK, Format
 
-__all__ = ["WeightRangeError", "dequantise", "quantise", "store"]
+__all__ = ["WeightRangeError", "dequantise", "quantise", "rounded", "store"]
 
 _ROWS = 64  # rows at a time: what is at work stays in a core's cache
 _FLOATS = {
@@ -56,21 +56,31 @@ def quantise(weight: NDArray[np.float32], weights: Format) -> tuple[NDArray[np.i
     def part(rows: slice) -> None:
         grouped = _grouped(weight[rows])
         scales[rows] = _scales(grouped, weights)
-        scale = scales[rows].astype(np.float32)[..., None]
-        scale[scale == 0] = np.inf  # all weights are 0, or nearly: so are the integers
-        np.divide(grouped, scale, out=grouped)
-        np.rint(grouped, out=grouped)
+        _to_integers(grouped, scales[rows], weights)
         if weights == "i8":
-            np.clip(grouped, -127, 127, out=grouped)
             integers[rows] = grouped.reshape(len(grouped), -1)[:, :cols]
         else:
-            np.clip(grouped, -8, 7, out=grouped)
             grouped += 8
             unsigned = grouped.reshape(len(grouped), -1).astype(np.uint8)
             integers[rows] = unsigned[:, ::2] | unsigned[:, 1::2] << 4
 
     _in_parts(rows, part)
     return integers, scales
+
+
+def rounded(weight: NDArray[np.float32], weights: Format) -> NDArray[np.float32]:
+    """Return ``weight`` as i8 or i4 has it: what `dequantise` makes of `quantise`'s result, without packing it."""
+    result = np.empty(weight.shape, np.float32)
+
+    def part(rows: slice) -> None:
+        grouped = _grouped(weight[rows])
+        scales = _scales(grouped, weights)
+        _to_integers(grouped, scales, weights)
+        grouped *= scales.astype(np.float32)[..., None]
+        result[rows] = grouped.reshape(len(grouped), -1)[:, : weight.shape[1]]
+
+    _in_parts(len(weight), part)
+    return result
 
 
 def block_scales(weight: NDArray[np.float32], weights: Format) -> NDArray[np.float16]:
@@ -98,6 +108,15 @@ def _grouped(part: NDArray[np.float32]) -> NDArray[np.float32]:
     padded: NDArray[np.float32] = np.zeros((rows, blocks * QUANT_BLOCK), np.float32)
     padded[:, :cols] = part
     return padded.reshape(rows, blocks, QUANT_BLOCK)
+
+
+def _to_integers(grouped: NDArray[np.float32], scales: NDArray[np.float16], weights: Format) -> None:
+    """Divide by the scales, in place, and round."""
+    scale = scales.astype(np.float32)[..., None]
+    scale[scale == 0] = np.inf  # all weights are 0, or nearly: so are the integers
+    np.divide(grouped, scale, out=grouped)
+    np.rint(grouped, out=grouped)
+    np.clip(grouped, *((-127, 127) if weights == "i8" else (-8, 7)), out=grouped)
 
 
 def _scales(grouped: NDArray[np.float32], weights: Format) -> NDArray[np.float16]:
@@ -161,10 +180,22 @@ def store(
 
         return tensor
 
-    integers = named(lambda: quantise(read(), weights)[0], name)
-    scales = named(lambda: block_scales(read(), weights), f"{name}_scale")
+    kept: list[NDArray[np.float16]] = []  # from integers to scales, which are mostly written next
+
+    def integers() -> NDArray[np.generic]:
+        result, scales = quantise(read(), weights)
+        kept[:] = [scales]
+        return result
+
+    def scales() -> NDArray[np.generic]:
+        return kept.pop() if kept else block_scales(read(), weights)
 
     return [
-        ir.LazyTensor(integers, dtype=stored[0], shape=ir.Shape((rows, stored[1])), name=name),
-        ir.LazyTensor(scales, dtype=ir.DataType.FLOAT16, shape=ir.Shape((rows, blocks)), name=f"{name}_scale"),
+        ir.LazyTensor(named(integers, name), dtype=stored[0], shape=ir.Shape((rows, stored[1])), name=name),
+        ir.LazyTensor(
+            named(scales, f"{name}_scale"),
+            dtype=ir.DataType.FLOAT16,
+            shape=ir.Shape((rows, blocks)),
+            name=f"{name}_scale",
+        ),
     ]

@@ -22,10 +22,14 @@ import onnx_ir as ir
 
 from prosparse_export.errors import ProSparseError
 
-__all__ = ["Sidecars", "artifact_folder", "read_manifest", "sha256_file", "write_artifact"]
+__all__ = ["Progress", "Sidecars", "artifact_folder", "read_manifest", "sha256_file", "write_artifact"]
 
 MANIFEST = "prosparse.json"
 _ROOM = 1 << 20  # bytes for everything but the weights
+
+
+Progress = Callable[[int, int, str], None]
+"""Called with bytes written, bytes in all and the next tensor's name."""
 
 
 @dataclass(frozen=True)
@@ -81,7 +85,7 @@ def artifact_folder(output: Path, *, overwrite: bool) -> Iterator[Path]:
 
 
 def write_artifact(
-    model: ir.Model, staging: Path, name: str, sidecars: Sidecars, progress: Callable[[int, int], None] | None = None
+    model: ir.Model, staging: Path, name: str, sidecars: Sidecars, progress: Progress | None = None
 ) -> None:
     """Write ``model`` as ``name`` with external data ``name.data``, and the sidecars, into ``staging``.
 
@@ -90,7 +94,7 @@ def write_artifact(
         staging: folder from `artifact_folder`.
         name: file name of the graph.
         sidecars: what goes beside it.
-        progress: called with (bytes written, bytes in all) before each tensor.
+        progress: called before each tensor.
 
     Raises:
         ProSparseError: there is not enough room on the disk.
@@ -109,7 +113,7 @@ def write_artifact(
     def report(tensor: ir.TensorProtocol, _: object) -> None:
         nonlocal written
         if progress is not None:
-            progress(written, total)
+            progress(written, total, tensor.name or "")
         written += tensor.nbytes
 
     ir.save(

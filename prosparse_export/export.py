@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import contextlib
+import gc
 import shutil
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass
 from importlib.metadata import version
 from pathlib import Path
@@ -16,16 +17,18 @@ import torch
 from transformers import AutoTokenizer
 
 from graph_passes import FfnOutcome, Format, LinearOutcome, WeightRangeError, export_pipeline
-from prosparse_export.artifact import MANIFEST, Sidecars, artifact_folder, sha256_file, write_artifact
+from prosparse_export.artifact import MANIFEST, Progress, Sidecars, artifact_folder, sha256_file, write_artifact
 from prosparse_export.errors import ProSparseError
 from prosparse_export.file_tensors import place_weights
+from prosparse_export.genai_config import GENAI_CONFIG, genai_config
 from prosparse_export.library import library_path
 from prosparse_export.model_folder import load_model_folder, quiet
+from prosparse_export.progress import Report
 from prosparse_export.runtime import SparseModel
 from prosparse_export.stored_weights import (
-    StoredAs,
     checkpoint_format,
     format_bound,
+    jumps_of,
     rounding,
     stored_formats,
     with_stored_weights,
@@ -88,10 +91,6 @@ class ExportResult:
     manifest: dict[str, Any]
 
 
-Report = Callable[[str, int, int], None]
-"""Called with a stage's name, how much of it is done, and of how much (0: unknown)."""
-
-
 def export_model(
     folder: Path, output: Path, options: ExportOptions | None = None, report: Report | None = None
 ) -> ExportResult:
@@ -106,7 +105,7 @@ def export_model(
     """
     options = options or ExportOptions()
     folder, output = Path(folder), Path(output)
-    tell = report or (lambda *_: None)
+    tell: Report = report or (lambda stage, done, total, detail="": None)
     if output.parent.resolve() == folder.resolve():
         raise ProSparseError(
             f"output: {output}: expected a folder of its own, got the model folder, whose config.json it would replace",
@@ -138,14 +137,17 @@ def export_model(
             raise _nothing_rewritten(folder, refused)
         tell("write", 0, 0)
         manifest = _manifest(folder, checkpoint, graph, outcomes, refusals, linears, weights, other_weights, options)
-        sidecars = _sidecars(folder, checkpoint, manifest, options)
+        sidecars = _sidecars(folder, checkpoint, graph, output.name, manifest, options)
         try:
-            write_artifact(graph, staging, output.name, sidecars, lambda done, total: tell("write", done, total))
+            progress: Progress = lambda done, total, name: tell("write", done, total, name)  # noqa: E731
+            write_artifact(graph, staging, output.name, sidecars, progress)
         except WeightRangeError as error:
             raise ProSparseError(f"weights: {error}", hint="choose another --weights: bf16 and f32 hold any") from error
         tell("check", 0, 0)
+        del graph  # what tracing left behind, before the artifact's weights come into memory
+        gc.collect()
         uses_library = options.with_library and bool(rewritten) and not options.plain
-        _check(checkpoint, staging / output.name, stored_formats(manifest), uses_library=uses_library)
+        _check(checkpoint, staging / output.name, manifest, uses_library=uses_library)
     return ExportResult(output, rewritten, refused, tuple(refusals), manifest)
 
 
@@ -212,17 +214,29 @@ def _manifest(
     }
 
 
-def _sidecars(folder: Path, checkpoint: Checkpoint, manifest: dict[str, Any], options: ExportOptions) -> Sidecars:
-    generation = getattr(checkpoint.model, "generation_config", None)  # an encoder has none
-    documents = {
-        "config.json": checkpoint.config,
-        "generation_config.json": generation.to_diff_dict() if generation is not None else {},
-        MANIFEST: manifest,
-    }
-    files: dict[str, Path] = {}
-    if options.with_library and not options.plain:
-        library = library_path()
-        files[library.name] = library
+def _sidecars(
+    folder: Path,
+    checkpoint: Checkpoint,
+    graph: ir.Model,
+    name: str,
+    manifest: dict[str, Any],
+    options: ExportOptions,
+) -> Sidecars:
+    generation_config = getattr(checkpoint.model, "generation_config", None)  # an encoder has none
+    generation = generation_config.to_diff_dict() if generation_config is not None else {}
+    documents = {"config.json": checkpoint.config, "generation_config.json": generation, MANIFEST: manifest}
+    library = library_path() if options.with_library and not options.plain else None
+    files = {} if library is None else {library.name: library}
+    genai = genai_config(
+        graph.graph,
+        name,
+        checkpoint.config,
+        generation,
+        library=None if library is None else library.name,
+        in_place=manifest["attention"] == "GroupQueryAttention",
+    )
+    if genai is not None:
+        documents[GENAI_CONFIG] = genai
     return Sidecars(documents, files, lambda target: _write_tokenizer(folder, target))
 
 
@@ -243,9 +257,10 @@ def _write_tokenizer(folder: Path, target: Path) -> None:
 
 
 @torch.no_grad()
-def _check(checkpoint: Checkpoint, path: Path, formats: Mapping[str, StoredAs], *, uses_library: bool) -> None:
+def _check(checkpoint: Checkpoint, path: Path, manifest: Mapping[str, Any], *, uses_library: bool) -> None:
     """Compare a few logits with PyTorch's: an artifact that computes something else is never published."""
     model = checkpoint.model
+    formats = stored_formats(manifest)
     vocabulary = int(model.config.get_text_config().vocab_size)
     ids = np.random.default_rng(0).integers(0, vocabulary, size=(1, _CHECK_TOKENS))
     if checkpoint.weights is None:
@@ -258,7 +273,7 @@ def _check(checkpoint: Checkpoint, path: Path, formats: Mapping[str, StoredAs], 
     actual, _ = SparseModel.open(path, library=uses_library).forward(ids, np.ones_like(ids))
     difference = float(np.abs(actual - expected).max())
     largest = max(1.0, float(np.abs(expected).max()))
-    bound = max(_CHECK_BOUND * largest, format_bound(formats, largest))
+    bound = max(_CHECK_BOUND * largest, format_bound(formats, largest, jumps_of(manifest)))
     if not difference <= bound:
         raise ProSparseError(
             f"check: logits differ from PyTorch's: expected at most {bound:g}, got {difference:g}",

@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 from tokenizers import Tokenizer
 
-__all__ = ["context_length", "read_tokenizer", "stop_tokens"]
+__all__ = ["context_in", "context_length", "read_tokenizer", "stop_tokens"]
 
 
 def read_tokenizer(folder: Path) -> Tokenizer | None:
@@ -28,10 +29,14 @@ def stop_tokens(folder: Path) -> frozenset[int]:
 
 
 def context_length(folder: Path) -> int | None:
-    """Return config.json's max_position_embeddings, also of a composed model's text part."""
+    """Return the longest text, in tokens, that config.json states, or None."""
     path = folder / "config.json"
-    values: dict[str, Any] = json.loads(path.read_text(encoding="utf-8")) if path.is_file() else {}
-    for part in (values, values.get("text_config") or {}):
+    return context_in(json.loads(path.read_text(encoding="utf-8"))) if path.is_file() else None
+
+
+def context_in(config: Mapping[str, Any]) -> int | None:
+    """Return max_position_embeddings, also of a composed model's text part, or None."""
+    for part in (config, config.get("text_config") or {}):
         length = part.get("max_position_embeddings")
         if isinstance(length, int) and length > 0:
             return length

@@ -107,7 +107,7 @@ def optimize_file(
             files[library_path().name] = library_path()
         try:
             sidecars = Sidecars({MANIFEST: manifest}, files)
-            write_artifact(model, staging, output.name, sidecars, lambda done, total: tell("write", done, total))
+            write_artifact(model, staging, output.name, sidecars, lambda done, total, _: tell("write", done, total))
         except WeightRangeError as error:
             raise ProSparseError(f"weights: {error}", hint="choose another --weights: bf16 and f32 hold any") from error
         tell("check", 0, 0)

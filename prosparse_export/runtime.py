@@ -135,12 +135,15 @@ class SparseModel:
         Raises:
             ProSparseError: the model has no cache, so that it is no decoder.
         """
+        self._check_cache()
+        return Decoder(self.session, self.path, batch=batch, capacity=capacity, in_place=self.in_place)
+
+    def _check_cache(self) -> None:
         if not self._past:
             raise ProSparseError(
                 f"model: {self.path}: expected a decoder with a KV cache, got a model without one",
                 hint="an encoder computes hidden states: call forward()",
             )
-        return Decoder(self.session, self.path, batch=batch, capacity=capacity, in_place=self.in_place)
 
     def forward(
         self, ids: NDArray[np.int64], mask: NDArray[np.int64], cache: Cache | None = None
@@ -198,6 +201,7 @@ class SparseModel:
             ProSparseError: a prompt is empty or the texts do not fit into the context, an option is out of range,
                 or the model has no cache, so that it is no decoder.
         """
+        self._check_cache()
         sampler = Sampler(Sampling(temperature, top_k, top_p, seed), len(prompts))
         if not prompts or any(len(prompt) == 0 for prompt in prompts):
             raise ProSparseError("prompt: expected at least one token, got none", hint="give some text to continue")

@@ -13,12 +13,13 @@ from numpy.typing import NDArray
 from transformers import PreTrainedModel
 from transformers.pytorch_utils import Conv1D
 
-from graph_passes import Format, dequantise, quantise
+from graph_passes import Format, quantise, rounded
 
 __all__ = [
     "StoredAs",
     "checkpoint_format",
     "format_bound",
+    "jumps_of",
     "rounding",
     "stored_arrays",
     "stored_formats",
@@ -33,7 +34,11 @@ def checkpoint_format(dtype: str) -> Format:
     return _CHECKPOINT.get(dtype.removeprefix("torch."), "f32")
 
 
-def format_bound(formats: Mapping[str, StoredAs], largest: float) -> float:
+_SIGMAS = 3.0
+_HAZARD = 2.5  # share of the active neurons per relative step of z, near t: what a normal z has at 89 % sparsity
+
+
+def format_bound(formats: Mapping[str, StoredAs], largest: float, jumps: int = 0) -> float:
     """Return how far logits may be from those of the dense model of the same stored weights.
 
     Float formats: 1e-3, float32 rounding with room for any order of sums. i8 and i4 also round activations to 16
@@ -41,12 +46,27 @@ def format_bound(formats: Mapping[str, StoredAs], largest: float) -> float:
     times their root mean square; each rounding moves what the layer gives by that share at most, and the logits by
     that share of their size.
 
+    An activation that jumps (FATReLU with t > 0) turns a rounded z near t into a neuron more or less: of the active
+    ones a share of 2.5 times twice the step, which moves the block's sum of independent parts by the square root of
+    that share. Blocks add up as independent errors do, and the bound is three of their standard deviations.
+
     Args:
         formats: from `stored_formats`.
         largest: the largest absolute logit.
+        jumps: from `jumps_of`.
     """
     roundings = sum(stored.weights in ("i8", "i4") for stored in formats.values())
-    return max(1e-3, roundings * math.sqrt(32) * 2.0**-16 * largest)
+    step = math.sqrt(32) * 2.0**-16
+    flips = _SIGMAS * math.sqrt(jumps * _HAZARD * 2 * step)
+    return max(1e-3, (roundings * step + flips) * largest)
+
+
+def jumps_of(manifest: Mapping[str, Any]) -> int:
+    """Return how many blocks have rounded activations and a threshold above 0, as prosparse.json says."""
+    if manifest.get("weight_format") not in ("i8", "i4"):
+        return 0
+    layers = manifest.get("ffn", {}).get("layers", [])
+    return sum(not layer["reason"] and layer["threshold"] > 0 for layer in layers)
 
 
 class StoredAs(NamedTuple):
@@ -107,9 +127,8 @@ def _rounded(weight: torch.Tensor, stored: StoredAs, *, transposed: bool) -> tor
         return weight.to(torch.float16 if stored.weights == "f16" else torch.bfloat16).to(weight.dtype)
     turn = stored.is_down != transposed
     matrix = weight.T if turn else weight
-    rounded = dequantise(*quantise(matrix.detach().float().numpy(), stored.weights), matrix.shape[1])
-    result = torch.from_numpy(np.ascontiguousarray(rounded.T if turn else rounded))
-    return result.to(weight.dtype)
+    result = torch.from_numpy(rounded(matrix.detach().float().numpy(), stored.weights))
+    return (result.T if turn else result).to(weight.dtype)
 
 
 def stored_arrays(weight: torch.Tensor, weights: str, *, is_down: bool) -> list[NDArray[np.generic]]:

@@ -127,18 +127,24 @@ class Node : public Kernel {
     ffn_.dense = dense != nullptr && std::strcmp(dense, "1") == 0;
   }
 
+  static void drop(const Weight& weight) {
+    const Matrix& matrix = weight.matrix;
+    drop_file_pages(matrix.data, weight.bytes);
+    if (matrix.scales != nullptr) drop_file_pages(matrix.scales, matrix.rows * blocks_of(matrix.cols) * sizeof(uint16_t));
+  }
+
   void pack(const std::vector<Weight>& weights) {
     const unsigned threads = std::clamp(std::thread::hardware_concurrency(), 1u, 8u);
     size_t bytes = panels_bytes(weights[0].matrix);
     for (size_t i = 1; i < weights.size(); ++i) bytes += rows_bytes(weights[i].matrix);
     arena_ = std::make_unique<Arena>(bytes);
     ffn_.gate = pack_panels(weights[0].matrix, weights[0].bias, *arena_, threads);
-    drop_file_pages(weights[0].matrix.data, weights[0].bytes);
+    drop(weights[0]);
     for (size_t i = 1; i < weights.size(); ++i) {
       const bool is_down = i + 1 == weights.size();
       (is_down ? ffn_.down : ffn_.up) =
           pack_rows(weights[i].matrix, weights[i].bias, is_down ? RowOrder::kAxpy : RowOrder::kDot, *arena_, threads);
-      drop_file_pages(weights[i].matrix.data, weights[i].bytes);
+      drop(weights[i]);
     }
     d_in_ = ffn_.d_model = weights[0].matrix.cols;
     ffn_.d_ff = weights[0].matrix.rows;

@@ -84,6 +84,7 @@ Tokens prepare(const Kernels& kernels, Format format, const float* x, size_t cou
   tokens.count = count;
   tokens.cols = cols;
   tokens.stride = round_up(cols, quantised ? kPadColumns : kLanes);
+  if (!quantised && count > 1 && tokens.stride % kWay == 0) tokens.stride += kLanes;
   tokens.x = x;
   float* padded = nullptr;
   if (tokens.stride != cols) tokens.x = padded = scratch.x.get<float>(count * tokens.stride);

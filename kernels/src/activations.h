@@ -20,6 +20,8 @@ constexpr size_t kPieces = 16;  // parts of the gate
 // Quantised kernels take magnitudes below this, so that no product with a scale overflows. A token beyond, or
 // with a NaN, is computed by the scalar kernels, which follow IEEE 754.
 constexpr float kLargest = 1e30f;
+// Floats in a way of the L1 cache: rows as far apart as a multiple of it push each other out.
+constexpr size_t kWay = 1024;
 
 // Runs task(argument, i) for every i in [0, count), in any order, on any threads; returns when all are done.
 struct Parallel {
@@ -51,7 +53,7 @@ class Buffer {
 
 // Working memory of one call: bounded by kBlock tokens.
 struct Scratch {
-  Buffer x, q, q_dot, scale, starts, sums, grouped, z, active, a, h, y, work;
+  Buffer x, q, q_dot, scale, starts, sums, grouped, z, active, a, h, y, work, tile_integers, tile_floats;
   size_t counts[kBlock];
   std::atomic<bool> is_odd[kBlock];  // to be computed by the scalar kernels
   std::thread::id ran_on[kPieces];   // by piece of the gate

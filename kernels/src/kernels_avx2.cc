@@ -17,6 +17,7 @@ namespace {
 
 #include "simd_avx2.inc"
 #include "float_kernels.inc"
+#include "tile_kernels.inc"
 #include "int_kernels.inc"
 
 }  // namespace

@@ -18,6 +18,7 @@ namespace {
 
 #include "simd_avx512.inc"
 #include "float_kernels.inc"
+#include "tile_kernels.inc"
 #include "int_kernels.inc"
 
 }  // namespace

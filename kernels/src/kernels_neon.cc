@@ -15,6 +15,7 @@ namespace {
 
 #include "simd_neon.inc"
 #include "float_kernels.inc"
+#include "tile_kernels.inc"
 #include "int_kernels.inc"
 
 }  // namespace

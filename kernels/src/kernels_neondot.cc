@@ -22,6 +22,7 @@ namespace {
 
 #include "simd_neon.inc"
 #include "float_kernels.inc"
+#include "tile_kernels.inc"
 #include "int_kernels.inc"
 
 }  // namespace

@@ -37,12 +37,30 @@ void axpy(const Rows& w, const int32_t* active, const float* h, size_t count, si
   }
 }
 
+void tile(const Rows& w, const float* x, size_t x_stride, size_t tokens, const int32_t* rows, size_t count, size_t col, size_t cols,
+          const Ahead&, float* v, size_t v_stride) {
+  for (size_t k = 0; k < count; ++k) {
+    for (size_t t = 0; t < tokens; ++t) {
+      double sum = v[k * v_stride + t];
+      for (size_t c = 0; c < cols && col + c < w.cols; ++c) {
+        sum += row_weight(w, RowOrder::kDot, static_cast<size_t>(rows[k]), col + c) * x[t * x_stride + c];
+      }
+      v[k * v_stride + t] = static_cast<float>(sum);
+    }
+  }
+}
+
+void add_lists(const Rows& w, size_t, const int32_t*, size_t, size_t col, size_t cols, const Ahead&, const Part* parts, size_t tokens,
+               float* y, size_t y_stride, float*) {
+  for (size_t t = 0; t < tokens; ++t) axpy(w, parts[t].active, parts[t].h, parts[t].count, col, cols, false, y + t * y_stride, nullptr);
+}
+
 // Nothing here reads what is rounded.
 void quantise(const float*, size_t, Format, int16_t*, int16_t*, float*, int32_t*, int32_t*) {}
 
 #include "compact.inc"
 
-constexpr FormatKernels kAny = {stream, dot, axpy};
+constexpr FormatKernels kAny = {stream, dot, axpy, tile, add_lists};
 
 }  // namespace
 

@@ -42,6 +42,12 @@ size_t panel_bytes(Format format, size_t cols) {
 
 size_t line_columns(Format format) { return is_quantised(format) ? fields(format) * kQuantBlock : kLanes; }
 
+// From one row to the next. Rows a multiple of 4 KiB apart would push each other out of the L1 cache.
+size_t row_bytes(Format format, size_t cols) {
+  const size_t bytes = round_up(cols, line_columns(format)) * element_bits(format) / 8;
+  return bytes % 4096 == 0 ? bytes + kLineBytes : bytes;
+}
+
 size_t scale_stride(size_t cols) { return round_up(blocks_of(cols), kLanes); }
 
 // The unsigned integers of one row of a model file, `cols` rounded up to 128 of them: padding is weight 0.
@@ -137,7 +143,7 @@ size_t panels_bytes(const Matrix& w) {
 }
 
 size_t rows_bytes(const Matrix& w) {
-  const size_t data = w.rows * (round_up(w.cols, line_columns(w.format)) * element_bits(w.format) / 8);
+  const size_t data = w.rows * row_bytes(w.format, w.cols);
   const size_t scales = is_quantised(w.format) ? w.rows * scale_stride(w.cols) * 2 : 0;
   return round_up(data + kSlack, kLineBytes) + round_up(scales + kSlack, kLineBytes) + bias_bytes(std::max(w.rows, w.cols));
 }
@@ -166,7 +172,7 @@ Rows pack_rows(const Matrix& w, const void* bias, RowOrder order, Arena& arena, 
   p.rows = w.rows;
   p.cols = w.cols;
   p.padded_cols = round_up(w.cols, line_columns(w.format));
-  p.row_bytes = p.padded_cols * element_bits(w.format) / 8;
+  p.row_bytes = row_bytes(w.format, w.cols);
   p.scale_stride = scale_stride(w.cols);
   uint8_t* data = arena.take(w.rows * p.row_bytes + kSlack);
   const size_t size = element_bits(w.format) / 8, blocks = blocks_of(w.cols);

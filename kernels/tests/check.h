@@ -44,6 +44,14 @@ inline std::vector<const Kernels*> variants_to_test(int argc, char** argv) {
   return chosen;
 }
 
+// --brief: fewer sizes, for an emulator.
+inline bool is_brief(int argc, char** argv) {
+  for (int i = 1; i < argc; ++i) {
+    if (std::strcmp(argv[i], "--brief") == 0) return true;
+  }
+  return false;
+}
+
 inline int report(size_t cases) {
   CHECK(cases > 0, "no case ran");
   std::printf("%zu cases, %d failures\n", cases, failures);

@@ -127,6 +127,67 @@ void test_axpy(const Kernels& k, Format f, size_t rows, size_t cols, double dens
   }
 }
 
+// tile and add_lists: several tokens at once, against double precision and against axpy.
+void test_tokens(const Kernels& k, Format f, size_t cols, size_t tokens, double density) {
+  std::mt19937 rng(static_cast<unsigned>(cols * 5 + tokens));
+  const size_t first = 7, rows = first + kTile;  // a tile need not begin at row 0
+  Stored w(f, rows, cols, rng);
+  std::vector<std::vector<int32_t>> active(tokens);
+  std::vector<std::vector<float>> h(tokens);
+  std::vector<int32_t> used;
+  std::vector<Part> parts;
+  for (size_t t = 0; t < tokens; ++t) {
+    for (size_t r = first; r < rows; ++r) {
+      if (std::bernoulli_distribution(density)(rng)) active[t].push_back(static_cast<int32_t>(r));
+    }
+    h[t] = normals(rng, active[t].size());
+    parts.push_back({active[t].data(), h[t].data(), active[t].size()});
+    std::vector<int32_t> all;
+    std::set_union(used.begin(), used.end(), active[t].begin(), active[t].end(), std::back_inserter(all));
+    used.swap(all);
+  }
+  poison(w, used);
+  const FormatKernels& run = k.of[static_cast<size_t>(f)];
+  const std::vector<float> bias(std::max(rows, cols), 0.0f);
+  Arena arena(2 * rows_bytes(w.matrix));
+  const Rows up = pack_rows(w.matrix, bias.data(), RowOrder::kDot, arena, 2), down = pack_rows(w.matrix, bias.data(), RowOrder::kAxpy, arena, 2);
+  const size_t padded = round_up(cols, kLanes), v_stride = round_up(tokens, kTokenTile);
+  std::vector<float> x(tokens * padded, 0.0f);
+  for (size_t t = 0; t < tokens; ++t) {
+    const std::vector<float> values = normals(rng, cols);
+    std::copy(values.begin(), values.end(), x.begin() + static_cast<std::ptrdiff_t>(t * padded));
+  }
+  const Ahead none{nullptr, 0, 0}, next{used.data(), used.size(), 0};
+  std::vector<float> v(used.size() * v_stride + 1, 0.5f), other(v);
+  run.tile(up, x.data(), padded, tokens, used.data(), used.size(), 0, cols, none, v.data(), v_stride);
+  run.tile(up, x.data(), padded, tokens, used.data(), used.size(), 0, cols, used.empty() ? none : next, other.data(), v_stride);
+  for (size_t i = 0; i < used.size(); ++i) {
+    float alone[kMostTileColumns];
+    std::fill_n(alone, v_stride, 0.5f);
+    run.tile(up, x.data(), padded, tokens, &used[i], 1, 0, cols, none, alone, v_stride);
+    for (size_t t = 0; t < tokens; ++t) {
+      double bound = 0.0;
+      const double exact = row_sum(w, static_cast<size_t>(used[i]), &x[t * padded], 0.5, false, &bound);
+      expect(k, f, "tile", v[i * v_stride + t], exact, bound, cols);
+      CHECK(v[i * v_stride + t] == other[i * v_stride + t], "%s tile depends on what is ahead", k.isa);
+      CHECK(v[i * v_stride + t] == alone[t], "%s tile depends on the rows beside", k.isa);
+    }
+  }
+  CHECK(v.back() == 0.5f, "%s tile wrote past its end", k.isa);
+  const size_t y_stride = round_up(cols, kPadColumns) + kLanes;
+  std::vector<float> y = normals(rng, tokens * y_stride), expected(y);
+  Buffer work;
+  run.add_lists(down, first, used.data(), used.size(), 0, cols, used.empty() ? none : next, parts.data(), tokens, y.data(), y_stride,
+                work.get<float>(kTile * kMostTileColumns));
+  for (size_t t = 0; t < tokens; ++t) {
+    run.axpy(down, active[t].data(), h[t].data(), active[t].size(), 0, cols, false, &expected[t * y_stride], nullptr);
+    ++cases;
+    CHECK(std::equal(y.begin() + static_cast<std::ptrdiff_t>(t * y_stride), y.begin() + static_cast<std::ptrdiff_t>(t * y_stride + cols),
+                     expected.begin() + static_cast<std::ptrdiff_t>(t * y_stride)),
+          "%s %s add_lists is not axpy: cols=%zu tokens=%zu density=%g", k.isa, kFormatNames[static_cast<size_t>(f)], cols, tokens, density);
+  }
+}
+
 void test_compact(const Kernels& k) {
   std::mt19937 rng(1);
   for (size_t count = 0; count < 70; ++count) {
@@ -150,18 +211,29 @@ void test_compact(const Kernels& k) {
 }  // namespace
 
 int main(int argc, char** argv) {
+  const bool brief = is_brief(argc, argv);
   for (const Kernels* k : variants_to_test(argc, argv)) {
     for (const Format f : kAllFormats) {
       for (const size_t cols : {1, 3, 15, 16, 17, 31, 32, 33, 63, 64, 65, 100, 127, 128, 129, 257, 576, 4097}) {
+        if (brief && cols != 1 && cols != 33 && cols != 100 && cols != 257) continue;
         for (const size_t tokens : {1, 2, 3, 5, 8, 13, 27}) {
+          if (brief && tokens > 8) continue;
           if (cols < 600 || tokens < 3) test_stream(*k, f, 21, cols, tokens);
         }
         for (const double density : {0.0, 0.1, 0.5, 1.0}) test_dot(*k, f, cols, density);
         for (const double density : {0.0, 0.1, 1.0}) test_axpy(*k, f, cols < 600 ? 300 : 40, cols, density);
       }
+      for (const size_t cols : {1, 16, 33, 100, 257, 576}) {
+        if (brief && cols != 33 && cols != 100) continue;
+        for (const size_t tokens : {2, 3, 4, 5, 9, 14}) {
+          for (const double density : {0.0, 0.1, 0.5, 1.0}) {
+            if (!is_quantised(f)) test_tokens(*k, f, cols, tokens, density);
+          }
+        }
+      }
       test_stream(*k, f, 1, 8, 2);
       test_stream(*k, f, 80, 40, 4);
-      test_stream(*k, f, 33, 4097, 13);  // a panel larger than the cache, and more tokens than one group
+      if (!brief) test_stream(*k, f, 33, 4097, 13);  // a panel larger than the cache, and more tokens than one group
     }
     test_compact(*k);
     std::printf("%s done\n", k->isa);

@@ -7,7 +7,6 @@ anything computed from it shows.
 
 from __future__ import annotations
 
-import math
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
@@ -38,6 +37,9 @@ class FileWeight:
         """Return the matrix in float32; float32 without a factor is not copied."""
         values = self.stored.float()
         return values if self.factor == 1.0 else values * self.factor
+
+
+_NAN = 0x7FC00000  # the bits of a float32 NaN, whose low 22 are free
 
 
 class FileWeights:
@@ -119,7 +121,8 @@ class FileWeights:
         shape = weight.stored.shape
         strides = range(1, len(shape) + 1)
         elements = 1 + sum((size - 1) * stride for size, stride in zip(shape, strides, strict=True))
-        storage = torch.full((elements,), math.nan)
+        bits = _NAN + len(self._weights)  # each its own: the exporter merges small constants of equal bits
+        storage = torch.full((elements,), bits, dtype=torch.int32).view(torch.float32)
         self._storages.append(storage)
         self._weights[storage.data_ptr()] = weight
         return storage.as_strided(shape, tuple(strides))

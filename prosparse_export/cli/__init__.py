@@ -5,6 +5,7 @@ from __future__ import annotations
 import click
 
 from prosparse_export import __version__
+from prosparse_export.cli.bench import bench_command
 from prosparse_export.cli.calibrate import calibrate_command
 from prosparse_export.cli.command import CONTEXT
 from prosparse_export.cli.export import export_command
@@ -31,6 +32,7 @@ for _command in (
     optimize_command,
     validate_command,
     report_command,
+    bench_command,
     generate_command,
     info_command,
 ):

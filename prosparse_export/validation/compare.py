@@ -29,6 +29,7 @@ from prosparse_export.stored_weights import (
     StoredAs,
     checkpoint_format,
     format_bound,
+    jumps_of,
     stored_formats,
     with_stored_weights,
 )
@@ -91,6 +92,7 @@ class _Subject:
     nodes: list[FfnNode]
     linears: dict[str, list[str]]
     formats: dict[str, StoredAs]
+    jumps: int
     weights: str
     lossy: bool
     fused_attention: bool
@@ -147,6 +149,7 @@ def _subject(folder: Path, path: Path, options: ValidationOptions, trust: bool) 
         nodes=_as_exported(ffn_nodes(graph), layers),
         linears={layer["module"]: list(layer["linears"]) for layer in layers if layer.get("linears")},
         formats=formats,
+        jumps=jumps_of(manifest),
         weights=weights,
         lossy=any(stored.weights != own for stored in formats.values()),
         fused_attention=manifest.get("attention") == "GroupQueryAttention",
@@ -284,7 +287,7 @@ class _Run:
     def _bound(self, exact: ref.Reference) -> float:
         if self.options.max_abs_diff is not None:
             return self.options.max_abs_diff
-        return format_bound(self.subject.formats, exact.largest)
+        return format_bound(self.subject.formats, exact.largest, self.subject.jumps)
 
     def _references(self) -> tuple[ref.Reference, ref.Reference | None]:
         """PyTorch with its own weights and with the stored ones; the second is None if only the artifact has them."""

@@ -30,7 +30,7 @@ constexpr size_t kPadColumns = 128;  // activations and results are padded to th
 // Activations of some tokens, [tokens, cols]. Beyond cols everything is 0.
 struct Tokens {
   const float* x;       // [tokens][stride]
-  size_t count, cols, stride;  // stride: cols rounded up to kPadColumns
+  size_t count, cols, stride;  // stride: cols rounded up, at least to 16
   // Quantised formats only: x = scale * q, rounded to nearest.
   const int16_t* q;     // [tokens][stride]
   const int16_t* q_dot; // [tokens][stride], per line of Rows by field, then by word
@@ -40,6 +40,23 @@ struct Tokens {
   // The same, for groups of tokens side by side as `stream` reads them; see Kernels::group.
   const float* grouped_x;
   const int32_t* grouped_q;
+};
+
+constexpr size_t kTile = 60;          // rows that several tokens share while a cache holds them
+constexpr size_t kMostTileColumns = 128;
+constexpr size_t kTokenTile = 4;
+
+// Rows that will be read next, to be fetched meanwhile: all of them from column `col` on.
+struct Ahead {
+  const int32_t* rows;
+  size_t count, col;
+};
+
+// What one token adds up: h[i] times row active[i], for i in [0, count).
+struct Part {
+  const int32_t* active;
+  const float* h;
+  size_t count;
 };
 
 struct FormatKernels {
@@ -57,6 +74,18 @@ struct FormatKernels {
   // finite for quantised formats. col and cols as above. work has axpy_work(cols) bytes, aligned to 64.
   void (*axpy)(const Rows& w, const int32_t* active, const float* h, size_t count, size_t col, size_t cols,
                bool prefetch, float* y, void* work);
+
+  // For several tokens; float formats only.
+
+  // v[k * v_stride + t] += sum over c in [0, cols) of w[rows[k]][col + c] * x[t * x_stride + c], for k in [0, count) and
+  // all tokens. x is 0 beyond the end of a row. v_stride: tokens, rounded up to kTokenTile at least.
+  void (*tile)(const Rows& w, const float* x, size_t x_stride, size_t tokens, const int32_t* rows, size_t count, size_t col,
+               size_t cols, const Ahead& ahead, float* v, size_t v_stride);
+
+  // `axpy` for every token's part of a tile, with the same bits: y[t * y_stride + j] += .... The parts list rows among
+  // rows[0, count), which lie within [first, first + kTile). work has room for kTile * kMostTileColumns floats.
+  void (*add_lists)(const Rows& w, size_t first, const int32_t* rows, size_t count, size_t col, size_t cols, const Ahead& ahead,
+                    const Part* parts, size_t tokens, float* y, size_t y_stride, float* work);
 };
 
 constexpr size_t axpy_work(size_t cols) {  // sums, scaled activations as float, then as pairs, their maxima

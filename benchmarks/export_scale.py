@@ -1,0 +1,77 @@
+"""Time and memory of an export, in a process of its own: what a large checkpoint needs.
+
+    python benchmarks/random_checkpoint.py llama-2-7b out/random-7b --sparsity 0.89
+    python benchmarks/export_scale.py out/random-7b out/7b-i4/m.onnx --weights i4
+
+Anonymous memory (RssAnon) is what the export holds; pages of mapped files (RssFile) go when others need room. Linux.
+"""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+import threading
+import time
+from pathlib import Path
+
+import click
+
+EVERY = 0.02  # seconds between two looks
+
+
+@click.command(context_settings={"ignore_unknown_options": True})
+@click.argument("model_dir", type=click.Path(path_type=Path, exists=True))
+@click.argument("output", type=click.Path(path_type=Path))
+@click.argument("options", nargs=-1)
+def main(model_dir: Path, output: Path, options: tuple[str, ...]) -> None:
+    """Export MODEL_DIR to OUTPUT, with OPTIONS of prosparse-export, and print what it took."""
+    command = [sys.executable, "-m", "prosparse_export", "export", str(model_dir), str(output), "--overwrite", *options]
+    began = time.perf_counter()
+    process = subprocess.Popen(command, stderr=subprocess.PIPE, text=True)
+    stages: list[tuple[float, str]] = []
+    errors: list[str] = []
+
+    def read() -> None:
+        assert process.stderr is not None
+        for line in process.stderr:
+            if line.startswith("["):
+                name = line.partition("] ")[2].split()[0]
+                if not stages or stages[-1][1] != name:
+                    stages.append((time.perf_counter() - began, name))
+            else:
+                errors.append(line)
+
+    reader = threading.Thread(target=read)
+    reader.start()
+    peaks: dict[str, dict[str, int]] = {}
+    while process.poll() is None:
+        stage = stages[-1][1] if stages else "start"
+        peak = peaks.setdefault(stage, {"RssAnon": 0, "RssFile": 0})
+        for name, kib in memory(process.pid).items():
+            peak[name] = max(peak[name], kib)
+        time.sleep(EVERY)
+    reader.join()
+    seconds = time.perf_counter() - began
+    if process.returncode:
+        raise SystemExit("".join(errors))
+    print(f"{'stage':10} {'seconds':>8} {'peak RssAnon':>13} {'peak RssFile':>13}")
+    ends = [at for at, _ in stages[1:]] + [seconds]
+    for (at, name), end in zip(stages, ends, strict=True):
+        peak = peaks.get(name, {"RssAnon": 0, "RssFile": 0})
+        print(f"{name:10} {end - at:8.1f} {peak['RssAnon'] / 2**20:9.2f} GiB {peak['RssFile'] / 2**20:9.2f} GiB")
+    anonymous = max(peak["RssAnon"] for peak in peaks.values()) / 2**20
+    size = sum(path.stat().st_size for path in output.parent.glob(f"{output.name}*")) / 1e9
+    print(f"in all {seconds:.1f} s, peak anonymous memory {anonymous:.2f} GiB, artifact {size:.2f} GB")
+
+
+def memory(pid: int) -> dict[str, int]:
+    """Return RssAnon and RssFile of a process in KiB; nothing once it has ended."""
+    try:
+        lines = Path(f"/proc/{pid}/status").read_text().splitlines()
+    except OSError:
+        return {}
+    return {line.split(":")[0]: int(line.split()[1]) for line in lines if line.startswith(("RssAnon", "RssFile"))}
+
+
+if __name__ == "__main__":
+    main()

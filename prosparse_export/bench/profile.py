@@ -1,0 +1,62 @@
+"""Where a decode step's time goes inside onnxruntime: by sparse block, and by kind of operator elsewhere."""
+
+from __future__ import annotations
+
+import json
+import tempfile
+from collections import defaultdict
+from pathlib import Path
+
+import numpy as np
+import onnxruntime
+from numpy.typing import NDArray
+
+from prosparse_export.probe import FfnNode
+from prosparse_export.runtime import SparseModel
+
+__all__ = ["profile_decode"]
+
+_MARK = "_kernel_time"
+
+
+def profile_decode(
+    path: Path, nodes: list[FfnNode], ids: NDArray[np.int64], context: int, *, threads: int
+) -> tuple[list[float], dict[str, float]]:
+    """Decode ``ids[context:]`` under onnxruntime's profiler.
+
+    Returns:
+        microseconds per token of each block in order, and of all other nodes by operator, largest first.
+    """
+    with tempfile.TemporaryDirectory() as folder:
+        options = onnxruntime.SessionOptions()
+        options.log_severity_level = 3
+        options.intra_op_num_threads = threads
+        options.enable_profiling = True
+        options.profile_file_prefix = str(Path(folder) / "decode")
+        model = SparseModel.open(path, session_options=options)
+        decoder = model.decoder(1, len(ids))
+        decoder.prefill(ids[None, :context], np.ones((1, context), np.int64))
+        for token in ids[context:]:
+            decoder.step(np.array([token]))
+        events = json.loads(Path(model.session.end_profiling()).read_text(encoding="utf-8"))
+    names = {node.module: i for i, node in enumerate(nodes)}
+    begin = _decode_begin(events, len(ids) - context)
+    durations: dict[tuple[str, str], list[float]] = defaultdict(list)
+    for event in events:
+        if event.get("cat") == "Node" and event["name"].endswith(_MARK) and event["ts"] >= begin:
+            key = (event["name"].removesuffix(_MARK), event["args"].get("op_name", "?"))
+            durations[key].append(event["dur"])
+    blocks = [0.0] * len(nodes)
+    others: dict[str, float] = defaultdict(float)
+    for (name, op), times in durations.items():
+        if name in names:
+            blocks[names[name]] = float(np.median(times))  # the mean would count when something else ran
+        else:
+            others[op] += float(np.median(times))
+    return blocks, dict(sorted(others.items(), key=lambda item: -item[1]))
+
+
+def _decode_begin(events: list[dict[str, object]], steps: int) -> float:
+    """Return the timestamp of the first decode step: the runs before it are prefill."""
+    runs = sorted(float(e["ts"]) for e in events if e.get("name") == "model_run")  # type: ignore[arg-type]
+    return runs[-steps]

@@ -1,0 +1,87 @@
+"""``prosparse bench``."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import click
+
+from prosparse_export.cli.command import CONTEXT, ProSparseCommand
+from prosparse_export.cli.display import stages
+from prosparse_export.errors import ProSparseError
+
+__all__ = ["bench_command"]
+
+_EXAMPLES = """
+Examples:
+  prosparse bench out/demo.onnx
+  prosparse bench out/7b.onnx --threads 2 --prefill 128 --prefill 512 --rounds 15
+  prosparse bench out/7b.onnx --no-dense --json numbers.json --plot chart.png
+"""
+
+
+@click.command("bench", cls=ProSparseCommand, context_settings=CONTEXT, epilog=_EXAMPLES)
+@click.argument("onnx_file", type=click.Path(path_type=Path))
+@click.option("--threads", type=click.IntRange(min=1), help="Intra-op threads.  [default: one per core]")
+@click.option("--context", type=click.IntRange(min=1), default=128, show_default=True, help="Tokens before decode.")
+@click.option("--tokens", type=click.IntRange(min=1), default=16, show_default=True, help="Decoded in a round.")
+@click.option(
+    "--prefill",
+    type=click.IntRange(min=1),
+    multiple=True,
+    default=(16, 128, 512),
+    show_default=True,
+    help="Repeatable.",
+)
+@click.option("--rounds", type=click.IntRange(min=3), default=9, show_default=True)
+@click.option("--dense/--no-dense", default=True, show_default=True, help="The dense twin too: the weights twice.")
+@click.option("--text", "text_file", type=click.Path(path_type=Path), help="Tokens to feed.  [default: bundled text]")
+@click.option("--json", "json_file", type=click.Path(path_type=Path), help="Also write the numbers into this file.")
+@click.option("--plot", "plot_file", type=click.Path(path_type=Path), help="Also draw them: PNG, SVG or PDF.")
+@click.option("--overwrite", is_flag=True, help="Replace files that are in the way.")
+@click.option("-q", "--quiet", is_flag=True, help="No progress display.")
+def bench_command(
+    onnx_file: Path,
+    threads: int | None,
+    context: int,
+    tokens: int,
+    prefill: tuple[int, ...],
+    rounds: int,
+    dense: bool,
+    text_file: Path | None,
+    json_file: Path | None,
+    plot_file: Path | None,
+    overwrite: bool,
+    quiet: bool,
+) -> None:
+    """Time the exported model ONNX_FILE: decode and prefill, sparse against dense, in one process and in turns.
+
+    The dense twin is the same file with every neuron computed by the same kernels. Text without a tokenizer beside
+    the model is impossible: then random tokens are fed.
+    """
+    for path in (json_file, plot_file):
+        if path is not None and path.exists() and not overwrite:
+            raise ProSparseError(f"output: {path}: exists already", hint="choose another name or pass --overwrite")
+    with stages(quiet=quiet) as report:
+        report("start", 0, 0)
+        import numpy as np
+
+        from prosparse_export.bench import BenchOptions, bench
+        from prosparse_export.bench.render import plot, table
+        from prosparse_export.folder_settings import read_tokenizer
+        from prosparse_export.validation.text import default_text, read_text
+
+        text = default_text() if text_file is None else read_text(text_file)
+        tokenizer = read_tokenizer(onnx_file.parent)
+        if tokenizer is None:
+            ids = np.random.default_rng(0).integers(3, 1000, 4096)
+        else:
+            ids = np.asarray(tokenizer.encode(text).ids, np.int64)
+        options = BenchOptions(threads, context, tokens, prefill, rounds, dense)
+        result = bench(onnx_file, ids, options, report)
+    click.echo(table(result))
+    if json_file is not None:
+        json_file.write_text(json.dumps(result.to_dict(), indent=2) + "\n", encoding="utf-8")
+    if plot_file is not None:
+        plot(result, plot_file)
