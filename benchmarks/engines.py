@@ -6,8 +6,9 @@
     python benchmarks/engines.py out/tl --ours out/tl-i4/m.onnx --plain out/tl-plain/m.onnx --work out/engines
 
 Against i4: MatMulNBits of 4 bits in onnxruntime, driven by onnxruntime-genai (which asks for the logits of every
-position of a prompt) and by our own loop (which asks for the last), llama.cpp Q4_0, OpenVINO int4; against i8: 8 bits, Q8_0, int8;
-against f16: float32 products in onnxruntime-genai and llama.cpp F16. What an engine needs is written into --work once
+position of a prompt) and by our own loop (which asks for the last), llama.cpp Q4_0, OpenVINO int4; against i8: 8 bits,
+Q8_0, int8; against f16: float32 products in onnxruntime-genai and llama.cpp F16. What an engine needs is written into
+--work once
 and used again. An engine whose package is missing is left out, and said so. Needs gguf, llama-cpp-python, openvino and
 onnxruntime-genai for all of them.
 """
@@ -246,7 +247,8 @@ def main(
                 new += rows(weights, count, f"prefill of {length}", length, engines, times)
             for row in new:
                 click.echo(
-                    f"{row.weights} {row.threads}T {row.workload:15} {row.engine:22}{row.tokens_per_second:9.2f} tokens/s"
+                    f"{row.weights} {row.threads}T {row.workload:15} {row.engine:22}"
+                    f"{row.tokens_per_second:9.2f} tokens/s"
                     f"  x{row.ratio:5.2f} [{row.ratio_low:.2f}, {row.ratio_high:.2f}]"
                 )
             found += new

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import replace
 
 import onnx_ir as ir
@@ -33,12 +34,19 @@ class FuseSparseFfnPass(ir.passes.InPlacePass):
         outcomes: one entry per block is appended here, in graph order.
         weights: how the blocks' matrices are stored; None for the float type that they have, which refuses blocks
             whose weights the file holds as integers: our integer formats would round those anew.
+        dense: blocks that stay as they are: reasons by the module path of down_proj.
     """
 
-    def __init__(self, outcomes: list[FfnOutcome] | None = None, weights: custom_ops.Format | None = "f32") -> None:
+    def __init__(
+        self,
+        outcomes: list[FfnOutcome] | None = None,
+        weights: custom_ops.Format | None = "f32",
+        dense: Mapping[str, str] | None = None,
+    ) -> None:
         super().__init__()
         self._outcomes = outcomes
         self._weights = weights
+        self._dense = dense or {}
 
     def call(self, model: ir.Model) -> ir.passes.PassResult:
         """Rewrite ``model``."""
@@ -48,7 +56,8 @@ class FuseSparseFfnPass(ir.passes.InPlacePass):
         renewed: dict[ir.Value, ir.Value] = {}  # what a block gave before and after: the next may read it
         for match in find_ffns(model.graph):
             weights = self._weights or _own_format(match)
-            reason = match.reason or _format_refusal(match, weights)
+            stays = self._dense.get(match.down.module, "") if match.down is not None else ""
+            reason = match.reason or stays or _format_refusal(match, weights)
             name = ""
             if not reason and weights is not None:
                 kind = custom_ops.sparse_ffn if match.gate is None else custom_ops.sparse_gated_ffn

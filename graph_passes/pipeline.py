@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
+
 import onnx_ir as ir
 from onnx_ir.passes import common
 
@@ -27,6 +29,7 @@ def export_pipeline(
     weights: Format = "f32",
     other_weights: Format = "f32",
     linears: list[LinearOutcome] | None = None,
+    dense: Mapping[str, str] | None = None,
     plain: bool = False,
 ) -> ir.passes.Sequential:
     """Return the passes that every export applies, first to last.
@@ -39,6 +42,7 @@ def export_pipeline(
         weights: how the feed-forward blocks' matrices are stored.
         other_weights: how the others are: attention's, lm_head's, the embedding.
         linears: receives one entry per matrix that is stored in ``other_weights``, if that is not f32.
+        dense: feed-forward blocks that stay as they are: reasons by the module path of down_proj.
         plain: write standard ONNX instead of our operators.
     """
     fusions: list[ir.passes.PassBase] = []
@@ -51,7 +55,7 @@ def export_pipeline(
     return ir.passes.Sequential(
         NameInterfacePass(),  # first: it also makes the number of KV heads a number
         common.CommonSubexpressionEliminationPass(),  # so that layers share one mask, one cos, one sin
-        FuseSparseFfnPass(outcomes, weights),
+        FuseSparseFfnPass(outcomes, weights, dense),
         *fusions,
         common.RemoveUnusedNodesPass(),  # products of the blocks that the operators replaced
         KeepLogitsPass(),

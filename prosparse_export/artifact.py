@@ -22,7 +22,15 @@ import onnx_ir as ir
 
 from prosparse_export.errors import ProSparseError
 
-__all__ = ["Progress", "Sidecars", "artifact_folder", "read_manifest", "sha256_file", "write_artifact"]
+__all__ = [
+    "Progress",
+    "Sidecars",
+    "artifact_folder",
+    "read_manifest",
+    "sha256_file",
+    "write_artifact",
+    "write_manifest",
+]
 
 MANIFEST = "prosparse.json"
 _ROOM = 1 << 20  # bytes for everything but the weights
@@ -128,12 +136,20 @@ def write_artifact(
     for file_name, document in sidecars.documents.items():
         if file_name == MANIFEST:
             document["files"] = files
-        text = json.dumps(document, indent=2, ensure_ascii=False) + "\n"
-        (staging / file_name).write_text(text, encoding="utf-8")
+        _write_json(staging / file_name, document)
     if sidecars.write is not None:
         sidecars.write(staging)
     for file_name, source in sidecars.files.items():
         shutil.copyfile(source, staging / file_name)
+
+
+def write_manifest(staging: Path, manifest: Mapping[str, Any]) -> None:
+    """Write prosparse.json into ``staging`` again, with more in it."""
+    _write_json(staging / MANIFEST, manifest)
+
+
+def _write_json(path: Path, document: Any) -> None:
+    path.write_text(json.dumps(document, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
 
 
 def read_manifest(path: Path) -> dict[str, Any]:

@@ -18,9 +18,18 @@ from transformers import AutoTokenizer
 
 from graph_passes import FfnOutcome, Format, LinearOutcome, WeightRangeError, export_pipeline
 from prosparse_export.approximate import Approximation, approximate, check_approximation
-from prosparse_export.artifact import MANIFEST, Progress, Sidecars, artifact_folder, sha256_file, write_artifact
+from prosparse_export.artifact import (
+    MANIFEST,
+    Progress,
+    Sidecars,
+    artifact_folder,
+    sha256_file,
+    write_artifact,
+    write_manifest,
+)
 from prosparse_export.encoder_decoder import encoder_path
 from prosparse_export.errors import ProSparseError
+from prosparse_export.expected_gain import expected_gain, layers_that_do_not_pay, measure_layers
 from prosparse_export.export_encoder_decoder import check_encoder_decoder, rewrite_encoder_decoder, write_encoder
 from prosparse_export.file_tensors import place_weights
 from prosparse_export.genai_config import GENAI_CONFIG, genai_config
@@ -62,6 +71,8 @@ class ExportOptions:
         activation: what the FFNs compute (relu, relu2, fatrelu, drelu), where config.json is wrong.
         threshold: FATReLU t, where config.json lacks it or another is wanted.
         plain: write standard ONNX instead of our operators, with standard attention.
+        calibrate: text on which each block's sparsity is measured, to leave blocks dense that would gain nothing and
+            to say what to expect.
         approximate: zero the smallest activations of a SwiGLU model. LOSSY: the manifest has what it costs.
     """
 
@@ -76,6 +87,7 @@ class ExportOptions:
     threshold: float | None = None
     plain: bool = False
     approximate: Approximation | None = None
+    calibrate: tuple[Path, ...] = ()
 
 
 @dataclass(frozen=True)
@@ -124,6 +136,7 @@ def export_model(
         if _is_encoder_decoder(folder):
             return _export_encoder_decoder(folder, output, staging, options, tell)
         checkpoint, graph, approximation = _traced(folder, options, tell)
+        measured = measure_layers(checkpoint, folder, options.calibrate, tell) if options.calibrate else None
         weights = options.weights or checkpoint_format(checkpoint.weight_dtype)
         other_weights = options.other_weights or weights
         tell("rewrite", 0, 0)
@@ -139,6 +152,7 @@ def export_model(
             weights=weights,
             other_weights=other_weights,
             linears=linears,
+            dense=layers_that_do_not_pay(measured) if measured is not None else None,
             plain=options.plain,
         )(graph)
         rewritten = tuple(o for o in outcomes if not o.reason)
@@ -166,6 +180,10 @@ def export_model(
         gc.collect()
         uses_library = options.with_library and bool(rewritten) and not options.plain
         _check(checkpoint, staging / output.name, manifest, uses_library=uses_library)
+        if measured is not None and uses_library:
+            tell("time", 0, 0)
+            manifest["expected"] = expected_gain(staging / output.name, measured, outcomes, weights)
+            write_manifest(staging, manifest)
     return ExportResult(output, rewritten, refused, tuple(refusals), manifest)
 
 

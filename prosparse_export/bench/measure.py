@@ -19,13 +19,13 @@ import onnxruntime
 from numpy.typing import NDArray
 
 from prosparse_export.bandwidth import measure_bandwidth
-from prosparse_export.bench.graph_bytes import ffn_shape, other_bytes
 from prosparse_export.bench.profile import profile_decode
 from prosparse_export.bench.result import BenchResult, LayerTime, Spread, Timing
 from prosparse_export.bench.sparsity import measure_sparsity
 from prosparse_export.cost_model import predict
 from prosparse_export.decoder import Decoder
 from prosparse_export.errors import ProSparseError
+from prosparse_export.graph_bytes import ffn_shape, other_bytes
 from prosparse_export.library import library_info
 from prosparse_export.probe import FfnNode, ffn_nodes, read_graph
 from prosparse_export.runtime import SparseModel

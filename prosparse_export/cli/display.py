@@ -12,7 +12,21 @@ from rich.progress import BarColumn, Progress, SpinnerColumn, TaskID, TextColumn
 
 from prosparse_export.progress import Report
 
-__all__ = ["describe_approximation", "stages"]
+__all__ = ["describe_approximation", "describe_expected", "stages"]
+
+
+def describe_expected(expected: Mapping[str, Any] | None) -> Iterator[str]:
+    """Yield the lines that say what speed to expect; none without calibration."""
+    if expected is None:
+        return
+    for layer in expected["layers"]:
+        sparsity = "not measured" if layer["sparsity"] is None else f"{layer['sparsity']:.0%} sparse"
+        yield f"layer {layer['layer']}: {sparsity}, {layer['speedup']:.2f}x"
+    yield (
+        f"whole model: {expected['decode_speedup']:.2f}x decode, {1 / expected['decode_seconds']:.1f} tokens/s "
+        f"({expected['threads']} threads, {expected['bandwidth'] / 1e9:.1f} GB/s here; FFNs are "
+        f"{expected['ffn_share']:.0%} of a dense step's bytes)"
+    )
 
 
 def describe_approximation(recorded: Mapping[str, Any]) -> str:
