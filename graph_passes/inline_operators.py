@@ -23,9 +23,9 @@ class InlineOperatorsPass(ir.passes.InPlacePass):
         found = [node for node in model.graph if node.domain == custom_ops.DOMAIN]
         for node in found:
             activation = node.attributes.get_string("activation", "") or ""
-            node.overload = activation
+            node.overload = activation or "linear"  # never "", whose function is dropped below
             body = custom_ops.function(node.op_type, opset, activation, without_strings=True)
-            body.overload = activation
+            body.overload = node.overload
             model.functions[body.identifier()] = body
         if found:
             for node in found:

@@ -299,7 +299,6 @@ FAMILIES = [
         "",
         encoder_decoder=True,
         refused="torch.onnx.export failed",
-        note="torch.export cannot trace its routing: each expert takes the tokens that chose it",
     ),
     Family(
         "SmallThinker (experts, code of its own)",
