@@ -39,8 +39,8 @@ from prosparse_export.progress import Report
 from prosparse_export.runtime import SparseModel
 from prosparse_export.stored_weights import (
     checkpoint_format,
+    flips_of,
     format_bound,
-    jumps_of,
     rounding,
     stored_formats,
     with_stored_weights,
@@ -367,7 +367,7 @@ def _check(checkpoint: Checkpoint, path: Path, manifest: Mapping[str, Any], *, u
     actual, _ = SparseModel.open(path, library=uses_library).forward(ids, np.ones_like(ids))
     difference = float(np.abs(actual - expected).max())
     largest = max(1.0, float(np.abs(expected).max()))
-    bound = max(_CHECK_BOUND * largest, format_bound(formats, largest, jumps_of(manifest)))
+    bound = max(_CHECK_BOUND * largest, format_bound(formats, largest, flips_of(manifest)))
     if not difference <= bound:
         raise ProSparseError(
             f"check: logits differ from PyTorch's: expected at most {bound:g}, got {difference:g}",

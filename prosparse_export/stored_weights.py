@@ -18,8 +18,8 @@ from graph_passes import Format, quantise, rounded
 __all__ = [
     "StoredAs",
     "checkpoint_format",
+    "flips_of",
     "format_bound",
-    "jumps_of",
     "rounding",
     "stored_arrays",
     "stored_formats",
@@ -36,9 +36,11 @@ def checkpoint_format(dtype: str) -> Format:
 
 _SIGMAS = 3.0
 _HAZARD = 2.5  # share of the active neurons per relative step of z, near t: what a normal z has at 89 % sparsity
+_INTEGER_STEP = math.sqrt(32) * 2.0**-16  # 2^-16 of the largest of 32 numbers, in their root mean square
+_FLOAT_STEP = 2.0**-19  # of a float32 sum of a thousand products, in any order: 2^-24 times the square root of that
 
 
-def format_bound(formats: Mapping[str, StoredAs], largest: float, jumps: int = 0) -> float:
+def format_bound(formats: Mapping[str, StoredAs], largest: float, flips: float = 0.0) -> float:
     """Return how far logits may be from those of the dense model of the same stored weights.
 
     Float formats: 1e-3, float32 rounding with room for any order of sums. i8 and i4 also round activations to 16
@@ -46,27 +48,24 @@ def format_bound(formats: Mapping[str, StoredAs], largest: float, jumps: int = 0
     times their root mean square; each rounding moves what the layer gives by that share at most, and the logits by
     that share of their size.
 
-    An activation that jumps (FATReLU with t > 0) turns a rounded z near t into a neuron more or less: of the active
-    ones a share of 2.5 times twice the step, which moves the block's sum of independent parts by the square root of
-    that share. Blocks add up as independent errors do, and the bound is three of their standard deviations.
+    An activation that jumps (FATReLU with t > 0) turns a rounded z near t into a neuron more or less. A share of
+    the active neurons that changes moves the block's sum of independent parts by that share's square root; blocks
+    add up as independent errors do, and the bound has three of their standard deviations.
 
     Args:
         formats: from `stored_formats`.
         largest: the largest absolute logit.
-        jumps: from `jumps_of`.
+        flips: from `flips_of`.
     """
     roundings = sum(stored.weights in ("i8", "i4") for stored in formats.values())
-    step = math.sqrt(32) * 2.0**-16
-    flips = _SIGMAS * math.sqrt(jumps * _HAZARD * 2 * step)
-    return max(1e-3, (roundings * step + flips) * largest)
+    return max(1e-3, (roundings * _INTEGER_STEP + _SIGMAS * math.sqrt(flips)) * largest)
 
 
-def jumps_of(manifest: Mapping[str, Any]) -> int:
-    """Return how many blocks have rounded activations and a threshold above 0, as prosparse.json says."""
-    if manifest.get("weight_format") not in ("i8", "i4"):
-        return 0
+def flips_of(manifest: Mapping[str, Any]) -> float:
+    """Return the shares of active neurons that rounding flips at thresholds above 0, added up over the blocks."""
+    step = _INTEGER_STEP if manifest.get("weight_format") in ("i8", "i4") else _FLOAT_STEP
     layers = manifest.get("ffn", {}).get("layers", [])
-    return sum(not layer["reason"] and layer["threshold"] > 0 for layer in layers)
+    return sum(2 * step * _HAZARD for layer in layers if not layer["reason"] and layer["threshold"] > 0)
 
 
 class StoredAs(NamedTuple):

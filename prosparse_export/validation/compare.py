@@ -29,8 +29,8 @@ from prosparse_export.runtime import SparseModel
 from prosparse_export.stored_weights import (
     StoredAs,
     checkpoint_format,
+    flips_of,
     format_bound,
-    jumps_of,
     stored_formats,
     with_stored_weights,
 )
@@ -93,7 +93,7 @@ class _Subject:
     nodes: list[FfnNode]
     linears: dict[str, list[str]]
     formats: dict[str, StoredAs]
-    jumps: int
+    flips: float
     weights: str
     lossy: bool
     fused_attention: bool
@@ -163,7 +163,7 @@ def _subject(folder: Path, path: Path, options: ValidationOptions, trust: bool) 
         nodes=_as_exported(ffn_nodes(graph), layers),
         linears={layer["module"]: list(layer["linears"]) for layer in layers if layer.get("linears")},
         formats=formats,
-        jumps=jumps_of(manifest),
+        flips=flips_of(manifest),
         weights=weights,
         lossy=any(stored.weights != own for stored in formats.values()) or "approximation" in manifest,
         fused_attention=manifest.get("attention") == "GroupQueryAttention",
@@ -303,7 +303,7 @@ class _Run:
     def _bound(self, exact: ref.Reference) -> float:
         if self.options.max_abs_diff is not None:
             return self.options.max_abs_diff
-        return format_bound(self.subject.formats, exact.largest, self.subject.jumps)
+        return format_bound(self.subject.formats, exact.largest, self.subject.flips)
 
     def _references(self) -> tuple[ref.Reference, ref.Reference | None]:
         """PyTorch with its own weights and with the stored ones; the second is None if only the artifact has them."""
