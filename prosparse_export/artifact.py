@@ -251,6 +251,8 @@ def _disk_errors(output: Path) -> Iterator[None]:
         what = {errno.ENOSPC: "disk full", errno.EDQUOT: "disk quota exceeded"}.get(
             error.errno or 0, error.strerror or str(error)
         )
+        if error.errno is None and " requested and " in what:  # numpy.tofile says how much it wrote, and not why
+            what = f"disk full ({what})"
         raise ProSparseError(
             f"output: {output.parent}: cannot write: {what}",
             hint="choose a folder that you may write to and that has room for the weights",

@@ -16,6 +16,7 @@ from transformers.pytorch_utils import Conv1D
 from graph_passes import Format, quantise, rounded
 
 __all__ = [
+    "INTEGER_STEP",
     "StoredAs",
     "checkpoint_format",
     "flips_of",
@@ -36,7 +37,7 @@ def checkpoint_format(dtype: str) -> Format:
 
 _SIGMAS = 3.0
 _HAZARD = 2.5  # share of the active neurons per relative step of z, near t: what a normal z has at 89 % sparsity
-_INTEGER_STEP = math.sqrt(32) * 2.0**-16  # 2^-16 of the largest of 32 numbers, in their root mean square
+INTEGER_STEP = math.sqrt(32) * 2.0**-16  # 2^-16 of the largest of 32 numbers, in their root mean square
 _FLOAT_STEP = 2.0**-19  # of a float32 sum of a thousand products, in any order: 2^-24 times the square root of that
 
 
@@ -58,12 +59,12 @@ def format_bound(formats: Mapping[str, StoredAs], largest: float, flips: float =
         flips: from `flips_of`.
     """
     roundings = sum(stored.weights in ("i8", "i4") for stored in formats.values())
-    return max(1e-3, (roundings * _INTEGER_STEP + _SIGMAS * math.sqrt(flips)) * largest)
+    return max(1e-3, (roundings * INTEGER_STEP + _SIGMAS * math.sqrt(flips)) * largest)
 
 
 def flips_of(manifest: Mapping[str, Any]) -> float:
     """Return the shares of active neurons that rounding flips at thresholds above 0, added up over the blocks."""
-    step = _INTEGER_STEP if manifest.get("weight_format") in ("i8", "i4") else _FLOAT_STEP
+    step = INTEGER_STEP if manifest.get("weight_format") in ("i8", "i4") else _FLOAT_STEP
     layers = manifest.get("ffn", {}).get("layers", [])
     return sum(2 * step * _HAZARD for layer in layers if not layer["reason"] and layer["threshold"] > 0)
 

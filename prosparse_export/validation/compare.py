@@ -392,6 +392,8 @@ class _Run:
         s = self.subject
         self.tell("explain")
         model = s.load(low_memory=False)
+        others = s.formats.keys() - {name for names in s.linears.values() for name in names}
+        with_stored_weights(model, {name: s.formats[name] for name in others})  # explain() rounds the blocks' own
         ids = self.windows[0].ids
         found = explain(
             model,
@@ -399,6 +401,7 @@ class _Run:
             s.nodes,
             s.linears,
             ids,
+            roundings=sum(s.formats[name].weights in ("i8", "i4") for name in others),
             fused_attention=s.fused_attention,
             threads=self.options.threads,
             tell=self.tell,

@@ -20,6 +20,7 @@ from transformers import PreTrainedModel
 
 from prosparse_export.model_folder import quiet
 from prosparse_export.probe import FfnNode, add_output, edited_session
+from prosparse_export.stored_weights import INTEGER_STEP
 from prosparse_export.validation.exactness import pad_left
 from prosparse_export.validation.operators import exact_ffn, gamma, load_weights
 
@@ -152,17 +153,19 @@ def explain(
     ids: NDArray[np.int64],
     *,
     fused_attention: bool,
+    roundings: int = 0,
     threads: int | None = None,
     tell: Callable[[str, int, int], None] = lambda *_: None,
 ) -> list[Finding]:
     """Return the first operator beyond its bound for every way of running the artifact where there is one.
 
     Args:
-        model: PyTorch with the checkpoint's own weights.
+        model: PyTorch with the stored weights outside the sparse operators, and the checkpoint's own in them.
         path: the artifact.
         nodes: its sparse operators.
         linears: for each operator's module, the paths of its linear layers, down_proj last.
         ids: some text, ``[tokens]``.
+        roundings: matrices outside the sparse operators whose inputs the library rounds to 16 bits.
         fused_attention: rows of a padded batch are turned left inside the graph (docs/architecture.md).
         threads: intra-op threads.
         tell: progress.
@@ -175,7 +178,7 @@ def explain(
         for name, run in (("prefill in one go", _prefill), ("token by token", _steps), ("left padded batch", _padded)):
             tell(f"explain: {label}, {name}", 0, 0)
             for text, trace in run(session, nodes, ids, fused_attention):
-                finding = _first(model, nodes, linears, text, trace, f"{label}, {name}", library=library)
+                finding = _first(model, nodes, linears, text, trace, f"{label}, {name}", roundings, library=library)
                 if finding is not None:
                     findings.append(finding)
                     break
@@ -214,15 +217,17 @@ def _first(
     ids: NDArray[np.int64],
     trace: Trace,
     run: str,
+    roundings: int,
     *,
     library: bool,
 ) -> Finding | None:
     """Compare one text's trace with PyTorch, layer by layer."""
     inputs, keys, values, logits = _forced(model, [linears[node.module] for node in nodes], ids, trace)
     length = 4 * int(model.config.get_text_config().hidden_size) + len(ids)
+    each = roundings * INTEGER_STEP / max(len(nodes), 1) if library else 0.0  # as `format_bound` has it, layer by layer
     for i, node in enumerate(nodes):
         # Every product on the way adds at most gamma(its length) of its size; norms keep sizes of order one.
-        share = gamma((i + 1) * length)
+        share = gamma((i + 1) * length) + (i + 1) * each
         parts = [("attention: keys", keys, trace.keys), ("attention: values", values, trace.values)]
         for op, expected, actual in parts:
             if i < min(len(expected), len(actual)):
@@ -239,7 +244,8 @@ def _first(
         found = _beyond(expected_y, trace.outputs[i], bound, axis=0)
         if found:
             return Finding(run, i, node.node.op_type, node.module, *found)
-    found = _beyond(logits, trace.logits, gamma((len(nodes) + 1) * length) * np.abs(logits).max(), axis=0)
+    share = gamma((len(nodes) + 1) * length) + (len(nodes) + 1) * each
+    found = _beyond(logits, trace.logits, share * np.abs(logits).max(), axis=0)
     return Finding(run, None, "norm and lm_head", "", *found) if found else None
 
 

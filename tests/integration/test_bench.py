@@ -13,7 +13,7 @@ import pytest
 from prosparse_export import ProSparseError, load
 from prosparse_export.activity import measure_activity
 from prosparse_export.bench import BenchOptions, bench
-from prosparse_export.bench.graph_bytes import ffn_shape, other_bytes
+from prosparse_export.graph_bytes import ffn_shape, other_bytes
 from prosparse_export.probe import ffn_nodes, read_graph
 from prosparse_export.validation import default_text
 
