@@ -10,7 +10,12 @@ from numpy.typing import NDArray
 
 from prosparse_export.errors import ProSparseError
 
-__all__ = ["Sampler", "Sampling"]
+__all__ = ["NotFiniteError", "Sampler", "Sampling"]
+
+
+class NotFiniteError(ProSparseError):
+    """Logits have NaN or infinity where the largest should be."""
+
 
 _NEGLIGIBLE = 53 * math.log(2)  # a token this far below the best has less than a double's rounding of its probability
 
@@ -62,7 +67,7 @@ class Sampler:
         best: NDArray[np.int64] = logits.argmax(-1)
         top = [float(row[token]) for row, token in zip(logits, best.tolist(), strict=True)]
         if not all(map(math.isfinite, top)):  # NaN is argmax's first choice
-            raise ProSparseError("logits: expected finite numbers, got NaN or infinity", hint="validate the model")
+            raise NotFiniteError("logits: expected finite numbers, got NaN or infinity", hint="validate the model")
         if self._sampling.temperature == 0.0:
             return best
         return np.array([self._draw(*row) for row in zip(logits, top, self._generators, strict=True)], np.int64)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 
@@ -9,6 +10,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from prosparse_export.runtime import Cache, SparseModel
+from prosparse_export.sampling import NotFiniteError
 from prosparse_export.validation.metrics import Difference, QualitySum
 from prosparse_export.validation.options import ValidationOptions
 from prosparse_export.validation.reference import Continuation, Reference
@@ -128,7 +130,11 @@ def generate_greedily(model: SparseModel, prompts: Sequence[NDArray[np.int64]], 
     if count == 0:
         return [np.zeros(0, np.int64) for _ in prompts]
     endless = replace(model, stop=frozenset())
-    steps = list(endless.stream([list(map(int, prompt)) for prompt in prompts], max_new_tokens=count))
+    steps = []
+    with contextlib.suppress(NotFiniteError):  # from there on no token is the reference's
+        for step in endless.stream([list(map(int, prompt)) for prompt in prompts], max_new_tokens=count):
+            steps.append(step)
+    steps += [np.full(len(prompts), -1, np.int64)] * (count - len(steps))
     return list(np.stack(steps, axis=1))
 
 

@@ -276,13 +276,20 @@ def test_racing_thread(demo_folder: Path, demo_artifact: Path, monkeypatch: pyte
 def test_the_demo_passes_at_the_same_limits(
     demo_folder: Path, demo_artifact: Path, demo_i4: Path, demo_f16: Path
 ) -> None:
+    from prosparse_export.artifact import read_manifest
     from prosparse_export.model_folder import load_model_folder
+    from prosparse_export.stored_weights import stored_formats, with_stored_weights
 
-    model = load_model_folder(demo_folder).model
     ids = np.asarray(load_tokenizer(demo_folder)(default_text()[:2000])["input_ids"][:64], np.int64)
     for artifact in (demo_artifact, demo_i4, demo_f16):
         result = check(demo_folder, artifact)
         assert result.passed, failed(result)
         nodes = ffn_nodes(read_graph(artifact))
         linears = {n.module: [f"{n.module}.{name}_proj" for name in ("gate", "up", "down")] for n in nodes}
-        assert explain(model, artifact, nodes, linears, ids, fused_attention=True) == []
+        model = load_model_folder(demo_folder).model
+        formats = stored_formats(read_manifest(artifact))
+        others = {name: stored for name, stored in formats.items() if ".mlp." not in name}
+        assert len(others) == 5 * 4 + 2  # q, k, v, o; embedding and lm_head
+        with_stored_weights(model, others)
+        count = len(others) if artifact is demo_i4 else 0
+        assert explain(model, artifact, nodes, linears, ids, fused_attention=True, roundings=count) == []
