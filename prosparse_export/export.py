@@ -184,6 +184,7 @@ def export_model(
             tell("time", 0, 0)
             manifest["expected"] = expected_gain(staging / output.name, measured, outcomes, weights)
             write_manifest(staging, manifest)
+        tell("publish", 0, 0)
     return ExportResult(output, rewritten, refused, tuple(refusals), manifest)
 
 
@@ -226,6 +227,7 @@ def _export_encoder_decoder(
     uses_library = options.with_library and bool(rewritten) and not options.plain
     formats = stored_formats(manifest)
     check_encoder_decoder(checkpoint.model, staging / output.name, formats, uses_library=uses_library)
+    tell("publish", 0, 0)
     return ExportResult(output, rewritten, refused, tuple(refusals), manifest)
 
 

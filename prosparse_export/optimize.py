@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import hashlib
-import json
 import logging
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -15,7 +14,7 @@ from typing import Any
 import onnx_ir as ir
 
 from graph_passes import FfnOutcome, Format, WeightRangeError, optimize_pipeline
-from prosparse_export.artifact import MANIFEST, Sidecars, artifact_folder, write_artifact
+from prosparse_export.artifact import MANIFEST, Sidecars, artifact_folder, write_artifact, write_manifest
 from prosparse_export.errors import ProSparseError
 from prosparse_export.foreign_file import read_foreign_file
 from prosparse_export.library import library_path
@@ -112,7 +111,8 @@ def optimize_file(
             raise ProSparseError(f"weights: {error}", hint="choose another --weights: bf16 and f32 hold any") from error
         tell("check", 0, 0)
         manifest["check"] = _check(source, staging / output.name, rewritten, options)
-        _write_manifest(staging, manifest)
+        write_manifest(staging, manifest)
+        tell("publish", 0, 0)
     return OptimizeResult(output, rewritten, refused, already, manifest)
 
 
@@ -124,11 +124,6 @@ def _without_log_lines() -> Iterator[None]:
         yield
     finally:
         logging.disable(disabled)
-
-
-def _write_manifest(staging: Path, manifest: dict[str, Any]) -> None:
-    """Write prosparse.json again, with what the check found."""
-    (staging / MANIFEST).write_text(json.dumps(manifest, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
 
 
 def _check(

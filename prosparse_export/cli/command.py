@@ -2,11 +2,9 @@
 
 from __future__ import annotations
 
-import signal
-from types import FrameType
-
 import click
 
+from prosparse_export.cli.interruption import interruptible
 from prosparse_export.errors import ProSparseError
 
 __all__ = ["CONTEXT", "ProSparseCommand"]
@@ -22,23 +20,16 @@ class ProSparseCommand(click.Command):
 
     def invoke(self, ctx: click.Context) -> object:
         """Run the command."""
-        previous = {number: signal.signal(number, _terminate) for number in (signal.SIGTERM, signal.SIGHUP)}
         try:
-            return super().invoke(ctx)
+            with interruptible():
+                return super().invoke(ctx)
         except ProSparseError as error:
             click.echo(f"error: {error}", err=True)
             if error.hint:
                 click.echo(f"hint: {error.hint}", err=True)
             ctx.exit(1)
-        finally:
-            for number, handler in previous.items():
-                signal.signal(number, handler)
 
     def format_epilog(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:
         """Write the epilog as it is: it holds examples."""
         if self.epilog:
             formatter.write(f"\n{self.epilog.strip()}\n")
-
-
-def _terminate(number: int, _: FrameType | None) -> None:
-    raise SystemExit(128 + number)

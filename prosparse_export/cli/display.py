@@ -10,6 +10,7 @@ from typing import Any
 from rich.console import Console
 from rich.progress import BarColumn, Progress, SpinnerColumn, TaskID, TextColumn, TimeElapsedColumn, TimeRemainingColumn
 
+from prosparse_export.cli.interruption import raise_if_interrupted
 from prosparse_export.progress import Report
 
 __all__ = ["describe_approximation", "describe_expected", "stages"]
@@ -50,7 +51,7 @@ def stages(*, quiet: bool) -> Iterator[Report]:
     """
     console = Console(stderr=True, highlight=False)
     if quiet:
-        yield lambda stage, done, total, detail="": None
+        yield lambda stage, done, total, detail="": raise_if_interrupted()
     elif console.is_terminal:
         columns = (
             SpinnerColumn(),
@@ -71,6 +72,7 @@ def _bars(progress: Progress) -> Report:
     tasks: dict[str, TaskID] = {}
 
     def report(stage: str, done: int, total: int, detail: str = "") -> None:
+        raise_if_interrupted()
         if stage not in tasks:
             for task in tasks.values():
                 progress.update(task, total=1, completed=1, detail="")
@@ -87,6 +89,7 @@ def _lines(console: Console) -> Report:
 
     def report(stage: str, done: int, total: int, detail: str = "") -> None:
         nonlocal current, last
+        raise_if_interrupted()
         now = time.monotonic() - began
         if stage == current and not (detail and total and now - last >= _LINE_EVERY):
             return
