@@ -1,0 +1,53 @@
+"""A signal whose exception a library drops is not lost."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import signal
+
+import pytest
+
+from prosparse_export.cli.display import stages
+from prosparse_export.cli.interruption import interruptible, raise_if_interrupted
+
+RAISED = {signal.SIGINT: KeyboardInterrupt, signal.SIGTERM: SystemExit, signal.SIGHUP: SystemExit}
+
+
+def dropped(number: int) -> None:
+    """What a callback in a library does to an exception."""
+    with contextlib.suppress(BaseException):
+        os.kill(os.getpid(), number)
+        for _ in range(1000):  # Python runs handlers between its own instructions
+            pass
+
+
+@pytest.mark.parametrize("number", RAISED, ids=lambda n: signal.Signals(n).name)
+@pytest.mark.parametrize("quiet", [True, False])
+def test_the_next_report_raises_it_again(number: int, quiet: bool) -> None:
+    before = signal.getsignal(number)
+    with interruptible(), stages(quiet=quiet) as report:
+        report("trace", 0, 0)
+        dropped(number)
+        with pytest.raises(RAISED[number]) as caught:
+            report("publish", 0, 0)
+    if number != signal.SIGINT:
+        assert caught.value.code == 128 + number
+    assert signal.getsignal(number) is before
+
+
+def test_the_next_command_begins_anew() -> None:
+    with interruptible():
+        dropped(signal.SIGTERM)
+    with interruptible():
+        raise_if_interrupted()
+
+
+def test_what_was_ignored_stays_ignored() -> None:
+    before = signal.signal(signal.SIGHUP, signal.SIG_IGN)  # nohup
+    try:
+        with interruptible():
+            os.kill(os.getpid(), signal.SIGHUP)
+            raise_if_interrupted()
+    finally:
+        signal.signal(signal.SIGHUP, before)
