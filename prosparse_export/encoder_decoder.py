@@ -128,9 +128,7 @@ class EncoderDecoder:
         Raises:
             ProSparseError: onnxruntime refuses the shapes.
         """
-        if cache is None:
-            empty = {n: np.zeros((len(ids), heads, 0, dim), np.float32) for n, (heads, dim) in self._past.items()}
-            cache = Cache(empty)
+        cache = cache or Cache.empty(self._past, len(ids))
         feeds: dict[str, NDArray[Any]] = {"input_ids": ids, "encoder_attention_mask": source.mask}
         feeds.update(source.values)
         feeds.update(cache.values)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import contextlib
 import time
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -13,13 +12,14 @@ import torch
 
 from graph_passes import FfnOutcome, Format
 from prosparse_export.bandwidth import measure_bandwidth
-from prosparse_export.cost_model import Ffn, bits_per_weight, predict
+from prosparse_export.cost_model import Ffn, predict
 from prosparse_export.errors import ProSparseError
 from prosparse_export.graph_bytes import other_bytes
 from prosparse_export.model_folder import quiet
 from prosparse_export.probe import read_graph
 from prosparse_export.progress import Report
 from prosparse_export.runtime import SparseModel
+from prosparse_export.stored_weights import as_stored
 from prosparse_export.text_files import load_tokenizer, read_text, tokenise
 from prosparse_export.threads import default_threads
 from prosparse_models import Checkpoint, find_ffn_blocks, measure
@@ -54,8 +54,7 @@ def measure_layers(checkpoint: Checkpoint, folder: Path, texts: Sequence[Path], 
     ids = torch.cat([torch.from_numpy(document.ids) for document in documents])
     row = min(_ROW, len(ids))
     rows = list(ids[: len(ids) // row * row].reshape(-1, row))
-    filled = checkpoint.weights.filled(model) if checkpoint.weights is not None else contextlib.nullcontext()
-    with quiet(), filled:
+    with quiet(), as_stored(checkpoint, {}):
         blocks = find_ffn_blocks(model)
         found = measure(model, blocks, rows, batch=len(rows) if checkpoint.weights is not None else 1)
     names = {module: name for name, module in model.named_modules()}
@@ -122,7 +121,6 @@ def expected_gain(
         "ffn_share": cost.ffn_share,
         "threads": threads,
         "bandwidth": bandwidth,
-        "bits_per_weight": bits_per_weight(weights),
     }
 
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import contextlib
 import gc
 import shutil
 from collections.abc import Mapping
@@ -38,12 +37,11 @@ from prosparse_export.model_folder import load_model_folder, quiet
 from prosparse_export.progress import Report
 from prosparse_export.runtime import SparseModel
 from prosparse_export.stored_weights import (
+    as_stored,
     checkpoint_format,
     flips_of,
     format_bound,
-    rounding,
     stored_formats,
-    with_stored_weights,
 )
 from prosparse_export.trace import OPSET, trace
 from prosparse_models import Checkpoint, CheckpointError
@@ -359,12 +357,7 @@ def _check(checkpoint: Checkpoint, path: Path, manifest: Mapping[str, Any], *, u
     formats = stored_formats(manifest)
     vocabulary = int(model.config.get_text_config().vocab_size)
     ids = np.random.default_rng(0).integers(0, vocabulary, size=(1, _CHECK_TOKENS))
-    if checkpoint.weights is None:
-        with_stored_weights(model, formats)
-        filled: contextlib.AbstractContextManager[None] = contextlib.nullcontext()
-    else:
-        filled = checkpoint.weights.filled(model, rounding(model, formats))
-    with quiet(), filled:
+    with quiet(), as_stored(checkpoint, formats):
         expected = next(iter(model(input_ids=torch.from_numpy(ids)).values())).float().numpy()
     actual, _ = SparseModel.open(path, library=uses_library).forward(ids, np.ones_like(ids))
     difference = float(np.abs(actual - expected).max())

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 import logging
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -14,7 +13,7 @@ from typing import Any
 import onnx_ir as ir
 
 from graph_passes import FfnOutcome, Format, WeightRangeError, optimize_pipeline
-from prosparse_export.artifact import MANIFEST, Sidecars, artifact_folder, write_artifact, write_manifest
+from prosparse_export.artifact import MANIFEST, Sidecars, artifact_folder, sha256_file, write_artifact, write_manifest
 from prosparse_export.errors import ProSparseError
 from prosparse_export.foreign_file import read_foreign_file
 from prosparse_export.library import library_path
@@ -161,7 +160,7 @@ def _nothing_rewritten(source: Path, refused: tuple[FfnOutcome, ...]) -> ProSpar
 def _manifest(
     source: Path, model: ir.Model, outcomes: list[FfnOutcome], already: int, options: OptimizeOptions
 ) -> dict[str, Any]:
-    digest = hashlib.sha256(source.read_bytes()).hexdigest()  # the graph; its weights may be many GB
+    digest = sha256_file(source)  # the graph; its weights may be many GB
     return {
         "format": 1,
         "versions": {name: version(name) for name in ("prosparse-export", "onnx", "onnx-ir", "onnxruntime")},

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -29,6 +29,11 @@ class Cache:
     """Keys and values of all past tokens, by input name, each ``[batch, kv_heads, past, head_dim]``."""
 
     values: dict[str, NDArray[np.float32]]
+
+    @classmethod
+    def empty(cls, sizes: Mapping[str, tuple[int, int]], batch: int) -> Cache:
+        """Return the cache of no tokens; ``sizes`` are KV heads and head_dim by input name."""
+        return cls({name: np.zeros((batch, heads, 0, dim), np.float32) for name, (heads, dim) in sizes.items()})
 
     @property
     def length(self) -> int:
@@ -165,9 +170,7 @@ class SparseModel:
         Raises:
             ProSparseError: onnxruntime refuses the shapes.
         """
-        if cache is None:
-            empty = {n: np.zeros((len(ids), heads, 0, dim), np.float32) for n, (heads, dim) in self._past.items()}
-            cache = Cache(empty)
+        cache = cache or Cache.empty(self._past, len(ids))
         positions = np.maximum(mask.cumsum(-1) - 1, 0)[:, cache.length :]
         feeds = {"input_ids": ids, "attention_mask": mask, "position_ids": positions, **cache.values}
         wanted = {value.name for value in self.session.get_inputs()}

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Mapping
+from contextlib import AbstractContextManager, nullcontext
 from typing import Any, NamedTuple, cast
 
 import ml_dtypes
@@ -14,14 +15,15 @@ from transformers import PreTrainedModel
 from transformers.pytorch_utils import Conv1D
 
 from graph_passes import Format, quantise, rounded
+from prosparse_models import Checkpoint
 
 __all__ = [
     "INTEGER_STEP",
     "StoredAs",
+    "as_stored",
     "checkpoint_format",
     "flips_of",
     "format_bound",
-    "rounding",
     "stored_arrays",
     "stored_formats",
     "with_stored_weights",
@@ -93,7 +95,7 @@ def stored_formats(manifest: Mapping[str, Any]) -> dict[str, StoredAs]:
     return {name: stored for name, stored in formats.items() if stored.weights != "f32"}
 
 
-def rounding(model: PreTrainedModel, formats: Mapping[str, StoredAs]) -> Callable[[str, torch.Tensor], torch.Tensor]:
+def _rounding(model: PreTrainedModel, formats: Mapping[str, StoredAs]) -> Callable[[str, torch.Tensor], torch.Tensor]:
     """Return a function of a parameter's path and values that gives the values as an artifact stores them."""
     in_major = {name for name, module in model.named_modules() if isinstance(module, Conv1D)}
 
@@ -103,6 +105,21 @@ def rounding(model: PreTrainedModel, formats: Mapping[str, StoredAs]) -> Callabl
         return weight if stored is None else _rounded(weight, stored, transposed=module in in_major)
 
     return change
+
+
+def as_stored(checkpoint: Checkpoint, formats: Mapping[str, StoredAs]) -> AbstractContextManager[None]:
+    """Return a context in which the checkpoint's model computes with the weights that an artifact stores.
+
+    Weights that are in memory are rounded for good; those in their files whenever they are read.
+
+    Args:
+        checkpoint: the model.
+        formats: from `stored_formats`; empty for the checkpoint's own weights.
+    """
+    if checkpoint.weights is not None:
+        return checkpoint.weights.filled(checkpoint.model, _rounding(checkpoint.model, formats))
+    with_stored_weights(checkpoint.model, formats)
+    return nullcontext()
 
 
 @torch.no_grad()
@@ -116,7 +133,7 @@ def with_stored_weights(model: PreTrainedModel, formats: Mapping[str, StoredAs])
         model: the PyTorch model, any float dtype.
         formats: from `stored_formats`.
     """
-    change = rounding(model, formats)
+    change = _rounding(model, formats)
     for name in formats:
         parameter = model.get_submodule(name).weight
         parameter.copy_(change(f"{name}.weight", parameter))

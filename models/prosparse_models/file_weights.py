@@ -67,6 +67,11 @@ class FileWeights:
         """Return the matrix whose placeholder begins at ``address``, or None."""
         return self._weights.get(address)
 
+    def values(self, parameter: nn.Parameter) -> torch.Tensor:
+        """Return a parameter's values: from its file if it is a placeholder."""
+        weight = self._weights.get(parameter.data_ptr())
+        return parameter.detach() if weight is None else weight.read()
+
     def scale(self, parameter: nn.Parameter, factor: float) -> nn.Parameter:
         """Return ``parameter`` times ``factor``, as a parameter of its own."""
         weight = self._weights.get(parameter.data_ptr())

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 import json
 import platform
 from collections.abc import Iterator
@@ -77,7 +76,7 @@ def info_command(onnx_file: Path | None, verify: bool, as_json: bool) -> None:
 
 
 def _artifact(path: Path, *, as_json: bool) -> None:
-    from prosparse_export.artifact import read_manifest
+    from prosparse_export.artifact import read_manifest, sha256_file
 
     if not path.is_file():
         raise ProSparseError(f"model: {path}: expected an .onnx file, got no such file", hint="check the path")
@@ -89,7 +88,7 @@ def _artifact(path: Path, *, as_json: bool) -> None:
         )
     validation = manifest.get("validation")
     if validation is not None:
-        digest = hashlib.sha256(path.read_bytes()).hexdigest()
+        digest = sha256_file(path)
         validation["current"] = validation["artifact"]["sha256"] == digest
     if as_json:
         click.echo(json.dumps(manifest, indent=2))

@@ -55,7 +55,7 @@ Limits may be in a TOML file, options come first; docs/validation.md has an exam
 @click.option("--repeat", is_flag=True, help="All of the text twice, with 1 and with several threads: the same bits.")
 @click.option("--save-reference", type=click.Path(path_type=Path), help="Keep PyTorch's logits in this file.")
 @click.option("--reference", type=click.Path(path_type=Path), help="Take them from this file instead.")
-@click.option("--low-memory", is_flag=True, help="Hold PyTorch's model in 16 bits, a module at a time in float32.")
+@click.option("--low-memory", is_flag=True, help="Leave PyTorch's matrices in their files; read a module's at a time.")
 @click.option("--threads", type=click.IntRange(min=1), help="Intra-op threads.  [default: one per core]")
 @click.option("--record/--no-record", default=True, show_default=True, help="Put the result into prosparse.json.")
 @click.option("--trust-remote-code", is_flag=True, help="Let Python code in MODEL_DIR run. Read it first.")

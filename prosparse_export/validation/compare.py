@@ -23,11 +23,12 @@ from prosparse_export.approximate import approximate_again
 from prosparse_export.artifact import read_manifest, sha256_file
 from prosparse_export.errors import ProSparseError
 from prosparse_export.library import library_info
-from prosparse_export.model_folder import load_model_folder, quiet
+from prosparse_export.model_folder import load_model_folder
 from prosparse_export.probe import FfnNode, ffn_nodes, read_graph, unknown_to_the_library
 from prosparse_export.runtime import SparseModel
 from prosparse_export.stored_weights import (
     StoredAs,
+    as_stored,
     checkpoint_format,
     flips_of,
     format_bound,
@@ -43,7 +44,7 @@ from prosparse_export.validation.operators import OperatorCheck, check_weights, 
 from prosparse_export.validation.options import ValidationOptions
 from prosparse_export.validation.result import Check, Sparsity, Validation, check_limits
 from prosparse_export.validation.text import BUNDLED, Document, Window, default_text, load_tokenizer, tokenise, windows
-from prosparse_models import CheckpointError, load_checkpoint
+from prosparse_models import Checkpoint
 
 __all__ = ["validate"]
 
@@ -102,32 +103,11 @@ class _Subject:
     trust: bool
     approximation: dict[str, Any] | None
 
-    def make_exact(self, model: PreTrainedModel) -> None:
-        """Give ``model`` the weights and thresholds of the artifact."""
-        with_stored_weights(model, self.formats)
-        if self.approximation is not None:
-            approximate_again(model, self.approximation)
-
-    def load(self, *, low_memory: bool) -> PreTrainedModel:
-        """Load PyTorch's model."""
-        manifest = read_manifest(self.path)
-        used = {
-            name: change["used"] for name, change in manifest.get("overrides", {}).items()
-        }  # --activation, --threshold
-        if not low_memory:
-            return load_model_folder(self.folder, trust_remote_code=self.trust, **used).model
-        dtype = {"bfloat16": torch.bfloat16, "float16": torch.float16}.get(manifest["source"]["weight_dtype"])
-        if dtype is None or manifest["source"]["model_type"] == "minicpm":
-            raise ProSparseError(
-                f"low memory: {self.folder}: expected a checkpoint of 16-bit weights that need no folding, "
-                f"got {manifest['source']['model_type']} in {manifest['source']['weight_dtype']}",
-                hint="leave out --low-memory, or give --reference FILE made on a larger machine",
-            )
-        try:
-            with quiet():
-                return load_checkpoint(self.folder, dtype=dtype, trust_remote_code=self.trust, **used).model
-        except CheckpointError as error:
-            raise ProSparseError(str(error), hint=error.hint) from error
+    def load(self, *, low_memory: bool) -> Checkpoint:
+        """Load PyTorch's model, with its matrices left in their files if memory is low."""
+        changes = read_manifest(self.path).get("overrides", {})  # --activation, --threshold
+        used = {name: change["used"] for name, change in changes.items()}
+        return load_model_folder(self.folder, trust_remote_code=self.trust, in_files=low_memory, **used)
 
 
 def _subject(folder: Path, path: Path, options: ValidationOptions, trust: bool) -> _Subject:
@@ -312,19 +292,16 @@ class _Run:
             original = ref.open_reference(options.reference, self.metadata, len(self.prompts))
             return original, None if s.lossy else original
         tell("load PyTorch's model")
-        model = s.load(low_memory=options.low_memory)
-        if options.low_memory:
-            with ref.one_module_at_a_time(model):
-                original = self._torch(model, "PyTorch", options.save_reference)
-        else:
-            original = self._torch(model, "PyTorch", options.save_reference)
-        self._check_operators(model)
+        checkpoint = s.load(low_memory=options.low_memory)
+        with as_stored(checkpoint, {}):
+            original = self._torch(checkpoint.model, "PyTorch", options.save_reference)
+        self._check_operators(checkpoint)
         if not s.lossy:
             return original, original
-        if options.low_memory:
-            return original, None
-        s.make_exact(model)
-        return original, self._torch(model, "PyTorch, stored weights", None)
+        with as_stored(checkpoint, s.formats):
+            if s.approximation is not None:
+                approximate_again(checkpoint.model, s.approximation)
+            return original, self._torch(checkpoint.model, "PyTorch, stored weights", None)
 
     def _torch(self, model: PreTrainedModel, stage: str, target: Path | None) -> ref.Reference:
         return self._reference(ref.torch_forward(model), stage, target)
@@ -348,7 +325,7 @@ class _Run:
             quality.add(actual, expected, window.targets)
         return twin
 
-    def _check_operators(self, model: PreTrainedModel) -> None:
+    def _check_operators(self, checkpoint: Checkpoint) -> None:
         """Hold each sparse operator, with the library, against float64 on its own inputs."""
         s, count = self.subject, self.options.operator_tokens
         if not count or not s.nodes or any(node.module not in s.linears for node in s.nodes):
@@ -361,7 +338,7 @@ class _Run:
         results = []
         for i, node in enumerate(s.nodes):
             self.tell("operators", i, len(s.nodes))
-            stored, exact = load_weights(model, s.linears[node.module], node)
+            stored, exact = load_weights(checkpoint.model, s.linears[node.module], node, checkpoint.weights)
             wrong = check_weights(s.graph, s.path.parent, stored)
             x: NDArray[np.float64] = trace.inputs[i].astype(np.float64)
             rounds = node.weights in ("i8", "i4")
@@ -391,7 +368,7 @@ class _Run:
     def _explain(self) -> tuple[Finding, ...]:
         s = self.subject
         self.tell("explain")
-        model = s.load(low_memory=False)
+        model = s.load(low_memory=False).model
         others = s.formats.keys() - {name for names in s.linears.values() for name in names}
         with_stored_weights(model, {name: s.formats[name] for name in others})  # explain() rounds the blocks' own
         ids = self.windows[0].ids

@@ -19,6 +19,7 @@ from graph_passes import dequantise
 from graph_passes.custom_ops import QUANT_BLOCK
 from prosparse_export.probe import FfnNode, initializer
 from prosparse_export.stored_weights import stored_arrays
+from prosparse_models import FileWeights
 
 __all__ = ["OperatorCheck", "Weights", "check_weights", "exact_ffn", "gamma", "load_weights"]
 
@@ -66,7 +67,7 @@ def gamma(n: int) -> float:
 
 
 def load_weights(
-    model: PreTrainedModel, linears: Sequence[str], node: FfnNode
+    model: PreTrainedModel, linears: Sequence[str], node: FfnNode, weights: FileWeights | None = None
 ) -> tuple[dict[str, NDArray[np.generic]], Weights]:
     """Return what the artifact should store for a block, by input, and what that means in float64.
 
@@ -74,6 +75,7 @@ def load_weights(
         model: PyTorch with the checkpoint's own weights.
         linears: module paths of the block's linear layers, down_proj last.
         node: the operator.
+        weights: where the matrices are that ``model`` has placeholders for.
     """
     roles = ["gate", "up", "down"] if node.gated else ["up", "down"]
     inputs = iter(node.node.input[1:])
@@ -81,7 +83,8 @@ def load_weights(
     exact: dict[str, Array] = {}
     for role, path in zip(roles, linears, strict=True):
         layer = model.get_submodule(path)
-        arrays = stored_arrays(layer.weight.detach(), node.weights, is_down=role == "down")
+        matrix = layer.weight.detach() if weights is None else weights.values(layer.weight)
+        arrays = stored_arrays(matrix, node.weights, is_down=role == "down")
         stored |= {next(inputs): array for array in arrays}
         columns = layer.weight.shape[0 if role == "down" else 1]
         exact[role] = (arrays[0] if len(arrays) == 1 else _dequantised(arrays, columns)).astype(np.float64)

@@ -30,7 +30,7 @@ class ValidationOptions:
         explain: if a check fails, look for the first layer and operator beyond its bound.
         save_reference: keep PyTorch's logits in this file.
         reference: take them from this file instead of running PyTorch.
-        low_memory: hold the reference in the checkpoint's own 16 bits, one module at a time in float32.
+        low_memory: leave the reference's matrices in their files, and read one module's at a time.
     """
 
     tokens: int = 2048

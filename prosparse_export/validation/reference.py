@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
 from dataclasses import dataclass
 from importlib.metadata import version
 from pathlib import Path
@@ -27,7 +26,6 @@ __all__ = [
     "artifact_forward",
     "cut_prompts",
     "fingerprint",
-    "one_module_at_a_time",
     "open_reference",
     "run_reference",
     "torch_forward",
@@ -224,33 +222,3 @@ def _continue(forward: Forward, prompt: NDArray[np.int64], count: int) -> Contin
             logits, cache = forward(np.asarray(tokens[-1:], np.int64), cache, True)
             last = logits[-1]
     return Continuation(prompt, first, np.asarray(tokens, np.int64), np.asarray(gaps, np.float32))
-
-
-@contextmanager
-def one_module_at_a_time(model: PreTrainedModel) -> Iterator[None]:
-    """Let a model of 16-bit weights compute as its float32 copy does, one module's float32 weights at a time.
-
-    The conversion is exact, activations are float32 throughout, so results are those of the float32 model.
-    Memory is that of the 16-bit weights, and one module's.
-    """
-    handles = []
-    saved: dict[torch.nn.Module, list[tuple[torch.nn.Parameter, torch.Tensor]]] = {}
-
-    def widen(module: torch.nn.Module, *_: object) -> None:
-        saved[module] = [(p, p.data) for p in module.parameters(recurse=False)]
-        for parameter, data in saved[module]:
-            parameter.data = data.float()
-
-    def restore(module: torch.nn.Module, *_: object) -> None:
-        for parameter, data in saved.pop(module, []):
-            parameter.data = data
-
-    for module in model.modules():
-        if any(p.dtype in (torch.float16, torch.bfloat16) for p in module.parameters(recurse=False)):
-            handles.append(module.register_forward_pre_hook(widen))
-            handles.append(module.register_forward_hook(restore))
-    try:
-        yield
-    finally:
-        for handle in handles:
-            handle.remove()

@@ -15,6 +15,7 @@ from transformers import LlamaConfig, LlamaForCausalLM
 
 from prosparse_export import ExportOptions, ProSparseError, export_model, load
 from prosparse_export.file_tensors import place_weights
+from prosparse_export.validation import ValidationOptions, validate
 from prosparse_models import FileWeights, load_checkpoint
 
 TOKENIZER = ("tokenizer.json", "tokenizer_config.json")
@@ -129,6 +130,19 @@ def test_logits_of_the_last_positions_alone(i4: Path, library: bool) -> None:
         part = model.session.run(["logits"], {**feeds, **empty, "logits_to_keep": np.array([keep])})[0]
         assert part.shape[1] == (keep or 9)
         np.testing.assert_allclose(part, whole[:, -keep:], rtol=0, atol=1e-4 * np.abs(whole).max())
+
+
+def test_low_memory_has_the_rounded_weights_too(folder: Path, i4: Path) -> None:
+    results = [
+        validate(folder, i4, ValidationOptions(tokens=64, step_tokens=16, greedy=8, low_memory=low))
+        for low in (False, True)
+    ]
+    usual, low = results
+    assert low.exact_against == "PyTorch with the stored weights"
+    assert low.comparisons == usual.comparisons
+    assert low.operators == usual.operators
+    assert len(low.operators) == 2
+    assert low.passed
 
 
 def test_calibration_leaves_blocks_dense_that_gain_nothing(folder: Path, tmp_path: Path) -> None:

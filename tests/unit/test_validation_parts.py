@@ -18,7 +18,7 @@ from prosparse_export.validation.exactness import greedy_match
 from prosparse_export.validation.limits import Limits, parse_share, parse_sparsity, read_limits
 from prosparse_export.validation.logit_file import LogitFile, LogitWriter
 from prosparse_export.validation.metrics import Difference, Quality, QualitySum
-from prosparse_export.validation.reference import Continuation, cut_prompts, one_module_at_a_time
+from prosparse_export.validation.reference import Continuation, cut_prompts
 from prosparse_export.validation.render import as_junit, as_markdown, as_text
 from prosparse_export.validation.result import Check, Sparsity, Validation, check_limits
 from prosparse_export.validation.text import Document, read_text, windows
@@ -137,20 +137,6 @@ def test_damaged_logit_file(cut: int, text: str, tmp_path: Path) -> None:
     with pytest.raises(ProSparseError, match=text) as caught:
         LogitFile.open(path)
     assert caught.value.hint is not None
-
-
-def test_low_memory_computes_what_float32_does() -> None:
-    torch.manual_seed(0)
-    narrow = torch.nn.Sequential(torch.nn.Embedding(9, 16), torch.nn.Linear(16, 16), torch.nn.Linear(16, 9))
-    narrow.bfloat16()
-    wide = torch.nn.Sequential(torch.nn.Embedding(9, 16), torch.nn.Linear(16, 16), torch.nn.Linear(16, 9))
-    wide.load_state_dict(narrow.state_dict())
-    ids = torch.arange(9)
-    with torch.no_grad(), one_module_at_a_time(narrow):  # type: ignore[arg-type]
-        actual = narrow(ids)
-    assert torch.equal(actual, wide(ids))
-    assert all(p.dtype == torch.bfloat16 for p in narrow.parameters())
-    assert not torch.equal(narrow(ids).float(), wide(ids))  # it is the hooks that made it so
 
 
 def test_shares_and_sparsities() -> None:
