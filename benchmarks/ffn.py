@@ -183,8 +183,15 @@ def plot(rows: list[Row], path: Path) -> None:
 @click.command(context_settings={"help_option_names": ["-h", "--help"]})
 @click.option("--shape", "shapes", type=click.Choice(list(SHAPES)), multiple=True, help="[default: all]")
 @click.option("--weights", type=click.Choice(list(BITS)), multiple=True, help="[default: all]")
-@click.option("--sparsity", "sparsities", type=float, multiple=True, default=(0, 0.5, 0.67, 0.8, 0.89, 0.95, 0.99))
-@click.option("--tokens", "token_counts", type=int, multiple=True, default=(1, 2, 4, 8, 16, 32, 128))
+@click.option(
+    "--sparsity",
+    "sparsities",
+    type=click.FloatRange(0, 1),
+    multiple=True,
+    default=(0, 0.5, 0.67, 0.8, 0.89, 0.95, 0.99),
+    help="Share of zeros, 0 to 1.",
+)
+@click.option("--tokens", "token_counts", type=click.IntRange(1), multiple=True, default=(1, 2, 4, 8, 16, 32, 128))
 @click.option("--threads", type=int, multiple=True, default=(1, 2), show_default=True)
 @click.option("--rounds", type=int, default=15, show_default=True)
 @click.option(

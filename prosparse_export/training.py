@@ -115,6 +115,7 @@ def run_calibrate(
         rows = evaluation_rows(TextSource.find(text, column=text_column), tokenizer, context, tokens)
         monitor.status("load model")
         model = load_checkpoint(model_dir, trust_remote_code=trust_remote_code).model
+        model.to("cuda" if torch.cuda.is_available() else "cpu")
         candidates = (*PAPER_THRESHOLDS, *thresholds)
         options = {"budget": budget, "per_layer": per_layer, "candidates": candidates, "progress": monitor.status}
         result = calibrate(model, find_ffn_blocks(model), rows, **options)

@@ -1,5 +1,7 @@
 #include "weight_inputs.h"
 
+#include <cstring>
+
 #include "tensor.h"
 
 namespace prosparse::ort {
@@ -35,6 +37,19 @@ Tensor constant_input(const Operator& op, const Api& api, const KernelInfo* info
 void expect_shape(const Tensor& tensor, const std::vector<int64_t>& expected, const std::string& what, const std::string& beside) {
   if (tensor.shape == expected) return;
   throw InvalidArgument(what + ": expected shape " + to_string(expected) + " to go with " + beside + ", got " + to_string(tensor.shape));
+}
+
+// Throws if a float16 among `scales`, [rows, blocks], is NaN or infinite: its exponent is all ones.
+void expect_finite(const Tensor& scales, const std::string& what) {
+  const size_t blocks = static_cast<size_t>(scales.shape[1]), count = static_cast<size_t>(scales.shape[0]) * blocks;
+  const char* const data = static_cast<const char*>(scales.data);
+  for (size_t i = 0; i < count; ++i) {
+    uint16_t bits;
+    std::memcpy(&bits, data + i * sizeof(bits), sizeof(bits));
+    if ((bits & 0x7C00) != 0x7C00) continue;
+    throw InvalidArgument(what + ": expected finite scales, got " + ((bits & 0x3FF) != 0 ? "NaN" : "infinity") + " in row " +
+                          std::to_string(i / blocks) + ", block " + std::to_string(i % blocks));
+  }
 }
 
 }  // namespace
@@ -90,6 +105,7 @@ std::vector<Weight> read_weights(const Operator& op, const Api& api, const Kerne
     if (is_quantised(op.format)) {
       const Tensor s = constant_input(op, api, info, first + 1, where + ": s" + names[m]);
       expect_shape(s, {shape[0], static_cast<int64_t>(blocks_of(weight.matrix.cols))}, where + ": s" + names[m], beside);
+      expect_finite(s, where + ": s" + names[m]);
       weight.matrix.scales = s.data;
     }
     const Tensor b = constant_input(op, api, info, first + step - 1, where + ": b" + names[m]);

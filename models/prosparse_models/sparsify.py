@@ -16,7 +16,7 @@ from torch.utils.data import DataLoader
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 from transformers.trainer_callback import PrinterCallback
 
-from prosparse_models.checkpoint import Checkpoint, load_checkpoint
+from prosparse_models.checkpoint import load_checkpoint
 from prosparse_models.distillation import recover_layers
 from prosparse_models.errors import TrainingError
 from prosparse_models.ffn_blocks import FfnBlock, find_ffn_blocks
@@ -189,7 +189,7 @@ def sparsify(model_dir: Path, out: Path, recipe: Recipe, options: SparsifyOption
     }
     if first:
         dtype = _DTYPES[options.save_dtype or checkpoint.weight_dtype]
-        saved = _save(out, model, tokenizer, fields, dtype, state, rows, checkpoint, say)
+        saved = _save(out, model, tokenizer, fields, dtype, state, rows, args.device, say)
         evaluations.append({"when": "saved", "step": recipe.steps, "lambda": stages[-1][0], **saved.as_dict()})
         write_json(out / "sparsify.json", summary)
         plot_training(records, [last for _, last in stages], out / "training.png")
@@ -205,14 +205,14 @@ def _save(
     dtype: torch.dtype,
     state: dict[str, torch.Tensor],
     rows: Sequence[torch.Tensor],
-    source: Checkpoint,
+    device: torch.device,
     say: Monitor,
 ) -> Measurement:
     """Write the model and measure what was written: rounded weights, read back."""
     say.status("save")
     staging = out / ".saving"
     write_model(staging, model, tokenizer, fields, dtype, state)
-    saved = load_checkpoint(staging).model
+    saved = load_checkpoint(staging).model.to(device)
     measurement = measure(saved, find_ffn_blocks(saved), rows)
     say.evaluation("saved", measurement)
     move_into(staging, out)

@@ -60,6 +60,7 @@ def training_arguments(recipe: Recipe, folder: str, **options: Any) -> TrainingA
         disable_tqdm=True,
         remove_unused_columns=False,
         logging_nan_inf_filter=False,
+        dataloader_num_workers=0 if options.get("use_cpu", True) else 1,  # tokenises while an accelerator computes
         **options,
     )
     together = t.micro_batch * arguments.world_size
@@ -185,7 +186,8 @@ class ProSparseTrainer(Trainer):
             parts = [entropy.detach(), divergence.detach(), l1.detach()]
             self._sums[:3] += torch.stack([p.double() for p in parts])
             counted = tokens * share if counts else 0.0
-            self._sums[3:6] += torch.tensor([tokens * share, predictions * share, counted], dtype=torch.float64)
+            shares = [tokens * share, predictions * share, counted]
+            self._sums[3:6] += torch.tensor(shares, dtype=torch.float64, device=self._sums.device)
             if counts:
                 active = [a for a in self._l1.active() if a is not None]
                 self._sums[6:] += torch.stack(active).double()

@@ -191,6 +191,8 @@ BROKEN = {
     "another d_model": ("i4", "b_down: expected shape [d_model] to go with w_gate [32, 32], got [70]"),
     "a cube": ("f16", "w_gate: expected shape [d_ff, d_model], got [1, 32, 40]"),
     "another dtype": ("bf16", "w_gate"),
+    "a NaN scale": ("i8", "s_up: expected finite scales, got NaN in row 31, block 1"),
+    "an infinite scale": ("i4", "s_down: expected finite scales, got infinity in row 0, block 0"),
 }
 
 
@@ -210,6 +212,10 @@ def test_says_what_is_wrong_with_weights(name: str) -> None:
         inputs["w_gate"] = inputs["w_gate"][None]
     elif name == "another dtype":
         inputs["w_gate"] = inputs["w_gate"].astype(np.float16)
+    elif name == "a NaN scale":
+        inputs["s_up"][-1, -1] = np.nan
+    elif name == "an infinite scale":
+        inputs["s_down"][0, 0] = -np.inf
     model = weights_model(custom_ops.sparse_gated_ffn(weights), inputs, 2, activation="relu", threshold=0.0)
     for info in (model.graph.input[0], model.graph.output[0]):
         info.type.tensor_type.ClearField("shape")
