@@ -129,9 +129,12 @@ class Blocks:
             os.environ.pop("PROSPARSE_DENSE")
 
 
-def _summed(nodes: list[onnx.NodeProto], tensors: list[onnx.TensorProto], count: int, d_model: int) -> onnx.ModelProto:
+def _summed(
+    nodes: list[onnx.NodeProto], tensors: list[onnx.TensorProto], count: int, d_out: int, d_in: int | None = None
+) -> onnx.ModelProto:
     total = helper.make_node("Sum", [f"y_{i}" for i in range(count)], ["y"])
-    values = [helper.make_tensor_value_info(name, TensorProto.FLOAT, [None, d_model]) for name in ("x", "y")]
+    widths = {"x": d_in or d_out, "y": d_out}
+    values = [helper.make_tensor_value_info(name, TensorProto.FLOAT, [None, width]) for name, width in widths.items()]
     graph = helper.make_graph([*nodes, total], "ffn", values[:1], values[1:], tensors)
     imports = [
         helper.make_opsetid("", 20),
@@ -208,7 +211,7 @@ def own_linear(d_in: int, d_out: int, weights: str, x: NDArray[np.float32], thre
         nodes.append(
             helper.make_node(custom_ops.linear(weights), ["x", *arrays, "b"], [f"y_{i}"], domain=custom_ops.DOMAIN)
         )
-    return ort_run(_summed(nodes, tensors, count, d_out).SerializeToString(), x, threads, ours=True), count
+    return ort_run(_summed(nodes, tensors, count, d_out, d_in).SerializeToString(), x, threads, ours=True), count
 
 
 def ort_linear(d_in: int, d_out: int, width: int, x: NDArray[np.float32], threads: int) -> tuple[Run, int]:
@@ -224,4 +227,4 @@ def ort_linear(d_in: int, d_out: int, width: int, x: NDArray[np.float32], thread
         nodes.append(
             helper.make_node("MatMulNBits", ["x", f"w_{i}", "s"], [f"y_{i}"], domain="com.microsoft", **attributes)
         )
-    return ort_run(_summed(nodes, tensors, count, d_out).SerializeToString(), x, threads), count
+    return ort_run(_summed(nodes, tensors, count, d_out, d_in).SerializeToString(), x, threads), count

@@ -2,6 +2,7 @@
 
     python benchmarks/validate_cost.py models/demo
     python benchmarks/validate_cost.py MODEL_DIR --weights i4 --max-tokens 1024 --rounds 1
+    python benchmarks/validate_cost.py LARGE --artifact OUT.onnx --low-memory --max-tokens 64 --only validate --rounds 1
 
 The runs by themselves: PyTorch, the artifact without and with the library; each over the same windows, the artifact
 also token by token and as a padded batch, each continuing the same prompts, and every logit dropped at once. validate
@@ -25,6 +26,7 @@ import numpy as np
 import torch
 
 from prosparse_export import export_model
+from prosparse_export.artifact import read_manifest
 from prosparse_export.export import ExportOptions
 from prosparse_export.model_folder import load_model_folder, quiet
 from prosparse_export.runtime import Cache, SparseModel
@@ -42,37 +44,60 @@ PARTS = ("PyTorch", "without library", "with library", "validate")
 @click.option("--max-tokens", default=2048, show_default=True)
 @click.option("--rounds", default=3, show_default=True)
 @click.option("--threads", default=1, show_default=True)
+@click.option("--artifact", type=click.Path(exists=True, path_type=Path), help="Of the model, instead of an export.")
+@click.option("--low-memory", is_flag=True, help="Validate so.")
+@click.option("--only", type=click.Choice(PARTS), multiple=True, help="Measure this part, not all.")
 @click.option("--part", type=(click.Choice(PARTS), click.Path(path_type=Path)), hidden=True)
-def main(model: Path, weights: str, max_tokens: int, rounds: int, threads: int, part: tuple[str, Path] | None) -> None:
+def main(
+    model: Path,
+    weights: str,
+    max_tokens: int,
+    rounds: int,
+    threads: int,
+    artifact: Path | None,
+    low_memory: bool,
+    only: tuple[str, ...],
+    part: tuple[str, Path] | None,
+) -> None:
     """Print time and peak memory of validating MODEL and of the runs that it is made of."""
     if part is not None:
-        seconds = _run(part[0], model, part[1], ValidationOptions(tokens=max_tokens, threads=threads))
+        options = ValidationOptions(tokens=max_tokens, threads=threads, low_memory=low_memory)
+        seconds = _run(part[0], model, part[1], options)
         click.echo(json.dumps({"seconds": seconds, "peak": _peak_bytes()}))
         return
     with tempfile.TemporaryDirectory() as folder:
-        path = export_model(model, Path(folder) / "m.onnx", ExportOptions(weights=weights)).path  # type: ignore[arg-type]
-        found: dict[str, list[dict[str, float]]] = {name: [] for name in PARTS}
+        path = artifact
+        if path is None:
+            path = export_model(model, Path(folder) / "m.onnx", ExportOptions(weights=weights)).path  # type: ignore[arg-type]
+        weights = str(read_manifest(path)["weight_format"])
+        found: dict[str, list[dict[str, float]]] = {name: [] for name in only or PARTS}
         for _ in range(rounds):
-            for name in PARTS:
+            for name in found:
                 command = [sys.executable, __file__, str(model), "--part", name, str(path)]
                 command += ["--max-tokens", str(max_tokens), "--threads", str(threads)]
+                command += ["--low-memory"] if low_memory else []
                 output = subprocess.run(command, capture_output=True, text=True, check=True).stdout
                 found[name].append(json.loads(output.splitlines()[-1]))
-    torch_runs = 2 if weights in ("i8", "i4") else 1
     click.echo(f"{model}, weights {weights}, {max_tokens} tokens, {threads} threads, medians of {rounds}")
     click.echo("| part | s | peak MB |\n|---|---|---|")
-    for name in PARTS:
-        times, peaks = ([r[key] for r in found[name]] for key in ("seconds", "peak"))
+    for name, runs in found.items():
+        times, peaks = ([r[key] for r in runs] for key in ("seconds", "peak"))
         click.echo(f"| {name} | {statistics.median(times):.2f} | {max(peaks) / 1e6:.0f} |")
+    if not only:
+        compare(found, 2 if weights in ("i8", "i4") else 1)
+
+
+def compare(found: dict[str, list[dict[str, float]]], torch_runs: int) -> None:
+    """Print validate's time and memory as multiples of the runs' by themselves."""
     ratios = [
-        found["validate"][k]["seconds"]
-        / (torch_runs * found["PyTorch"][k]["seconds"] + sum(found[name][k]["seconds"] for name in PARTS[1:3]))
-        for k in range(rounds)
+        whole["seconds"]
+        / (torch_runs * found["PyTorch"][k]["seconds"] + sum(found[n][k]["seconds"] for n in PARTS[1:3]))
+        for k, whole in enumerate(found["validate"])
     ]
     low, high = min(ratios), max(ratios)
     count = {1: "three", 2: "four"}[torch_runs]
     click.echo(f"validate's time: {statistics.median(ratios):.2f} [{low:.2f}, {high:.2f}] times the {count} runs'")
-    peak = {name: max(r["peak"] for r in found[name]) for name in PARTS}
+    peak = {name: max(r["peak"] for r in runs) for name, runs in found.items()}
     alone = max(peak[name] for name in PARTS[:3])
     click.echo(f"validate's memory: {peak['validate'] / alone:.2f} times the largest run's, {alone / 1e6:.0f} MB")
 
