@@ -32,7 +32,7 @@ WARMUP_STEPS = 100
 
 
 def model_config(tokenizer: PreTrainedTokenizerFast) -> LlamaConfig:
-    """Return the demo's architecture: 5.7 M parameters, embeddings tied to lm_head."""
+    """Return the demo's architecture: 5.8 M parameters, embeddings tied to lm_head."""
     return LlamaConfig(
         vocab_size=len(tokenizer),
         hidden_size=256,

@@ -5,7 +5,7 @@ from __future__ import annotations
 import torch
 from torch import nn
 
-__all__ = ["FatReLU", "set_drelu", "set_ffn_activation"]
+__all__ = ["FatReLU", "has_up_relu", "set_drelu", "set_ffn_activation", "set_up_relu"]
 
 
 class FatReLU(nn.Module):
@@ -77,6 +77,24 @@ def set_drelu(model: nn.Module) -> int:
         up = getattr(module, "up_proj", None)
         if isinstance(up, nn.Module) and all(hasattr(module, n) for n in ("gate_proj", "down_proj", "act_fn")):
             module.act_fn = nn.ReLU()
-            up.register_forward_hook(lambda _, __, output: nn.functional.relu(output))
+            set_up_relu(up, True)
             count += 1
     return count
+
+
+def set_up_relu(up: nn.Module, wanted: bool) -> None:
+    """Apply ReLU to what ``up`` gives, as dReLU does, or no longer; done twice it is done once."""
+    if wanted and not has_up_relu(up):
+        up.register_forward_hook(_relu_output)
+    elif not wanted:
+        for key in [key for key, hook in up._forward_hooks.items() if hook is _relu_output]:
+            del up._forward_hooks[key]
+
+
+def has_up_relu(up: nn.Module) -> bool:
+    """Return whether ``up`` is under `set_up_relu`; a copy of a model is as the model was."""
+    return any(hook is _relu_output for hook in up._forward_hooks.values())
+
+
+def _relu_output(_: nn.Module, arguments: tuple[torch.Tensor, ...], output: torch.Tensor) -> torch.Tensor:
+    return nn.functional.relu(output)

@@ -9,6 +9,7 @@ from dataclasses import dataclass
 import torch
 from torch import nn
 
+from prosparse_models.activation import has_up_relu
 from prosparse_models.errors import TrainingError
 from prosparse_models.ffn_blocks import FfnBlock
 from prosparse_models.sparsity import Measurement, measure
@@ -138,6 +139,11 @@ def calibrate(
 def _check_relu(blocks: Sequence[FfnBlock]) -> None:
     z = torch.tensor([-1.0, -0.01, 1e6])
     for block in blocks:
+        if has_up_relu(block.up):
+            raise TrainingError(
+                f"{block.name}: expected ReLU or FATReLU, got dReLU, which has no threshold",
+                hint="dReLU models stay as they are",
+            )
         if not torch.equal(block.activation(z), torch.tensor([0.0, 0.0, 1e6])):
             raise TrainingError(
                 f"{block.name}: expected ReLU or FATReLU, got {block.activation!r}",

@@ -98,14 +98,16 @@ def sparsify(model_dir: Path, out: Path, recipe: Recipe, options: SparsifyOption
     """
     checkpoints = out / "checkpoints"
     _check_output(out, model_dir, options)
+    _check_target(recipe, options)
     args = training_arguments(
         recipe,
         str(checkpoints),
         logging_steps=options.log_every,
         save_steps=options.save_every,
         save_total_limit=options.keep_checkpoints,
-        use_cpu=not torch.cuda.is_available() and not torch.backends.mps.is_available(),
+        use_cpu=not torch.cuda.is_available(),  # Apple's GPU has no float64, in which the sums are kept
     )
+    _check_devices(args)
     first = args.process_index == 0
     found = None
     if options.resume:
@@ -151,7 +153,7 @@ def sparsify(model_dir: Path, out: Path, recipe: Recipe, options: SparsifyOption
         evaluated("layer recovery", evaluate(model))
 
     stages = [(float(peak), int(last)) for peak, last in found[1]["stages"]] if found else list(recipe.stages)
-    fields = saved_fields(model.config, recipe.activation, [recipe.threshold])
+    fields = saved_fields(model.config, recipe.activation, [recipe.threshold], checkpoint.config)
     if getattr(model.config, "use_cache", None) is True:
         fields["use_cache"] = True  # Trainer turns it off while it trains
     callback = SparsifyCallback(
@@ -263,6 +265,23 @@ def _check_output(out: Path, model_dir: Path, options: SparsifyOptions) -> None:
             hint="--overwrite replaces them, --resume goes on with an interrupted run",
         )
     shutil.rmtree(out / "checkpoints", ignore_errors=True)
+
+
+def _check_devices(args: Any) -> None:
+    if args.n_gpu > 1:  # Trainer would take them all by threads, which share the hooks
+        raise TrainingError(
+            f"training: expected one GPU a process, got {args.n_gpu} in one",
+            hint=f"torchrun --nproc-per-node {args.n_gpu} -m prosparse_export sparsify ..., or CUDA_VISIBLE_DEVICES=0",
+        )
+
+
+def _check_target(recipe: Recipe, options: SparsifyOptions) -> None:
+    if options.target_sparsity is not None and len(recipe.stages) < 4:
+        raise TrainingError(
+            f"recipe: stages: expected at least 4 with a target sparsity, got {len(recipe.stages)}: lambda is steered "
+            "after stage 2, for the stages that follow",
+            hint="add stages with --stage, or leave out --target-sparsity",
+        )
 
 
 def _check_context(model: PreTrainedModel, recipe: Recipe) -> None:

@@ -18,6 +18,7 @@ from prosparse_models.saving import add_config_fields, write_json
 from prosparse_models.schedule import l1_coefficient
 from prosparse_models.sparsity import Measurement
 from prosparse_models.target_sparsity import steer_stages
+from prosparse_models.trainer import last_good
 
 __all__ = ["RUN_FILE", "SparsifyCallback", "last_checkpoint"]
 
@@ -69,7 +70,7 @@ class SparsifyCallback(TrainerCallback):
         if not bool(torch.isfinite(norm)):
             raise TrainingError(
                 f"training: step {state.global_step + 1}: expected finite gradients, got norm {float(norm)}",
-                hint=f"the last {PREFIX_CHECKPOINT_DIR}-* in {args.output_dir} is good: lower training.learning_rate",
+                hint=f"{last_good(str(args.output_dir))}lower training.learning_rate",
             )
 
     def on_log(

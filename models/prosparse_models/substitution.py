@@ -2,15 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
-import torch
-from torch import nn
 from transformers import PreTrainedModel
 from transformers.activations import ACT2FN
 
-from prosparse_models.activation import FatReLU
+from prosparse_models.activation import FatReLU, set_up_relu
 from prosparse_models.errors import TrainingError
 from prosparse_models.ffn_blocks import FfnBlock
 from prosparse_models.model_config import ACTIVATION_KEYS
@@ -60,8 +58,7 @@ def substitute_activation(
     for key in keys:
         setattr(model.config, key, "relu2" if activation == "relu2" else "relu")
     for block in blocks:
-        if activation == "drelu":
-            block.up.register_forward_hook(_relu_output)
+        set_up_relu(block.up, activation == "drelu")
         new = FatReLU(threshold) if activation == "fatrelu" else ACT2FN["relu2" if activation == "relu2" else "relu"]
         setattr(block.parent, block.activation_name, new)
 
@@ -76,18 +73,20 @@ def set_thresholds(blocks: Sequence[FfnBlock], thresholds: Sequence[float]) -> N
         setattr(block.parent, block.activation_name, FatReLU(threshold))
 
 
-def saved_fields(config: Any, activation: str, thresholds: Sequence[float]) -> dict[str, Any]:
+def saved_fields(
+    config: Any, activation: str, thresholds: Sequence[float], source: Mapping[str, Any] | None = None
+) -> dict[str, Any]:
     """Return the fields that config.json needs besides transformers' own, for `load_checkpoint`.
 
-    fatrelu gets ``hidden_act_param``: one number if all layers have the same, else a list, one per layer.
+    fatrelu gets ``hidden_act_param``: one number if all layers have the same, else a list, one per layer. keep gets
+    what ``source``, the config.json that the model was loaded from, says of a fatrelu or drelu.
     """
+    if activation == "keep" and source is not None:
+        names = [key for key in ACTIVATION_KEYS if source.get(key) in ("fatrelu", "drelu")]
+        return {key: source[key] for key in (*names, "hidden_act_param") if names and key in source}
     if activation not in ("fatrelu", "drelu"):
         return {}
     fields: dict[str, Any] = {key: activation for key in ACTIVATION_KEYS if isinstance(getattr(config, key, None), str)}
     if activation == "fatrelu":
         fields["hidden_act_param"] = thresholds[0] if len(set(thresholds)) == 1 else list(thresholds)
     return fields
-
-
-def _relu_output(_: nn.Module, arguments: tuple[torch.Tensor, ...], output: torch.Tensor) -> torch.Tensor:
-    return nn.functional.relu(output)

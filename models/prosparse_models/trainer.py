@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -19,7 +20,7 @@ from prosparse_models.recipe import Recipe
 from prosparse_models.regularizer import ActivationL1
 from prosparse_models.schedule import l1_coefficient
 
-__all__ = ["ProSparseTrainer", "sum_over_processes", "training_arguments"]
+__all__ = ["ProSparseTrainer", "last_good", "sum_over_processes", "training_arguments"]
 
 
 def sum_over_processes(values: torch.Tensor) -> torch.Tensor:
@@ -39,6 +40,8 @@ def training_arguments(recipe: Recipe, folder: str, **options: Any) -> TrainingA
     t = recipe.training
     if t.gradient_checkpointing:
         options |= {"gradient_checkpointing": True, "gradient_checkpointing_kwargs": {"use_reentrant": False}}
+    if not options.get("use_cpu", True):
+        options.setdefault("dataloader_num_workers", 1)  # tokenises while an accelerator computes
     arguments = TrainingArguments(
         output_dir=folder,
         max_steps=recipe.steps,
@@ -60,7 +63,6 @@ def training_arguments(recipe: Recipe, folder: str, **options: Any) -> TrainingA
         disable_tqdm=True,
         remove_unused_columns=False,
         logging_nan_inf_filter=False,
-        dataloader_num_workers=0 if options.get("use_cpu", True) else 1,  # tokenises while an accelerator computes
         **options,
     )
     together = t.micro_batch * arguments.world_size
@@ -223,9 +225,16 @@ class ProSparseTrainer(Trainer):
             return
         raise TrainingError(
             f"training: step {step}: expected a finite loss, got {loss.item()}; stopped before the weights changed",
-            hint=f"the last {PREFIX_CHECKPOINT_DIR}-* in {self.args.output_dir} is good: lower training.learning_rate "
-            "or the lambdas, or train in float32",
+            hint=last_good(str(self.args.output_dir))
+            + "lower training.learning_rate or the lambdas, or train in float32",
         )
+
+
+def last_good(folder: str) -> str:
+    """Return which checkpoint to go back to, for a hint; nothing if there is none."""
+    found = [path.name for path in Path(folder).glob(f"{PREFIX_CHECKPOINT_DIR}-*")]
+    newest = max(found, key=lambda name: int(name.rpartition("-")[2]), default=None)
+    return f"{newest} in {folder} is good: " if newest else ""
 
 
 def collate(rows: Sequence[Mapping[str, torch.Tensor]]) -> dict[str, torch.Tensor]:

@@ -22,7 +22,7 @@ Examples:
   prosparse sparsify base out/sparse --recipe demo --text train.jsonl --set training.learning_rate=5e-4
   prosparse sparsify base out/sparse --recipe demo --text train.jsonl --target-sparsity 0.9
   prosparse sparsify base out/sparse --recipe demo --text train.jsonl --resume      # after an interruption
-  prosparse sparsify base out/dense --recipe demo --text train.jsonl --set activation=keep --stage 0:280
+  prosparse sparsify base out/dense --recipe demo --text train.jsonl --set activation=keep --stage 0:1080
   torchrun --nproc-per-node 8 -m prosparse_export sparsify llama-7b out/sparse --recipe prosparse-7b --text corpus/
 """
 

@@ -111,7 +111,7 @@ def test_artifact_is_complete(demo_artifact: Path) -> None:
 
 
 def test_the_demo_is_sparse_by_training(demo_folder: Path) -> None:
-    """Sparsity on the text that validate uses, against the model card's figure."""
+    """Sparsity on the text that validate uses is near the model card's, which was measured on other held-out text."""
     import torch
 
     from prosparse_models import load_checkpoint
@@ -128,7 +128,8 @@ def test_the_demo_is_sparse_by_training(demo_folder: Path) -> None:
     with torch.no_grad():
         model(input_ids=torch.tensor([ids]))
     assert len(zeros) == 5
-    assert 0.85 < np.mean(zeros) < 0.99
+    card = json.loads((demo_folder / "metrics.json").read_text())["progressive"][0]["sparsity"]
+    assert np.mean(zeros) == pytest.approx(card, abs=0.03)
     assert model.model.layers[0].mlp.gate_proj.bias is None  # nothing but weights could make them zero
 
 

@@ -411,6 +411,10 @@ BAD: dict[str, tuple[Change, str]] = {
         lambda f, o: (RECIPE, replace(changed_text('{"text": "' + "ab " * 99 + '"}\n')(f, o)[1], eval_text=[])),
         "expected held-out documents of 32 tokens together",
     ),
+    "nothing to steer": (
+        lambda f, o: (override(RECIPE, [], [(0.0, 2), (1.0, 4), (1.0, 6)]), replace(o, target_sparsity=0.9)),
+        "expected at least 4 with a target sparsity, got 3",
+    ),
     "context beyond the model": (
         lambda f, o: (override(RECIPE, ["training.context=512"]), replace(o, text=[make_text(f / "l.jsonl", 200)])),
         "expected at most the model's 256 positions, got 512",

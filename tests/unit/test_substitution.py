@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import json
 from pathlib import Path
 from typing import Any
@@ -29,6 +30,7 @@ from transformers import (
 )
 
 from prosparse_models import CheckpointError, TrainingError, find_ffn_blocks, load_checkpoint, substitute_activation
+from prosparse_models.calibration import calibrate
 from prosparse_models.saving import write_model
 from prosparse_models.substitution import saved_fields, set_thresholds
 
@@ -130,6 +132,37 @@ def test_drelu_has_zeros_of_both() -> None:
     block.parent(x)
     gate, up = x @ block.gate.weight.T, x @ block.up.weight.T
     torch.testing.assert_close(seen[0], gate.clamp_min(0) * up.clamp_min(0))
+
+
+def test_drelu_is_undone_by_another_activation() -> None:
+    model = build(MODELS["llama"][0])
+    blocks = find_ffn_blocks(model)
+    ids = torch.arange(3, 20)[None]
+    substitute_activation(model, blocks, "relu")
+    relu = model(input_ids=ids).logits
+    substitute_activation(model, blocks, "drelu")
+    substitute_activation(model, blocks, "drelu")
+    with pytest.raises(TrainingError, match=r"layers\.0.*expected ReLU or FATReLU, got dReLU"):
+        calibrate(model, blocks, [ids[0]], budget=0.01)
+    copied = copy.deepcopy(model)
+    for other in (model, copied):
+        assert not torch.equal(other(input_ids=ids).logits, relu)
+        substitute_activation(other, find_ffn_blocks(other), "relu")
+        torch.testing.assert_close(other(input_ids=ids).logits, relu, rtol=0, atol=0)
+
+
+@pytest.mark.parametrize("activation", ["drelu", "fatrelu", "relu"])
+def test_keep_saves_the_models_own_activation(activation: str, tmp_path: Path) -> None:
+    model = build(MODELS["llama"][0])
+    substitute_activation(model, find_ffn_blocks(model), activation, 0.1 if activation == "fatrelu" else 0.0)
+    write_model(tmp_path / "a", model, byte_tokenizer(), saved_fields(model.config, activation, [0.1]), torch.float32)
+    loaded = load_checkpoint(tmp_path / "a")
+    substitute_activation(loaded.model, find_ffn_blocks(loaded.model), "keep")
+    fields = saved_fields(loaded.model.config, "keep", [0.0], loaded.config)
+    write_model(tmp_path / "b", loaded.model, byte_tokenizer(), fields, torch.float32)
+    again, ids = load_checkpoint(tmp_path / "b"), torch.arange(3, 20)[None]
+    assert (again.activation, again.threshold) == (activation, 0.1 if activation == "fatrelu" else 0.0)
+    torch.testing.assert_close(again.model(input_ids=ids).logits, model(input_ids=ids).logits, rtol=0, atol=0)
 
 
 def test_tied_weights_are_written_once(tmp_path: Path) -> None:
