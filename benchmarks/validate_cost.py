@@ -1,13 +1,15 @@
-"""What `prosparse validate` costs beyond the three runs that it compares: time and peak memory.
+r"""What `prosparse validate` costs beyond the three runs that it compares: time and peak memory.
 
     python benchmarks/validate_cost.py models/demo
     python benchmarks/validate_cost.py MODEL_DIR --weights i4 --max-tokens 1024 --rounds 1
-    python benchmarks/validate_cost.py LARGE --artifact OUT.onnx --low-memory --max-tokens 64 --only validate --rounds 1
+    python benchmarks/validate_cost.py LARGE --artifact OUT.onnx --low-memory --max-tokens 64 --greedy 0 \
+        --step-tokens 4 --only validate --rounds 1
 
 The runs by themselves: PyTorch, the artifact without and with the library; each over the same windows, the artifact
 also token by token and as a padded batch, each continuing the same prompts, and every logit dropped at once. validate
 besides compares, holds the operators against float64, repeats for equal bits, and counts sparsity. Every part is a
-process of its own, in turns; time is without imports, with loading; memory is the process's highest resident size.
+process of its own, in turns; time is without imports, with loading; memory is the process's highest resident size, and
+of that what is anonymous (looked at 50 times a second): pages of mapped files go when others need room.
 For i8 and i4 validate runs PyTorch a second time, with the stored weights: that run is counted too.
 """
 
@@ -18,6 +20,7 @@ import statistics
 import subprocess
 import sys
 import tempfile
+import threading
 import time
 from pathlib import Path
 
@@ -42,6 +45,8 @@ PARTS = ("PyTorch", "without library", "with library", "validate")
 @click.argument("model", type=click.Path(exists=True, file_okay=False, path_type=Path))
 @click.option("--weights", type=click.Choice(["f32", "bf16", "f16", "i8", "i4"]), default="f32", show_default=True)
 @click.option("--max-tokens", default=2048, show_default=True)
+@click.option("--greedy", default=64, show_default=True, help="Generated per prompt.")
+@click.option("--step-tokens", default=512, show_default=True, help="Computed one by one.")
 @click.option("--rounds", default=3, show_default=True)
 @click.option("--threads", default=1, show_default=True)
 @click.option("--artifact", type=click.Path(exists=True, path_type=Path), help="Of the model, instead of an export.")
@@ -52,6 +57,8 @@ def main(
     model: Path,
     weights: str,
     max_tokens: int,
+    greedy: int,
+    step_tokens: int,
     rounds: int,
     threads: int,
     artifact: Path | None,
@@ -61,9 +68,12 @@ def main(
 ) -> None:
     """Print time and peak memory of validating MODEL and of the runs that it is made of."""
     if part is not None:
-        options = ValidationOptions(tokens=max_tokens, threads=threads, low_memory=low_memory)
+        options = ValidationOptions(
+            tokens=max_tokens, threads=threads, low_memory=low_memory, greedy=greedy, step_tokens=step_tokens
+        )
+        watch = _Anonymous()
         seconds = _run(part[0], model, part[1], options)
-        click.echo(json.dumps({"seconds": seconds, "peak": _peak_bytes()}))
+        click.echo(json.dumps({"seconds": seconds, "peak": _status("VmHWM"), "anonymous": watch.stop()}))
         return
     with tempfile.TemporaryDirectory() as folder:
         path = artifact
@@ -75,14 +85,15 @@ def main(
             for name in found:
                 command = [sys.executable, __file__, str(model), "--part", name, str(path)]
                 command += ["--max-tokens", str(max_tokens), "--threads", str(threads)]
+                command += ["--greedy", str(greedy), "--step-tokens", str(step_tokens)]
                 command += ["--low-memory"] if low_memory else []
                 output = subprocess.run(command, capture_output=True, text=True, check=True).stdout
                 found[name].append(json.loads(output.splitlines()[-1]))
     click.echo(f"{model}, weights {weights}, {max_tokens} tokens, {threads} threads, medians of {rounds}")
-    click.echo("| part | s | peak MB |\n|---|---|---|")
+    click.echo("| part | s | peak MB | anonymous MB |\n|---|---|---|---|")
     for name, runs in found.items():
-        times, peaks = ([r[key] for r in runs] for key in ("seconds", "peak"))
-        click.echo(f"| {name} | {statistics.median(times):.2f} | {max(peaks) / 1e6:.0f} |")
+        times, peaks, own = ([r[key] for r in runs] for key in ("seconds", "peak", "anonymous"))
+        click.echo(f"| {name} | {statistics.median(times):.2f} | {max(peaks) / 1e6:.0f} | {max(own) / 1e6:.0f} |")
     if not only:
         compare(found, 2 if weights in ("i8", "i4") else 1)
 
@@ -102,12 +113,31 @@ def compare(found: dict[str, list[dict[str, float]]], torch_runs: int) -> None:
     click.echo(f"validate's memory: {peak['validate'] / alone:.2f} times the largest run's, {alone / 1e6:.0f} MB")
 
 
-def _peak_bytes() -> int:
-    """Return the highest resident size of this process: getrusage's would include its parent's, before exec."""
+def _status(name: str) -> int:
+    """Return a size of this process in bytes: getrusage's would include its parent's, before exec."""
     for line in Path("/proc/self/status").read_text(encoding="ascii").splitlines():
-        if line.startswith("VmHWM:"):
+        if line.startswith(f"{name}:"):
             return int(line.split()[1]) * 1024
-    raise SystemExit("expected VmHWM in /proc/self/status: this benchmark needs Linux")
+    raise SystemExit(f"expected {name} in /proc/self/status: this benchmark needs Linux")
+
+
+class _Anonymous(threading.Thread):
+    """Looks at this process's anonymous memory until stopped."""
+
+    def __init__(self) -> None:
+        super().__init__(daemon=True)
+        self._end, self._peak = threading.Event(), 0
+        self.start()
+
+    def run(self) -> None:
+        while not self._end.wait(0.02):
+            self._peak = max(self._peak, _status("RssAnon"))
+
+    def stop(self) -> int:
+        """Return the highest size, bytes."""
+        self._end.set()
+        self.join()
+        return self._peak
 
 
 def _run(name: str, folder: Path, path: Path, options: ValidationOptions) -> float:
