@@ -14,7 +14,9 @@ import onnxruntime
 
 from prosparse_export.errors import ProSparseError
 
-__all__ = ["LibraryInfo", "library_info", "library_path", "register"]
+__all__ = ["FOLDED_BYTES", "LibraryInfo", "left_out", "library_info", "library_path", "register"]
+
+FOLDED_BYTES = 512 << 20  # see left_out
 
 _MARK = "prosparse.registered"  # a session configuration entry: it lives and dies with the object
 _NAMES = ("libprosparse_ops.so", "libprosparse_ops.dylib")
@@ -112,3 +114,13 @@ def register(session_options: onnxruntime.SessionOptions) -> None:
             hint=hint if "PROSPARSE_ISA" in str(error) else "`prosparse info` shows the library and the versions",
         ) from error
     session_options.add_session_config_entry(_MARK, "1")
+
+
+def left_out(path: Path, library: bool) -> list[str]:
+    """Return the onnxruntime optimizers to disable for the model at ``path``.
+
+    Without the library onnxruntime would compute the float32 values of all narrower weights in advance and keep
+    them: 27 GB of a 7B model, whatever it has on disk. Up to 512 MB on disk it may.
+    """
+    data = path.with_name(f"{path.name}.data")
+    return ["ConstantFolding"] if not library and data.is_file() and data.stat().st_size > FOLDED_BYTES else []

@@ -16,7 +16,7 @@ from onnx import external_data_helper, numpy_helper
 
 from graph_passes.custom_ops import DOMAIN, FORMATS, QUANT_BLOCK, function_proto, names
 from prosparse_export.errors import ProSparseError
-from prosparse_export.library import register
+from prosparse_export.library import left_out, register
 
 __all__ = ["FfnNode", "add_output", "edited_session", "ffn_nodes", "read_graph", "unknown_to_the_library"]
 
@@ -137,17 +137,17 @@ def edited_session(
         options.intra_op_num_threads = threads
     if library:
         register(options)
-    providers = ["CPUExecutionProvider"]
+    providers, disabled = ["CPUExecutionProvider"], left_out(path, library)
     data = model.SerializeToString()
     try:
         options.add_session_config_entry(_FOLDER, str(path.parent.resolve()))
-        return onnxruntime.InferenceSession(data, options, providers=providers)
+        return onnxruntime.InferenceSession(data, options, providers=providers, disabled_optimizers=disabled)
     except Exception:  # an older onnxruntime: it finds the weights beside a file only
         handle, name = tempfile.mkstemp(prefix=f".{path.name}.", suffix=".probe.onnx", dir=path.parent)
         try:
             with os.fdopen(handle, "wb") as stream:
                 stream.write(data)
-            return onnxruntime.InferenceSession(name, options, providers=providers)
+            return onnxruntime.InferenceSession(name, options, providers=providers, disabled_optimizers=disabled)
         except Exception as error:
             raise ProSparseError(
                 f"model: {path}: onnxruntime {onnxruntime.__version__} cannot open it with more outputs: "

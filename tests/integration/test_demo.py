@@ -9,10 +9,11 @@ from pathlib import Path
 
 import numpy as np
 import onnx
+import onnxruntime
 import pytest
 from numpy.typing import NDArray
 
-from prosparse_export import load, validate
+from prosparse_export import library, load, validate
 from prosparse_export.validation import ValidationOptions, default_text
 
 pytestmark = pytest.mark.integration
@@ -73,6 +74,27 @@ def test_any_thread_count_gives_the_same_bits(demo_artifact: Path) -> None:
     for prefill, decode in results[1:]:
         np.testing.assert_array_equal(prefill, results[0][0])
         np.testing.assert_array_equal(decode, results[0][1])
+
+
+def test_a_large_model_without_the_library_keeps_its_weights_narrow(
+    demo_artifact: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """onnxruntime would keep a float32 copy of every weight: of a 7B model 27 GB."""
+    ids = prompt_ids(demo_artifact, 16)
+    sizes, logits = {}, []
+    for limit in (0, library.FOLDED_BYTES):
+        monkeypatch.setattr(library, "FOLDED_BYTES", limit)
+        options = onnxruntime.SessionOptions()
+        options.log_severity_level = 3
+        options.optimized_model_filepath = str(tmp_path / f"{limit}.onnx")
+        model = load(demo_artifact, library=False, session_options=options)
+        logits.append(model.forward(ids, np.ones_like(ids))[0])
+        tensors = onnx.load(tmp_path / f"{limit}.onnx", load_external_data=False).graph.initializer
+        sizes[limit] = sum(4 * int(np.prod(t.dims)) for t in tensors if t.data_type == onnx.TensorProto.FLOAT)
+    small, large = sizes.values()
+    assert small < 1e6 < 10e6 < large
+    np.testing.assert_allclose(*logits, rtol=0, atol=1e-4)  # the order of sums may differ
+    assert library.left_out(demo_artifact, True) == []
 
 
 def test_text_is_the_same_without_the_library(demo_artifact: Path) -> None:
