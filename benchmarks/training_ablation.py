@@ -99,15 +99,15 @@ def main() -> None:
     for name, models in {"base": [args.base], **folders}.items():
         runs_of = [measured(folder, rows) for folder in models]
         figures[name] = runs_of
-        twins = figures.get("dense", [])
-        ratio = [100 * (f["perplexity"] / t["perplexity"] - 1) for f, t in zip(runs_of, twins, strict=bool(twins))]
+        twins = [] if name == "base" else figures["dense"]
+        ratio = [100 * (f["perplexity"] / t["perplexity"] - 1) for f, t in zip(runs_of, twins, strict=False)]
         layers = " ".join(f"{100 * s:.1f}" for s in runs_of[0]["sparsity_by_layer"])
         print(
             f"{name:12} {spread([f['perplexity'] for f in runs_of]):28} {spread(ratio) if ratio else '':24} "
             f"{spread([f['sparsity'] for f in runs_of], 100):24} {layers}; {sum(runs_of[0]['dead_by_layer'])}"
         )
     if args.json:
-        args.json.write_text(json.dumps({"tokens_per_fork": tokens, **figures}, indent=1) + "\n", encoding="utf-8")
+        args.json.write_text(json.dumps({"tokens_per_fork": tokens, **figures}) + "\n", encoding="utf-8")
 
 
 if __name__ == "__main__":

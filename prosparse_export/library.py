@@ -6,17 +6,19 @@ import contextlib
 import ctypes
 import json
 import os
+from collections.abc import Mapping
 from dataclasses import dataclass
 from importlib.metadata import PackageNotFoundError, distribution
 from pathlib import Path
+from typing import Any
 
 import onnxruntime
 
 from prosparse_export.errors import ProSparseError
 
-__all__ = ["FOLDED_BYTES", "LibraryInfo", "left_out", "library_info", "library_path", "register"]
+__all__ = ["FOLDED_BYTES", "LibraryInfo", "disabled_optimizers", "library_info", "library_path", "register"]
 
-FOLDED_BYTES = 512 << 20  # see left_out
+FOLDED_BYTES = 512 << 20  # see disabled_optimizers
 
 _MARK = "prosparse.registered"  # a session configuration entry: it lives and dies with the object
 _NAMES = ("libprosparse_ops.so", "libprosparse_ops.dylib")
@@ -116,11 +118,14 @@ def register(session_options: onnxruntime.SessionOptions) -> None:
     session_options.add_session_config_entry(_MARK, "1")
 
 
-def left_out(path: Path, library: bool) -> list[str]:
-    """Return the onnxruntime optimizers to disable for the model at ``path``.
+def disabled_optimizers(path: Path, manifest: Mapping[str, Any], *, library: bool) -> list[str]:
+    """Return onnxruntime's ``disabled_optimizers`` for the model at ``path``, whose prosparse.json is ``manifest``.
 
     Without the library onnxruntime would compute the float32 values of all narrower weights in advance and keep
-    them: 27 GB of a 7B model, whatever it has on disk. Up to 512 MB on disk it may.
+    them: 4 bytes for each, 27 GB of a 7B model, whatever it has on disk. Up to 512 MB on disk it may.
     """
+    formats = (manifest.get("weight_format"), manifest.get("linear", {}).get("weight_format"))
     data = path.with_name(f"{path.name}.data")
-    return ["ConstantFolding"] if not library and data.is_file() and data.stat().st_size > FOLDED_BYTES else []
+    if library or set(formats) == {"f32"} or not data.is_file() or data.stat().st_size <= FOLDED_BYTES:
+        return []
+    return ["ConstantFolding"]

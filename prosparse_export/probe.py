@@ -15,8 +15,9 @@ from numpy.typing import NDArray
 from onnx import external_data_helper, numpy_helper
 
 from graph_passes.custom_ops import DOMAIN, FORMATS, QUANT_BLOCK, function_proto, names
+from prosparse_export.artifact import read_manifest
 from prosparse_export.errors import ProSparseError
-from prosparse_export.library import left_out, register
+from prosparse_export.library import disabled_optimizers, register
 
 __all__ = ["FfnNode", "add_output", "edited_session", "ffn_nodes", "read_graph", "unknown_to_the_library"]
 
@@ -137,7 +138,8 @@ def edited_session(
         options.intra_op_num_threads = threads
     if library:
         register(options)
-    providers, disabled = ["CPUExecutionProvider"], left_out(path, library)
+    providers = ["CPUExecutionProvider"]
+    disabled = disabled_optimizers(path, read_manifest(path), library=library)
     data = model.SerializeToString()
     try:
         options.add_session_config_entry(_FOLDER, str(path.parent.resolve()))

@@ -16,7 +16,7 @@ from prosparse_export.artifact_files import check_files
 from prosparse_export.decoder import Decoder
 from prosparse_export.errors import ProSparseError
 from prosparse_export.folder_settings import context_length, read_tokenizer, stop_tokens
-from prosparse_export.library import left_out, register
+from prosparse_export.library import disabled_optimizers, register
 from prosparse_export.sampling import Sampler, Sampling
 from prosparse_export.text_stream import TextStream
 from prosparse_export.threads import default_threads
@@ -96,8 +96,8 @@ class SparseModel:
             threads: intra-op threads; None for one per physical core that the process may use.
             spinning: threads wait for the next operator awake; without, they sleep in between: slower, and a
                 waiting thread takes nothing from other processes.
-            library: register the sparse kernels; without them the operators' ONNX bodies run. Of weights beyond
-                512 MB on disk onnxruntime then keeps no float32 copy: that takes time, not memory.
+            library: register the sparse kernels; without them the operators' ONNX bodies run, and weights beyond
+                512 MB on disk that are narrower than float32 are widened in every call, not once: slow, but it fits.
             verify: read graph and weights first and compare their SHA-256 with prosparse.json; else sizes only.
             session_options: options of your own; ``threads`` (if None) and ``spinning`` then change nothing in them.
             encoder_decoder: the decoder of an encoder-decoder is welcome; see encoder_decoder.py.
@@ -121,9 +121,11 @@ class SparseModel:
             options.intra_op_num_threads = threads
         if library:
             register(options)
+        manifest = read_manifest(path)
+        disabled = disabled_optimizers(path, manifest, library=library)
         try:
             session = onnxruntime.InferenceSession(
-                str(path), options, providers=["CPUExecutionProvider"], disabled_optimizers=left_out(path, library)
+                str(path), options, providers=["CPUExecutionProvider"], disabled_optimizers=disabled
             )
         except Exception as error:  # onnxruntime's exceptions share no base class
             raise ProSparseError(
@@ -141,7 +143,7 @@ class SparseModel:
             if value.name.startswith("past_key_values.")
         }
         folder = path.parent
-        in_place = read_manifest(path).get("attention") == "GroupQueryAttention"
+        in_place = manifest.get("attention") == "GroupQueryAttention"
         return cls(session, path, read_tokenizer(folder), stop_tokens(folder), context_length(folder), in_place, past)
 
     def decoder(self, batch: int, capacity: int) -> Decoder:

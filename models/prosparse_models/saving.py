@@ -10,8 +10,19 @@ from typing import Any
 
 import torch
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
+from transformers.trainer_utils import PREFIX_CHECKPOINT_DIR
 
-__all__ = ["add_config_fields", "copy_model_folder", "move_into", "write_json", "write_model"]
+__all__ = [
+    "RUN_FILE",
+    "add_config_fields",
+    "complete_checkpoints",
+    "copy_model_folder",
+    "move_into",
+    "write_json",
+    "write_model",
+]
+
+RUN_FILE = "prosparse_run.json"  # written last into a checkpoint: one without it is incomplete
 
 
 def write_model(
@@ -84,3 +95,9 @@ def copy_model_folder(source: Path, folder: Path, fields: Mapping[str, Any]) -> 
     if folder.is_dir():
         shutil.rmtree(folder)
     aside.rename(folder)
+
+
+def complete_checkpoints(folder: Path) -> list[Path]:
+    """Return the training checkpoints in ``folder`` that were written to the end, the newest last."""
+    found = (p for p in folder.glob(f"{PREFIX_CHECKPOINT_DIR}-*") if (p / RUN_FILE).is_file())
+    return sorted(found, key=lambda p: int(p.name.rpartition("-")[2]))

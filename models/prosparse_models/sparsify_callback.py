@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -14,15 +14,13 @@ from transformers.trainer_utils import PREFIX_CHECKPOINT_DIR
 
 from prosparse_models.errors import TrainingError
 from prosparse_models.recipe import Recipe
-from prosparse_models.saving import add_config_fields, write_json
+from prosparse_models.saving import RUN_FILE, add_config_fields, complete_checkpoints, write_json
 from prosparse_models.schedule import l1_coefficient
 from prosparse_models.sparsity import Measurement
 from prosparse_models.target_sparsity import steer_stages
 from prosparse_models.trainer import last_good
 
-__all__ = ["RUN_FILE", "SparsifyCallback", "last_checkpoint"]
-
-RUN_FILE = "prosparse_run.json"  # written last into a checkpoint: one without it is incomplete
+__all__ = ["SparsifyCallback", "last_checkpoint"]
 
 
 class SparsifyCallback(TrainerCallback):
@@ -70,7 +68,7 @@ class SparsifyCallback(TrainerCallback):
         if not bool(torch.isfinite(norm)):
             raise TrainingError(
                 f"training: step {state.global_step + 1}: expected finite gradients, got norm {float(norm)}",
-                hint=f"{last_good(str(args.output_dir))}lower training.learning_rate",
+                hint=f"{last_good(Path(str(args.output_dir)))}lower training.learning_rate",
             )
 
     def on_log(
@@ -135,10 +133,7 @@ def last_checkpoint(
     Raises:
         TrainingError: there is none, or it comes from another recipe.
     """
-    found: Sequence[Path] = sorted(
-        (p for p in folder.glob(f"{PREFIX_CHECKPOINT_DIR}-*") if (p / RUN_FILE).is_file()),
-        key=lambda p: int(p.name.rpartition("-")[2]),
-    )
+    found = complete_checkpoints(folder)
     if not found:
         raise TrainingError(
             f"resume: {folder}: expected a complete {PREFIX_CHECKPOINT_DIR}-*, got none",

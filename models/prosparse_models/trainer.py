@@ -11,13 +11,13 @@ import torch.distributed as dist
 from torch import nn
 from torch.nn.functional import cross_entropy
 from transformers import PreTrainedModel, Trainer, TrainerCallback, TrainingArguments
-from transformers.trainer_utils import PREFIX_CHECKPOINT_DIR
 
 from prosparse_models.distillation import logit_divergence
 from prosparse_models.errors import TrainingError
 from prosparse_models.ffn_blocks import FfnBlock
 from prosparse_models.recipe import Recipe
 from prosparse_models.regularizer import ActivationL1
+from prosparse_models.saving import complete_checkpoints
 from prosparse_models.schedule import l1_coefficient
 
 __all__ = ["ProSparseTrainer", "last_good", "sum_over_processes", "training_arguments"]
@@ -225,16 +225,15 @@ class ProSparseTrainer(Trainer):
             return
         raise TrainingError(
             f"training: step {step}: expected a finite loss, got {loss.item()}; stopped before the weights changed",
-            hint=last_good(str(self.args.output_dir))
+            hint=last_good(Path(str(self.args.output_dir)))
             + "lower training.learning_rate or the lambdas, or train in float32",
         )
 
 
-def last_good(folder: str) -> str:
+def last_good(folder: Path) -> str:
     """Return which checkpoint to go back to, for a hint; nothing if there is none."""
-    found = [path.name for path in Path(folder).glob(f"{PREFIX_CHECKPOINT_DIR}-*")]
-    newest = max(found, key=lambda name: int(name.rpartition("-")[2]), default=None)
-    return f"{newest} in {folder} is good: " if newest else ""
+    found = complete_checkpoints(folder)
+    return f"{found[-1]} is good: " if found else ""
 
 
 def collate(rows: Sequence[Mapping[str, torch.Tensor]]) -> dict[str, torch.Tensor]:

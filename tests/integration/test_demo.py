@@ -14,6 +14,7 @@ import pytest
 from numpy.typing import NDArray
 
 from prosparse_export import library, load, validate
+from prosparse_export.artifact import read_manifest
 from prosparse_export.validation import ValidationOptions, default_text
 
 pytestmark = pytest.mark.integration
@@ -94,7 +95,12 @@ def test_a_large_model_without_the_library_keeps_its_weights_narrow(
     small, large = sizes.values()
     assert small < 1e6 < 10e6 < large
     np.testing.assert_allclose(*logits, rtol=0, atol=1e-4)  # the order of sums may differ
-    assert library.left_out(demo_artifact, True) == []
+    monkeypatch.setattr(library, "FOLDED_BYTES", 0)
+    manifest = read_manifest(demo_artifact)
+    wide = {**manifest, "weight_format": "f32", "linear": {"weight_format": "f32"}}
+    assert library.disabled_optimizers(demo_artifact, manifest, library=False) == ["ConstantFolding"]
+    assert library.disabled_optimizers(demo_artifact, manifest, library=True) == []
+    assert library.disabled_optimizers(demo_artifact, wide, library=False) == []
 
 
 def test_text_is_the_same_without_the_library(demo_artifact: Path) -> None:
