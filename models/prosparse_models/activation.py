@@ -84,11 +84,10 @@ def set_drelu(model: nn.Module) -> int:
 
 def set_up_relu(up: nn.Module, wanted: bool) -> None:
     """Apply ReLU to what ``up`` gives, as dReLU does, or no longer; done twice it is done once."""
-    if wanted and not has_up_relu(up):
+    for key in [key for key, hook in up._forward_hooks.items() if hook is _relu_output]:
+        del up._forward_hooks[key]
+    if wanted:
         up.register_forward_hook(_relu_output)
-    elif not wanted:
-        for key in [key for key, hook in up._forward_hooks.items() if hook is _relu_output]:
-            del up._forward_hooks[key]
 
 
 def has_up_relu(up: nn.Module) -> bool:

@@ -142,6 +142,7 @@ def test_drelu_is_undone_by_another_activation() -> None:
     relu = model(input_ids=ids).logits
     substitute_activation(model, blocks, "drelu")
     substitute_activation(model, blocks, "drelu")
+    assert [len(block.up._forward_hooks) for block in blocks] == [1, 1]
     with pytest.raises(TrainingError, match=r"layers\.0.*expected ReLU or FATReLU, got dReLU"):
         calibrate(model, blocks, [ids[0]], budget=0.01)
     copied = copy.deepcopy(model)

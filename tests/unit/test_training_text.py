@@ -10,6 +10,7 @@ import pytest
 import torch
 from training_models import byte_tokenizer
 
+from prosparse_models import training_text
 from prosparse_models.training_text import PackedText, TextSource, evaluation_rows
 
 TEXTS = [f"document {k} says {'ab ' * k}" for k in range(120)]
@@ -58,7 +59,11 @@ def test_one_document_in_fifty_is_held_out_by_its_hash(tmp_path: Path) -> None:
     assert parts[False] == set(TEXTS) - by_hand
 
 
-def test_packed_rows_hold_all_tokens_of_an_epoch_once(tmp_path: Path) -> None:
+@pytest.mark.parametrize("shuffled", [8, 2048])
+def test_packed_rows_hold_all_tokens_of_an_epoch_once(
+    shuffled: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(training_text, "_SHUFFLED_ROWS", shuffled)
     source = TextSource.find([write(tmp_path, "jsonl")], column="content")
     tokenizer = byte_tokenizer()
     tokens = [i for text in TEXTS for i in [*tokenizer(text)["input_ids"], tokenizer.eos_token_id]]
