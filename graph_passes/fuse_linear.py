@@ -43,7 +43,8 @@ class FuseLinearPass(ir.passes.InPlacePass):
     2. ``Gather(W, input_ids)`` reads rows in the format and makes them float32, by standard operators. A matrix that
        both use (tied embeddings) is stored once.
 
-    f32 changes nothing: onnxruntime's own product is as good there.
+    f32 leaves the products to onnxruntime, whose own are as good there, and names them and their matrices after the
+    PyTorch modules, so that validation finds them.
 
     Args:
         weights: the format.
@@ -58,7 +59,7 @@ class FuseLinearPass(ir.passes.InPlacePass):
     def call(self, model: ir.Model) -> ir.passes.PassResult:
         """Rewrite ``model``."""
         if self._weights == "f32":
-            return ir.passes.PassResult(model, modified=False)
+            return ir.passes.PassResult(model, modified=_name_products(model.graph))
         store = WeightStore(model.graph)
         before = len(self._outcomes)
         renewed: dict[ir.Value, ir.Value] = {}
@@ -112,6 +113,20 @@ class FuseLinearPass(ir.passes.InPlacePass):
         rows.type, rows.shape = old.type, old.shape
         ir.convenience.replace_nodes_and_values(graph, node, [node], list(new.nodes), [old], [rows])
         self._outcomes.append(LinearOutcome(module, "Gather", *shape, self._weights))
+
+
+def _name_products(graph: ir.Graph) -> bool:
+    modified = False
+    for linear in find_linears(graph).values():
+        matrix, module = linear.weight.value, linear.module
+        product = next((use.node for use in matrix.uses() if use.node.inputs[0] is linear.x), None)
+        if not module or product is None or product.name == module:
+            continue
+        product.name, modified = module, True
+        name = f"{module}.weight_t" if linear.in_major else f"{module}.weight"
+        if len(matrix.uses()) == 1 and matrix.is_initializer() and name not in graph.initializers:
+            matrix.name = name
+    return modified
 
 
 def _are_tokens(ids: ir.Value) -> bool:

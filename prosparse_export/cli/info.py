@@ -52,7 +52,7 @@ def info_command(onnx_file: Path | None, verify: bool, as_json: bool) -> None:
     if onnx_file is not None:
         if verify:
             _verify(onnx_file)
-        _artifact(onnx_file, as_json=as_json)
+        _artifact(onnx_file, as_json=as_json, verify=verify)
         return
     from prosparse_export.library import library_info
 
@@ -75,8 +75,8 @@ def info_command(onnx_file: Path | None, verify: bool, as_json: bool) -> None:
     click.echo(f"ISA used: {library.isa_used or f'none: {library.error}'}")
 
 
-def _artifact(path: Path, *, as_json: bool) -> None:
-    from prosparse_export.artifact import read_manifest, sha256_file
+def _artifact(path: Path, *, as_json: bool, verify: bool) -> None:
+    from prosparse_export.artifact import read_manifest
 
     if not path.is_file():
         raise ProSparseError(f"model: {path}: expected an .onnx file, got no such file", hint="check the path")
@@ -88,8 +88,7 @@ def _artifact(path: Path, *, as_json: bool) -> None:
         )
     validation = manifest.get("validation")
     if validation is not None:
-        digest = sha256_file(path)
-        validation["current"] = validation["artifact"]["sha256"] == digest
+        validation["current"] = _is_current(path, validation["artifact"], verify=verify)
     if as_json:
         click.echo(json.dumps(manifest, indent=2))
         return
@@ -105,6 +104,17 @@ def _artifact(path: Path, *, as_json: bool) -> None:
         return
     for line in _validation_lines(validation):
         click.echo(line)
+
+
+def _is_current(path: Path, validated: dict[str, Any], *, verify: bool) -> bool:
+    """Tell whether these are the files that were validated: the graph, the weights' size and, to verify, their hash."""
+    from prosparse_export.artifact import sha256_file
+
+    data = path.with_name(f"{path.name}.data")
+    size = data.stat().st_size if data.is_file() else None
+    if validated["sha256"] != sha256_file(path) or validated.get("data_bytes") != size:
+        return False
+    return not verify or size is None or validated.get("data_sha256") == sha256_file(data)
 
 
 def _verify(path: Path) -> None:

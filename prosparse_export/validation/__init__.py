@@ -7,10 +7,11 @@ from prosparse_export.validation.explain import Finding
 from prosparse_export.validation.limits import Limits, parse_share, parse_sparsity, read_limits
 from prosparse_export.validation.manifest import record_validation
 from prosparse_export.validation.metrics import Quality
-from prosparse_export.validation.operators import OperatorCheck
+from prosparse_export.validation.operator_checks import OperatorCheck, StoredWeights
 from prosparse_export.validation.options import ValidationOptions
 from prosparse_export.validation.render import as_junit, as_markdown, as_text
 from prosparse_export.validation.result import Check, Sparsity, Validation
+from prosparse_export.validation.rounding_costs import RoundingCost
 from prosparse_export.validation.text import default_text, read_text
 
 __all__ = [
@@ -21,7 +22,9 @@ __all__ = [
     "Limits",
     "OperatorCheck",
     "Quality",
+    "RoundingCost",
     "Sparsity",
+    "StoredWeights",
     "Validation",
     "ValidationOptions",
     "as_junit",

@@ -2,17 +2,14 @@
 
 from __future__ import annotations
 
-import json
 import math
 import time
-from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, replace
+from collections.abc import Callable, Sequence
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
 import numpy as np
-import onnx
 import onnxruntime
 import torch
 from numpy.typing import NDArray
@@ -20,34 +17,28 @@ from transformers import PreTrainedModel
 
 from prosparse_export.activity import measure_activity
 from prosparse_export.approximate import approximate_again
-from prosparse_export.artifact import read_manifest, sha256_file
+from prosparse_export.artifact import sha256_file
 from prosparse_export.errors import ProSparseError
 from prosparse_export.library import library_info
-from prosparse_export.model_folder import load_model_folder
-from prosparse_export.probe import FfnNode, ffn_nodes, read_graph, unknown_to_the_library
+from prosparse_export.probe import unknown_to_the_library
 from prosparse_export.runtime import SparseModel
-from prosparse_export.stored_weights import (
-    StoredAs,
-    as_stored,
-    checkpoint_format,
-    flips_of,
-    format_bound,
-    stored_formats,
-    with_stored_weights,
-)
+from prosparse_export.stored_weights import as_stored
 from prosparse_export.validation import reference as ref
 from prosparse_export.validation.determinism import check_determinism
 from prosparse_export.validation.exactness import Comparison, Expected, run_all
-from prosparse_export.validation.explain import Finding, explain, open_probe, run_probe
+from prosparse_export.validation.explain import Finding, explain
 from prosparse_export.validation.metrics import QualitySum
-from prosparse_export.validation.operators import OperatorCheck, check_weights, exact_ffn, load_weights
+from prosparse_export.validation.operator_checks import OperatorCheck, StoredWeights, check_operators, layer_of
 from prosparse_export.validation.options import ValidationOptions
 from prosparse_export.validation.result import Check, Sparsity, Validation, check_limits
+from prosparse_export.validation.rounding_costs import RoundingCost, rounding_costs
+from prosparse_export.validation.subject import Subject, open_subject
 from prosparse_export.validation.text import BUNDLED, Document, Window, default_text, load_tokenizer, tokenise, windows
 from prosparse_models import Checkpoint
 
 __all__ = ["validate"]
 
+_EXPLAINED = 48  # tokens
 Tell = Callable[[str, int, int], None]
 
 
@@ -77,100 +68,11 @@ def validate(
     """
     options = options or ValidationOptions()
     clock = _Clock(report or (lambda *_: None))
-    subject = _subject(Path(folder), Path(path), options, trust_remote_code)
+    subject = open_subject(Path(folder), Path(path), trust=trust_remote_code)
     given = texts or [(BUNDLED, default_text()) if text is None else ("text", text)]
     documents = tokenise(load_tokenizer(subject.folder), given, options.tokens)
     with torch.no_grad():
         return _Run(subject, options, documents, clock).result()
-
-
-@dataclass(frozen=True)
-class _Subject:
-    """What is validated, and what its manifest says of it."""
-
-    folder: Path
-    path: Path
-    graph: onnx.ModelProto
-    nodes: list[FfnNode]
-    linears: dict[str, list[str]]
-    formats: dict[str, StoredAs]
-    flips: float
-    weights: str
-    lossy: bool
-    fused_attention: bool
-    sources: dict[str, str]
-    positions: int | None
-    trust: bool
-    approximation: dict[str, Any] | None
-
-    def load(self, *, low_memory: bool) -> Checkpoint:
-        """Load PyTorch's model, with its matrices left in their files if memory is low."""
-        changes = read_manifest(self.path).get("overrides", {})  # --activation, --threshold
-        used = {name: change["used"] for name, change in changes.items()}
-        return load_model_folder(self.folder, trust_remote_code=self.trust, in_files=low_memory, **used)
-
-
-def _subject(folder: Path, path: Path, options: ValidationOptions, trust: bool) -> _Subject:
-    if not folder.is_dir():
-        raise ProSparseError(f"model folder: {folder}: expected a folder, got none", hint="check the path")
-    graph = read_graph(path)
-    manifest = read_manifest(path)
-    if "encoder" in manifest:
-        raise ProSparseError(
-            f"artifact: {path}: expected a decoder alone, got an encoder-decoder, whose logits on a running text mean "
-            "nothing",
-            hint="its export compared it with PyTorch; `prosparse generate` runs it",
-        )
-    sources: dict[str, str] = manifest.get("source", {}).get("sha256", {})
-    for name, expected in sources.items():
-        file = folder / name
-        got = sha256_file(file) if file.is_file() else "no such file"
-        if got != expected:
-            raise ProSparseError(
-                f"artifact: {path}: was exported from another model: {file}: expected SHA-256 {expected[:12]}, "
-                f"got {got[:12]}",
-                hint="give the model folder that it was exported from, or export this one",
-            )
-    weights = manifest.get("weight_format", "f32")
-    layers = [layer for layer in manifest.get("ffn", {}).get("layers", []) if not layer["reason"]]
-    own = checkpoint_format(manifest.get("source", {}).get("weight_dtype", "float32"))
-    config = _config(folder)
-    formats = stored_formats(manifest)
-    return _Subject(
-        folder=folder,
-        path=path,
-        graph=graph,
-        nodes=_as_exported(ffn_nodes(graph), layers),
-        linears={layer["module"]: list(layer["linears"]) for layer in layers if layer.get("linears")},
-        formats=formats,
-        flips=flips_of(manifest),
-        weights=weights,
-        lossy=any(stored.weights != own for stored in formats.values()) or "approximation" in manifest,
-        fused_attention=manifest.get("attention") == "GroupQueryAttention",
-        sources=sources,
-        positions=config.get("max_position_embeddings"),
-        trust=trust,
-        approximation=manifest.get("approximation"),
-    )
-
-
-def _as_exported(nodes: list[FfnNode], layers: Sequence[Mapping[str, Any]]) -> list[FfnNode]:
-    """Return the operators with the activation that the export found: what the graph says of it now may be wrong."""
-    found = {layer["module"]: layer for layer in layers}
-    return [
-        replace(node, activation=layer["activation"], threshold=layer["threshold"])
-        if (layer := found.get(node.module)) is not None
-        else node
-        for node in nodes
-    ]
-
-
-def _config(folder: Path) -> Mapping[str, Any]:
-    try:
-        values: Mapping[str, Any] = json.loads((folder / "config.json").read_text(encoding="utf-8"))
-    except (OSError, ValueError):
-        return {}  # loading the folder says what is wrong with it
-    return values
 
 
 class _Clock:
@@ -192,7 +94,7 @@ class _Clock:
 class _Run:
     """One validation, stage by stage: never more than one model in memory, logits on disk."""
 
-    def __init__(self, subject: _Subject, options: ValidationOptions, documents: list[Document], tell: _Clock) -> None:
+    def __init__(self, subject: Subject, options: ValidationOptions, documents: list[Document], tell: _Clock) -> None:
         self.subject, self.options, self.documents, self.tell = subject, options, documents, tell
         context = min(options.context, subject.positions or options.context, max(len(d.ids) for d in documents))
         stride = options.stride or max(context // 2, 1)
@@ -203,8 +105,11 @@ class _Run:
         self.context = context
         self.windows: list[Window] = list(windows(documents, context, stride))
         self.prompts = ref.cut_prompts(documents, max(options.prompts, 1), context)
-        self.metadata = ref.fingerprint(self.windows, documents, subject.sources)
+        self.metadata = ref.fingerprint(self.windows, documents, subject.sources, subject.overrides)
         self.operators: tuple[OperatorCheck, ...] = ()
+        self.weights: StoredWeights | None = None
+        self.findings: tuple[Finding, ...] = ()
+        self.roundings: tuple[RoundingCost, ...] = ()
 
     def result(self) -> Validation:
         """Run all stages."""
@@ -242,18 +147,19 @@ class _Run:
             count: Callable[[int, int], None] = lambda done, total: tell("sparsity", done, total)  # noqa: E731
             activity = measure_activity(s.path, texts, context=self.context, threads=options.threads, progress=count)
             by_layer = tuple(layer.sparsity for layer in activity.layers)
-            sparsity = Sparsity(activity.sparsity, by_layer, len(activity.texts))
+            numbers = tuple(node.layer for node in s.nodes)
+            sparsity = Sparsity(activity.sparsity, by_layer, len(activity.texts), numbers)
         unknown = tuple(unknown_to_the_library(s.graph))
         quality = (sum_without.result(), sum_with.result())
         checks = [Check(c.name, _measured(c), f"at most {bound:.3g} on logits, same tokens", c.passed) for c in runs]
         checks += self._operator_checks(unknown)
         again = repeated.first or f"{repeated.tokens} tokens"
         checks.append(Check("same bits in every run", again, "no differing bit", repeated.passed))
+        exactly = all(check.passed for check in checks)
         checks += check_limits(options.limits, quality[1], sparsity, tuple(matches), self._greedy(original))
-        findings: tuple[Finding, ...] = ()
         explained = options.explain and not all(c.passed for c in checks)
         if explained:
-            findings = self._explain()
+            self._explain(runs, limits_only=exactly)
         tell("done")
         return Validation(
             comparisons=tuple(runs),
@@ -268,7 +174,9 @@ class _Run:
             determinism=repeated,
             unknown_operators=unknown,
             checks=tuple(checks),
-            findings=findings,
+            stored_weights=self.weights,
+            findings=self.findings,
+            roundings=self.roundings,
             explained=explained,
             tokens=quality[1].tokens,
             texts={d.name: d.sha256 for d in self.documents},
@@ -283,13 +191,14 @@ class _Run:
     def _bound(self, exact: ref.Reference) -> float:
         if self.options.max_abs_diff is not None:
             return self.options.max_abs_diff
-        return format_bound(self.subject.formats, exact.largest, self.subject.flips)
+        return self.subject.bound(exact.largest)
 
     def _references(self) -> tuple[ref.Reference, ref.Reference | None]:
         """PyTorch with its own weights and with the stored ones; the second is None if only the artifact has them."""
         s, options, tell = self.subject, self.options, self.tell
         if options.reference is not None:
             original = ref.open_reference(options.reference, self.metadata, len(self.prompts))
+            self._check_operators(s.load(low_memory=True))
             return original, None if s.lossy else original
         tell("load PyTorch's model")
         checkpoint = s.load(low_memory=options.low_memory)
@@ -326,29 +235,12 @@ class _Run:
         return twin
 
     def _check_operators(self, checkpoint: Checkpoint) -> None:
-        """Hold each sparse operator, with the library, against float64 on its own inputs."""
-        s, count = self.subject, self.options.operator_tokens
-        if not count or not s.nodes or any(node.module not in s.linears for node in s.nodes):
-            return
-        self.tell("operators")
-        ids = self.windows[0].ids[:count]
-        session = open_probe(s.path, s.nodes, library=True, threads=self.options.threads)
-        trace = run_probe(session, s.nodes, ids, 1, first=max(len(ids) // 2, 1))  # many tokens at once, then one by one
-        del session
-        results = []
-        for i, node in enumerate(s.nodes):
-            self.tell("operators", i, len(s.nodes))
-            stored, exact = load_weights(checkpoint.model, s.linears[node.module], node, checkpoint.weights)
-            wrong = check_weights(s.graph, s.path.parent, stored)
-            x: NDArray[np.float64] = trace.inputs[i].astype(np.float64)
-            rounds = node.weights in ("i8", "i4")
-            expected, bound = exact_ffn(x, exact, node.activation, node.threshold, rounds=rounds)
-            difference = np.abs(trace.outputs[i] - expected)
-            worst = float((difference / np.maximum(bound, np.finfo(np.float64).tiny)).max())
-            results.append(
-                OperatorCheck(i, node.module, node.node.op_type, len(x), float(difference.max()), worst, wrong)
+        if self.options.operator_tokens:
+            ids = self.windows[0].ids[: self.options.operator_tokens]
+            threads = self.options.threads
+            self.operators, self.weights = check_operators(
+                checkpoint, self.subject, ids, threads=threads, tell=self.tell
             )
-        self.operators = tuple(results)
 
     def _operator_checks(self, unknown: tuple[str, ...]) -> list[Check]:
         checks = [
@@ -358,37 +250,43 @@ class _Run:
             if not o.passed:
                 got = f"{o.worst:.3g} times its bound" if not o.worst <= 1 else "results right"
                 got += f"; not the checkpoint's weights: {', '.join(o.wrong_weights)}" if o.wrong_weights else ""
-                checks.append(Check(f"layer {o.layer}: {o.op} ({o.module})", got, "float64 within its bound", False))
+                where = "" if o.layer is None else f"layer {o.layer}: "
+                checks.append(Check(f"{where}{o.op} ({o.module})", got, "float64 within its bound", False))
         if self.operators and all(o.passed for o in self.operators):
             worst = max(o.worst for o in self.operators)
             got = f"{len(self.operators)} of {len(self.operators)}, worst {worst:.2g} times its bound"
-            checks.append(Check("sparse operators against float64", got, "within their bounds", True))
+            checks.append(Check("operators against float64", got, "within their bounds", True))
+        if (w := self.weights) is not None:
+            got = f"{', '.join(w.wrong)} are not" if w.wrong else f"{w.compared} initializers, {w.share:.1%} of bytes"
+            checks.append(Check("stored weights", got, "the checkpoint's, bit for bit", not w.wrong))
         return checks
 
-    def _explain(self) -> tuple[Finding, ...]:
-        s = self.subject
+    def _explain(self, runs: Sequence[Comparison], limits_only: bool) -> None:
+        s, threads = self.subject, self.options.threads
         self.tell("explain")
-        model = s.load(low_memory=False).model
-        others = s.formats.keys() - {name for names in s.linears.values() for name in names}
-        with_stored_weights(model, {name: s.formats[name] for name in others})  # explain() rounds the blocks' own
-        ids = self.windows[0].ids
-        found = explain(
-            model,
-            s.path,
-            s.nodes,
-            s.linears,
-            ids,
-            roundings=sum(s.formats[name].weights in ("i8", "i4") for name in others),
-            fused_attention=s.fused_attention,
-            threads=self.options.threads,
-            tell=self.tell,
-        )
+        checkpoint = s.load(low_memory=True)
+        ids = self._ids_to_explain(runs)
+        if limits_only and s.formats:  # all is computed as it should be: what is lost, rounding has lost
+            self.roundings = rounding_costs(checkpoint, s.formats, ids, self.tell)
+        found = explain(checkpoint, s, ids, threads=threads, tell=self.tell)
         wrong = [
             Finding(name, o.layer, o.op, o.module, -1, math.nan, 0.0)
             for o in self.operators
             for name in o.wrong_weights
         ]
-        return (*wrong, *found)
+        others = self.weights.wrong if self.weights is not None else ()
+        wrong += [Finding(name, layer_of(name), "initializer", "", -1, math.nan, 0.0) for name in others]
+        self.findings = (*wrong, *found)
+
+    def _ids_to_explain(self, runs: Sequence[Comparison]) -> NDArray[np.int64]:
+        """Return the text up to the first token that was found wrong; 48 tokens at least, where there are so many."""
+        row = next((c.first for c in runs if not c.passed and c.first >= 0), 0)
+        for window in self.windows:
+            count = len(window.ids) - window.first
+            if row < count:
+                return window.ids[: max(window.first + row + 1, _EXPLAINED)]
+            row -= count
+        return self.windows[0].ids[:_EXPLAINED]
 
 
 def _measured(c: Comparison) -> str:
@@ -397,8 +295,12 @@ def _measured(c: Comparison) -> str:
 
 def _describe(path: Path, weights: str) -> dict[str, Any]:
     data = path.with_name(path.name + ".data")
-    size = path.stat().st_size + (data.stat().st_size if data.is_file() else 0)
-    return {"name": path.name, "sha256": sha256_file(path), "bytes": size, "weights": weights}
+    described: dict[str, Any] = {"name": path.name, "sha256": sha256_file(path), "weights": weights}
+    size = path.stat().st_size
+    if data.is_file():
+        size += data.stat().st_size
+        described |= {"data_sha256": sha256_file(data), "data_bytes": data.stat().st_size}
+    return {**described, "bytes": size}
 
 
 def _versions() -> dict[str, str]:

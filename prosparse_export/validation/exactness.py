@@ -34,6 +34,7 @@ class Comparison:
         greedy_tokens: generated tokens compared; 0 if none.
         greedy_differs: those that differ, up to and from the first difference beyond a tie.
         passed: all within the bounds.
+        first: the first position that is not, counted through the windows; -1 if there is none or it is no window's.
     """
 
     name: str
@@ -44,6 +45,7 @@ class Comparison:
     greedy_tokens: int
     greedy_differs: int
     passed: bool
+    first: int = -1
 
 
 @dataclass(frozen=True)
@@ -62,7 +64,9 @@ class Expected:
     bound: float
     options: ValidationOptions
 
-    def comparison(self, name: str, difference: Difference, generated: Sequence[NDArray[np.int64]]) -> Comparison:
+    def comparison(
+        self, name: str, difference: Difference, generated: Sequence[NDArray[np.int64]], *, in_windows: bool = True
+    ) -> Comparison:
         """Judge a run by its logits and generated tokens (one array per prompt, or none)."""
         tokens, differs = 0, 0
         for actual, continuation in zip(generated, self.reference.continuations, strict=False):
@@ -76,7 +80,8 @@ class Expected:
             tokens += end
         d = difference
         passed = d.max_abs_diff <= self.bound and d.differs == 0 and differs == 0
-        return Comparison(name, d.tokens, d.max_abs_diff, d.differs, d.ties, tokens, differs, passed)
+        first = d.first if in_windows else -1
+        return Comparison(name, d.tokens, d.max_abs_diff, d.differs, d.ties, tokens, differs, passed, first)
 
 
 def run_all(
@@ -114,7 +119,7 @@ def run_all(
         tell(name, 0, 0)
         prompts = [c.ids for c in expected.reference.continuations]
         batch = generate_greedily(model, prompts, expected.options.greedy)
-        results.append(expected.comparison(name, _padded(model, expected), batch))
+        results.append(expected.comparison(name, _padded(model, expected), batch, in_windows=False))
     return results, matches
 
 

@@ -1,34 +1,37 @@
 """Find the first layer and operator whose output leaves its bound.
 
 PyTorch runs the same tokens, but each feed-forward block's result is replaced by the artifact's own. So what the
-blocks before did wrong does not count, and whatever differs first is at fault itself. Between two blocks lie
-attention and norms: they are held against PyTorch; a block is held against float64 on the artifact's own input.
+blocks before did wrong does not count, and whatever differs first is at fault itself. Feed-forward blocks and linear
+layers are held against float64 on the artifact's own input; what goes into them, keys and values against PyTorch: if
+that differs, what lies between is at fault, and the graph says which operators that are.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, replace
-from pathlib import Path
+import math
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
+from functools import cache
 
 import numpy as np
-import onnx
-import onnxruntime
-import torch
 from numpy.typing import NDArray
-from transformers import PreTrainedModel
 
-from prosparse_export.model_folder import quiet
-from prosparse_export.probe import FfnNode, add_output, edited_session
-from prosparse_export.stored_weights import INTEGER_STEP
-from prosparse_export.validation.exactness import pad_left
+from prosparse_export.probe import FfnNode
+from prosparse_export.stored_weights import INTEGER_STEP, as_stored, with_stored_weights
+from prosparse_export.validation.between import Between
+from prosparse_export.validation.forced import Forced, run_forced
+from prosparse_export.validation.linear_sites import LinearSite, exact_linear, linear_sites, load_linear
+from prosparse_export.validation.operator_checks import layer_of
 from prosparse_export.validation.operators import exact_ffn, gamma, load_weights
+from prosparse_export.validation.subject import Subject
+from prosparse_export.validation.trace import Probe, Trace
+from prosparse_models import Checkpoint
 
-__all__ = ["Finding", "Trace", "explain", "run_probe"]
+__all__ = ["Finding", "explain"]
 
-_TOKENS = 48
 _STEPS = 24
-Values = dict[str, NDArray[np.float32]]
+_MEMORY = 1 << 30  # bytes of traces that are compared together
+Array = NDArray[np.float32]
 
 
 @dataclass(frozen=True)
@@ -37,8 +40,8 @@ class Finding:
 
     Attributes:
         run: the way of running it; for a stored weight its name.
-        layer: number of the layer; None after the last one.
-        op: the operator, or the part of the layer.
+        layer: number of the layer; None before the first and after the last one.
+        op: the operator, or the operators between two that were looked at.
         module: the PyTorch module, if it is one.
         token: first token (position in its text) that is beyond the bound; -1 for a stored weight.
         difference: by how much the worst number differs; NaN if it is none.
@@ -54,9 +57,10 @@ class Finding:
     bound: float
 
     def __str__(self) -> str:
+        where = "outside the layers" if self.layer is None else f"layer {self.layer}"
         if self.token < 0:
-            return f"layer {self.layer}: {self.op} ({self.module}): {self.run} is not the checkpoint's"
-        where = "after the last layer" if self.layer is None else f"layer {self.layer}"
+            module = f" ({self.module})" if self.module else ""
+            return f"{where}: {self.op}{module}: {self.run} is not the checkpoint's"
         module = f" ({self.module})" if self.module else ""
         return (
             f"{where}: {self.op}{module}, token {self.token}, {self.run}: "
@@ -64,189 +68,185 @@ class Finding:
         )
 
 
-@dataclass(frozen=True)
-class Trace:
-    """What an artifact computed for one text.
+@dataclass(frozen=True, eq=False)
+class _Case:
+    """One text as the artifact ran it."""
 
-    Attributes:
-        inputs: of each sparse operator, ``[tokens, d_model]``.
-        outputs: likewise.
-        keys: of each layer, ``[kv_heads, tokens, head_dim]``.
-        values: likewise.
-        logits: ``[tokens, vocabulary]``.
-    """
-
-    inputs: tuple[NDArray[np.float32], ...]
-    outputs: tuple[NDArray[np.float32], ...]
-    keys: tuple[NDArray[np.float32], ...]
-    values: tuple[NDArray[np.float32], ...]
-    logits: NDArray[np.float32]
-
-
-def open_probe(
-    path: Path, nodes: Sequence[FfnNode], *, library: bool, threads: int | None
-) -> onnxruntime.InferenceSession:
-    """Open the artifact with every sparse operator's input and output as outputs of the graph."""
-
-    def edit(model: onnx.ModelProto) -> None:
-        for node in nodes:
-            add_output(model, node.node.input[0])
-            add_output(model, node.node.output[0])
-
-    return edited_session(path, edit, library=library, threads=threads)
-
-
-def run_probe(
-    session: onnxruntime.InferenceSession, nodes: Sequence[FfnNode], ids: NDArray[np.int64], step: int, first: int = 0
-) -> Trace:
-    """Run one text: ``first`` tokens at once, then ``step`` at a time."""
-    parts: list[Trace] = []
-    past = None
-    begin, width = 0, first or step
-    while begin < len(ids):
-        chunk = ids[begin : begin + width]
-        out = _run(session, chunk[None], np.ones((1, begin + len(chunk)), np.int64), past)
-        parts.append(_trace(out, nodes, 0, 1, slice(None)))
-        past = {name: value for name, value in out.items() if name.startswith("present.")}
-        begin, width = begin + len(chunk), step
-    last = parts[-1]
-    join = [
-        tuple(np.concatenate(layer) for layer in zip(*(getattr(p, n) for p in parts), strict=True))
-        for n in ("inputs", "outputs")
-    ]
-    return Trace(join[0], join[1], last.keys, last.values, np.concatenate([p.logits for p in parts]))
-
-
-def _run(
-    session: onnxruntime.InferenceSession, ids: NDArray[np.int64], mask: NDArray[np.int64], present: Values | None
-) -> Values:
-    feeds: dict[str, NDArray[np.generic]] = {"input_ids": ids, "attention_mask": mask}
-    past = 0
-    for value in session.get_inputs():
-        if value.name.startswith("past_key_values."):
-            empty = np.zeros((len(ids), value.shape[1], 0, value.shape[3]), np.float32)
-            name = value.name.replace("past_key_values.", "present.")
-            feeds[value.name] = empty if present is None else present[name]
-            past = feeds[value.name].shape[2]
-    if any(value.name == "position_ids" for value in session.get_inputs()):
-        feeds["position_ids"] = np.maximum(mask.cumsum(-1) - 1, 0)[:, past:]
-    names = [value.name for value in session.get_outputs()]
-    return dict(zip(names, session.run(names, feeds), strict=True))
-
-
-def _trace(out: Values, nodes: Sequence[FfnNode], row: int, batch: int, tokens: slice) -> Trace:
-    def of(name: str) -> NDArray[np.float32]:
-        value = out[name]
-        return value.reshape(batch, -1, value.shape[-1])[row, tokens]
-
-    count = sum(name.startswith("present.") and name.endswith(".key") for name in out)
-    cache = [tuple(out[f"present.{i}.{kind}"][row][:, tokens] for i in range(count)) for kind in ("key", "value")]
-    inputs = tuple(of(node.node.input[0]) for node in nodes)
-    return Trace(inputs, tuple(of(node.node.output[0]) for node in nodes), cache[0], cache[1], out["logits"][row])
+    run: str
+    library: bool
+    ids: NDArray[np.int64]
+    trace: Trace
 
 
 def explain(
-    model: PreTrainedModel,
-    path: Path,
-    nodes: Sequence[FfnNode],
-    linears: Mapping[str, Sequence[str]],
+    checkpoint: Checkpoint,
+    subject: Subject,
     ids: NDArray[np.int64],
     *,
-    fused_attention: bool,
-    roundings: int = 0,
     threads: int | None = None,
     tell: Callable[[str, int, int], None] = lambda *_: None,
 ) -> list[Finding]:
     """Return the first operator beyond its bound for every way of running the artifact where there is one.
 
     Args:
-        model: PyTorch with the stored weights outside the sparse operators, and the checkpoint's own in them.
-        path: the artifact.
-        nodes: its sparse operators.
-        linears: for each operator's module, the paths of its linear layers, down_proj last.
+        checkpoint: PyTorch with the checkpoint's own weights. Those in memory are rounded as stored, for good,
+            outside the feed-forward blocks.
+        subject: the artifact.
         ids: some text, ``[tokens]``.
-        roundings: matrices outside the sparse operators whose inputs the library rounds to 16 bits.
-        fused_attention: rows of a padded batch are turned left inside the graph (docs/architecture.md).
         threads: intra-op threads.
         tell: progress.
     """
-    ids = ids[:_TOKENS]
-    findings = []
+    nodes = [node for node in subject.nodes if node.module in subject.linears]
+    sites = linear_sites(subject.graph, dict(checkpoint.model.named_modules()))
+    search = _Search(checkpoint, subject, nodes, sites)
+    findings: dict[str, Finding] = {}
     for library in (True, False):
         label = f"{'with' if library else 'without'} library"
-        session = open_probe(path, nodes, library=library, threads=threads)
+        probe = Probe(subject.path, nodes, sites, library=library, threads=threads, fused=subject.fused_attention)
+        waiting: list[_Case] = []
         for name, run in (("prefill in one go", _prefill), ("token by token", _steps), ("left padded batch", _padded)):
             tell(f"explain: {label}, {name}", 0, 0)
-            for text, trace in run(session, nodes, ids, fused_attention):
-                finding = _first(model, nodes, linears, text, trace, f"{label}, {name}", roundings, library=library)
-                if finding is not None:
-                    findings.append(finding)
-                    break
-    return findings
+            for text, trace in run(probe, ids):
+                waiting.append(_Case(f"{label}, {name}", library, text, trace))
+                if sum(_size(case.trace) for case in waiting) > _MEMORY:  # PyTorch's numbers take as much again
+                    search.look(waiting, findings)
+                    waiting = []
+        tell(f"explain: {label}, compare", 0, 0)
+        search.look(waiting, findings)
+    return list(findings.values())
 
 
-Texts = list[tuple[NDArray[np.int64], Trace]]
+Compare = Callable[[_Case, Forced, float], Finding | None]
+Texts = Iterator[tuple[NDArray[np.int64], Trace]]
 
 
-def _prefill(session: onnxruntime.InferenceSession, nodes: Sequence[FfnNode], ids: NDArray[np.int64], _: bool) -> Texts:
-    return [(ids, run_probe(session, nodes, ids, len(ids)))]
+def _prefill(probe: Probe, ids: NDArray[np.int64]) -> Texts:
+    yield ids, probe.run(ids, first=len(ids))
 
 
-def _steps(session: onnxruntime.InferenceSession, nodes: Sequence[FfnNode], ids: NDArray[np.int64], _: bool) -> Texts:
-    return [(ids[:_STEPS], run_probe(session, nodes, ids[:_STEPS], 1))]
+def _steps(probe: Probe, ids: NDArray[np.int64]) -> Texts:
+    yield ids[:_STEPS], probe.run(ids[:_STEPS], first=1)
+    if len(ids) > 2 * _STEPS:  # a short past and a long one
+        yield ids, probe.run(ids, first=len(ids) - _STEPS)
 
 
-def _padded(
-    session: onnxruntime.InferenceSession, nodes: Sequence[FfnNode], ids: NDArray[np.int64], fused: bool
-) -> Texts:
+def _padded(probe: Probe, ids: NDArray[np.int64]) -> Texts:
     texts = [ids[:n] for n in (max(len(ids) // 2, 1), max(len(ids) // 2 - 7, 1), max(len(ids) // 5, 1))]
-    rows, mask = pad_left(texts)
-    out = _run(session, rows, mask, None)
-    result = []
-    for row, text in enumerate(texts):
-        tokens = slice(0, len(text)) if fused else slice(rows.shape[1] - len(text), None)
-        trace = _trace(out, nodes, row, len(texts), tokens)
-        result.append((text, replace(trace, logits=trace.logits[-len(text) :])))
-    return result
+    yield from zip(texts, probe.run_padded(texts), strict=True)
 
 
-def _first(
-    model: PreTrainedModel,
-    nodes: Sequence[FfnNode],
-    linears: Mapping[str, Sequence[str]],
-    ids: NDArray[np.int64],
-    trace: Trace,
-    run: str,
-    roundings: int,
-    *,
-    library: bool,
-) -> Finding | None:
-    """Compare one text's trace with PyTorch, layer by layer."""
-    inputs, keys, values, logits = _forced(model, [linears[node.module] for node in nodes], ids, trace)
-    length = 4 * int(model.config.get_text_config().hidden_size) + len(ids)
-    each = roundings * INTEGER_STEP / max(len(nodes), 1) if library else 0.0  # as `format_bound` has it, layer by layer
-    for i, node in enumerate(nodes):
+def _size(trace: Trace) -> int:
+    return sum(a.nbytes for part in (trace.inputs, trace.outputs, trace.site_inputs, trace.site_outputs) for a in part)
+
+
+class _Search:
+    """Compares traces with PyTorch, operator by operator in the graph's order."""
+
+    def __init__(
+        self, checkpoint: Checkpoint, subject: Subject, nodes: Sequence[FfnNode], sites: Sequence[LinearSite]
+    ) -> None:
+        self._checkpoint, self._subject, self._nodes, self._sites = checkpoint, subject, nodes, sites
+        ends = [*(node.node.output[0] for node in nodes), *(site.y for site in sites)]
+        self._between = Between(subject.graph, ends)
+        self._attention = "GroupQueryAttention" if subject.fused_attention else "attention"
+        places = {node.name: place for place, node in enumerate(subject.graph.graph.node)}
+        order = [(places[node.module], "ffn", i) for i, node in enumerate(nodes)]
+        order += [(site.position, "linear", i) for i, site in enumerate(sites)]
+        self._order = [(kind, i) for _, kind, i in sorted(order)]
+        self._length = 4 * int(checkpoint.model.config.get_text_config().hidden_size)
+        self._roundings = sum(stored.weights in ("i8", "i4") for stored in subject.outside.values())
+        self._kept: list[tuple[Array, Array]] | None = None
+        if checkpoint.weights is None:  # rounding twice may not be rounding once: what they were, before it is done
+            self._kept = [load_linear(checkpoint, site)[1:] for site in sites]
+            with_stored_weights(checkpoint.model, subject.outside)
+
+    def look(self, cases: Sequence[_Case], findings: dict[str, Finding]) -> None:
+        """Add the first finding of each run of ``cases`` to ``findings``; an operator's weights are read once."""
+        alive = [(case, self._forced(case)) for case in cases]
+        layer = 0
+        for step, (kind, i) in enumerate(self._order):
+            if not alive:
+                return
+            here = self._nodes[i].layer if kind == "ffn" else layer_of(self._sites[i].module)
+            layer = max(layer, here or 0)
+            ends = kind == "ffn" or self._ends_attention(step)
+            compare = self._ffn(i) if kind == "ffn" else self._linear(i, is_first=step == 0)
+            for case, forced in list(alive):
+                share = self._share(case, layer)
+                found = self._cache(layer, case, forced, share) if ends else None
+                found = found or compare(case, forced, share)
+                if found is not None:
+                    findings.setdefault(case.run, found)
+                    alive.remove((case, forced))
+        for case, forced in alive:
+            bound = self._share(case, layer + 1) * np.abs(forced.logits).max()
+            beyond = _beyond(forced.logits, case.trace.logits, bound, axis=0)
+            if beyond:
+                findings.setdefault(case.run, Finding(case.run, None, self._between("logits"), "", *beyond))
+
+    def _forced(self, case: _Case) -> Forced:
+        outside = self._subject.outside if self._kept is None else {}
+        blocks = [self._subject.linears[node.module] for node in self._nodes]
+        with as_stored(self._checkpoint, outside):
+            modules = [site.module for site in self._sites]
+            return run_forced(self._checkpoint.model, blocks, case.trace.outputs, modules, case.ids)
+
+    def _share(self, case: _Case, layer: int) -> float:
+        """Return how far rounding may have come by ``layer``, as a share of the largest number."""
         # Every product on the way adds at most gamma(its length) of its size; norms keep sizes of order one.
-        share = gamma((i + 1) * length) + (i + 1) * each
-        parts = [("attention: keys", keys, trace.keys), ("attention: values", values, trace.values)]
-        for op, expected, actual in parts:
-            if i < min(len(expected), len(actual)):
-                found = _beyond(expected[i], actual[i], share * np.abs(expected[i]).max(), axis=1)
-                if found:
-                    return Finding(run, i, op, "", *found)
-        found = _beyond(inputs[i], trace.inputs[i], share * np.abs(inputs[i]).max(), axis=0)
-        if found:
-            return Finding(run, i, "attention", "", *found)
-        _, weights = load_weights(model, linears[node.module], node)
-        rounds = library and node.weights in ("i8", "i4")
-        x = trace.inputs[i].astype(np.float64)
-        expected_y, bound = exact_ffn(x, weights, node.activation, node.threshold, rounds=rounds)
-        found = _beyond(expected_y, trace.outputs[i], bound, axis=0)
-        if found:
-            return Finding(run, i, node.node.op_type, node.module, *found)
-    share = gamma((len(nodes) + 1) * length) + (len(nodes) + 1) * each
-    found = _beyond(logits, trace.logits, share * np.abs(logits).max(), axis=0)
-    return Finding(run, None, "norm and lm_head", "", *found) if found else None
+        # 16-bit activations: as `format_bound` has it, layer by layer.
+        each = self._roundings * INTEGER_STEP / max(len(self._nodes), 1) if case.library else 0.0
+        return gamma((layer + 1) * (self._length + len(case.ids))) + (layer + 1) * each
+
+    def _ends_attention(self, step: int) -> bool:
+        """Tell whether the linear layer at ``step`` is the last before a feed-forward block: attention's output."""
+        return step + 1 < len(self._order) and self._order[step + 1][0] == "ffn"
+
+    def _cache(self, layer: int, case: _Case, forced: Forced, share: float) -> Finding | None:
+        pairs = (("keys", forced.keys, case.trace.keys), ("values", forced.values, case.trace.values))
+        for what, expected, actual in pairs:
+            if layer < min(len(expected), len(actual)):
+                beyond = _beyond(expected[layer], actual[layer], share * np.abs(expected[layer]).max(), axis=1)
+                if beyond:
+                    return Finding(case.run, layer, f"{self._attention}: {what}", "", *beyond)
+        return None
+
+    def _ffn(self, i: int) -> Compare:
+        node = self._nodes[i]
+        linears = self._subject.linears[node.module]
+        weights = cache(lambda: load_weights(self._checkpoint.model, linears, node, self._checkpoint.weights)[1])
+
+        def compare(case: _Case, forced: Forced, share: float) -> Finding | None:
+            x = case.trace.inputs[i]
+            beyond = _beyond(forced.inputs[i], x, share * np.abs(forced.inputs[i]).max(), axis=0)
+            if beyond:
+                return Finding(case.run, node.layer, self._between(node.node.input[0]), "", *beyond)
+            rounds = case.library and node.weights in ("i8", "i4")
+            wide = x.astype(np.float64)
+            expected, bound = exact_ffn(wide, weights(), node.activation, node.threshold, rounds=rounds)
+            beyond = _beyond(expected, case.trace.outputs[i], bound, axis=0)
+            return Finding(case.run, node.layer, node.node.op_type, node.module, *beyond) if beyond else None
+
+        return compare
+
+    def _linear(self, i: int, *, is_first: bool) -> Compare:
+        site = self._sites[i]
+        layer = layer_of(site.module)
+        kept = self._kept
+        weights = cache(lambda: load_linear(self._checkpoint, site)[1:] if kept is None else kept[i])
+
+        def compare(case: _Case, forced: Forced, share: float) -> Finding | None:
+            x, own = case.trace.site_inputs[i], forced.site_inputs[i]
+            beyond = _beyond(own, x, share * np.abs(own).max(), axis=0)
+            if beyond:
+                between = self._between(site.x, from_inputs=is_first)
+                return Finding(case.run, layer, between, f"before {site.module}", *beyond)
+            rounds = case.library and site.weights in ("i8", "i4")
+            expected, bound = exact_linear(x.astype(np.float64), *weights(), rounds=rounds)
+            beyond = _beyond(expected, case.trace.site_outputs[i], bound, axis=0)
+            return Finding(case.run, layer, site.op, site.module, *beyond) if beyond else None
+
+        return compare
 
 
 def _beyond(
@@ -259,43 +259,6 @@ def _beyond(
     if not wrong.any():
         return None
     tokens = np.flatnonzero(wrong.any(axis=tuple(d for d in range(wrong.ndim) if d != axis)))
-    excess = np.where(np.isnan(difference), np.inf, difference) / np.maximum(limit, 1e-300)
+    excess = np.where(np.isnan(difference), math.inf, difference) / np.maximum(limit, 1e-300)
     worst = np.unravel_index(excess.argmax(), excess.shape)
     return int(tokens[0]), float(difference[worst]), float(limit[worst])
-
-
-@torch.no_grad()
-def _forced(
-    model: PreTrainedModel, linears: Sequence[Sequence[str]], ids: NDArray[np.int64], trace: Trace
-) -> tuple[list[NDArray[np.float32]], list[NDArray[np.float32]], list[NDArray[np.float32]], NDArray[np.float32]]:
-    """Run PyTorch with the artifact's results of the feed-forward blocks; return their inputs, keys, values, logits."""
-    seen: dict[int, NDArray[np.float32]] = {}
-    handles = []
-
-    def watch(i: int) -> Callable[..., None]:
-        def hook(_: torch.nn.Module, args: tuple[torch.Tensor, ...]) -> None:
-            seen[i] = args[0].reshape(-1, args[0].shape[-1]).float().numpy()
-
-        return hook
-
-    def put(i: int) -> Callable[..., torch.Tensor]:
-        def hook(_: torch.nn.Module, __: object, output: torch.Tensor) -> torch.Tensor:
-            return torch.from_numpy(np.ascontiguousarray(trace.outputs[i])).reshape(output.shape).to(output.dtype)
-
-        return hook
-
-    try:
-        for i, names in enumerate(linears):
-            handles.append(model.get_submodule(names[0]).register_forward_pre_hook(watch(i)))
-            handles.append(model.get_submodule(names[-1]).register_forward_hook(put(i)))
-        with quiet():
-            result = model(input_ids=torch.from_numpy(ids[None].copy()), use_cache=True)
-    finally:
-        for handle in handles:
-            handle.remove()
-    layers = getattr(result.past_key_values, "layers", [])
-    keys, values = (
-        [layer.keys[0].float().numpy() for layer in layers],
-        [layer.values[0].float().numpy() for layer in layers],
-    )
-    return [seen[i] for i in range(len(linears))], keys, values, result.logits[0].float().numpy()

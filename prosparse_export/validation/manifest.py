@@ -17,7 +17,18 @@ __all__ = ["record_validation", "summary"]
 def summary(result: Validation) -> dict[str, Any]:
     """Return what the manifest keeps of a validation."""
     values = result.to_dict()
-    kept = ("passed", "bound", "exact_against", "tokens", "texts", "artifact", "versions", "quality", "sparsity")
+    kept = (
+        "passed",
+        "bound",
+        "exact_against",
+        "tokens",
+        "texts",
+        "artifact",
+        "versions",
+        "quality",
+        "sparsity",
+        "stored_weights",
+    )
     short = {key: values[key] for key in (*kept, "lossy", "greedy_match", "greedy_tokens")}
     failed = [check for check in values["checks"] if not check["passed"]]
     return {**short, "checks": len(values["checks"]), "failed": failed}

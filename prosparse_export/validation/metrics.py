@@ -47,21 +47,34 @@ class Quality:
 
 @dataclass
 class Difference:
-    """Differences of logits, and positions whose likeliest token is another one."""
+    """Differences of logits, and positions whose likeliest token is another one.
+
+    Attributes:
+        tokens: positions compared.
+        max_abs_diff: largest difference; NaN if one was not a number.
+        differs: positions whose likeliest token is another one, ties apart.
+        ties: where it is another one and the expected two best are within twice the bound.
+        first: the first position beyond the bound or with another token; -1 if there is none.
+    """
 
     tokens: int = 0
     max_abs_diff: float = 0.0
     differs: int = 0
     ties: int = 0
+    first: int = -1
 
     def add(self, actual: NDArray[np.float32], expected: NDArray[np.float32], bound: float) -> None:
         """Add positions: both ``[tokens, vocabulary]``. A NaN stays, and differs."""
         for first in range(0, len(expected), _ROWS):
             a, e = actual[first : first + _ROWS], expected[first : first + _ROWS]
-            self.max_abs_diff = float(np.maximum(self.max_abs_diff, np.abs(a - e).max()))  # maximum keeps a NaN
+            largest = np.abs(a - e).max(-1)
+            self.max_abs_diff = float(np.maximum(self.max_abs_diff, largest.max()))  # maximum keeps a NaN
             best_two = np.sort(np.partition(e, -2, axis=-1)[:, -2:], axis=-1)
             tied = best_two[:, 1] - best_two[:, 0] <= 2 * bound
             other = a.argmax(-1) != e.argmax(-1)
+            wrong = (other & ~tied) | ~(largest <= bound)
+            if wrong.any() and self.first < 0:
+                self.first = self.tokens + int(wrong.argmax())
             self.differs += int((other & ~tied).sum())
             self.ties += int((other & tied).sum())
             self.tokens += len(e)

@@ -1,27 +1,22 @@
-"""Each sparse operator by itself: its weights bit for bit, its results against float64.
-
-Logits hide small faults: what one wrong scale in one layer does to them may be less than what rounding does.
-"""
+"""What a sparse operator should store and compute: its weights, and its results in float64 with their error."""
 
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
 
 import numpy as np
-import onnx
 from numpy.typing import NDArray
 from transformers import PreTrainedModel
+from transformers.pytorch_utils import Conv1D
 
 from graph_passes import dequantise
 from graph_passes.custom_ops import QUANT_BLOCK
-from prosparse_export.probe import FfnNode, initializer
+from prosparse_export.probe import FfnNode
 from prosparse_export.stored_weights import stored_arrays
 from prosparse_models import FileWeights
 
-__all__ = ["OperatorCheck", "Weights", "check_weights", "exact_ffn", "gamma", "load_weights"]
+__all__ = ["Weights", "exact_ffn", "gamma", "linear_error", "load_weights", "stored_values"]
 
 U = 2.0**-24  # unit roundoff of float32
 STEP = 0.52 / 32639
@@ -31,34 +26,6 @@ STEP = 0.52 / 32639
 Array = NDArray[np.float64]
 Weights = Mapping[str, Array]
 """Matrices ``gate`` (if there is one), ``up``, ``down``, each ``[d_ff, d_model]``, and biases ``gate_bias`` etc."""
-
-
-@dataclass(frozen=True)
-class OperatorCheck:
-    """A sparse operator against float64 on its own inputs.
-
-    Attributes:
-        layer: number in the graph's order.
-        module: the PyTorch module that it replaces.
-        op: the operator.
-        tokens: inputs compared.
-        max_abs_diff: largest difference from float64; NaN if one is not a number.
-        worst: largest difference as a share of the bound that error analysis gives for that very number.
-        wrong_weights: initializers that are not the checkpoint's, bit for bit.
-    """
-
-    layer: int
-    module: str
-    op: str
-    tokens: int
-    max_abs_diff: float
-    worst: float
-    wrong_weights: tuple[str, ...]
-
-    @property
-    def passed(self) -> bool:
-        """Weights are the checkpoint's and every number is within its bound."""
-        return not self.wrong_weights and self.worst <= 1.0
 
 
 def gamma(n: int) -> float:
@@ -84,10 +51,12 @@ def load_weights(
     for role, path in zip(roles, linears, strict=True):
         layer = model.get_submodule(path)
         matrix = layer.weight.detach() if weights is None else weights.values(layer.weight)
+        if isinstance(layer, Conv1D):  # [in, out]
+            matrix = matrix.T
         arrays = stored_arrays(matrix, node.weights, is_down=role == "down")
         stored |= {next(inputs): array for array in arrays}
-        columns = layer.weight.shape[0 if role == "down" else 1]
-        exact[role] = (arrays[0] if len(arrays) == 1 else _dequantised(arrays, columns)).astype(np.float64)
+        columns = matrix.shape[0 if role == "down" else 1]
+        exact[role] = stored_values(arrays, columns).astype(np.float64)
         width = columns if role == "down" else len(arrays[0])
         bias = getattr(layer, "bias", None)
         values = np.zeros(width, np.float32) if bias is None else bias.detach().float().numpy()
@@ -96,23 +65,12 @@ def load_weights(
     return stored, exact
 
 
-def _dequantised(arrays: Sequence[NDArray[Any]], columns: int) -> NDArray[np.float32]:
+def stored_values(arrays: Sequence[NDArray[Any]], columns: int) -> NDArray[np.float32]:
+    """Return the float32 matrix ``[rows, columns]`` that `stored_arrays`'s result stands for, exactly."""
+    if len(arrays) == 1:
+        return arrays[0].astype(np.float32)
     integers, scales = arrays
     return dequantise(integers, scales, columns)
-
-
-def check_weights(model: onnx.ModelProto, folder: Path, stored: Mapping[str, NDArray[np.generic]]) -> tuple[str, ...]:
-    """Return the names of initializers that differ from ``stored`` in any bit."""
-    wrong = []
-    for name, expected in stored.items():
-        try:
-            actual = initializer(model, folder, name)
-        except KeyError:
-            wrong.append(name)
-            continue
-        if actual.shape != expected.shape or actual.tobytes() != np.ascontiguousarray(expected).tobytes():
-            wrong.append(name)
-    return tuple(wrong)
 
 
 def exact_ffn(x: Array, w: Weights, activation: str, threshold: float, *, rounds: bool) -> tuple[Array, Array]:
@@ -129,7 +87,7 @@ def exact_ffn(x: Array, w: Weights, activation: str, threshold: float, *, rounds
         Forward error analysis, step by step; docs/validation.md.
     """
     first = "gate" if "gate" in w else "up"
-    z, z_error = _linear(x, w[first], w[f"{first}_bias"], rounds)
+    z, z_error = linear_error(x, w[first], w[f"{first}_bias"], rounds)
     t = float(np.float32(threshold))
     a = np.where(z <= t, 0.0, z)
     # Within rounding of the threshold either side is right: the whole neuron enters the bound.
@@ -146,7 +104,7 @@ def exact_ffn(x: Array, w: Weights, activation: str, threshold: float, *, rounds
         a = a**2
     v, v_error = np.ones_like(a), np.zeros_like(a)
     if first == "gate":
-        v, v_error = _linear(x, w["up"], w["up_bias"], rounds)
+        v, v_error = linear_error(x, w["up"], w["up_bias"], rounds)
     if activation == "drelu":
         v = np.maximum(v, 0.0)
     h = a * v
@@ -163,7 +121,8 @@ def exact_ffn(x: Array, w: Weights, activation: str, threshold: float, *, rounds
     return h @ w["down"] + w["down_bias"], bound
 
 
-def _linear(x: Array, w: Array, b: Array, rounds: bool) -> tuple[Array, Array]:
+def linear_error(x: Array, w: Array, b: Array, rounds: bool) -> tuple[Array, Array]:
+    """Return ``x @ w.T + b``, ``[tokens, out]``, and the bound on what float32 sums may differ from it."""
     step = np.zeros_like(x)
     if rounds:
         cols = x.shape[-1]

@@ -89,14 +89,27 @@ def cut_prompts(documents: Sequence[Document], count: int, context: int) -> list
     return prompts
 
 
-def fingerprint(windows: Sequence[Window], documents: Sequence[Document], sources: Mapping[str, str]) -> dict[str, str]:
-    """Return what a reference file must agree on."""
+def fingerprint(
+    windows: Sequence[Window],
+    documents: Sequence[Document],
+    sources: Mapping[str, str],
+    overrides: Mapping[str, Any],
+) -> dict[str, str]:
+    """Return what a reference file must agree on.
+
+    Args:
+        windows: of the text.
+        documents: the text.
+        sources: SHA-256 of the model folder's files, by name.
+        overrides: activation and threshold that the export was given; they change what PyTorch computes.
+    """
     cut = [[window.document, len(window.ids), window.first] for window in windows]
     return {
         "format": "prosparse reference 1",
         "texts": json.dumps({document.name: document.sha256 for document in documents}),
         "windows": json.dumps(cut),
         "model": json.dumps(dict(sources), sort_keys=True),
+        "overrides": json.dumps(dict(overrides), sort_keys=True),
     }
 
 
@@ -126,10 +139,16 @@ def run_reference(
     Raises:
         ProSparseError: there is no room for the logits.
     """
-    total = sum(len(window.ids) for window in windows)
+    total = sum(len(window.ids) for window in windows) + sum(len(prompt) + greedy for prompt in prompts)
     done = 0
+
+    def more(tokens: int) -> None:
+        nonlocal done
+        done += tokens
+        progress(done, total)
+
     progress(0, total)
-    continuations = [_continue(forward, prompt, greedy) for prompt in prompts]
+    continuations = [_continue(forward, prompt, greedy, more) for prompt in prompts]
     small: dict[str, NDArray[Any]] = {}
     for k, c in enumerate(continuations):
         parts: dict[str, NDArray[Any]] = {"ids": c.ids, "logits": c.logits, "greedy": c.greedy, "gaps": c.gaps}
@@ -139,9 +158,8 @@ def run_reference(
     writer = LogitWriter(target, scratch, {**metadata, **versions}, small, rows, int(continuations[0].logits.shape[1]))
     try:
         for window in windows:
-            progress(done, total)
             writer.add(forward(window.ids, None, False)[0][window.first :])
-            done += len(window.ids)
+            more(len(window.ids))
         file = writer.finish()
     except BaseException:
         writer.discard()
@@ -158,6 +176,12 @@ def open_reference(path: Path, metadata: Mapping[str, str], prompts: int) -> Ref
     file = LogitFile.open(path)
     differences = [
         ("model", "model", "another model", "give the model folder that it was made from"),
+        (
+            "overrides",
+            "activation and threshold",
+            "others",
+            "validate the artifact that it was made with, or make it again with --save-reference",
+        ),
         ("texts", "text", "another text or tokenizer", "give the same --text and --max-tokens as when it was made"),
         ("windows", "windows", "another cut", "give the same --context, --stride and --max-tokens as when it was made"),
     ]
@@ -209,8 +233,9 @@ def artifact_forward(model: SparseModel) -> Forward:
     return forward
 
 
-def _continue(forward: Forward, prompt: NDArray[np.int64], count: int) -> Continuation:
+def _continue(forward: Forward, prompt: NDArray[np.int64], count: int, progress: Callable[[int], None]) -> Continuation:
     first, cache = forward(prompt, None, True)
+    progress(len(prompt))
     last = first[-1]
     tokens: list[int] = []
     gaps: list[float] = []
@@ -218,6 +243,7 @@ def _continue(forward: Forward, prompt: NDArray[np.int64], count: int) -> Contin
         two = np.argpartition(last, -2)[-2:]
         gaps.append(float(abs(last[two[1]] - last[two[0]])))
         tokens.append(int(last.argmax()))
+        progress(1)
         if len(tokens) < count:
             logits, cache = forward(np.asarray(tokens[-1:], np.int64), cache, True)
             last = logits[-1]

@@ -4,10 +4,11 @@ from __future__ import annotations
 
 import xml.etree.ElementTree as ET
 
-from prosparse_export.validation.result import Validation
+from prosparse_export.validation.result import Sparsity, Validation
 
 __all__ = ["as_junit", "as_markdown", "as_text"]
 
+_PARTS = 6  # of the model, in what rounding costs
 _SCALES = "with PyTorch and the checkpoint's own weights"
 
 
@@ -35,11 +36,12 @@ def as_text(result: Validation) -> str:
             f"greedy tokens as PyTorch's before the first other one, by prompt: {match} of {result.greedy_tokens}"
         )
     if result.sparsity is not None:
-        layers = " ".join(f"{value:.1%}" for value in result.sparsity.by_layer)
+        layers = " ".join(_by_layer(result.sparsity))
         lines += ["", f"Sparsity: {result.sparsity.mean:.2%} over {result.sparsity.tokens} tokens; by layer: {layers}"]
     if result.explained:
         nothing = ["explain: every layer is within its bound on the tokens that were looked at"]
         lines += ["", *([f"first beyond its bound: {finding}" for finding in result.findings] or nothing)]
+        lines += [f"explain: {line}" for line in _roundings(result)]
     failed = [check for check in result.checks if not check.passed]
     lines.append("")
     lines += [f"BROKEN {c.name}: measured {c.measured}; allowed {c.allowed}" for c in failed]
@@ -72,11 +74,15 @@ def as_markdown(result: Validation) -> str:
         f"| {q.top1:.2%} | {q.top5:.2%} |"
         for q in result.quality
     ]
+    if result.greedy_tokens:
+        match = ", ".join(map(str, result.greedy_match))
+        lines += ["", f"Greedy tokens as PyTorch's, by prompt: {match} of {result.greedy_tokens}"]
     if result.sparsity is not None:
-        layers = ", ".join(f"{value:.1%}" for value in result.sparsity.by_layer)
+        layers = ", ".join(_by_layer(result.sparsity))
         lines += ["", f"Sparsity {result.sparsity.mean:.2%}; by layer: {layers}"]
     if result.findings:
         lines += ["", "First beyond its bound:", "", *(f"- {finding}" for finding in result.findings)]
+    lines += [line for text in _roundings(result) for line in ("", text)]
     return "\n".join(lines) + "\n"
 
 
@@ -98,6 +104,22 @@ def as_junit(result: Validation) -> str:
         if not check.passed:
             message = f"measured {check.measured}; allowed {check.allowed}"
             failure = ET.SubElement(case, "failure", message=message)
-            failure.text = "\n".join([message, *map(str, result.findings)])
+            failure.text = "\n".join([message, *map(str, result.findings), *_roundings(result)])
     ET.indent(suite)
     return '<?xml version="1.0" encoding="UTF-8"?>\n' + ET.tostring(suite, encoding="unicode") + "\n"
+
+
+def _by_layer(sparsity: Sparsity) -> list[str]:
+    """Return each layer's sparsity, with its number where some between are dense."""
+    numbered = sparsity.layers != tuple(range(len(sparsity.layers)))
+    pairs = zip(sparsity.layers, sparsity.by_layer, strict=True)
+    return [f"{number}: {value:.1%}" if numbered else f"{value:.1%}" for number, value in pairs]
+
+
+def _roundings(result: Validation) -> list[str]:
+    if not result.roundings:
+        return []
+    whole, *parts = result.roundings
+    shown = ", ".join(map(str, parts[:_PARTS]))
+    rest = f" and {len(parts) - _PARTS} smaller ones" if len(parts) > _PARTS else ""
+    return [f"rounding to {result.artifact['weights']} costs {whole.kl:.2g} nats per token; alone, {shown}{rest}"]

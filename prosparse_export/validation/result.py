@@ -11,7 +11,8 @@ from prosparse_export.validation.exactness import Comparison
 from prosparse_export.validation.explain import Finding
 from prosparse_export.validation.limits import Limits
 from prosparse_export.validation.metrics import Quality
-from prosparse_export.validation.operators import OperatorCheck
+from prosparse_export.validation.operator_checks import OperatorCheck, StoredWeights
+from prosparse_export.validation.rounding_costs import RoundingCost
 
 __all__ = ["Check", "Sparsity", "Validation", "check_limits"]
 
@@ -24,11 +25,13 @@ class Sparsity:
         mean: over layers.
         by_layer: in the graph's order.
         tokens: counted.
+        layers: number of each layer in the model; some between may be dense.
     """
 
     mean: float
     by_layer: tuple[float, ...]
     tokens: int
+    layers: tuple[int, ...]
 
 
 @dataclass(frozen=True)
@@ -61,15 +64,17 @@ class Validation:
         greedy_match: for each prompt, tokens equal to PyTorch's before the first that differs, with the library.
         greedy_tokens: tokens generated for each prompt.
         sparsity: of the artifact; None if it has no sparse operator.
-        operators: each sparse operator by itself; empty where PyTorch's weights were not at hand.
+        operators: each operator and linear layer by itself.
+        stored_weights: the artifact's weights against the checkpoint's; None if they were not compared.
         determinism: bits from run to run.
         unknown_operators: operators that the library lacks, so that their dense bodies ran.
         checks: everything that must hold, limits included.
         findings: what --explain found.
+        roundings: what rounding costs by part, if --explain found nothing else that breaks a limit.
         explained: --explain has looked.
         tokens: positions compared.
         texts: name and hash of the token ids of each text.
-        artifact: SHA-256 of the graph file, and the size of its weights.
+        artifact: SHA-256 of graph and weights, and their size.
         versions: of what took part.
         seconds: wall time by stage.
     """
@@ -83,10 +88,12 @@ class Validation:
     greedy_tokens: int
     sparsity: Sparsity | None
     operators: tuple[OperatorCheck, ...]
+    stored_weights: StoredWeights | None
     determinism: Determinism
     unknown_operators: tuple[str, ...]
     checks: tuple[Check, ...]
     findings: tuple[Finding, ...]
+    roundings: tuple[RoundingCost, ...]
     explained: bool
     tokens: int
     texts: dict[str, str]
@@ -133,12 +140,12 @@ def check_limits(
     if (limit := limits.min_greedy_match) is not None:
         value = sum(greedy_match) / max(greedy_tokens * len(greedy_match), 1)
         check("greedy match", f"{value:.1%}", f"at least {limit:.1%}", value >= limit)
-    by_layer = () if sparsity is None else sparsity.by_layer
+    by_layer = {} if sparsity is None else dict(zip(sparsity.layers, sparsity.by_layer, strict=True))
     if (limit := limits.min_sparsity) is not None:
         value = 0.0 if sparsity is None else sparsity.mean
         check("sparsity", f"{value:.2%}", f"at least {limit:.2%}", value >= limit)
     for layer, limit in sorted(limits.min_sparsity_by_layer.items()):
-        if layer >= len(by_layer):
+        if layer not in by_layer:
             check(f"sparsity of layer {layer}", "no such sparse layer", f"at least {limit:.2%}", False)
         else:
             passed = by_layer[layer] >= limit

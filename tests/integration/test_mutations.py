@@ -23,6 +23,7 @@ from prosparse_export.export import ExportOptions
 from prosparse_export.probe import ffn_nodes, read_graph
 from prosparse_export.validation import Validation, ValidationOptions, default_text, validate
 from prosparse_export.validation.explain import explain
+from prosparse_export.validation.subject import open_subject
 from prosparse_export.validation.text import load_tokenizer
 
 pytestmark = pytest.mark.integration
@@ -153,9 +154,9 @@ GRAPH_FAULTS: dict[str, tuple[Edit, int, str]] = {
     "wrong threshold": (wrong_threshold, LAYER, "SparseGatedFFNBF16"),
     "swapped gate and up": (swapped_gate_and_up, LAYER, "SparseGatedFFNBF16"),
     "ReLU on the wrong branch": (relu_on_the_wrong_branch, LAYER, "SparseGatedFFNBF16"),
-    "off by one past length": (off_by_one_past_length, LAYER, "attention"),
-    "stale KV slot": (stale_slot, LAYER, "attention"),
-    "padding ignored": (padding_ignored, 0, "attention"),
+    "off by one past length": (off_by_one_past_length, LAYER, "GroupQueryAttention"),
+    "stale KV slot": (stale_slot, LAYER, "GroupQueryAttention"),
+    "padding ignored": (padding_ignored, 0, "from input_ids, attention_mask"),
 }
 
 
@@ -276,20 +277,13 @@ def test_racing_thread(demo_folder: Path, demo_artifact: Path, monkeypatch: pyte
 def test_the_demo_passes_at_the_same_limits(
     demo_folder: Path, demo_artifact: Path, demo_i4: Path, demo_f16: Path
 ) -> None:
-    from prosparse_export.artifact import read_manifest
-    from prosparse_export.model_folder import load_model_folder
-    from prosparse_export.stored_weights import stored_formats, with_stored_weights
-
     ids = np.asarray(load_tokenizer(demo_folder)(default_text()[:2000])["input_ids"][:64], np.int64)
     for artifact in (demo_artifact, demo_i4, demo_f16):
         result = check(demo_folder, artifact)
         assert result.passed, failed(result)
-        nodes = ffn_nodes(read_graph(artifact))
-        linears = {n.module: [f"{n.module}.{name}_proj" for name in ("gate", "up", "down")] for n in nodes}
-        model = load_model_folder(demo_folder).model
-        formats = stored_formats(read_manifest(artifact))
-        others = {name: stored for name, stored in formats.items() if ".mlp." not in name}
-        assert len(others) == 5 * 4 + 2  # q, k, v, o; embedding and lm_head
-        with_stored_weights(model, others)
-        count = len(others) if artifact is demo_i4 else 0
-        assert explain(model, artifact, nodes, linears, ids, fused_attention=True, roundings=count) == []
+        assert len(result.operators) == 5 * (1 + 4) + 1  # FFN, q, k, v, o; lm_head
+        assert result.stored_weights is not None
+        assert result.stored_weights.share > 0.999
+        subject = open_subject(demo_folder, artifact)
+        for low_memory in (False, True):
+            assert explain(subject.load(low_memory=low_memory), subject, ids) == []

@@ -1,0 +1,119 @@
+"""The linear layers of a graph that lie outside its sparse operators: attention's, lm_head, blocks left dense."""
+
+from __future__ import annotations
+
+from collections.abc import Container
+from dataclasses import dataclass
+
+import numpy as np
+import onnx
+import onnx_ir as ir
+from numpy.typing import NDArray
+from transformers.pytorch_utils import Conv1D
+
+from graph_passes.custom_ops import DOMAIN, FORMATS
+from graph_passes.linear import find_linears
+from prosparse_export.stored_weights import stored_arrays
+from prosparse_export.validation.operators import linear_error, stored_values
+from prosparse_models import Checkpoint
+
+__all__ = ["LinearSite", "exact_linear", "linear_sites", "load_linear"]
+
+_ROWS = 2048  # of a matrix in float64 at a time: an lm_head of 32,000 rows would take a gigabyte
+
+
+@dataclass(frozen=True)
+class LinearSite:
+    """One linear layer.
+
+    Attributes:
+        module: PyTorch's module.
+        op: ``Linear*``, MatMul or Gemm.
+        weights: the format of its matrix.
+        position: place of its node in the graph.
+        x: name of the input ``[..., in]``.
+        y: name of the output ``[..., out]``.
+        stored: initializers of the matrix: weights and, for i8 and i4, scales.
+        transposed: the matrix is stored ``[in, out]``.
+        bias: initializer of the bias; "" if there is none.
+    """
+
+    module: str
+    op: str
+    weights: str
+    position: int
+    x: str
+    y: str
+    stored: tuple[str, ...]
+    transposed: bool
+    bias: str
+
+
+def linear_sites(model: onnx.ModelProto, modules: Container[str]) -> list[LinearSite]:
+    """Return the linear layers that are named as one of ``modules``, in the graph's order."""
+    sites = []
+    for position, node in enumerate(model.graph.node):
+        if node.domain == DOMAIN and node.op_type.startswith("Linear") and node.name in modules:
+            weights = max((f for f in FORMATS if node.op_type.endswith(f.upper())), key=len)
+            x, *stored, bias = node.input
+            sites.append(
+                LinearSite(node.name, node.op_type, weights, position, x, node.output[0], tuple(stored), False, bias)
+            )
+    places = {node.name: position for position, node in enumerate(model.graph.node)}
+    for linear in find_linears(ir.from_proto(model).graph).values():
+        product = next((u.node for u in linear.weight.value.uses() if u.node.inputs[0] is linear.x), None)
+        if product is None or (product.name or "") not in modules or linear.weight.dtype != ir.DataType.FLOAT:
+            continue
+        name, matrix = product.name or "", linear.weight.value.name or ""
+        bias = (linear.bias.name or "") if linear.bias is not None else ""
+        x, y = linear.x.name or "", linear.output.name or ""
+        site = LinearSite(name, product.op_type, "f32", places[name], x, y, (matrix,), linear.in_major, bias)
+        sites.append(site)
+    return sorted(sites, key=lambda site: site.position)
+
+
+def load_linear(
+    checkpoint: Checkpoint, site: LinearSite
+) -> tuple[dict[str, NDArray[np.generic]], NDArray[np.float32], NDArray[np.float32]]:
+    """Return what the artifact should store for a linear layer, by initializer, and the stored numbers.
+
+    Args:
+        checkpoint: PyTorch with the checkpoint's own weights.
+        site: the layer.
+
+    Returns:
+        the initializers; the matrix ``[out, in]``; the bias ``[out]``, zeros where there is none.
+    """
+    layer = checkpoint.model.get_submodule(site.module)
+    weight = layer.weight.detach() if checkpoint.weights is None else checkpoint.weights.values(layer.weight)
+    if isinstance(layer, Conv1D):  # [in, out]
+        weight = weight.T
+    arrays = stored_arrays(weight, site.weights, is_down=False)
+    matrix = stored_values(arrays, weight.shape[1])
+    if site.transposed:
+        arrays = [arrays[0].T]
+    expected = dict(zip(site.stored, arrays, strict=True))
+    bias = getattr(layer, "bias", None)
+    values = np.zeros(len(matrix), np.float32) if bias is None else bias.detach().float().numpy()
+    if site.bias:
+        expected[site.bias] = values
+    return expected, matrix, values
+
+
+def exact_linear(
+    x: NDArray[np.float64], matrix: NDArray[np.float32], bias: NDArray[np.float32], *, rounds: bool
+) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
+    """Return ``x @ matrix.T + bias`` in float64, ``[tokens, out]``, and how far float32 arithmetic may be from it.
+
+    Args:
+        x: ``[tokens, in]``.
+        matrix: ``[out, in]``.
+        bias: ``[out]``.
+        rounds: activations are rounded to 16 bits, as the i8 and i4 kernels do.
+    """
+    parts = [
+        linear_error(x, matrix[i : i + _ROWS].astype(np.float64), bias[i : i + _ROWS].astype(np.float64), rounds)
+        for i in range(0, len(matrix), _ROWS)
+    ]
+    values, bounds = zip(*parts, strict=True)
+    return np.concatenate(values, -1), np.concatenate(bounds, -1)
