@@ -118,9 +118,8 @@ class FuseLinearPass(ir.passes.InPlacePass):
 def _name_products(graph: ir.Graph) -> bool:
     modified = False
     for linear in find_linears(graph).values():
-        matrix, module = linear.weight.value, linear.module
-        product = next((use.node for use in matrix.uses() if use.node.inputs[0] is linear.x), None)
-        if not module or product is None or product.name == module:
+        matrix, module, product = linear.weight.value, linear.module, linear.product
+        if not module or product.name == module:
             continue
         product.name, modified = module, True
         name = f"{module}.weight_t" if linear.in_major else f"{module}.weight"

@@ -38,6 +38,15 @@ class Linear:
     module: str
 
     @property
+    def product(self) -> ir.Node:
+        """The node that multiplies; the bias may be added by another."""
+        node = self.output.producer()
+        assert node is not None
+        if node.op_type == "Add":
+            return next(p for value in node.inputs if value is not None and (p := value.producer()) is not None)
+        return node
+
+    @property
     def d_in(self) -> int:
         """Input features."""
         return self.weight.shape[0 if self.in_major else 1]

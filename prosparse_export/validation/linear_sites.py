@@ -61,8 +61,8 @@ def linear_sites(model: onnx.ModelProto, modules: Container[str]) -> list[Linear
             )
     places = {node.name: position for position, node in enumerate(model.graph.node)}
     for linear in find_linears(ir.from_proto(model).graph).values():
-        product = next((u.node for u in linear.weight.value.uses() if u.node.inputs[0] is linear.x), None)
-        if product is None or (product.name or "") not in modules or linear.weight.dtype != ir.DataType.FLOAT:
+        product = linear.product
+        if (product.name or "") not in modules or linear.weight.dtype != ir.DataType.FLOAT:
             continue
         name, matrix = product.name or "", linear.weight.value.name or ""
         bias = (linear.bias.name or "") if linear.bias is not None else ""

@@ -21,7 +21,7 @@ from prosparse_export.activity import measure_activity
 from prosparse_export.errors import ProSparseError
 from prosparse_export.export import ExportOptions
 from prosparse_export.probe import ffn_nodes, read_graph
-from prosparse_export.validation import Validation, ValidationOptions, default_text, validate
+from prosparse_export.validation import Limits, Validation, ValidationOptions, as_text, default_text, validate
 from prosparse_export.validation.explain import explain
 from prosparse_export.validation.subject import open_subject
 from prosparse_export.validation.text import load_tokenizer
@@ -140,6 +140,11 @@ def stale_slot(model: onnx.ModelProto) -> None:
     attention(model).input[3] = "f.turned"
 
 
+def attention_forgets(model: onnx.ModelProto) -> None:
+    """Only tokens after the fiftieth show it."""
+    attention(model).attribute.append(helper.make_attribute("local_window_size", 50))
+
+
 def padding_ignored(model: onnx.ModelProto) -> None:
     one = helper.make_tensor("one", onnx.TensorProto.INT64, [1], [1])
     users = [n for n in model.graph.node if "attention_mask" in n.input]
@@ -156,6 +161,7 @@ GRAPH_FAULTS: dict[str, tuple[Edit, int, str]] = {
     "ReLU on the wrong branch": (relu_on_the_wrong_branch, LAYER, "SparseGatedFFNBF16"),
     "off by one past length": (off_by_one_past_length, LAYER, "GroupQueryAttention"),
     "stale KV slot": (stale_slot, LAYER, "GroupQueryAttention"),
+    "attention that forgets": (attention_forgets, LAYER, "GroupQueryAttention"),
     "padding ignored": (padding_ignored, 0, "from input_ids, attention_mask"),
 }
 
@@ -203,6 +209,55 @@ def test_one_wrong_scale_in_i4(demo_folder: Path, demo_i4: Path, tmp_path: Path)
     result = check(demo_folder, changed(demo_i4, tmp_path, edit))
     assert_named(result, LAYER, "SparseGatedFFNI4")
     assert result.findings[0].run.endswith("gate_proj.weight.i4_scale")
+
+
+def test_one_wrong_scale_outside_the_ffns(demo_folder: Path, demo_i4: Path, tmp_path: Path) -> None:
+    """Of attention's output projection; every logit stays within the bound of i4."""
+
+    def edit(model: onnx.ModelProto) -> None:
+        node = next(n for n in model.graph.node if n.name == f"model.layers.{LAYER}.self_attn.o_proj")
+        change_weight(model, node.input[2], lambda s: s.__setitem__((5, 1), s[5, 1] * np.float16(1.02)))
+
+    result = check(demo_folder, changed(demo_i4, tmp_path, edit))
+    assert all(c.passed for c in result.comparisons)
+    assert_named(result, LAYER, "LinearI4")
+    assert result.findings[0].run.endswith("o_proj.weight.i4_scale")
+
+
+def test_one_wrong_number_of_a_norm(demo_folder: Path, demo_i4: Path, tmp_path: Path) -> None:
+    def edit(model: onnx.ModelProto) -> None:
+        change_weight(model, f"model.layers.{LAYER}.input_layernorm.weight", lambda w: w.__setitem__(3, w[3] * 1.001))
+
+    result = check(demo_folder, changed(demo_i4, tmp_path, edit))
+    assert failed(result) == ["stored weights"]
+    assert {finding.layer for finding in result.findings} == {LAYER}
+    assert result.findings[0].op == "initializer"
+
+
+def test_what_rounding_costs_is_named_by_part(demo_folder: Path, demo_i4: Path) -> None:
+    """All is computed as it should be, and a limit breaks: the findings are parts of the model."""
+    result = check(demo_folder, demo_i4, limits=Limits(max_kl=1e-3))
+    assert failed(result) == ["mean KL divergence"]
+    assert result.findings == ()
+    whole, *parts = result.roundings
+    names = {part.module for part in parts}
+    blocks = {f"model.layers.{i}.{name}" for i in range(5) for name in ("mlp", "self_attn")}
+    assert names == {*blocks, "model.embed_tokens", "lm_head"}
+    assert whole.kl > parts[0].kl > parts[-1].kl > 0
+    assert result.quality[1].kl_mean == pytest.approx(whole.kl, rel=0.5)  # of 160 tokens it is, of 96 the other
+    assert f"alone, {parts[0].module} {parts[0].kl:.2g}" in as_text(result)
+
+
+def test_a_reference_file_does_not_hide_a_wrong_weight(demo_folder: Path, demo_i4: Path, tmp_path: Path) -> None:
+    reference = tmp_path / "reference"
+    assert check(demo_folder, demo_i4, save_reference=reference).passed
+
+    def edit(model: onnx.ModelProto) -> None:
+        change_weight(model, block(model).input[2], lambda s: s.__setitem__((5, 1), s[5, 1] * np.float16(1.25)))
+
+    result = check(demo_folder, changed(demo_i4, tmp_path / "changed", edit), reference=reference)
+    assert "stored weights" not in failed(result)
+    assert f"layer {LAYER}: SparseGatedFFNI4 (model.layers.{LAYER}.mlp)" in failed(result)
 
 
 def test_f16_overflow(demo_folder: Path, demo_f16: Path, tmp_path: Path) -> None:
@@ -272,6 +327,31 @@ def test_racing_thread(demo_folder: Path, demo_artifact: Path, monkeypatch: pyte
     assert "same bits in every run" in failed(result)
     assert all(c.passed for c in result.comparisons)  # far within their bounds: only the bits tell
     assert_named(result, LAYER, "SparseGatedFFNBF16")
+
+
+def test_threads_that_race_are_seen_by_repeat_alone(
+    demo_folder: Path, demo_artifact: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """One bit of one logit, where there are two threads: what runs with one thread is right."""
+    real = onnxruntime.InferenceSession
+
+    class Racing(real):  # type: ignore[valid-type,misc]
+        def __init__(self, path: Any, options: Any, **kwargs: Any) -> None:
+            super().__init__(path, options, **kwargs)
+            self.races = options.intra_op_num_threads > 1
+
+        def run(self, names: Any, feeds: Any, *rest: Any) -> Any:
+            values = super().run(names, feeds, *rest)
+            if self.races:
+                values[0].view(np.uint32).flat[-1] ^= 1
+            return values
+
+    monkeypatch.setattr(onnxruntime, "InferenceSession", Racing)
+    usual = check(demo_folder, demo_artifact, threads=1, explain=False)
+    assert usual.passed, failed(usual)
+    result = check(demo_folder, demo_artifact, threads=1, explain=False, repeat=True)
+    assert failed(result) == ["same bits in every run"]
+    assert "run 2 (2 threads) against run 1 (1)" in result.determinism.first
 
 
 def test_the_demo_passes_at_the_same_limits(

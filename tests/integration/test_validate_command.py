@@ -48,7 +48,11 @@ def test_limits_reports_and_manifest(run: Callable[..., Result], artifact: Path,
     assert values["passed"] is True
     assert {c["name"] for c in values["checks"]} >= {"top-1 agreement", "sparsity", "same bits in every run"}
     assert [q["name"] for q in values["quality"]] == ["without library", "with library"]
-    assert len(values["operators"]) == len(values["sparsity"]["by_layer"])
+    modules = {o["module"] for o in values["operators"]}
+    assert {f"model.layers.{i}.mlp" for i in range(len(values["sparsity"]["by_layer"]))} < modules
+    assert {"model.layers.0.self_attn.o_proj", "lm_head"} < modules
+    assert values["stored_weights"]["wrong"] == []
+    assert values["stored_weights"]["share"] > 0.999
     assert ET.parse(tmp_path / "j.xml").getroot().get("failures") == "0"
     broken = run(*files, "--min-sparsity", "layer 1: 100%", "--max-ppl-increase", "0%", "--min-sparsity", "100%")
     assert broken.exit_code == 1
@@ -62,6 +66,11 @@ def test_limits_reports_and_manifest(run: Callable[..., Result], artifact: Path,
     assert info.exit_code == 0, info.output
     assert "broken: sparsity: measured" in info.stdout
     assert "validate again" not in info.stdout
+    data = artifact.with_name(f"{artifact.name}.data")
+    contents = data.read_bytes()
+    data.write_bytes(contents + bytes(4096))
+    assert "validate again" in CliRunner().invoke(main, ["info", str(artifact)]).stdout
+    data.write_bytes(contents)
     artifact.write_bytes(artifact.read_bytes() + b"\x00")
     assert "validate again" in CliRunner().invoke(main, ["info", str(artifact)]).stdout
 
@@ -75,7 +84,8 @@ def test_reference_file(run: Callable[..., Result], artifact: Path, tmp_path: Pa
     one, two = (json.loads(r.stdout) for r in (first, again))
     assert one["comparisons"] == two["comparisons"]
     assert one["quality"] == two["quality"]
-    assert two["operators"] == []
+    assert two["operators"] == one["operators"]  # the folder has the weights, if no model runs
+    assert two["stored_weights"] == one["stored_weights"]
     text.write_text("Another text. " * 60)
     refused(run("--reference", file, "--text", text), "expected this text, got another text or tokenizer")
     refused(run("--reference", file, "--stride", "64"), "expected this windows, got another cut")

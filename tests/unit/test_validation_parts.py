@@ -8,16 +8,19 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import onnx
 import pytest
 import torch
 from numpy.typing import NDArray
 
 from prosparse_export.errors import ProSparseError
+from prosparse_export.validation.between import Between
 from prosparse_export.validation.determinism import Determinism
 from prosparse_export.validation.exactness import greedy_match
 from prosparse_export.validation.limits import Limits, parse_share, parse_sparsity, read_limits
 from prosparse_export.validation.logit_file import LogitFile, LogitWriter
 from prosparse_export.validation.metrics import Difference, Quality, QualitySum
+from prosparse_export.validation.operator_checks import layer_of
 from prosparse_export.validation.reference import Continuation, cut_prompts
 from prosparse_export.validation.render import as_junit, as_markdown, as_text
 from prosparse_export.validation.result import Check, Sparsity, Validation, check_limits
@@ -59,6 +62,7 @@ def test_a_number_that_is_none_breaks_everything(bad: float) -> None:
     total.add(actual, expected, np.zeros(150, np.int64))
     difference.add(actual, expected, bound=1e-3)
     difference.add(expected, expected, bound=1e-3)
+    assert difference.first == 70
     q = total.result()
     assert not difference.max_abs_diff <= 1e-3
     assert not q.max_abs_diff <= 1e30
@@ -207,12 +211,14 @@ def result(**fields: Any) -> Validation:
         "lossy": False,
         "greedy_match": (3, 4),
         "greedy_tokens": 4,
-        "sparsity": Sparsity(0.85, (0.8, 0.9), 10),
+        "sparsity": Sparsity(0.85, (0.8, 0.9), 10, (0, 1)),
         "operators": (),
+        "stored_weights": None,
         "determinism": Determinism((1, 2), 10, 0, ""),
         "unknown_operators": (),
         "checks": checks,
         "findings": (),
+        "roundings": (),
         "explained": False,
         "tokens": 10,
         "texts": {"x.txt": "00"},
@@ -229,6 +235,7 @@ def test_reports_name_what_is_broken() -> None:
     assert "| top-1 agreement | 90% | at least 99% | **FAIL** |" in as_markdown(r).splitlines()
     suite = ET.fromstring(as_junit(r))
     assert (suite.get("tests"), suite.get("failures")) == ("2", "1")
+    assert "Greedy tokens as PyTorch's, by prompt: 3, 4 of 4" in as_markdown(r).splitlines()
     failures = {case.get("name"): case.find("failure") for case in suite.iter("testcase")}
     assert failures["a <b> check"] is None
     assert failures["top-1 agreement"].get("message") == "measured 90%; allowed at least 99%"  # type: ignore[union-attr]
@@ -251,3 +258,50 @@ def test_every_limit_can_break_and_hold() -> None:
     assert not any(c.passed for c in checks), checks
     held = Limits(0.2, 0.9, 0.99, 0.1, 0.85, {0: 0.8, 1: 0.9}, 0.875)
     assert all(c.passed for c in check_limits(held, q, s, (3, 4), 4))
+
+
+def test_layers_are_the_models_own_where_some_stay_dense() -> None:
+    q = result().quality[0]
+    sparse = Sparsity(0.85, (0.8, 0.9), 10, (0, 7))
+    broken, missing, held = check_limits(Limits(min_sparsity_by_layer={0: 0.85, 1: 0.1, 7: 0.85}), q, sparse, (3, 4), 4)
+    assert (broken.passed, missing.passed, held.passed) == (False, False, True)
+    assert missing.measured == "no such sparse layer"
+    assert "by layer: 0: 80.0% 7: 90.0%" in as_text(result(sparsity=sparse))
+
+
+def test_first_position_beyond_the_bound_is_kept() -> None:
+    difference = Difference()
+    expected = logits(0)
+    difference.add(expected, expected, bound=1e-3)
+    assert difference.first == -1
+    actual = expected.copy()
+    actual[100, 5] += 0.01
+    actual[120, 5] += 0.01
+    difference.add(actual, expected, bound=1e-3)
+    assert difference.first == 150 + 100
+
+
+def test_layer_of_a_module() -> None:
+    assert layer_of("model.layers.12.mlp") == 12
+    assert layer_of("transformer.h.3") == 3
+    assert layer_of("lm_head") is None
+
+
+def test_what_lies_between() -> None:
+    make = onnx.helper.make_node
+    nodes = [
+        make("Gather", ["table", "ids"], ["e"]),
+        make("SimplifiedLayerNormalization", ["e", "w"], ["n"]),
+        make("MatMul", ["n", "q"], ["qx"]),
+        make("Reshape", ["qx", "s"], ["qr"]),
+        make("GroupQueryAttention", ["qr", "mask"], ["a"]),
+        make("Add", ["a", "e"], ["h"]),
+    ]
+    inputs = [onnx.helper.make_tensor_value_info(name, onnx.TensorProto.INT64, [1]) for name in ("ids", "mask", "past")]
+    outputs = [onnx.helper.make_tensor_value_info("h", onnx.TensorProto.FLOAT, [1])]
+    model = onnx.helper.make_model(onnx.helper.make_graph(nodes, "g", inputs, outputs))
+    between = Between(model, {"qx"})
+    assert between("n", from_inputs=True) == "from ids through SimplifiedLayerNormalization"
+    assert between("a") == "GroupQueryAttention"
+    assert between("qr") == ""
+    assert between("e") == "Gather"
