@@ -22,7 +22,16 @@ from prosparse_export import register
 
 Run = Callable[[], object]
 Array = NDArray[np.generic]
-WORKING_SET = 192 << 20  # bytes of weights that a round reads at least; L3 caches hold less
+
+
+def _last_level_cache() -> int:
+    """Return the size of the L3 cache in bytes as Linux gives it; 0 where it does not."""
+    path = Path("/sys/devices/system/cpu/cpu0/cache/index3/size")
+    text = path.read_text(encoding="ascii").strip() if path.is_file() else "0K"
+    return int(text.removesuffix("K")) << 10
+
+
+WORKING_SET = max(192 << 20, _last_level_cache() * 3 // 2)  # bytes of weights that a round reads at least
 BITS = {"f32": 32.0, "f16": 16.0, "bf16": 16.0, "i8": 8.5, "i4": 4.5}
 """Bits per stored weight, scales included."""
 _TYPES = {
