@@ -3,9 +3,8 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator
 from contextlib import contextmanager
-from typing import Any
 
 from rich.console import Console
 from rich.progress import BarColumn, Progress, SpinnerColumn, TaskID, TextColumn, TimeElapsedColumn, TimeRemainingColumn
@@ -13,31 +12,7 @@ from rich.progress import BarColumn, Progress, SpinnerColumn, TaskID, TextColumn
 from prosparse_export.cli.interruption import raise_if_interrupted
 from prosparse_export.progress import Report
 
-__all__ = ["describe_approximation", "describe_expected", "stages"]
-
-
-def describe_expected(expected: Mapping[str, Any] | None) -> Iterator[str]:
-    """Yield the lines that say what speed to expect; none without calibration."""
-    if expected is None:
-        return
-    for layer in expected["layers"]:
-        sparsity = "not measured" if layer["sparsity"] is None else f"{layer['sparsity']:.0%} sparse"
-        yield f"layer {layer['layer']}: {sparsity}, {layer['speedup']:.2f}x"
-    yield (
-        f"whole model: {expected['decode_speedup']:.2f}x decode, {1 / expected['decode_seconds']:.1f} tokens/s "
-        f"({expected['threads']} threads, {expected['bandwidth'] / 1e9:.1f} GB/s here; FFNs are "
-        f"{expected['ffn_share']:.0%} of a dense step's bytes)"
-    )
-
-
-def describe_approximation(recorded: Mapping[str, Any]) -> str:
-    """Return the manifest's entry on --approximate as one line."""
-    return (
-        f"{recorded['activation']} approximated, {recorded['keep']:.0%} of the neurons kept: perplexity "
-        f"{recorded['perplexity_dense']:.4g} -> {recorded['perplexity']:.4g} ({recorded['perplexity_change']:+.2%}) on "
-        f"{recorded['perplexity_tokens']} tokens of the calibration text that set no threshold; "
-        f"zeros {recorded['sparsity']:.1%}"
-    )
+__all__ = ["stages"]
 
 
 _LINE_EVERY = 10.0  # seconds between lines of one stage where there is no terminal

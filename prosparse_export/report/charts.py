@@ -177,10 +177,15 @@ def _speed(axes: Axes, report: Report) -> None:
 
 
 def _calibration(axes: Axes, report: Report) -> None:
-    points = sorted(report.calibration, key=lambda p: p["threshold"])
-    x = [p["threshold"] for p in points]
+    search = report.calibration
+    if search is None:
+        raise ValueError("calibration: expected the manifest to have a threshold search, got none")
+    points = [p for p in search["points"] if np.isfinite(p["perplexity"])]
+    x = [p["knob"] for p in points]
     axes.plot(x, [100 * p["sparsity"] for p in points], "o-", color=_COLOURS[0], ms=4)
-    axes.set_xlabel("threshold")
+    axes.axvline(search["chosen"]["knob"], color="#888888", linewidth=0.7, linestyle=":")
+    axes.text(search["chosen"]["knob"], 1.0, "chosen", transform=axes.get_xaxis_transform(), ha="right", fontsize=7.5)
+    axes.set_xlabel("threshold" if search["knob"] == "threshold" else "energy dropped, share of each layer's")
     axes.set_ylabel("sparsity, % (circles)")
     other = axes.twinx()
     other.spines["right"].set_visible(True)
@@ -198,5 +203,5 @@ CHARTS: dict[str, Chart] = {
     "texts": ("Active neurons by text", lambda r: 0.9 + 0.42 * len(r.texts), _texts),
     "kept": ("Neurons kept from token to token", lambda _: 2.8, _kept),
     "speed": ("Speed by layer, one token", lambda _: 3.0, _speed),
-    "calibration": ("Threshold, sparsity, perplexity", lambda _: 3.0, _calibration),
+    "calibration": ("Threshold search: sparsity, perplexity", lambda _: 3.0, _calibration),
 }

@@ -27,7 +27,8 @@ _CAPTIONS = {
     "speed": "Dense is the operator's own ONNX body on stock onnxruntime, which computes in float32, in turns with the "
     "sparse kernel in one process. The ceiling counts weights read in the same format: 3 / (1 + 2 (1 - s)), or "
     "2 / (2 - s) without a gate; a narrower format than float32 can pass it, a small layer may not reach it.",
-    "calibration": "From the threshold search that the manifest records.",
+    "calibration": "What prosparse calibrate tried before the export, and chose: {knob} {chosen[knob]:.4g}, sparsity "
+    "{sparsity:.2f} %, perplexity {chosen[perplexity]:.4g}; its budget allowed {perplexity_limit:.4g}.",
 }
 
 
@@ -35,7 +36,7 @@ def charts_of(report: Report) -> list[str]:
     """Return the names of the charts that this report has numbers for."""
     from prosparse_export.report.charts import CHARTS
 
-    missing = {"calibration"} if not report.calibration else set()
+    missing = {"calibration"} if report.calibration is None else set()
     if all(layer.speed is None for layer in report.layers):
         missing.add("speed")
     return [name for name in CHARTS if name not in missing]
@@ -52,10 +53,16 @@ def render_page(report: Report) -> str:
         undefined=jinja2.StrictUndefined,
     )
     figures = [
-        (name, jinja2.utils.markupsafe.Markup(_svg(name, report)), _CAPTIONS[name]) for name in charts_of(report)
+        (name, jinja2.utils.markupsafe.Markup(_svg(name, report)), _caption(name, report)) for name in charts_of(report)
     ]
     page: str = environment.get_template("report.html").render(report=report, figures=figures)
     return page
+
+
+def _caption(name: str, report: Report) -> str:
+    if name == "calibration" and report.calibration is not None:
+        return _CAPTIONS[name].format(sparsity=100 * report.calibration["chosen"]["sparsity"], **report.calibration)
+    return _CAPTIONS[name]
 
 
 def write_page(report: Report, path: Path) -> None:
