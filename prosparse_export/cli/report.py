@@ -54,13 +54,14 @@ def report_command(
     """
     page = output or onnx_file.with_suffix(".report.html")
     for path in (page, json_file):
-        if path is not None and path.exists() and not overwrite:
-            raise ProSparseError(f"output: {path}: exists already", hint="choose another name or pass --overwrite")
+        _refuse(path, overwrite=overwrite)
     with stages(quiet=quiet) as report:
         report("start", 0, 0)
-        from prosparse_export.report import ReportOptions, measure, write_json, write_page, write_pngs
+        from prosparse_export.report import ReportOptions, measure, png_paths, write_json, write_page, write_pngs
         from prosparse_export.validation.text import BUNDLED, default_text, read_text
 
+        for path in png_paths(png_folder) if png_folder is not None else ():
+            _refuse(path, overwrite=overwrite)  # each that any report may write, before the minutes of measuring
         texts = [(path.name, read_text(path)) for path in text_files] or [(BUNDLED, default_text())]
         result = measure(onnx_file, texts, ReportOptions(max_tokens, context, speed, threads), report)
         report("write", 0, 0)
@@ -71,6 +72,11 @@ def report_command(
             _folder(png_folder)
             write_pngs(result, png_folder)
     click.echo(str(page))
+
+
+def _refuse(path: Path | None, *, overwrite: bool) -> None:
+    if path is not None and path.exists() and not overwrite:
+        raise ProSparseError(f"output: {path}: exists already", hint="choose another name or pass --overwrite")
 
 
 def _folder(path: Path) -> None:

@@ -1,6 +1,6 @@
 """How sparse an artifact is, by layer, neuron, token and text, as a page; docs/validation.md."""
 
 from prosparse_export.report.measure import Report, ReportOptions, measure
-from prosparse_export.report.page import write_json, write_page, write_pngs
+from prosparse_export.report.page import png_paths, write_json, write_page, write_pngs
 
-__all__ = ["Report", "ReportOptions", "measure", "write_json", "write_page", "write_pngs"]
+__all__ = ["Report", "ReportOptions", "measure", "png_paths", "write_json", "write_page", "write_pngs"]

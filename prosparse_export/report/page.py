@@ -12,7 +12,7 @@ from prosparse_export.errors import ProSparseError
 from prosparse_export.report.measure import Report
 from prosparse_export.write_aside import write_aside
 
-__all__ = ["render_page", "write_json", "write_page", "write_pngs"]
+__all__ = ["png_paths", "render_page", "write_json", "write_page", "write_pngs"]
 
 _CAPTIONS = {
     "layers": "Bars: share of neurons that are not exactly zero at down_proj's input, over all tokens. "
@@ -72,6 +72,18 @@ def write_page(report: Report, path: Path) -> None:
         ProSparseError: it cannot be written, or the extra packages are missing.
     """
     write_aside(path, render_page(report).encode())
+
+
+def png_paths(folder: Path) -> list[Path]:
+    """Return the files that `write_pngs` may write, one for each kind of chart.
+
+    Raises:
+        ProSparseError: the extra packages are missing.
+    """
+    _extra()
+    from prosparse_export.report.charts import CHARTS
+
+    return [folder / f"{name}.png" for name in CHARTS]
 
 
 def write_pngs(report: Report, folder: Path) -> list[Path]:

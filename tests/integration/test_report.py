@@ -147,6 +147,18 @@ def test_command(demo_artifact: Path, tmp_path: Path) -> None:
     again = run()
     assert again.returncode == 1
     assert "exists already" in again.stderr
+    png = tmp_path / "charts" / "texts.png"
+    png.parent.mkdir()
+    png.write_text("mine")
+    in_the_way = run("-o", str(tmp_path / "y.html"), "--json", str(tmp_path / "y.json"), "--png", str(png.parent))
+    assert in_the_way.returncode == 1
+    assert f"output: {png}: exists already" in in_the_way.stderr
+    assert "hint: " in in_the_way.stderr
+    assert (png.read_text(), len(list(png.parent.iterdir()))) == ("mine", 1)
+    assert not list(tmp_path.glob("y.*"))
+    replaced = run("--overwrite", "--png", str(png.parent))
+    assert replaced.returncode == 0, replaced.stderr
+    assert png.read_bytes().startswith(b"\x89PNG")
     (tmp_path / "empty.txt").write_text("")
     bad = run("--overwrite", "--text", str(tmp_path / "empty.txt"))
     assert bad.returncode == 1
