@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import io
 import json
 import re
 from pathlib import Path
@@ -89,14 +88,12 @@ def png_paths(folder: Path) -> list[Path]:
 def write_pngs(report: Report, folder: Path) -> list[Path]:
     """Write every chart as a PNG into ``folder`` and return their paths."""
     _extra()
-    from prosparse_export.report.charts import draw
+    from prosparse_export.report.charts import save
 
     paths = []
     for name in charts_of(report):
-        stream = io.BytesIO()
-        draw(name, report).savefig(stream, format="png", dpi=200)
         paths.append(folder / f"{name}.png")
-        write_aside(paths[-1], stream.getvalue())
+        write_aside(paths[-1], save(name, report, "png", dpi=200))
     return paths
 
 
@@ -119,11 +116,9 @@ def _extra() -> Any:
 
 
 def _svg(name: str, report: Report) -> str:
-    from prosparse_export.report.charts import draw
+    from prosparse_export.report.charts import save
 
-    stream = io.StringIO()
-    draw(name, report).savefig(stream, format="svg", metadata={"Date": None, "Creator": None})
-    text = stream.getvalue()
+    text = save(name, report, "svg", metadata={"Date": None, "Creator": None}).decode()
     text = text[text.index("<svg") :]
     # One page, many drawings: ids must differ. And no size of its own: the page sets the width.
     text = re.sub(r'\bid="([^"]+)"', rf'id="{name}-\1"', text)
