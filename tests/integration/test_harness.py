@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import json
 import os
+from collections import Counter
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -20,6 +22,7 @@ from lm_eval.tasks import TaskManager
 from prosparse_export import export_model
 from prosparse_export.export import ExportOptions
 from prosparse_export.harness import ProSparseLM
+from prosparse_export.runtime import SparseModel
 from prosparse_export.validation import default_text
 
 pytestmark = pytest.mark.integration
@@ -132,6 +135,44 @@ def test_a_batch_and_the_dense_twin_score_the_same(tasks: list[dict[str, Any]], 
             for (log_a, greedy_a), (log_b, greedy_b) in zip(_flat(one), _flat(other), strict=True):
                 assert log_a == pytest.approx(log_b, abs=1e-3)
                 assert greedy_a == greedy_b
+
+
+@dataclass
+class Generation:
+    args: tuple[str, dict[str, Any]]
+
+
+def test_a_batch_generates_the_same_texts_in_order(demo_f32: Path) -> None:
+    """Prompts of unlike lengths, options of three kinds in turns, ends by stop text, by end token and by the limit."""
+    words = default_text().split()
+    ends_at = {"until": [".", ","], "max_gen_toks": 24}
+    sampled = {"until": [], "max_gen_toks": 8, "do_sample": True, "temperature": 1.0}
+    kinds = [ends_at, {"until": "the", "max_gen_toks": 12}, ends_at, sampled]
+    contexts = [" ".join(words[40 * k : 40 * k + 3 + (7 * k) % 31]) for k in range(26)]
+    requests = [Generation((context, kinds[k % len(kinds)])) for k, context in enumerate(contexts)]
+    alone, batch = ProSparseLM(str(demo_f32), threads=1), ProSparseLM(str(demo_f32), threads=1, batch_size=8)
+    # A token that ends a text, though not a batch: the commonest first one of the greedy texts.
+    firsts = [next(alone.model.stream([alone.tok_encode(c)], max_new_tokens=1))[0] for c in contexts]
+    end = int(np.bincount(firsts).argmax())
+    for model in (alone, batch):
+        model.model = replace(model.model, stop=frozenset([end]))
+    steps = Counter[int]()
+    stream = SparseModel.stream
+
+    def counted(self: SparseModel, prompts: Any, **options: Any) -> Any:
+        steps[len(prompts)] += 1
+        return stream(self, prompts, **options)
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(SparseModel, "stream", counted)
+        expected = alone.generate_until(requests, disable_tqdm=True)
+        assert steps == {1: 26}
+        steps.clear()
+        actual = batch.generate_until(requests, disable_tqdm=True)
+    assert actual == expected
+    assert steps == {8: 1, 5: 1, 7: 1, 1: 6}  # 13 of the first kind, 7 of the second, 6 sampled
+    assert "" in expected  # ended at once
+    assert len(set(expected)) > 15
 
 
 def test_rolling_is_the_hugging_face_models(demo_folder: Path, demo_f32: Path) -> None:
