@@ -283,7 +283,7 @@ def _manifest(
     options: ExportOptions,
 ) -> dict[str, Any]:
     fused = any(node.op_type == "GroupQueryAttention" for node in graph.graph)
-    return {
+    manifest = {
         "format": 1,
         "versions": {name: version(name) for name in _PACKAGES},
         "source": {
@@ -306,6 +306,15 @@ def _manifest(
         },
         "linear": {"weight_format": other_weights, "modules": [linear.module for linear in linears]},
     }
+    if checkpoint.calibration is not None:
+        manifest["calibration"] = _searched(checkpoint.calibration)
+    return manifest
+
+
+def _searched(record: Mapping[str, Any]) -> dict[str, Any]:
+    """Return the manifest's entry on the threshold search that `read_calibration` gave."""
+    kept = ("knob", "budget", "perplexity_limit", "tokens", "hidden_act_param", "chosen")
+    return {**{key: record[key] for key in kept}, "points": record["trials"]}
 
 
 def _sidecars(

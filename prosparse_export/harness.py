@@ -6,7 +6,7 @@ The harness knows only the models in its own table, so the command registers our
 from __future__ import annotations
 
 import json
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -35,7 +35,7 @@ class ProSparseLM(TemplateLM):  # type: ignore[misc]  # the harness is untyped
         path: the .onnx file.
         library: register the sparse kernels; ``False`` or ``"False"`` for the dense twin.
         threads: intra-op threads.
-        batch_size: requests that are run together, padded on the left.
+        batch_size: requests that are run together, padded on the left; greedy ones only where text is generated.
         max_length: tokens at most; None for config.json's max_position_embeddings.
         add_bos_token: put the tokenizer's first token in front, or do not; None for the tokenizer's own habit.
         device: given by the harness, not used.
@@ -145,35 +145,64 @@ class ProSparseLM(TemplateLM):  # type: ignore[misc]  # the harness is untyped
         return results
 
     def generate_until(self, requests: Sequence[Any], disable_tqdm: bool = False) -> list[str]:
-        """Return what follows each context, up to a stop text, an end token or the limit."""
-        results = []
-        for request in tqdm(requests, desc="generate_until", disable=disable_tqdm):
-            context, options = request.args
-            until = options.get("until") or []
-            until = [until] if isinstance(until, str) else list(until)
-            count = int(options.get("max_gen_toks", _MAX_NEW_TOKENS))
-            temperature = float(options.get("temperature", 0.0)) if options.get("do_sample") else 0.0
-            text = self._continue(context, [stop for stop in until if stop], count, temperature, options.get("seed", 0))
-            self.cache_hook.add_partial("generate_until", (context, options), text)
-            results.append(text)
-        return results
+        """Return what follows each context, up to a stop text, an end token or the limit.
 
-    def _continue(self, context: str, until: list[str], count: int, temperature: float, seed: int) -> str:
+        Requests of equal options run together, `batch_size` at a time. Those that sample run alone: a row's random
+        numbers depend on its place in the batch.
+        """
+        texts = [""] * len(requests)
+        prompts = [self.tok_encode(request.args[0]) for request in requests]
+        groups: dict[str, list[int]] = {}
+        for i, request in enumerate(requests):
+            groups.setdefault(json.dumps(request.args[1], sort_keys=True, default=str), []).append(i)
+        bar = tqdm(total=len(requests), desc="generate_until", disable=disable_tqdm)
+        for group in groups.values():
+            options = requests[group[0]].args[1]
+            size = 1 if _temperature(options) > 0 else self.batch_size
+            group.sort(key=lambda i: -len(prompts[i]))  # of like length together: less padding
+            for begin in range(0, len(group), size):
+                batch = group[begin : begin + size]
+                for i, text in zip(batch, self._continue([prompts[i] for i in batch], options), strict=True):
+                    self.cache_hook.add_partial("generate_until", requests[i].args, text)
+                    texts[i] = text
+                bar.update(len(batch))
+        bar.close()
+        return texts
+
+    def _continue(self, prompts: Sequence[list[int]], options: Mapping[str, Any]) -> list[str]:
+        """Return what follows each prompt of a batch."""
+        count = int(options.get("max_gen_toks", _MAX_NEW_TOKENS))
         room = max(self.max_length - count, 1)
-        prompt = self.tok_encode(context)[-room:] or [self.prefix_token_id]
+        steps = self.model.stream(
+            [prompt[-room:] or [self.prefix_token_id] for prompt in prompts],
+            max_new_tokens=count,
+            temperature=_temperature(options),
+            seed=options.get("seed", 0),
+        )
+        until = options.get("until") or []
+        stops = [stop for stop in ([until] if isinstance(until, str) else until) if stop]
         end = {*self.model.stop, self.eot_token_id}
-        tokens: list[int] = []
-        text = ""
-        for (token,) in self.model.stream([prompt], max_new_tokens=count, temperature=temperature, seed=seed):
-            if int(token) in end:
+        tokens: list[list[int]] = [[] for _ in prompts]
+        texts = [""] * len(prompts)
+        open_rows = set(range(len(prompts)))
+        for step in steps:
+            for row in sorted(open_rows):
+                if int(step[row]) in end:
+                    open_rows.discard(row)
+                    continue
+                tokens[row].append(int(step[row]))
+                texts[row] = self.tokenizer.decode(tokens[row], skip_special_tokens=True)
+                if any(stop in texts[row] for stop in stops):
+                    open_rows.discard(row)
+            if not open_rows:
                 break
-            tokens.append(int(token))
-            text = self.tokenizer.decode(tokens, skip_special_tokens=True)
-            if any(stop in text for stop in until):
-                break
-        for stop in until:
-            text = text.split(stop)[0]
-        return text
+        for stop in stops:
+            texts = [text.split(stop)[0] for text in texts]
+        return texts
+
+
+def _temperature(options: Mapping[str, Any]) -> float:
+    return float(options.get("temperature", 0.0)) if options.get("do_sample") else 0.0
 
 
 def _score(logits: NDArray[np.float32], continuation: NDArray[np.int64]) -> tuple[float, bool]:

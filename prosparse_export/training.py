@@ -83,7 +83,7 @@ def run_calibrate(
     trust_remote_code: bool,
     monitor: Any,
 ) -> dict[str, Any]:
-    """Calibrate ``model_dir`` and write the result to ``out_dir`` (may be ``model_dir``), or nowhere.
+    """Calibrate ``model_dir`` and write threshold and trials to ``out_dir`` (may be ``model_dir``), or nowhere.
 
     Raises:
         ProSparseError: what the user gave does not fit, or the extra [train] is not installed.
@@ -101,8 +101,9 @@ def run_calibrate(
 
         from prosparse_models import find_ffn_blocks, load_checkpoint
         from prosparse_models.calibration import PAPER_THRESHOLDS, calibrate
+        from prosparse_models.calibration_file import CALIBRATION_FILE, calibration_record
         from prosparse_models.hub import find_model_folder
-        from prosparse_models.saving import add_config_fields, copy_model_folder
+        from prosparse_models.saving import add_config_fields, copy_model_folder, write_json
         from prosparse_models.substitution import saved_fields
         from prosparse_models.tokenizer import load_tokenizer
         from prosparse_models.training_text import TextSource, evaluation_rows
@@ -120,10 +121,13 @@ def run_calibrate(
         options = {"budget": budget, "per_layer": per_layer, "candidates": candidates, "progress": monitor.status}
         result = calibrate(model, find_ffn_blocks(model), rows, **options)
         fields = saved_fields(model.config, "fatrelu", result.chosen.thresholds)
-        if in_place:
+        chosen = fields["hidden_act_param"]
+        record = calibration_record(result, budget=budget, per_layer=per_layer, hidden_act_param=chosen)
+        if in_place:  # the record first: while config.json says something else, nobody takes it
+            write_json(model_dir / CALIBRATION_FILE, record)
             add_config_fields(model_dir, fields)
         elif out_dir is not None:
-            copy_model_folder(model_dir, out_dir, fields)
+            copy_model_folder(model_dir, out_dir, fields, {CALIBRATION_FILE: record})
     trials = [
         {"knob": t.knob, "thresholds": t.thresholds, "within": t.within, **t.measurement.as_dict()}
         for t in result.trials
@@ -133,6 +137,6 @@ def run_calibrate(
         "perplexity_limit": result.limit,
         "trials": trials,
         "chosen": trials[result.trials.index(result.chosen)],
-        "hidden_act_param": fields["hidden_act_param"],
+        "hidden_act_param": chosen,
         "written": str(out_dir) if out_dir is not None else None,
     }

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Mapping
+from contextlib import nullcontext
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -26,6 +27,7 @@ from transformers.models.auto.modeling_auto import (
 )
 
 from prosparse_models.activation_override import apply_activation, override_activation
+from prosparse_models.calibration_file import read_calibration
 from prosparse_models.errors import CheckpointError
 from prosparse_models.ffn_blocks import find_ffn_blocks
 from prosparse_models.file_weights import FileWeights
@@ -57,6 +59,7 @@ class Checkpoint:
             used instead.
         weights: where the model's matrices are, if they were left in their files; the model then holds placeholders
             and computes inside ``weights.filled(model)`` only.
+        calibration: the search that found the thresholds in use, if the folder has its record; see `read_calibration`.
     """
 
     model: PreTrainedModel
@@ -67,6 +70,7 @@ class Checkpoint:
     files: tuple[Path, ...]
     overrides: Mapping[str, Mapping[str, object]] = field(default_factory=dict)
     weights: FileWeights | None = None
+    calibration: dict[str, Any] | None = None
 
 
 def load_checkpoint(
@@ -100,6 +104,7 @@ def load_checkpoint(
         CheckpointError: config or weights are missing, damaged, incomplete or of an unknown type.
     """
     config, overrides = override_activation(folder, read_model_config(folder), activation, threshold)
+    calibration = read_calibration(folder, config.activation, _hidden_act_param(config))
     files = check_weight_files(folder)
     hf_config = _hf_config(folder, config, trust_remote_code, encoder_decoder=encoder_decoder)
     auto = AutoModel if _is_bare(config) else AutoModelForSeq2SeqLM if encoder_decoder else AutoModelForCausalLM
@@ -125,7 +130,7 @@ def load_checkpoint(
     _check_complete(folder, info)
     trained = config.activation or str(getattr(hf_config, "hidden_act", "") or "")
     if trained == "fatrelu" and (config.thresholds or config.values.get("hidden_act") != "fatrelu"):
-        _set_thresholds(model, config, folder)  # per layer, or in a family that names its activation otherwise
+        _set_thresholds(model, config, folder, weights)  # per layer, or in a family that names its activation otherwise
     else:
         apply_activation(folder, model, config, trained, is_override=bool(overrides))
     fix_gaussian_topk(model)
@@ -141,6 +146,7 @@ def load_checkpoint(
         files=files,
         overrides=overrides,
         weights=weights,
+        calibration=calibration,
     )
 
 
@@ -212,10 +218,11 @@ def _is_bare(config: ModelConfig) -> bool:
     return architecture.endswith("Model") and not architecture.endswith("LMHeadModel")
 
 
-def _set_thresholds(model: PreTrainedModel, config: ModelConfig, folder: Path) -> None:
+def _set_thresholds(model: PreTrainedModel, config: ModelConfig, folder: Path, weights: FileWeights | None) -> None:
     """Put FATReLU in place, with one threshold or one per layer."""
     try:
-        blocks = find_ffn_blocks(model)
+        with nullcontext() if weights is None else weights.filled(model):  # blocks are found by what they compute
+            blocks = find_ffn_blocks(model)
         set_thresholds(blocks, config.thresholds or [config.threshold] * len(blocks))
     except ValueError as error:
         raise CheckpointError(
@@ -255,10 +262,14 @@ def _exported_config(hf_config: PretrainedConfig, config: ModelConfig, activatio
     elif activation and "hidden_act" in values:
         values["hidden_act"] = activation
     if activation == "fatrelu":
-        values["hidden_act_param"] = list(config.thresholds) or config.threshold
+        values["hidden_act_param"] = _hidden_act_param(config)
     for name in ("auto_map", "_name_or_path"):
         values.pop(name, None)
     return values
+
+
+def _hidden_act_param(config: ModelConfig) -> float | list[float]:
+    return list(config.thresholds) or config.threshold
 
 
 def _one_line(error: Exception) -> str:

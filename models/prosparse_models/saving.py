@@ -80,10 +80,18 @@ def write_json(path: Path, values: Mapping[str, Any]) -> None:
     aside.replace(path)
 
 
-def copy_model_folder(source: Path, folder: Path, fields: Mapping[str, Any]) -> None:
-    """Copy the files of ``source`` (not its subfolders) to ``folder`` and set ``fields`` in config.json.
+def copy_model_folder(
+    source: Path, folder: Path, fields: Mapping[str, Any], documents: Mapping[str, Mapping[str, Any]]
+) -> None:
+    """Copy the files of ``source`` (not its subfolders) to ``folder``, change config.json, add JSON files.
 
     Written aside and renamed; a ``folder`` that exists is replaced at the end.
+
+    Args:
+        source: a model folder.
+        folder: where the copy goes.
+        fields: fields of config.json.
+        documents: JSON files by name; they replace those of ``source``.
     """
     aside = folder.with_name(f".{folder.name}.writing")
     shutil.rmtree(aside, ignore_errors=True)
@@ -92,6 +100,8 @@ def copy_model_folder(source: Path, folder: Path, fields: Mapping[str, Any]) -> 
         if path.is_file():
             shutil.copyfile(path, aside / path.name)  # follows links: a Hub cache folder holds links
     add_config_fields(aside, fields)
+    for name, values in documents.items():
+        write_json(aside / name, values)
     if folder.is_dir():
         shutil.rmtree(folder)
     aside.rename(folder)

@@ -1,11 +1,10 @@
-"""Progress of the long commands, on stderr: bars on a terminal, a line per stage elsewhere."""
+"""Progress of the long commands, on stderr: bars on a terminal, lines elsewhere."""
 
 from __future__ import annotations
 
 import time
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from typing import Any
 
 from rich.console import Console
 from rich.progress import BarColumn, Progress, SpinnerColumn, TaskID, TextColumn, TimeElapsedColumn, TimeRemainingColumn
@@ -13,31 +12,7 @@ from rich.progress import BarColumn, Progress, SpinnerColumn, TaskID, TextColumn
 from prosparse_export.cli.interruption import raise_if_interrupted
 from prosparse_export.progress import Report
 
-__all__ = ["describe_approximation", "describe_expected", "stages"]
-
-
-def describe_expected(expected: Mapping[str, Any] | None) -> Iterator[str]:
-    """Yield the lines that say what speed to expect; none without calibration."""
-    if expected is None:
-        return
-    for layer in expected["layers"]:
-        sparsity = "not measured" if layer["sparsity"] is None else f"{layer['sparsity']:.0%} sparse"
-        yield f"layer {layer['layer']}: {sparsity}, {layer['speedup']:.2f}x"
-    yield (
-        f"whole model: {expected['decode_speedup']:.2f}x decode, {1 / expected['decode_seconds']:.1f} tokens/s "
-        f"({expected['threads']} threads, {expected['bandwidth'] / 1e9:.1f} GB/s here; FFNs are "
-        f"{expected['ffn_share']:.0%} of a dense step's bytes)"
-    )
-
-
-def describe_approximation(recorded: Mapping[str, Any]) -> str:
-    """Return the manifest's entry on --approximate as one line."""
-    return (
-        f"{recorded['activation']} approximated, {recorded['keep']:.0%} of the neurons kept: perplexity "
-        f"{recorded['perplexity_dense']:.4g} -> {recorded['perplexity']:.4g} ({recorded['perplexity_change']:+.2%}) on "
-        f"{recorded['perplexity_tokens']} tokens of the calibration text that set no threshold; "
-        f"zeros {recorded['sparsity']:.1%}"
-    )
+__all__ = ["Lines", "stages"]
 
 
 _LINE_EVERY = 10.0  # seconds between lines of one stage where there is no terminal
@@ -47,7 +22,7 @@ _LINE_EVERY = 10.0  # seconds between lines of one stage where there is no termi
 def stages(*, quiet: bool) -> Iterator[Report]:
     """Yield a function that shows what is going on.
 
-    What has a detail is counted in bytes: it shows them, and what is left of the time.
+    What has a detail is counted in bytes, and shown so; else the share done is shown, and for both the time left.
     """
     console = Console(stderr=True, highlight=False)
     if quiet:
@@ -65,7 +40,7 @@ def stages(*, quiet: bool) -> Iterator[Report]:
         with Progress(*columns, console=console) as progress:
             yield _bars(progress)
     else:
-        yield _lines(console)
+        yield Lines(console)
 
 
 def _bars(progress: Progress) -> Report:
@@ -84,20 +59,54 @@ def _bars(progress: Progress) -> Report:
     return report
 
 
-def _lines(console: Console) -> Report:
-    began, current, last = time.monotonic(), "", 0.0
+class Lines:
+    """Progress where there is no terminal: a line when a stage begins, and every 10 s how far it is.
 
-    def report(stage: str, done: int, total: int, detail: str = "") -> None:
-        nonlocal current, last
+    The time left follows from the stage's own rate so far, once something of it is done.
+
+    Args:
+        console: prints the lines.
+        clock: seconds that rise, for instance ``time.monotonic``.
+    """
+
+    def __init__(self, console: Console, clock: Callable[[], float] = time.monotonic) -> None:
+        self._console = console
+        self._clock = clock
+        self._began = clock()
+        self._printed = 0.0
+        self._stage = ""
+        self._base = (0.0, 0)  # when the count that goes on began, and how much was done then
+        self._seen = (0, 0)  # done and total of the last call
+
+    def __call__(self, stage: str, done: int, total: int, detail: str = "") -> None:
+        """Take a `prosparse_export.progress.Report`."""
         raise_if_interrupted()
-        now = time.monotonic() - began
-        if stage == current and not (detail and total and now - last >= _LINE_EVERY):
+        now = self._clock() - self._began
+        begins = stage != self._stage
+        restarts = done < self._seen[0] or (total != self._seen[1] and self._seen[1] > 0)
+        if begins or restarts:  # one stage may count several things, one after the other
+            self._base = (now, done)
+        self._stage, self._seen = stage, (done, total)
+        if not begins and not (total and now - self._printed >= _LINE_EVERY):
             return
-        more = f" {_amount(done, total)} {detail}" if stage == current else ""
-        current, last = stage, now
-        console.print(f"[{now:6.1f} s] {stage}{more}", markup=False)
+        self._printed = now
+        more = "" if begins else f" {self._progress(now, detail)}"
+        self._console.print(f"[{now:6.1f} s] {stage}{more}", markup=False, soft_wrap=True)
 
-    return report
+    def _progress(self, now: float, detail: str) -> str:
+        done, total = self._seen
+        began, before = self._base
+        text = _amount(done, total) if detail else f"{100 * done / total:.0f} %"
+        if done > before:
+            left = (now - began) * (total - done) / (done - before)
+            text += f", about {_duration(left)} left"
+        return f"{text} {detail}" if detail else text
+
+
+def _duration(seconds: float) -> str:
+    if seconds < 100:
+        return f"{seconds:.0f} s"
+    return f"{seconds / 60:.0f} min" if seconds < 100 * 60 else f"{seconds / 3600:.1f} h"
 
 
 def _amount(done: int, total: int) -> str:

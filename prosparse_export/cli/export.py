@@ -9,7 +9,8 @@ from typing import TYPE_CHECKING, cast
 import click
 
 from prosparse_export.cli.command import CONTEXT, ProSparseCommand
-from prosparse_export.cli.display import describe_approximation, describe_expected, stages
+from prosparse_export.cli.describe import describe_approximation, describe_expected
+from prosparse_export.cli.display import stages
 
 if TYPE_CHECKING:
     from graph_passes import Format

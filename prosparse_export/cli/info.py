@@ -13,7 +13,8 @@ from typing import Any
 import click
 
 from prosparse_export.cli.command import CONTEXT, ProSparseCommand
-from prosparse_export.cli.display import describe_approximation, stages
+from prosparse_export.cli.describe import describe_approximation, describe_calibration
+from prosparse_export.cli.display import stages
 from prosparse_export.errors import ProSparseError
 
 __all__ = ["info_command"]
@@ -98,6 +99,8 @@ def _artifact(path: Path, *, as_json: bool, verify: bool) -> None:
     click.echo(f"sparse FFNs: {ffn['rewritten']}, refused: {ffn['refused']}")
     if (lossy := manifest.get("approximation")) is not None:
         click.echo(f"LOSSY: {describe_approximation(lossy)}")
+    if (searched := manifest.get("calibration")) is not None:
+        click.echo(f"calibrated: {describe_calibration(searched)}")
     click.echo("exported with: " + ", ".join(f"{name} {v}" for name, v in manifest["versions"].items()))
     if validation is None:
         click.echo(f"not validated: prosparse validate MODEL_DIR {path}")

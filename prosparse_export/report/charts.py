@@ -6,16 +6,18 @@ nor a colour printer is needed. Figures are as wide as a phone, so that their te
 
 from __future__ import annotations
 
+import io
 from collections.abc import Callable
 from typing import Any
 
 import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
+from matplotlib.ticker import FuncFormatter
 
 from prosparse_export.report.measure import Report
 
-__all__ = ["CHARTS", "draw"]
+__all__ = ["CHARTS", "draw", "save"]
 
 # Okabe and Ito's palette: told apart by all kinds of colour vision, and by lightness in print.
 _COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#000000", "#56B4E9")
@@ -29,7 +31,6 @@ _STYLE = {
     "grid.color": "#dddddd",
     "grid.linewidth": 0.6,
     "svg.fonttype": "none",
-    "svg.hashsalt": "prosparse",
     "font.family": "sans-serif",
     "font.sans-serif": ["DejaVu Sans"],
 }
@@ -41,7 +42,7 @@ def draw(name: str, report: Report) -> Figure:
     import matplotlib
 
     title, height, plot = CHARTS[name]
-    with matplotlib.rc_context({**_STYLE, "svg.hashsalt": name}):
+    with matplotlib.rc_context(_STYLE):
         figure = Figure(figsize=(4.4, height(report)), layout="constrained")
         axes = figure.add_subplot()
         axes.set_axisbelow(True)
@@ -49,6 +50,16 @@ def draw(name: str, report: Report) -> Figure:
         figure.suptitle("")
         axes.set_title(title, loc="left", fontsize=9)
     return figure
+
+
+def save(name: str, report: Report, kind: str, **options: Any) -> bytes:
+    """Return the chart ``name`` as a file: ``kind`` is svg or png, ``options`` are ``Figure.savefig``'s."""
+    import matplotlib
+
+    stream = io.BytesIO()
+    with matplotlib.rc_context({**_STYLE, "svg.hashsalt": name}):  # text and ids are made on saving, not on drawing
+        draw(name, report).savefig(stream, format=kind, **options)
+    return stream.getvalue()
 
 
 def _shown(report: Report) -> list[int]:
@@ -70,7 +81,18 @@ def _lines(axes: Axes, report: Report, values: Callable[[int], tuple[Any, Any]],
             markersize=3.5,
             label=f"layer {i}",
         )
-    axes.legend(frameon=False, fontsize=8, handlelength=3, ncols=3, loc="upper center", bbox_to_anchor=(0.45, -0.17))
+    _legend(axes, ncols=3)
+
+
+def _legend(axes: Axes, *, ncols: int) -> None:
+    """Put the legend below the axes and their label, where it covers nothing."""
+    axes.figure.legend(frameon=False, fontsize=8, handlelength=3, ncols=ncols, loc="outside lower center")
+
+
+def _plain(axes: Axes, which: str) -> None:
+    """Write the ticks of a logarithmic axis as 1, 10, 100: exponents are too small to read on a phone."""
+    axis = axes.xaxis if which == "x" else axes.yaxis
+    axis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:g}"))
 
 
 def _by_layer(axes: Axes, report: Report) -> None:
@@ -103,6 +125,7 @@ def _histogram(axes: Axes, report: Report) -> None:
     _lines(axes, report, values)
     axes.set_xscale("symlog", linthresh=10)
     axes.set_xlim(left=0)
+    _plain(axes, "x")
     axes.set_xlabel("active neurons of a token")
     axes.set_ylabel("tokens per bin, %")
 
@@ -114,11 +137,12 @@ def _neurons(axes: Axes, report: Report) -> None:
 
     _lines(axes, report, values)
     axes.set_yscale("log")
+    _plain(axes, "y")
     axes.set_ylim(100 / report.tokens / 1.5, 130)
     axes.axhline(50, color="#888888", linewidth=0.7)
     axes.axhline(1, color="#888888", linewidth=0.7)
-    axes.text(103, 52, "hot", va="bottom", ha="right", fontsize=7.5)
-    axes.text(103, 0.9, "rare", va="top", ha="right", fontsize=7.5)
+    axes.text(50, 54, "hot", va="bottom", ha="center", fontsize=7.5)
+    axes.text(50, 0.9, "rare", va="top", ha="center", fontsize=7.5)
     axes.set_xlabel("neurons, busiest first, %")
     axes.set_ylabel("active for so many tokens, %")
 
@@ -126,6 +150,7 @@ def _neurons(axes: Axes, report: Report) -> None:
 def _positions(axes: Axes, report: Report) -> None:
     _lines(axes, report, lambda i: (report.positions, [100 * s for s in report.layers[i].by_position]), markers=True)
     axes.set_xscale("log")
+    _plain(axes, "x")
     axes.set_xlabel("position in the window")
     axes.set_ylabel("sparsity, %")
 
@@ -136,7 +161,7 @@ def _texts(axes: Axes, report: Report) -> None:
     ]
     axes.barh(np.arange(len(active)), active, color="#9ecae1", edgecolor="#08519c", height=0.4)
     for i, (name, mean) in enumerate(zip(report.texts, active, strict=True)):
-        axes.text(0, i - 0.25, f"{name[:44]}: {100 - mean:.1f} % sparse", va="bottom", fontsize=8)
+        axes.text(max(active) / 100, i - 0.25, f"{name[:44]}: {100 - mean:.1f} % sparse", va="bottom", fontsize=8)
     axes.set_xlim(0, max(active) * 1.05)
     axes.set_yticks([])
     axes.set_ylim(len(active) - 0.6, -0.9)
@@ -152,7 +177,7 @@ def _kept(axes: Axes, report: Report) -> None:
     axes.set_ylim(bottom=0)
     axes.set_xlabel("layer")
     axes.set_ylabel("active before too, %")
-    axes.legend(frameon=False, fontsize=8, loc="upper center", bbox_to_anchor=(0.45, -0.2), ncols=2)
+    _legend(axes, ncols=2)
     if len(place) <= 12:
         axes.set_xticks(place)
 
@@ -170,17 +195,24 @@ def _speed(axes: Axes, report: Report) -> None:
     axes.set_ylim(0, max(1.5, *(1.25 * value for value in (*ceilings, *(m for m in measured if m == m)))))
     axes.set_xlabel("layer")
     axes.set_ylabel("times faster than dense")
-    axes.legend(frameon=False, fontsize=8, loc="upper center", bbox_to_anchor=(0.45, -0.17), ncols=2)
+    _legend(axes, ncols=2)
     axes.grid(visible=False, axis="x")
     if len(place) <= 12:
         axes.set_xticks(place)
 
 
 def _calibration(axes: Axes, report: Report) -> None:
-    points = sorted(report.calibration, key=lambda p: p["threshold"])
-    x = [p["threshold"] for p in points]
+    search = report.calibration
+    if search is None:
+        raise ValueError("calibration: expected the manifest to have a threshold search, got none")
+    points = [p for p in search["points"] if np.isfinite(p["perplexity"])]
+    x = [p["knob"] for p in points]
     axes.plot(x, [100 * p["sparsity"] for p in points], "o-", color=_COLOURS[0], ms=4)
-    axes.set_xlabel("threshold")
+    chosen = search["chosen"]["knob"]
+    axes.axvline(chosen, color="#666666", linewidth=0.9, linestyle=":")
+    side = "right" if 2 * chosen > max(x) else "left"
+    axes.text(chosen, 0.03, " chosen ", transform=axes.get_xaxis_transform(), ha=side, fontsize=7.5)
+    axes.set_xlabel("threshold" if search["knob"] == "threshold" else "energy dropped, share of each layer's")
     axes.set_ylabel("sparsity, % (circles)")
     other = axes.twinx()
     other.spines["right"].set_visible(True)
@@ -198,5 +230,5 @@ CHARTS: dict[str, Chart] = {
     "texts": ("Active neurons by text", lambda r: 0.9 + 0.42 * len(r.texts), _texts),
     "kept": ("Neurons kept from token to token", lambda _: 2.8, _kept),
     "speed": ("Speed by layer, one token", lambda _: 3.0, _speed),
-    "calibration": ("Threshold, sparsity, perplexity", lambda _: 3.0, _calibration),
+    "calibration": ("Threshold search: sparsity, perplexity", lambda _: 3.0, _calibration),
 }

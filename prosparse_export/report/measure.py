@@ -97,7 +97,8 @@ class Report:
         layers: in the graph's order.
         positions: upper ends of the groups of `LayerReport.by_position`.
         manifest: prosparse.json.
-        calibration: points of threshold, sparsity and perplexity, if the manifest has them.
+        calibration: the threshold search that the manifest has, or None; see `prosparse_models.calibration_file`, whose
+            trials are called points there.
         machine: what the speed was measured on.
     """
 
@@ -109,7 +110,7 @@ class Report:
     layers: tuple[LayerReport, ...]
     positions: tuple[int, ...]
     manifest: dict[str, Any]
-    calibration: tuple[dict[str, float], ...]
+    calibration: dict[str, Any] | None
     machine: str
 
     def to_dict(self) -> dict[str, Any]:
@@ -158,7 +159,7 @@ def measure(
         layers=layers,
         positions=tuple(ends),
         manifest=manifest,
-        calibration=_calibration(manifest),
+        calibration=manifest.get("calibration"),
         machine=_machine(options.threads),
     )
 
@@ -224,14 +225,6 @@ def _layer(
         ceiling=3 / (1 + 2 * (1 - sparsity)) if gated else 2 / (1 + (1 - sparsity)),
         speed=speed,
     )
-
-
-def _calibration(manifest: dict[str, Any]) -> tuple[dict[str, float], ...]:
-    """Return what a threshold search has left in the manifest: threshold, sparsity and perplexity."""
-    points = manifest.get("calibration", {})
-    points = points.get("points", []) if isinstance(points, dict) else points
-    wanted = ("threshold", "sparsity", "perplexity")
-    return tuple({key: float(p[key]) for key in wanted} for p in points if all(key in p for key in wanted))
 
 
 def _machine(threads: int) -> str:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import io
 import json
 import re
 from pathlib import Path
@@ -27,7 +26,8 @@ _CAPTIONS = {
     "speed": "Dense is the operator's own ONNX body on stock onnxruntime, which computes in float32, in turns with the "
     "sparse kernel in one process. The ceiling counts weights read in the same format: 3 / (1 + 2 (1 - s)), or "
     "2 / (2 - s) without a gate; a narrower format than float32 can pass it, a small layer may not reach it.",
-    "calibration": "From the threshold search that the manifest records.",
+    "calibration": "What prosparse calibrate tried before the export, and chose: {knob} {chosen[knob]:.4g}, sparsity "
+    "{sparsity:.2f} %, perplexity {chosen[perplexity]:.4g}; its budget allowed {perplexity_limit:.4g}.",
 }
 
 
@@ -35,7 +35,7 @@ def charts_of(report: Report) -> list[str]:
     """Return the names of the charts that this report has numbers for."""
     from prosparse_export.report.charts import CHARTS
 
-    missing = {"calibration"} if not report.calibration else set()
+    missing = {"calibration"} if report.calibration is None else set()
     if all(layer.speed is None for layer in report.layers):
         missing.add("speed")
     return [name for name in CHARTS if name not in missing]
@@ -52,10 +52,16 @@ def render_page(report: Report) -> str:
         undefined=jinja2.StrictUndefined,
     )
     figures = [
-        (name, jinja2.utils.markupsafe.Markup(_svg(name, report)), _CAPTIONS[name]) for name in charts_of(report)
+        (name, jinja2.utils.markupsafe.Markup(_svg(name, report)), _caption(name, report)) for name in charts_of(report)
     ]
     page: str = environment.get_template("report.html").render(report=report, figures=figures)
     return page
+
+
+def _caption(name: str, report: Report) -> str:
+    if name == "calibration" and report.calibration is not None:
+        return _CAPTIONS[name].format(sparsity=100 * report.calibration["chosen"]["sparsity"], **report.calibration)
+    return _CAPTIONS[name]
 
 
 def write_page(report: Report, path: Path) -> None:
@@ -82,14 +88,12 @@ def png_paths(folder: Path) -> list[Path]:
 def write_pngs(report: Report, folder: Path) -> list[Path]:
     """Write every chart as a PNG into ``folder`` and return their paths."""
     _extra()
-    from prosparse_export.report.charts import draw
+    from prosparse_export.report.charts import save
 
     paths = []
     for name in charts_of(report):
-        stream = io.BytesIO()
-        draw(name, report).savefig(stream, format="png", dpi=200)
         paths.append(folder / f"{name}.png")
-        write_aside(paths[-1], stream.getvalue())
+        write_aside(paths[-1], save(name, report, "png", dpi=200))
     return paths
 
 
@@ -112,11 +116,9 @@ def _extra() -> Any:
 
 
 def _svg(name: str, report: Report) -> str:
-    from prosparse_export.report.charts import draw
+    from prosparse_export.report.charts import save
 
-    stream = io.StringIO()
-    draw(name, report).savefig(stream, format="svg", metadata={"Date": None, "Creator": None})
-    text = stream.getvalue()
+    text = save(name, report, "svg", metadata={"Date": None, "Creator": None}).decode()
     text = text[text.index("<svg") :]
     # One page, many drawings: ids must differ. And no size of its own: the page sets the width.
     text = re.sub(r'\bid="([^"]+)"', rf'id="{name}-\1"', text)

@@ -4,6 +4,10 @@ from __future__ import annotations
 
 import json
 import os
+import subprocess
+import sysconfig
+from collections import Counter
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -20,6 +24,7 @@ from lm_eval.tasks import TaskManager
 from prosparse_export import export_model
 from prosparse_export.export import ExportOptions
 from prosparse_export.harness import ProSparseLM
+from prosparse_export.runtime import SparseModel
 from prosparse_export.validation import default_text
 
 pytestmark = pytest.mark.integration
@@ -134,6 +139,45 @@ def test_a_batch_and_the_dense_twin_score_the_same(tasks: list[dict[str, Any]], 
                 assert greedy_a == greedy_b
 
 
+@dataclass
+class Generation:
+    args: tuple[str, dict[str, Any]]
+
+
+def test_a_batch_generates_the_same_texts_in_order(demo_f32: Path) -> None:
+    """Prompts of unlike lengths, options of three kinds in turns, ends by stop text, by end token and by the limit."""
+    words = default_text().split()
+    ends_at = {"until": [".", ","], "max_gen_toks": 24}
+    sampled = {"until": [], "max_gen_toks": 8, "do_sample": True, "temperature": 1.0}
+    kinds = [ends_at, {"until": "the", "max_gen_toks": 12}, ends_at, sampled]
+    contexts = [" ".join(words[40 * k : 40 * k + 3 + (7 * k) % 31]) for k in range(26)]
+    requests = [Generation((context, kinds[k % len(kinds)])) for k, context in enumerate(contexts)]
+    alone, batch = ProSparseLM(str(demo_f32), threads=1), ProSparseLM(str(demo_f32), threads=1, batch_size=8)
+    # A token that ends a text, though not a batch: the commonest first one of the greedy texts that has a letter.
+    firsts = [int(next(alone.model.stream([alone.tok_encode(c)], max_new_tokens=1))[0]) for c in contexts[::2]]
+    end = Counter(t for t in firsts if alone.tokenizer.decode([t]).strip().isalpha()).most_common(1)[0][0]
+    for model in (alone, batch):
+        model.model = replace(model.model, stop=frozenset([end]))
+    steps = Counter[int]()
+    stream = SparseModel.stream
+
+    def counted(self: SparseModel, prompts: Any, **options: Any) -> Any:
+        steps[len(prompts)] += 1
+        return stream(self, prompts, **options)
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(SparseModel, "stream", counted)
+        expected = [alone.generate_until([request], disable_tqdm=True)[0] for request in requests]
+        assert steps == {1: 26}
+        assert alone.generate_until(requests, disable_tqdm=True) == expected
+        steps.clear()
+        actual = batch.generate_until(requests, disable_tqdm=True)
+    assert actual == expected
+    assert steps == {8: 1, 5: 1, 7: 1, 1: 6}  # 13 of the first kind, 7 of the second, 6 sampled
+    assert [expected[2 * k] for k, first in enumerate(firsts) if first == end] == [""] * firsts.count(end)
+    assert len(set(expected)) > 15
+
+
 def test_rolling_is_the_hugging_face_models(demo_folder: Path, demo_f32: Path) -> None:
     class Request:
         args = (default_text()[:3000],)
@@ -147,7 +191,33 @@ def test_rolling_is_the_hugging_face_models(demo_folder: Path, demo_f32: Path) -
     assert actual == pytest.approx(expected, abs=2e-4 * count)
 
 
-def test_the_command_knows_the_model() -> None:
-    from lm_eval.api.registry import get_model
-
-    assert get_model("prosparse") is ProSparseLM
+def test_the_command_scores_as_in_process(tasks: list[dict[str, Any]], demo_f32: Path, tmp_path: Path) -> None:
+    """``prosparse-lm-eval`` in a process of its own, on tasks in YAML files, without a network."""
+    data = tmp_path / "ten.jsonl"
+    data.write_text("".join(json.dumps(item) + "\n" for item in items()[:10]))
+    source = {"data_files": {"test": str(data)}, "cache_dir": str(tmp_path / "cache")}
+    ten: list[dict[str, Any]] = [{**task, "dataset_kwargs": source} for task in tasks]
+    for task in ten:
+        (tmp_path / f"{task['task']}.yaml").write_text(json.dumps(task))  # JSON is YAML
+    names = [task["task"] for task in ten]
+    command = [str(Path(sysconfig.get_path("scripts")) / "prosparse-lm-eval"), "run", "--model", "prosparse"]
+    command += ["--model_args", f"path={demo_f32},threads=1", "--batch_size", "4", "--tasks", ",".join(names)]
+    command += ["--include_path", str(tmp_path), "--output_path", str(tmp_path / "out.json"), "--log_samples"]
+    offline = {**os.environ, "HF_HUB_OFFLINE": "1", "HF_DATASETS_OFFLINE": "1"}
+    child = subprocess.run(command, capture_output=True, text=True, check=False, cwd=tmp_path, env=offline)
+    assert child.returncode == 0, child.stderr
+    (written,) = tmp_path.glob("out_*.json")
+    actual = json.loads(written.read_text())
+    assert actual["config"]["model"] == "prosparse"
+    expected = evaluate(ProSparseLM(str(demo_f32), threads=1), ten)
+    for name in names:
+        assert actual["n-samples"][name]["effective"] == 10
+        metrics = {k for k, v in expected["results"][name].items() if "," in k and not isinstance(v, str)}
+        assert len(metrics) >= 1
+        for metric in metrics:
+            assert actual["results"][name][metric] == pytest.approx(expected["results"][name][metric], rel=1e-3), metric
+        (samples,) = tmp_path.glob(f"samples_{name}_*.jsonl")
+        answers = [json.loads(line) for line in samples.read_text().splitlines()]
+        assert [a["doc"] for a in answers] == [s["doc"] for s in expected["samples"][name]]
+        if name == "local_text":
+            assert [a["resps"] for a in answers] == [s["resps"] for s in expected["samples"][name]]

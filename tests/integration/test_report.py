@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 import subprocess
 import sys
 from dataclasses import replace
@@ -95,14 +96,22 @@ def test_page_needs_nothing_and_runs_nothing(report: Report) -> None:
     assert len(ids) == len(set(ids))
     assert {link[1:] for link in links} <= set(ids)
     assert "@import" not in page
-    assert parser.tags.count("svg") == len(CHARTS) - 1  # no calibration in this manifest
+    assert parser.tags.count("svg") == len(CHARTS) - 1  # nothing was calibrated
     assert "one &lt;b&gt;" in page
     assert "one <b>" not in page
 
 
 def test_calibration_is_drawn_if_there_is_one(report: Report) -> None:
-    points = tuple({"threshold": t, "sparsity": 0.9 + t, "perplexity": 40 + 9 * t} for t in (0.0, 0.01, 0.02))
-    assert 'id="figure-calibration"' in render_page(replace(report, calibration=points))
+    points = [
+        {"knob": q, "sparsity": 0.9 + q, "perplexity": p} for q, p in ((0.0, 40.0), (0.01, 41.0), (0.02, math.inf))
+    ]
+    search = {"knob": "energy dropped", "perplexity_limit": 41.5, "chosen": points[1], "points": points}
+    page = render_page(replace(report, calibration=search))
+    assert 'id="figure-calibration"' in page
+    assert "energy dropped 0.01, sparsity 91.00 %, perplexity 41; its budget allowed 41.5" in page
+    assert (
+        ">energy dropped, share of each layer's</text>" in page
+    )  # text, not outlines: it can be searched and read aloud
 
 
 def test_pages_of_many_layers_and_of_a_validated_model(report: Report, tmp_path: Path) -> None:
