@@ -9,7 +9,24 @@ from typing import Any
 from prosparse_export.artifact import read_manifest, sha256_file
 from prosparse_export.errors import ProSparseError
 
-__all__ = ["check_files"]
+__all__ = ["check_files", "no_model"]
+
+
+def no_model(path: Path) -> ProSparseError:
+    """Return what is to be said where ``path`` should be an .onnx file and is none."""
+    if not path.is_dir():
+        return ProSparseError(
+            f"model: {path}: expected an .onnx file, got no such file",
+            hint=f"check the path, or make it with: prosparse-export MODEL_DIR {path.with_suffix('.onnx')}",
+        )
+    found = sorted(path.glob("*.onnx"))
+    if found:
+        hint = f"name the file in it: {found[0]}"
+    elif (path / "config.json").is_file():
+        hint = f"it is a model folder: export it first, with: prosparse-export {path} OUT.onnx"
+    else:
+        hint = "check the path"
+    return ProSparseError(f"model: {path}: expected an .onnx file, got a folder", hint=hint)
 
 
 def check_files(path: Path, *, verify: bool = False, report: Callable[[str], object] = lambda _: None) -> int:

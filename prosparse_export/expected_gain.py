@@ -20,7 +20,7 @@ from prosparse_export.probe import read_graph
 from prosparse_export.progress import Report
 from prosparse_export.runtime import SparseModel
 from prosparse_export.stored_weights import as_stored
-from prosparse_export.text_files import load_tokenizer, read_text, tokenise
+from prosparse_export.text_files import load_tokenizer, tokenise
 from prosparse_export.threads import default_threads
 from prosparse_models import Checkpoint, find_ffn_blocks, measure
 
@@ -34,13 +34,15 @@ _LEAST_TOKENS, _MOST_TOKENS, _ROW = 64, 8192, 256
 _CONTEXT, _STEPS = 32, 9  # of the timed decode
 
 
-def measure_layers(checkpoint: Checkpoint, folder: Path, texts: Sequence[Path], tell: Report) -> dict[str, Any]:
+def measure_layers(
+    checkpoint: Checkpoint, folder: Path, texts: Sequence[tuple[str, str]], tell: Report
+) -> dict[str, Any]:
     """Return the sparsity of each block on text, by the path of its down_proj.
 
     Args:
         checkpoint: the model, also with its matrices in their files.
         folder: its folder, for the tokenizer.
-        texts: UTF-8 files; as many of their tokens are used as a minute computes.
+        texts: (name, text); as many of their tokens are used as a minute computes.
         tell: progress.
 
     Raises:
@@ -50,7 +52,7 @@ def measure_layers(checkpoint: Checkpoint, folder: Path, texts: Sequence[Path], 
     model = checkpoint.model
     parameters = sum(p.numel() for p in model.parameters())
     wanted = int(min(max(_FLOPS / (2 * parameters), _LEAST_TOKENS), _MOST_TOKENS))
-    documents = tokenise(load_tokenizer(folder), [(path.name, read_text(path)) for path in texts], wanted)
+    documents = tokenise(load_tokenizer(folder), texts, wanted)
     ids = torch.cat([torch.from_numpy(document.ids) for document in documents])
     row = min(_ROW, len(ids))
     rows = list(ids[: len(ids) // row * row].reshape(-1, row))

@@ -43,6 +43,7 @@ from prosparse_export.stored_weights import (
     format_bound,
     stored_formats,
 )
+from prosparse_export.text_files import read_text
 from prosparse_export.trace import OPSET, trace
 from prosparse_models import Checkpoint, CheckpointError
 from prosparse_models.model_config import read_model_config
@@ -129,12 +130,13 @@ def export_model(
         )
     if options.approximate is not None:
         check_approximation(options.approximate)
+    texts = [(path.name, read_text(path)) for path in options.calibrate]  # before the minutes of loading and tracing
     with artifact_folder(output, overwrite=options.overwrite) as staging:
         tell("load", 0, 0)
         if _is_encoder_decoder(folder):
             return _export_encoder_decoder(folder, output, staging, options, tell)
         checkpoint, graph, approximation = _traced(folder, options, tell)
-        measured = measure_layers(checkpoint, folder, options.calibrate, tell) if options.calibrate else None
+        measured = measure_layers(checkpoint, folder, texts, tell) if texts else None
         weights = options.weights or checkpoint_format(checkpoint.weight_dtype)
         other_weights = options.other_weights or weights
         tell("rewrite", 0, 0)

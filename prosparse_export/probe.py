@@ -16,6 +16,7 @@ from onnx import external_data_helper, numpy_helper
 
 from graph_passes.custom_ops import DOMAIN, FORMATS, QUANT_BLOCK, function_proto, names
 from prosparse_export.artifact import read_manifest
+from prosparse_export.artifact_files import no_model
 from prosparse_export.errors import ProSparseError
 from prosparse_export.library import disabled_optimizers, register
 
@@ -59,10 +60,11 @@ def read_graph(path: Path) -> onnx.ModelProto:
     """
     try:
         return onnx.load(str(path), load_external_data=False)
+    except (FileNotFoundError, IsADirectoryError) as error:
+        raise no_model(path) from error
     except OSError as error:
         raise ProSparseError(
-            f"model: {path}: expected an .onnx file, got {error.strerror}",
-            hint=f"make it with: prosparse-export MODEL_DIR {path}",
+            f"model: {path}: cannot be read: {error.strerror}", hint="choose a file that you may read"
         ) from error
     except Exception as error:  # protobuf's DecodeError is in no stable place
         raise ProSparseError(

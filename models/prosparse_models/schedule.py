@@ -69,4 +69,6 @@ def check_stages(stages: Stages) -> None:
             raise ValueError(f"stage {index}: lambda: expected a finite number >= 0, got {peak}")
         previous = stages[index - 1][1] if index else 0
         if last <= previous:
-            raise ValueError(f"stage {index}: last_step: expected more than {previous}, got {last}")
+            raise ValueError(
+                f"stage {index}: last_step: expected more than {previous}, got {last} (the first stage is 0)"
+            )

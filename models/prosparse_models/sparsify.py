@@ -103,6 +103,7 @@ def sparsify(model_dir: Path, out: Path, recipe: Recipe, options: SparsifyOption
         recipe,
         str(checkpoints),
         logging_steps=options.log_every,
+        logging_first_step=True,
         save_steps=options.save_every,
         save_total_limit=options.keep_checkpoints,
         use_cpu=not torch.cuda.is_available(),  # Apple's GPU has no float64, in which the sums are kept

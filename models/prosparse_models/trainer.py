@@ -148,7 +148,7 @@ class ProSparseTrainer(Trainer):
         arguments = {key: value for key, value in inputs.items() if key != "labels"}
         mask = arguments.get("attention_mask")
         step = self.state.global_step + 1
-        counts = step % self._log_every() == 0
+        counts = step % self._log_every() == 0 or step == 1
         with self._l1.collect(mask, count=counts) as norms:
             outputs = model(**arguments, use_cache=False)
         l1 = torch.stack([norm for norm in norms if norm is not None]).sum()

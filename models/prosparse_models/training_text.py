@@ -53,10 +53,12 @@ class TextSource:
             else:
                 found = [path] if path.is_file() and path.suffix.lower() in _BUILDERS else []
             if not found:
-                got = "nothing there" if not path.exists() else "none" if path.is_dir() else f"{path.suffix or 'no'!r}"
-                raise TrainingError(
-                    f"text: {path}: expected text files ({known}), got {got}", hint="rename or convert it"
-                )
+                got, hint = f"{path.suffix or 'no'!r}", "rename or convert it"
+                if not path.exists():
+                    got, hint = "nothing there", "check the path"
+                elif path.is_dir():
+                    got, hint = "none", "put some there, or name them one by one"
+                raise TrainingError(f"text: {path}: expected text files ({known}), got {got}", hint=hint)
             files.extend(found)
         return TextSource(tuple(files), column, held_out)
 
@@ -197,5 +199,5 @@ def _too_short(source: TextSource, context: int) -> TrainingError:
         )
     return TrainingError(
         f"text: {name}: expected at least one sequence of {context} tokens, got fewer",
-        hint="give more text, or a shorter context: --set training.context=128",
+        hint="give more text, or a shorter context (calibrate: --context, sparsify: --set training.context)",
     )

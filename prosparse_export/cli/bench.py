@@ -9,10 +9,13 @@ import click
 
 from prosparse_export.cli.command import CONTEXT, ProSparseCommand
 from prosparse_export.cli.display import stages
+from prosparse_export.cli.outputs import check_outputs
 from prosparse_export.errors import ProSparseError
+from prosparse_export.write_aside import write_aside
 
 __all__ = ["bench_command"]
 
+_PLOTS = (".png", ".svg", ".pdf")
 _EXAMPLES = """
 Examples:
   prosparse bench out/demo.onnx
@@ -32,9 +35,9 @@ Examples:
     multiple=True,
     default=(16, 128, 512),
     show_default=True,
-    help="Repeatable.",
+    help="Prompt lengths to time, tokens. Repeatable.",
 )
-@click.option("--rounds", type=click.IntRange(min=3), default=9, show_default=True)
+@click.option("--rounds", type=click.IntRange(min=3), default=9, show_default=True, help="Sparse and dense.")
 @click.option("--dense/--no-dense", default=True, show_default=True, help="The dense twin too: the weights twice.")
 @click.option("--text", "text_file", type=click.Path(path_type=Path), help="Tokens to feed.  [default: bundled text]")
 @click.option("--json", "json_file", type=click.Path(path_type=Path), help="Also write the numbers into this file.")
@@ -57,12 +60,16 @@ def bench_command(
 ) -> None:
     """Time the exported model ONNX_FILE: decode and prefill, sparse against dense, in one process and in turns.
 
-    The dense twin is the same file with every neuron computed by the same kernels. Text without a tokenizer beside
-    the model is impossible: then random tokens are fed.
+    The dense twin is the same file with every neuron computed by the same kernels. Where no tokenizer lies beside the
+    model, random tokens are fed instead of text. A ratio is the median over rounds of dense time over sparse time in
+    the same round, so it is not quite the ratio of the two medians.
     """
-    for path in (json_file, plot_file):
-        if path is not None and path.exists() and not overwrite:
-            raise ProSparseError(f"output: {path}: exists already", hint="choose another name or pass --overwrite")
+    check_outputs((json_file, plot_file), overwrite=overwrite)
+    if plot_file is not None and plot_file.suffix.lower() not in _PLOTS:
+        raise ProSparseError(
+            f"output: {plot_file}: expected a name that ends in {', '.join(_PLOTS)}, got {plot_file.suffix or 'none'}",
+            hint=f"for instance {plot_file.with_suffix('.png')}",
+        )
     with stages(quiet=quiet) as report:
         report("start", 0, 0)
         import numpy as np
@@ -82,6 +89,6 @@ def bench_command(
         result = bench(onnx_file, ids, options, report)
     click.echo(table(result))
     if json_file is not None:
-        json_file.write_text(json.dumps(result.to_dict(), indent=2) + "\n", encoding="utf-8")
+        write_aside(json_file, json.dumps(result.to_dict(), indent=2) + "\n")
     if plot_file is not None:
         plot(result, plot_file)

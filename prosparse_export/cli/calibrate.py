@@ -65,6 +65,8 @@ def calibrate_command(
     """
     if in_place and out_dir is not None:
         raise click.UsageError("give OUT_DIR or --in-place, not both")
+    if out_dir is not None and out_dir.resolve() == model_dir.resolve():
+        raise click.UsageError("OUT_DIR is MODEL_DIR: choose another folder, or pass --in-place to change this one")
     display = TrainingDisplay(quiet=quiet)
     display.status("start")
     from prosparse_export.training import run_calibrate  # torch takes seconds to import

@@ -78,9 +78,10 @@ def info_command(onnx_file: Path | None, verify: bool, as_json: bool) -> None:
 
 def _artifact(path: Path, *, as_json: bool, verify: bool) -> None:
     from prosparse_export.artifact import read_manifest
+    from prosparse_export.artifact_files import no_model
 
     if not path.is_file():
-        raise ProSparseError(f"model: {path}: expected an .onnx file, got no such file", hint="check the path")
+        raise no_model(path)
     manifest = read_manifest(path)
     if not manifest:
         raise ProSparseError(

@@ -83,5 +83,5 @@ def optimize_command(
     if as_json:
         click.echo(json.dumps(result.manifest, indent=2))
         return
-    already = f", {result.already} sparse before" if result.already else ""
+    already = f"; {result.already} operators of ours were there before" if result.already else ""
     click.echo(f"{result.path}: {len(result.rewritten)} FFNs rewritten, {len(result.refused)} refused{already}")

@@ -8,6 +8,7 @@ import click
 
 from prosparse_export.cli.command import CONTEXT, ProSparseCommand
 from prosparse_export.cli.display import stages
+from prosparse_export.cli.outputs import check_outputs
 from prosparse_export.errors import ProSparseError
 
 __all__ = ["report_command"]
@@ -53,15 +54,14 @@ def report_command(
     speed by layer. Needs the extra packages of prosparse-export[report].
     """
     page = output or onnx_file.with_suffix(".report.html")
-    for path in (page, json_file):
-        _refuse(path, overwrite=overwrite)
+    check_outputs((page, json_file), overwrite=overwrite)
     with stages(quiet=quiet) as report:
         report("start", 0, 0)
         from prosparse_export.report import ReportOptions, measure, png_paths, write_json, write_page, write_pngs
         from prosparse_export.validation.text import BUNDLED, default_text, read_text
 
-        for path in png_paths(png_folder) if png_folder is not None else ():
-            _refuse(path, overwrite=overwrite)  # each that any report may write, before the minutes of measuring
+        if png_folder is not None and png_folder.is_dir():
+            check_outputs(png_paths(png_folder), overwrite=overwrite)  # each that any report may write
         texts = [(path.name, read_text(path)) for path in text_files] or [(BUNDLED, default_text())]
         result = measure(onnx_file, texts, ReportOptions(max_tokens, context, speed, threads), report)
         report("write", 0, 0)
@@ -72,11 +72,6 @@ def report_command(
             _folder(png_folder)
             write_pngs(result, png_folder)
     click.echo(str(page))
-
-
-def _refuse(path: Path | None, *, overwrite: bool) -> None:
-    if path is not None and path.exists() and not overwrite:
-        raise ProSparseError(f"output: {path}: exists already", hint="choose another name or pass --overwrite")
 
 
 def _folder(path: Path) -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import re
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -58,7 +59,14 @@ class _Stage(click.ParamType):  # type: ignore[type-arg]
 )
 @click.option("--text-column", default="text", show_default=True, help="Column of .jsonl and .parquet.")
 @click.option("--recipe", "recipe_name", default="demo", show_default=True, help="A recipe's name or TOML file.")
-@click.option("--list-recipes", is_flag=True, is_eager=True, expose_value=False, callback=lambda *a: _list(*a))
+@click.option(
+    "--list-recipes",
+    is_flag=True,
+    is_eager=True,
+    expose_value=False,
+    callback=lambda *a: _list(*a),
+    help="Print the recipes that come with the package, and exit.",
+)
 @click.option("--set", "settings", multiple=True, metavar="KEY=VALUE", help="Override a recipe's value. Repeatable.")
 @click.option("--stage", "stages", type=_Stage(), multiple=True, help="Replace the recipe's stages. Repeatable.")
 @click.option(
@@ -140,6 +148,14 @@ def sparsify_command(
             overwrite=overwrite,
             trust_remote_code=trust_remote_code,
         )
+    except KeyboardInterrupt:
+        if next(out_dir.glob("checkpoints/checkpoint-*"), None) is not None:
+            click.echo("hint: the same command with --resume goes on from the newest checkpoint", err=True)
+        else:  # nothing was kept
+            with suppress(OSError):
+                (out_dir / "checkpoints").rmdir()
+                out_dir.rmdir()
+        raise
     finally:
         display.stop()
     if summary is None:  # not the first process

@@ -27,6 +27,7 @@ class TrainingDisplay:
         columns = (TextColumn("train"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
         self._bar = Progress(*columns, console=self._console, transient=True, disable=not self._console.is_terminal)
         self._task: Any = None
+        self._first: tuple[float, int] | None = None
 
     def status(self, text: str) -> None:
         """Show what is being done now."""
@@ -45,7 +46,7 @@ class TrainingDisplay:
             shown = f"  sparsity {100 * record['sparsity']:.1f} % ({values})"
         self._line(
             f"step {record['step']}/{steps}  loss {record['loss']:.4f}  lambda {record['lambda']:.3e}  "
-            f"perplexity {record['perplexity']:.2f}{shown}"
+            f"perplexity {record['perplexity']:.2f}{shown}{self._left(record['step'], steps)}"
         )
         if record["step"] >= steps:
             self.stop()
@@ -61,6 +62,15 @@ class TrainingDisplay:
     def stop(self) -> None:
         """Take the bar away."""
         self._bar.stop()
+
+    def _left(self, step: int, steps: int) -> str:
+        """Return how long it will take where no bar says so, from the second record on."""
+        now = time.monotonic()
+        if self._first is None or self._console.is_terminal or step <= self._first[1]:
+            self._first = self._first or (now, step)
+            return ""
+        seconds = (now - self._first[0]) / (step - self._first[1]) * (steps - step)
+        return f"  about {seconds / 60:.0f} min left" if seconds >= 90 else f"  about {seconds:.0f} s left"
 
     def _line(self, text: str) -> None:
         self._console.print(f"[{time.monotonic() - self._began:7.1f} s] {text}", markup=False, soft_wrap=True)

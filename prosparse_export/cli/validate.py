@@ -11,6 +11,7 @@ import click
 
 from prosparse_export.cli.command import CONTEXT, ProSparseCommand
 from prosparse_export.cli.display import stages
+from prosparse_export.cli.outputs import check_outputs
 from prosparse_export.write_aside import write_aside
 
 __all__ = ["validate_command"]
@@ -63,6 +64,7 @@ Limits may be in a TOML file, options come first; docs/validation.md has an exam
 @click.option("--json", "as_json", is_flag=True, help="Print JSON.")
 @click.option("--junit", type=click.Path(path_type=Path), help="Write JUnit XML, one case per check.")
 @click.option("--markdown", type=click.Path(path_type=Path), help="Write a Markdown summary.")
+@click.option("--overwrite", is_flag=True, help="Replace files that are in the way.")
 def validate_command(
     model_dir: Path,
     onnx_file: Path,
@@ -93,6 +95,7 @@ def validate_command(
     as_json: bool,
     junit: Path | None,
     markdown: Path | None,
+    overwrite: bool,
 ) -> None:
     """Compare ONNX_FILE, with and without the sparse kernels, with PyTorch on MODEL_DIR; exit 1 if a check fails.
 
@@ -105,6 +108,7 @@ def validate_command(
     """
     if save_reference is not None and reference is not None:
         raise click.UsageError("--save-reference and --reference exclude each other")
+    check_outputs((junit, markdown, save_reference), overwrite=overwrite)
     with stages(quiet=quiet) as report:
         report("start", 0, 0)
         from prosparse_export.validation import (  # torch takes seconds to import

@@ -84,7 +84,9 @@ def open_subject(folder: Path, path: Path, *, trust: bool = False) -> Subject:
         ProSparseError: it was exported from other files, is no decoder, or cannot be read.
     """
     if not folder.is_dir():
-        raise ProSparseError(f"model folder: {folder}: expected a folder, got none", hint="check the path")
+        got = "a file" if folder.exists() else "none"
+        hint = "the model folder comes first, then the .onnx file" if folder.suffix == ".onnx" else "check the path"
+        raise ProSparseError(f"model folder: {folder}: expected a folder, got {got}", hint=hint)
     graph = read_graph(path)
     manifest = read_manifest(path)
     if "encoder" in manifest:

@@ -54,6 +54,9 @@ def test_limits_reports_and_manifest(run: Callable[..., Result], artifact: Path,
     assert values["stored_weights"]["wrong"] == []
     assert values["stored_weights"]["share"] > 0.999
     assert ET.parse(tmp_path / "j.xml").getroot().get("failures") == "0"
+    again = run(*files)
+    refused(again, "exists already")
+    files.append("--overwrite")
     broken = run(*files, "--min-sparsity", "layer 1: 100%", "--max-ppl-increase", "0%", "--min-sparsity", "100%")
     assert broken.exit_code == 1
     failed = {c["name"]: c for c in json.loads(broken.stdout)["checks"] if not c["passed"]}

@@ -20,7 +20,7 @@ def write(folder: Path, text: str) -> str:
 
 
 def test_packaged_recipes_load() -> None:
-    assert recipe_names() == ["demo", "prosparse-13b", "prosparse-1b", "prosparse-7b"]
+    assert recipe_names() == ["demo", "prosparse-13b", "prosparse-1b", "prosparse-7b", "trial"]
     for name in recipe_names():
         recipe = load_recipe(name)
         assert recipe.name == name

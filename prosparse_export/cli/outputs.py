@@ -1,0 +1,27 @@
+"""Files that a command is to write: seen to before it works for minutes."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from pathlib import Path
+
+from prosparse_export.errors import ProSparseError
+
+__all__ = ["check_outputs"]
+
+
+def check_outputs(paths: Iterable[Path | None], *, overwrite: bool) -> None:
+    """See that each of ``paths`` can be written; None stands for one that is not wanted.
+
+    Raises:
+        ProSparseError: a file is in the way, a path is a folder, or its folder does not exist.
+    """
+    for path in paths:
+        if path is None:
+            continue
+        if path.is_dir():
+            raise ProSparseError(f"output: {path}: expected a file name, got a folder", hint="name a file in it")
+        if path.exists() and not overwrite:
+            raise ProSparseError(f"output: {path}: exists already", hint="choose another name or pass --overwrite")
+        if not path.parent.is_dir():
+            raise ProSparseError(f"output: {path}: its folder does not exist", hint=f"mkdir -p {path.parent}")
