@@ -16,7 +16,11 @@ constexpr size_t kUpRows = 32;
 // Several tokens in quantised formats work through tiles of rows that stay in the L2 cache.
 constexpr size_t kTileRows = 128;
 constexpr size_t kTileBytes = size_t{512} << 10;
-constexpr size_t kFirstPrefetched = 1024;  // d_model below which rows are too short for prefetching to gain
+// d_model below which rows are too short for prefetching to gain. Measured by benchmarks/crossovers.py.
+#ifndef PROSPARSE_FIRST_PREFETCHED
+#define PROSPARSE_FIRST_PREFETCHED 1024
+#endif
+constexpr size_t kFirstPrefetched = PROSPARSE_FIRST_PREFETCHED;
 
 void run_block(Block& block, size_t down_pieces, size_t column_multiple) {
   const Ffn& ffn = block.ffn;

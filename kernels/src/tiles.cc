@@ -10,8 +10,15 @@ constexpr size_t kDownColumns = 2048;  // of a tile and of the next, in the L2 c
 constexpr size_t kResultBytes = size_t{128} << 10;  // of results that stay in the L2 cache while all tiles are added
 // up_proj computes a neuron for all tokens if it is active for one in kCommon: where tokens share its loads, they take
 // a third of the time. Up to kMemoryBound tokens the memory is what all wait for.
-constexpr size_t kCommon = 4;
-constexpr size_t kMemoryBound = 4;
+// Measured by benchmarks/crossovers.py, which builds others.
+#ifndef PROSPARSE_COMMON
+#define PROSPARSE_COMMON 4
+#endif
+#ifndef PROSPARSE_MEMORY_BOUND
+#define PROSPARSE_MEMORY_BOUND 4
+#endif
+constexpr size_t kCommon = PROSPARSE_COMMON;
+constexpr size_t kMemoryBound = PROSPARSE_MEMORY_BOUND;
 
 size_t tile_end(const Ffn& ffn, size_t tile) { return std::min(ffn.d_ff, (tile + 1) * kTile); }
 

@@ -1,0 +1,103 @@
+"""The kernels' cross-overs, measured: the library is built with other constants, and all builds take turns.
+
+    python benchmarks/crossovers.py --threads 2                     # f32, TinyLlama's shape
+    python benchmarks/crossovers.py --constant prefetch --threads 1
+
+Two are of several tokens in float formats (kernels/src/tiles.cc): a neuron is computed for all tokens at once if it is
+active for one in `common` of them; up to `memory` tokens always. One is of single tokens and all formats
+(kernels/src/ffn.cc): rows are prefetched from d_model = `prefetch` on. Printed: milliseconds a layer of the build as it
+is, and each other build's time as a multiple of it, medians of paired ratios: above 1 it is slower. Needs cmake.
+"""
+
+from __future__ import annotations
+
+import itertools
+import os
+import statistics
+import subprocess
+import tempfile
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+
+import click
+import numpy as np
+from ffn import SHAPES, interleave
+from ffn_models import Blocks, Run
+
+from prosparse_export.library import library_info
+
+KERNELS = Path(__file__).resolve().parent.parent / "kernels"
+CONSTANTS: dict[str, tuple[str, tuple[int, ...]]] = {
+    "common": ("PROSPARSE_COMMON", (1, 2, 4, 8, 16, 1000)),
+    "memory": ("PROSPARSE_MEMORY_BOUND", (1, 2, 4, 8, 16)),
+    "prefetch": ("PROSPARSE_FIRST_PREFETCHED", (0, 100_000)),
+}
+CASES: dict[str, tuple[tuple[str, ...], tuple[str, ...], tuple[int, ...], tuple[float, ...]]] = {
+    "common": (("tinyllama",), ("f32",), (8, 16, 32, 128), (0.5, 0.8, 0.89, 0.95)),
+    "memory": (("tinyllama",), ("f32",), (2, 4, 8, 16), (0.5, 0.89)),
+    "prefetch": (("smollm2", "tinyllama"), ("f32", "bf16", "i8", "i4"), (1,), (0.89,)),
+}
+
+
+def build(folder: Path, name: str, value: int) -> Path:
+    """Build the library with one constant and return its path."""
+    place = folder / f"{name}-{value}"
+    definition = f"-DPROSPARSE_CROSSOVERS={CONSTANTS[name][0]}={value}"
+    for command in (
+        ["cmake", "-S", str(KERNELS), "-B", str(place), "-DCMAKE_BUILD_TYPE=Release", definition],
+        ["cmake", "--build", str(place), "-j2", "--target", "prosparse_ops"],
+    ):
+        subprocess.run(command, check=True, stdout=subprocess.DEVNULL)
+    return next(place.glob("libprosparse_ops.*"))
+
+
+def sessions(
+    blocks: Blocks, sparsity: float, threads: int, libraries: Mapping[int, Path]
+) -> dict[str, tuple[Run, int]]:
+    """Return a call of the blocks for each library."""
+    runs = {}
+    before = os.environ.get("PROSPARSE_OPS_LIBRARY")
+    try:
+        for value, library in libraries.items():
+            os.environ["PROSPARSE_OPS_LIBRARY"] = str(library)
+            runs[str(value)] = (blocks.session(sparsity, threads)[0], blocks.count)
+    finally:
+        os.environ.pop("PROSPARSE_OPS_LIBRARY")
+        if before is not None:
+            os.environ["PROSPARSE_OPS_LIBRARY"] = before
+    return runs
+
+
+def rows(name: str, threads: int, rounds: int, folder: Path) -> Iterator[str]:
+    """Yield the lines of one constant's table."""
+    values = CONSTANTS[name][1]
+    libraries = {value: build(folder, name, value) for value in values}
+    own = str(values[0] if name == "prefetch" else 4)
+    shapes, formats, counts, sparsities = CASES[name]
+    yield f"\n| shape, weights, tokens, sparsity | ms with {own} | {' | '.join(f'{name} {v}' for v in values)} |"
+    yield "|---|---" + "|---" * len(values) + "|"
+    for shape, weights, n in itertools.product((SHAPES[s] for s in shapes), formats, counts):
+        x = np.random.default_rng(1).standard_normal((n, shape.d_model), np.float32)
+        blocks = Blocks(shape, weights, x, folder)
+        for sparsity in sparsities:
+            times = interleave(sessions(blocks, sparsity, threads, libraries), rounds)
+            pairs = [zip(times[str(v)], times[own], strict=True) for v in values]
+            cells = " | ".join(f"{statistics.median(t / base for t, base in pair):.2f}" for pair in pairs)
+            yield f"| {shape.name}, {weights}, {n}, {sparsity:.0%} | {statistics.median(times[own]):.3f} | {cells} |"
+
+
+@click.command(context_settings={"help_option_names": ["-h", "--help"]})
+@click.option("--constant", "names", type=click.Choice(list(CONSTANTS)), multiple=True, default=tuple(CONSTANTS))
+@click.option("--threads", default=2, show_default=True)
+@click.option("--rounds", default=11, show_default=True)
+def main(names: tuple[str, ...], threads: int, rounds: int) -> None:
+    """Print a table for each constant."""
+    click.echo(f"ISA {library_info().isa_used}, {threads} threads, medians of {rounds}")
+    with tempfile.TemporaryDirectory() as folder:
+        for name in names:
+            for line in rows(name, threads, rounds, Path(folder)):
+                click.echo(line)
+
+
+if __name__ == "__main__":
+    main()
