@@ -1,56 +1,11 @@
-// What onnxruntime is told when a session is made and memory or threads run out, or a type is not the operator's.
-#include <pthread.h>
-
+// What onnxruntime is told when a session is made and memory runs out, or a type is not the operator's.
 #include <algorithm>
-#include <atomic>
-#include <cstdlib>
-#include <map>
-#include <new>
 #include <string>
-#include <system_error>
-#include <thread>
 
 #include "../ort/custom_op.h"
 #include "../ort/status.h"
+#include "failing_memory.h"
 #include "matrices.h"
-
-namespace {
-
-// Which calls of operator new fail: from the one that is `left` away, or that one alone; everywhere, here or elsewhere.
-enum class Where { kNowhere, kHere, kElsewhere, kEverywhere };
-std::atomic<Where> where{Where::kNowhere};
-std::atomic<bool> once{false};
-std::atomic<long> left{0};
-std::atomic<long> failed{0};
-const std::thread::id here = std::this_thread::get_id();
-
-void fail(Where place, long after, bool only_once) {
-  left = after;
-  once = only_once;
-  failed = 0;
-  where = place;
-}
-
-bool may_allocate() {
-  const Where place = where;
-  if (place == Where::kNowhere) return true;
-  if (place != Where::kEverywhere && (place == Where::kHere) != (std::this_thread::get_id() == here)) return true;
-  const long now = left--;
-  if (now > 0 || (now < 0 && once)) return true;
-  ++failed;
-  return false;
-}
-
-}  // namespace
-
-// Not inline: gcc takes malloc and a delete expression that it sees beside each other for a mistake.
-__attribute__((noinline)) void* operator new(size_t size) {
-  void* memory = may_allocate() ? std::malloc(size != 0 ? size : 1) : nullptr;
-  if (memory == nullptr) throw std::bad_alloc();
-  return memory;
-}
-__attribute__((noinline)) void operator delete(void* memory) noexcept { std::free(memory); }
-__attribute__((noinline)) void operator delete(void* memory, size_t) noexcept { std::free(memory); }
 
 // A stand-in for onnxruntime, as far as one node's creation needs it.
 namespace prosparse::ort {
@@ -202,82 +157,6 @@ void test_type() {
   CHECK(text == "LinearBF16 node 'layer 3': w: expected bfloat16, got float32", "%s", text.c_str());
 }
 
-struct Packed {
-  Arena arena;
-  Panels panels;
-  Rows dot, axpy;
-  Packed(const Stored& w, const std::vector<float>& bias, unsigned threads)
-      : arena(panels_bytes(w.matrix) + 2 * rows_bytes(w.matrix)), panels(pack_panels(w.matrix, bias.data(), arena, threads)),
-        dot(pack_rows(w.matrix, bias.data(), RowOrder::kDot, arena, threads)),
-        axpy(pack_rows(w.matrix, bias.data(), RowOrder::kAxpy, arena, threads)) {}
-};
-
-void expect_packed(const Stored& w, const Packed& packed) {
-  for (size_t r = 0; r < w.matrix.rows; ++r) {
-    for (size_t c = 0; c < w.matrix.cols; ++c) {
-      ++cases;
-      CHECK(panel_weight(packed.panels, r, c) == w.at(r, c) && row_weight(packed.dot, RowOrder::kDot, r, c) == w.at(r, c) &&
-                row_weight(packed.axpy, RowOrder::kAxpy, r, c) == w.at(r, c),
-            "row %zu column %zu is packed wrongly", r, c);
-    }
-  }
-}
-
-// Memory runs out in the threads that pack alone, or in the one that starts them.
-void test_threads(Format format) {
-  std::mt19937 rng(2);
-  const Stored w(format, 90, 70, rng);
-  const std::vector<float> bias(128, 0.0f);
-  bool thrown = false;
-  fail(Where::kElsewhere, 0, false);
-  try {
-    const Packed packed(w, bias, 4);
-  } catch (const std::bad_alloc&) {
-    thrown = true;
-  }
-  where = Where::kNowhere;
-  CHECK(thrown && failed > 0, "memory failed %ld times elsewhere and nobody says so", failed.load());
-  size_t refused = 0, managed = 0;
-  for (long after = 0;; ++after) {
-    fail(Where::kHere, after, true);
-    try {
-      const Packed packed(w, bias, 4);
-      where = Where::kNowhere;
-      expect_packed(w, packed);
-      ++managed;
-    } catch (const std::bad_alloc&) {
-      where = Where::kNowhere;
-      ++refused;
-    }
-    if (failed == 0) break;
-  }
-  CHECK(refused > 0 && managed > 3, "%zu refused, %zu managed with fewer threads", refused, managed);
-}
-
-// The system refuses threads: the caller's does all the work.
-void test_no_threads(Format format) {
-#if defined(__GLIBC__)
-  pthread_attr_t usual, huge;
-  pthread_getattr_default_np(&usual);
-  pthread_attr_init(&huge);
-  pthread_attr_setstacksize(&huge, size_t{1} << 50);
-  pthread_setattr_default_np(&huge);
-  bool started = false;
-  try {
-    std::thread([&] { started = true; }).join();
-  } catch (const std::system_error&) {
-  }
-  CHECK(!started, "a thread had 2^50 bytes of stack");
-  std::mt19937 rng(3);
-  const Stored w(format, 90, 70, rng);
-  const std::vector<float> bias(128, 0.0f);
-  expect_packed(w, Packed(w, bias, 4));
-  pthread_setattr_default_np(&usual);
-#else
-  (void)format;  // test_threads makes std::thread fail here too, by its memory
-#endif
-}
-
 }  // namespace
 
 int main() {
@@ -286,7 +165,5 @@ int main() {
   test_every_allocation(Format::kI4, "SparseGatedFFNI4", kUint8);
   test_too_large();
   test_type();
-  for (const Format format : {Format::kI8, Format::kI4}) test_threads(format);
-  for (const Format format : kAllFormats) test_no_threads(format);
   return report(cases);
 }
