@@ -52,7 +52,7 @@ Activation parse_activation(const std::string& name, bool gated, const std::stri
   if (name == "relu2") return Activation::kRelu2;
   if (name == "drelu" && gated) return Activation::kDrelu;
   if (name == "silu" && gated) return Activation::kSilu;
-  throw InvalidArgument(where + ": activation: expected relu, relu2, " + (gated ? "fatrelu, drelu or silu" : "or fatrelu") +
+  throw InvalidArgument(where + ": activation: expected relu, relu2" + (gated ? ", fatrelu, drelu or silu" : " or fatrelu") +
                         ", got '" + name + "'");
 }
 
