@@ -46,6 +46,7 @@ def session(model: onnx.ModelProto | Path, *, library: bool, threads: int = 2) -
     options = onnxruntime.SessionOptions()
     options.intra_op_num_threads = threads
     options.log_severity_level = 4
+    options.enable_cpu_mem_arena = False  # each tensor by itself, so that AddressSanitizer sees its ends: .ci/sanitized
     if library:
         register(options)
     source = str(model) if isinstance(model, Path) else model.SerializeToString()
