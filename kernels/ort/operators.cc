@@ -3,6 +3,7 @@
 #include <cmath>
 #include <cstdlib>
 #include <cstring>
+#include <new>
 #include <string>
 #include <thread>
 #include <vector>
@@ -51,7 +52,7 @@ Activation parse_activation(const std::string& name, bool gated, const std::stri
   if (name == "relu2") return Activation::kRelu2;
   if (name == "drelu" && gated) return Activation::kDrelu;
   if (name == "silu" && gated) return Activation::kSilu;
-  throw InvalidArgument(where + ": activation: expected relu, relu2, " + (gated ? "fatrelu, drelu or silu" : "or fatrelu") +
+  throw InvalidArgument(where + ": activation: expected relu, relu2" + (gated ? ", fatrelu, drelu or silu" : " or fatrelu") +
                         ", got '" + name + "'");
 }
 
@@ -135,9 +136,20 @@ class Node : public Kernel {
   }
 
   void pack(const std::vector<Weight>& weights) {
-    const unsigned threads = std::clamp(std::thread::hardware_concurrency(), 1u, 8u);
     size_t bytes = panels_bytes(weights[0].matrix);
     for (size_t i = 1; i < weights.size(); ++i) bytes += rows_bytes(weights[i].matrix);
+    try {
+      repack(weights, bytes);
+    } catch (const std::bad_alloc&) {
+      constexpr size_t kMiB = size_t{1} << 20;
+      throw std::runtime_error(where_ + ": weights: expected " + std::to_string((bytes + kMiB - 1) / kMiB) + " MiB of memory, got less");
+    }
+    d_in_ = ffn_.d_model = weights[0].matrix.cols;
+    ffn_.d_ff = weights[0].matrix.rows;
+  }
+
+  void repack(const std::vector<Weight>& weights, size_t bytes) {
+    const unsigned threads = std::clamp(std::thread::hardware_concurrency(), 1u, 8u);
     arena_ = std::make_unique<Arena>(bytes);
     ffn_.gate = pack_panels(weights[0].matrix, weights[0].bias, *arena_, threads);
     drop(weights[0]);
@@ -147,8 +159,6 @@ class Node : public Kernel {
           pack_rows(weights[i].matrix, weights[i].bias, is_down ? RowOrder::kAxpy : RowOrder::kDot, *arena_, threads);
       drop(weights[i]);
     }
-    d_in_ = ffn_.d_model = weights[0].matrix.cols;
-    ffn_.d_ff = weights[0].matrix.rows;
   }
 
   std::string where_;  // "SparseFFNF32 node 'layer 3'"

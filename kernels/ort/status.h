@@ -3,6 +3,7 @@
 #define PROSPARSE_ORT_STATUS_H_
 
 #include <exception>
+#include <new>
 #include <stdexcept>
 #include <string>
 
@@ -34,6 +35,8 @@ Status* guarded(const Api& api, Body body) noexcept {
     return reported.status;
   } catch (const InvalidArgument& error) {
     return api.CreateStatus(kInvalidArgument, error.what());
+  } catch (const std::bad_alloc&) {
+    return api.CreateStatus(kFail, "com.prosparse: out of memory");
   } catch (const std::exception& error) {
     return api.CreateStatus(kFail, error.what());
   } catch (...) {

@@ -54,9 +54,9 @@ void drop_file_pages(const void* data, size_t bytes) {
   const uintptr_t first = round_up(reinterpret_cast<uintptr_t>(data), page);
   const uintptr_t last = (reinterpret_cast<uintptr_t>(data) + bytes) / page * page;
   if (first >= last || bytes < (size_t{1} << 20)) return;
+  std::vector<uint64_t> pages((last - first) / page);
   std::FILE* file = std::fopen("/proc/self/pagemap", "re");  // 8 bytes a page: Documentation/admin-guide/mm/pagemap
   if (file == nullptr) return;
-  std::vector<uint64_t> pages((last - first) / page);
   const bool is_read = fseeko(file, static_cast<off_t>(first / page * sizeof(uint64_t)), SEEK_SET) == 0 &&
                        std::fread(pages.data(), sizeof(uint64_t), pages.size(), file) == pages.size();
   std::fclose(file);

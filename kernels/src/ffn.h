@@ -29,8 +29,9 @@ struct Ffn {
 //   v_k = b_up[k] + w_up[k, :] . x[t, :]; for kDrelu 0 if that is <= 0; 1 where there is no gate
 //
 // Rows of w_up and w_down of inactive neurons do not enter: a NaN or Inf there is hidden, where the dense form
-// gives 0 * Inf = NaN. y may not overlap x. The same bits for any number of threads. May throw std::bad_alloc
-// before any work is done.
+// gives 0 * Inf = NaN. y may not overlap x. The same bits for any number of threads. What one token holds, a NaN or
+// an infinity too, shows in no other's result; but with a gate, in a float format and with more than 4 tokens in a call,
+// it may change how the others' are rounded. May throw std::bad_alloc before any work is done.
 void run_ffn(const Kernels& kernels, const Ffn& ffn, const float* x, size_t tokens, float* y, const Parallel& parallel,
              Scratch& scratch);
 

@@ -2,10 +2,10 @@
 
 #include <algorithm>
 #include <cstring>
-#include <thread>
 #include <vector>
 
 #include "half.h"
+#include "in_parallel.h"
 
 namespace prosparse {
 namespace {
@@ -18,20 +18,6 @@ T element(const void* array, size_t i) {
   T value;
   std::memcpy(&value, static_cast<const uint8_t*>(array) + i * sizeof(T), sizeof(T));
   return value;
-}
-
-template <class Task>
-void in_parallel(size_t count, unsigned threads, const Task& task) {
-  const size_t workers = std::clamp<size_t>(threads, 1, std::max<size_t>(count, 1));
-  const size_t share = (count + workers - 1) / workers;
-  std::vector<std::thread> pool;
-  for (size_t i = 1; i < workers; ++i) {
-    pool.emplace_back([=, &task] {
-      for (size_t k = i * share; k < std::min(count, (i + 1) * share); ++k) task(k);
-    });
-  }
-  for (size_t k = 0; k < std::min(count, share); ++k) task(k);
-  for (std::thread& worker : pool) worker.join();
 }
 
 size_t panel_bytes(Format format, size_t cols) {

@@ -28,13 +28,13 @@ class Arena {
 size_t panels_bytes(const Matrix& w);
 size_t rows_bytes(const Matrix& w);
 
-// Repack with `threads` threads. `bias` has w.rows (panels, dot) or w.cols (axpy) floats and is copied. What is
-// read may begin at any byte.
+// Repack with `threads` threads, or with fewer where the system grants no more. `bias` has w.rows (panels, dot) or
+// w.cols (axpy) floats and is copied. What is read may begin at any byte. Throws std::bad_alloc when no thread runs.
 Panels pack_panels(const Matrix& w, const void* bias, Arena& arena, unsigned threads);
 Rows pack_rows(const Matrix& w, const void* bias, RowOrder order, Arena& arena, unsigned threads);
 
 // Gives the memory of a mapped file's pages back; the file's contents come again if they are read. Leaves
-// anything else alone (memory without a file behind it, systems other than Linux).
+// anything else alone (memory without a file behind it, systems other than Linux). May throw std::bad_alloc.
 void drop_file_pages(const void* data, size_t bytes);
 
 // One weight, however it is packed. Exact.

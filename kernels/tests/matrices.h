@@ -65,6 +65,25 @@ struct Stored {
   }
 };
 
+// Makes every weight of a row NaN (`which` 0), +Inf (1) or -Inf (2); of quantised formats every scale.
+inline void poison_row(Stored& w, size_t row, size_t which) {
+  const Format format = w.matrix.format;
+  const uint32_t f32[] = {0x7fc00000, 0x7f800000, 0xff800000};
+  const uint16_t f16[] = {0x7e00, 0x7c00, 0xfc00}, bf16[] = {0x7fc0, 0x7f80, 0xff80};
+  if (is_quantised(format)) {
+    const size_t blocks = blocks_of(w.matrix.cols);
+    std::fill_n(w.scales.begin() + static_cast<std::ptrdiff_t>(row * blocks), blocks, f16[which]);
+    return;
+  }
+  for (size_t i = row * w.matrix.cols; i < (row + 1) * w.matrix.cols; ++i) {
+    if (format == Format::kF32) {
+      std::memcpy(&w.data[4 * i], &f32[which], 4);
+    } else {
+      std::memcpy(&w.data[2 * i], format == Format::kF16 ? &f16[which] : &bf16[which], 2);
+    }
+  }
+}
+
 // Half a rounding step of 16 bits for each column of x: 0 for float formats and for the reference.
 inline std::vector<double> half_steps(const float* x, size_t cols, bool rounds) {
   std::vector<double> steps(cols, 0.0);

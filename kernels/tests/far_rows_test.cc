@@ -1,0 +1,127 @@
+// Rows, scales, panels and biases beyond 2^32 bytes and 2^32 elements, for each variant, format and kernel.
+#include "activations.h"
+#include "matrices.h"
+#include "sparse_memory.h"
+
+using namespace prosparse;
+using namespace prosparse::testing;
+
+namespace {
+
+size_t cases = 0;
+constexpr size_t kCols = 256, kFew = 16, kTokens = 5;
+constexpr size_t kFirst = (size_t{1} << 28) + 5 * 60 * kLanes;  // of a panel and of a tile of kTile rows
+static_assert(kFirst % kLanes == 0);
+constexpr size_t kRows = kFirst + kFew;
+const Parallel kSerial{run_serially, nullptr};
+
+void expect(const Kernels& k, Format f, const char* kernel, double actual, double exact, double bound) {
+  ++cases;
+  CHECK(std::abs(actual - exact) <= bound, "%s %s %s: expected %.9g, got %.9g, bound %.3g", k.isa, kFormatNames[static_cast<size_t>(f)], kernel, exact,
+        actual, bound);
+}
+
+// A few rows, packed, and then put where rows [kFirst, kRows) of a huge matrix are.
+struct Far {
+  Stored few;
+  std::vector<float> few_bias;
+  Arena arena;
+  Panels panels;
+  Rows dot, axpy;
+  SparseMemory panel_data, dot_data, axpy_data, scales, bias;
+
+  Far(Format f, std::mt19937& rng)
+      : few(f, kFew, kCols, rng), few_bias(normals(rng, kCols)), arena(panels_bytes(few.matrix) + 2 * rows_bytes(few.matrix)),
+        panels(pack_panels(few.matrix, few_bias.data(), arena, 1)), dot(pack_rows(few.matrix, few_bias.data(), RowOrder::kDot, arena, 1)),
+        axpy(pack_rows(few.matrix, few_bias.data(), RowOrder::kAxpy, arena, 1)), panel_data((kRows / kLanes + 1) * panels.panel_bytes),
+        dot_data((kRows + 1) * dot.row_bytes), axpy_data((kRows + 1) * axpy.row_bytes), scales((kRows + 1) * dot.scale_stride * sizeof(uint16_t)),
+        bias(kRows * sizeof(float)) {
+    std::memcpy(panel_data.data() + kFirst / kLanes * panels.panel_bytes, panels.data, panels.panel_bytes);
+    std::memcpy(dot_data.data() + kFirst * dot.row_bytes, dot.data, kFew * dot.row_bytes);
+    std::memcpy(axpy_data.data() + kFirst * axpy.row_bytes, axpy.data, kFew * axpy.row_bytes);
+    if (is_quantised(f)) std::memcpy(scales.as<uint16_t>() + kFirst * dot.scale_stride, dot.scales, kFew * dot.scale_stride * sizeof(uint16_t));
+    std::memcpy(bias.as<float>() + kFirst, few_bias.data(), kFew * sizeof(float));
+    panels.data = panel_data.data();
+    dot.data = dot_data.data();
+    axpy.data = axpy_data.data();
+    panels.bias = dot.bias = bias.as<float>();
+    if (is_quantised(f)) dot.scales = axpy.scales = scales.as<uint16_t>();
+    panels.rows = dot.rows = axpy.rows = kRows;
+  }
+};
+
+void test_format(const Kernels& k, Format f) {
+  std::mt19937 rng(1);
+  const Far far(f, rng);
+  const FormatKernels& run = k.of[static_cast<size_t>(f)];
+  const bool rounds = is_quantised(f) && &k != &kScalarKernels;
+  const std::vector<float> x = normals(rng, kTokens * kCols);
+  const SparseMemory z(2 * kRows * sizeof(float));
+  for (const size_t tokens : {size_t{1}, size_t{2}}) {
+    Scratch scratch;
+    const Tokens prepared = prepare(k, f, x.data(), tokens, kCols, kSerial, scratch);
+    run.stream(far.panels, kFirst / kLanes, kRows / kLanes, prepared, z.as<float>(), kRows);
+    for (size_t r = 0; r < kFew * tokens; ++r) {
+      double bound = 0.0;
+      const double exact = row_sum(far.few, r % kFew, &x[r / kFew * kCols], far.few_bias[r % kFew], rounds, &bound);
+      expect(k, f, "stream", z.as<float>()[r / kFew * kRows + kFirst + r % kFew], exact, bound);
+    }
+  }
+  std::vector<int32_t> active;
+  for (size_t r = 0; r < kFew; r += 2) active.push_back(static_cast<int32_t>(kFirst + r));
+  Scratch scratch;
+  const Tokens prepared = prepare(k, f, x.data(), kTokens, kCols, kSerial, scratch);
+  for (const bool prefetch : {false, true}) {
+    std::vector<float> u(active.size());
+    run.dot(far.dot, prepared, 1, active.data(), active.size(), 0, kCols, prefetch, u.data());
+    for (size_t i = 0; i < u.size(); ++i) {
+      double bound = 0.0;
+      const double exact = row_sum(far.few, 2 * i, &x[kCols], far.few_bias[2 * i], rounds, &bound);
+      expect(k, f, "dot", u[i], exact, bound);
+    }
+  }
+  const std::vector<float> h = normals(rng, active.size());
+  std::vector<float> y(kTokens * kCols, 0.0f);
+  run.axpy(far.axpy, active.data(), h.data(), active.size(), 0, kCols, true, y.data(), scratch.work.get<uint8_t>(axpy_work(kCols)));
+  for (size_t c = 0; c < kCols; ++c) {
+    double exact = 0.0, magnitude = 0.0, largest = 1e-30, integers = 0.0;
+    for (size_t i = 0; i < active.size(); ++i) {
+      exact += h[i] * far.few.at(2 * i, c);
+      magnitude += std::abs(h[i] * far.few.at(2 * i, c));
+      if (!rounds) continue;
+      largest = std::max(largest, std::abs(h[i] * far.few.scale(2 * i, c)));
+      integers += far.few.integers[2 * i * kCols + c];
+    }
+    const double rounding = 0.52 * largest / kSteps * integers;
+    expect(k, f, "axpy", y[c], exact, gamma_bound(active.size() + 6) * (magnitude + rounding) + rounding);
+  }
+  if (is_quantised(f)) return;
+  const Ahead none{nullptr, 0, 0};
+  std::vector<float> v(kFew * 2 * kLanes, 0.0f);
+  run.tile(far.dot, x.data(), kCols, kTokens, active.data(), active.size(), 0, kCols, none, v.data(), 2 * kLanes);
+  for (size_t i = 0; i < active.size() * kTokens; ++i) {
+    double bound = 0.0;
+    const double exact = row_sum(far.few, i / kTokens * 2, &x[i % kTokens * kCols], 0.0, false, &bound);
+    expect(k, f, "tile", v[i / kTokens * 2 * kLanes + i % kTokens], exact, bound);
+  }
+  std::vector<float> alone(kCols, 0.0f);
+  run.axpy(far.axpy, active.data(), h.data(), active.size(), 0, kCols, false, alone.data(), nullptr);
+  for (const size_t tokens : {size_t{1}, kTokens}) {  // with few entries row by row, with many from a copy
+    const std::vector<Part> parts(kTokens, Part{active.data(), h.data(), active.size()});
+    std::fill(y.begin(), y.end(), 0.0f);
+    Buffer work;
+    run.add_lists(far.axpy, kFirst, active.data(), active.size(), 0, kCols, none, parts.data(), tokens, y.data(), kCols,
+                  work.get<float>(kTile * kMostTileColumns));
+    for (size_t c = 0; c < tokens * kCols; ++c) expect(k, f, "add_lists", y[c], alone[c % kCols], 0.0);
+  }
+}
+
+}  // namespace
+
+int main(int argc, char** argv) {
+  for (const Kernels* k : variants_to_test(argc, argv)) {
+    for (const Format format : kAllFormats) test_format(*k, format);
+    std::printf("%s done\n", k->isa);
+  }
+  return report(cases);
+}
