@@ -134,9 +134,21 @@ def with_stored_weights(model: PreTrainedModel, formats: Mapping[str, StoredAs])
         formats: from `stored_formats`.
     """
     change = _rounding(model, formats)
+    sharing: dict[int, list[str]] = {}
+    for name, module in model.named_modules():
+        weight = module._parameters.get("weight")
+        if weight is not None:
+            sharing.setdefault(id(weight), []).append(name)
+    done: set[int] = set()
     for name in formats:
-        parameter = model.get_submodule(name).weight
-        parameter.copy_(change(f"{name}.weight", parameter))
+        layer = model.get_submodule(name)
+        others = sharing[id(layer.weight)]
+        if id(layer.weight) in done:  # tied, and stored once
+            continue
+        if len({formats.get(other) for other in others}) > 1:  # tied here, but the artifact rounds one of them alone
+            layer.weight = torch.nn.Parameter(layer.weight.detach().clone(), requires_grad=False)
+        done.add(id(layer.weight))
+        layer.weight.copy_(change(f"{name}.weight", layer.weight))
 
 
 def _rounded(weight: torch.Tensor, stored: StoredAs, *, transposed: bool) -> torch.Tensor:

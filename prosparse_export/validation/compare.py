@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 import time
 from collections.abc import Callable, Sequence
+from dataclasses import replace
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any
@@ -95,7 +96,7 @@ class _Run:
     """One validation, stage by stage: never more than one model in memory, logits on disk."""
 
     def __init__(self, subject: Subject, options: ValidationOptions, documents: list[Document], tell: _Clock) -> None:
-        self.subject, self.options, self.documents, self.tell = subject, options, documents, tell
+        self.subject, self.documents, self.tell = subject, documents, tell
         context = min(options.context, subject.positions or options.context, max(len(d.ids) for d in documents))
         stride = options.stride or max(context // 2, 1)
         if stride > context:
@@ -105,6 +106,8 @@ class _Run:
         self.context = context
         self.windows: list[Window] = list(windows(documents, context, stride))
         self.prompts = ref.cut_prompts(documents, max(options.prompts, 1), context)
+        room = (subject.positions or context + options.greedy) - max(map(len, self.prompts))
+        self.options = replace(options, greedy=min(options.greedy, room))
         self.metadata = ref.fingerprint(self.windows, documents, subject.sources, subject.overrides)
         self.operators: tuple[OperatorCheck, ...] = ()
         self.weights: StoredWeights | None = None
@@ -153,13 +156,16 @@ class _Run:
         quality = (sum_without.result(), sum_with.result())
         checks = [Check(c.name, _measured(c), f"at most {bound:.3g} on logits, same tokens", c.passed) for c in runs]
         checks += self._operator_checks(unknown)
+        checks += self._layer_checks()
         again = repeated.first or f"{repeated.tokens} tokens"
         checks.append(Check("same bits in every run", again, "no differing bit", repeated.passed))
         exactly = all(check.passed for check in checks)
-        checks += check_limits(options.limits, quality[1], sparsity, tuple(matches), self._greedy(original))
-        explained = options.explain and not all(c.passed for c in checks)
+        limits = check_limits(options.limits, quality[1], sparsity, tuple(matches), self._greedy(original))
+        explained = options.explain and not all(c.passed for c in checks + limits)
         if explained:
-            self._explain(runs, limits_only=exactly)
+            lost = exactly and any(check.about_quality and not check.passed for check in limits)
+            self._explain(runs, lost=lost)
+        checks += limits
         tell("done")
         return Validation(
             comparisons=tuple(runs),
@@ -197,7 +203,7 @@ class _Run:
         """PyTorch with its own weights and with the stored ones; the second is None if only the artifact has them."""
         s, options, tell = self.subject, self.options, self.tell
         if options.reference is not None:
-            original = ref.open_reference(options.reference, self.metadata, len(self.prompts))
+            original = ref.open_reference(options.reference, self.metadata, len(self.prompts), options.greedy)
             self._check_operators(s.load(low_memory=True))
             return original, None if s.lossy else original
         tell("load PyTorch's model")
@@ -261,14 +267,27 @@ class _Run:
             checks.append(Check("stored weights", got, "the checkpoint's, bit for bit", not w.wrong))
         return checks
 
-    def _explain(self, runs: Sequence[Comparison], limits_only: bool) -> None:
+    def _layer_checks(self) -> list[Check]:
+        """Hold what lies between operators to PyTorch too, where logits have a wide bound: an activation jumps."""
+        s, options = self.subject, self.options
+        if not s.flips or not options.operator_tokens:
+            return []
+        self.tell("layers")
+        ids = self.windows[0].ids[:_EXPLAINED]
+        self.findings = tuple(explain(s.load(low_memory=True), s, ids, threads=options.threads, tell=self.tell))
+        name, allowed = "layers against PyTorch", "within their bounds"
+        found = {f"{finding.where}: {finding.op}": finding for finding in self.findings}
+        wrong = [
+            Check(where, f"{f.difference:.3g}, {f.run}", f"at most {f.bound:.3g}", False) for where, f in found.items()
+        ]
+        return wrong or [Check(name, f"{len(ids)} tokens in six ways of running", allowed, True)]
+
+    def _explain(self, runs: Sequence[Comparison], *, lost: bool) -> None:
         s, threads = self.subject, self.options.threads
         self.tell("explain")
         checkpoint = s.load(low_memory=True)
         ids = self._ids_to_explain(runs)
-        if limits_only and s.formats:  # all is computed as it should be: what is lost, rounding has lost
-            self.roundings = rounding_costs(checkpoint, s.formats, ids, self.tell)
-        found = explain(checkpoint, s, ids, threads=threads, tell=self.tell)
+        found = self.findings or tuple(explain(checkpoint, s, ids, threads=threads, tell=self.tell))
         wrong = [
             Finding(name, o.layer, o.op, o.module, -1, math.nan, 0.0)
             for o in self.operators
@@ -277,6 +296,8 @@ class _Run:
         others = self.weights.wrong if self.weights is not None else ()
         wrong += [Finding(name, layer_of(name), "initializer", "", -1, math.nan, 0.0) for name in others]
         self.findings = (*wrong, *found)
+        if lost and s.lossy:  # all is computed as it should be
+            self.roundings = rounding_costs(s.load(low_memory=True), s.rounded, ids, s.approximation, self.tell)
 
     def _ids_to_explain(self, runs: Sequence[Comparison]) -> NDArray[np.int64]:
         """Return the text up to the first token that was found wrong; 48 tokens at least, where there are so many."""

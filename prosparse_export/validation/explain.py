@@ -56,8 +56,13 @@ class Finding:
     difference: float
     bound: float
 
+    @property
+    def where(self) -> str:
+        """The layer, in words."""
+        return "outside the layers" if self.layer is None else f"layer {self.layer}"
+
     def __str__(self) -> str:
-        where = "outside the layers" if self.layer is None else f"layer {self.layer}"
+        where = self.where
         if self.token < 0:
             module = f" ({self.module})" if self.module else ""
             return f"{where}: {self.op}{module}: {self.run} is not the checkpoint's"
@@ -206,9 +211,12 @@ class _Search:
         pairs = (("keys", forced.keys, case.trace.keys), ("values", forced.values, case.trace.values))
         for what, expected, actual in pairs:
             if layer < min(len(expected), len(actual)):
-                beyond = _beyond(expected[layer], actual[layer], share * np.abs(expected[layer]).max(), axis=1)
+                own = expected[layer]
+                first = actual[layer].shape[1] - own.shape[1]  # transformers keeps a sliding window's tokens alone
+                beyond = _beyond(own, actual[layer][:, first:], share * np.abs(own).max(), axis=1)
                 if beyond:
-                    return Finding(case.run, layer, f"{self._attention}: {what}", "", *beyond)
+                    token, *numbers = beyond
+                    return Finding(case.run, layer, f"{self._attention}: {what}", "", first + token, *numbers)
         return None
 
     def _ffn(self, i: int) -> Compare:

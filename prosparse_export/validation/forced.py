@@ -65,7 +65,8 @@ def run_forced(
 
     def put(i: int) -> Callable[..., torch.Tensor]:
         def hook(_: torch.nn.Module, __: object, output: torch.Tensor) -> torch.Tensor:
-            return torch.from_numpy(np.ascontiguousarray(outputs[i])).reshape(output.shape).to(output.dtype)
+            # A copy: Falcon adds attention's result to it in place.
+            return torch.from_numpy(outputs[i].copy()).reshape(output.shape).to(output.dtype)
 
         return hook
 

@@ -89,7 +89,7 @@ def check_operators(
     Args:
         checkpoint: PyTorch with the checkpoint's own weights; they may lie in their files.
         subject: the artifact.
-        ids: some text, ``[tokens]``: half of it goes in at once, the rest one by one.
+        ids: some text, ``[tokens]``: two thirds of it go in at once, the rest one by one.
         threads: intra-op threads.
         tell: progress, called with (stage, done, total).
     """
@@ -101,7 +101,7 @@ def check_operators(
     if nodes or sites:
         fused = subject.fused_attention
         probe = Probe(subject.path, nodes, sites, library=True, threads=threads, fused=fused)
-        trace = probe.run(ids, first=max(len(ids) // 2, 1))
+        trace = probe.run(ids, first=max(len(ids) * 2 // 3, 1))
         del probe
         total = len(nodes) + len(sites)
         for i, node in enumerate(nodes):

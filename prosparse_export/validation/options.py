@@ -23,7 +23,7 @@ class ValidationOptions:
         greedy: tokens that are generated greedily from each prompt; 0 for none.
         prompts: how many prompts, cut from the text at different places and lengths.
         step_tokens: tokens whose logits are also computed one by one.
-        operator_tokens: tokens on which every sparse operator is held against float64; 0 for none.
+        operator_tokens: tokens on which every operator is held against float64, two thirds of them at once; 0 for none.
         threads: intra-op threads, None for onnxruntime's default.
         repeat: compare bits over the whole text and over thread counts, not on a few tokens only.
         limits: what must hold besides.
@@ -40,7 +40,7 @@ class ValidationOptions:
     greedy: int = 64
     prompts: int = 3
     step_tokens: int = 512
-    operator_tokens: int = 32
+    operator_tokens: int = 96
     threads: int | None = None
     repeat: bool = False
     limits: Limits = field(default_factory=Limits)

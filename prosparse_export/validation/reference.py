@@ -167,7 +167,7 @@ def run_reference(
     return _reference(file, continuations)
 
 
-def open_reference(path: Path, metadata: Mapping[str, str], prompts: int) -> Reference:
+def open_reference(path: Path, metadata: Mapping[str, str], prompts: int, greedy: int) -> Reference:
     """Open a file from ``--save-reference``.
 
     Raises:
@@ -200,6 +200,12 @@ def open_reference(path: Path, metadata: Mapping[str, str], prompts: int) -> Ref
             f"reference: {path}: expected {prompts} prompts, got {k}",
             hint="give the same --prompts as when it was made",
         ) from None
+    made = min(len(c.greedy) for c in continuations)
+    if made < greedy:
+        file.close()
+        raise ProSparseError(
+            f"reference: {path}: expected {greedy} greedy tokens for each prompt, got {made}", hint=f"--greedy {made}"
+        )
     return _reference(file, continuations)
 
 

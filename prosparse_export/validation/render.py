@@ -122,4 +122,4 @@ def _roundings(result: Validation) -> list[str]:
     whole, *parts = result.roundings
     shown = ", ".join(map(str, parts[:_PARTS]))
     rest = f" and {len(parts) - _PARTS} smaller ones" if len(parts) > _PARTS else ""
-    return [f"rounding to {result.artifact['weights']} costs {whole.kl:.2g} nats per token; alone, {shown}{rest}"]
+    return [f"{whole.how} costs {whole.kl:.2g} nats per token; alone, {shown}{rest}"]

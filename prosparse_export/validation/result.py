@@ -43,12 +43,14 @@ class Check:
         measured: what it is, in words.
         allowed: what it may be.
         passed: it holds.
+        about_quality: it is a limit on what the artifact loses against the checkpoint's own weights.
     """
 
     name: str
     measured: str
     allowed: str
     passed: bool
+    about_quality: bool = False
 
 
 @dataclass(frozen=True)
@@ -70,7 +72,7 @@ class Validation:
         unknown_operators: operators that the library lacks, so that their dense bodies ran.
         checks: everything that must hold, limits included.
         findings: what --explain found.
-        roundings: what rounding costs by part, if --explain found nothing else that breaks a limit.
+        roundings: what rounding costs by part, if --explain looked and only limits on quality were broken.
         explained: --explain has looked.
         tokens: positions compared.
         texts: name and hash of the token ids of each text.
@@ -127,7 +129,7 @@ def check_limits(
     checks = []
 
     def check(name: str, measured: str, allowed: str, passed: bool) -> None:
-        checks.append(Check(name, measured, allowed, passed))
+        checks.append(Check(name, measured, allowed, passed, about_quality=not name.startswith("sparsity")))
 
     if (limit := limits.max_ppl_increase) is not None:
         value = quality.perplexity_increase

@@ -31,6 +31,7 @@ class Subject:
         nodes: its sparse operators, with the activation that the export found.
         linears: for each operator's module, the paths of its linear layers, down_proj last.
         formats: how each matrix is stored that is not stored as float32, by module path.
+        rounded: those of them whose format is not the checkpoint's own.
         flips: see `flips_of`.
         weights: the format of the feed-forward blocks.
         lossy: the stored weights are not the checkpoint's own, or activations are dropped.
@@ -48,6 +49,7 @@ class Subject:
     nodes: list[FfnNode]
     linears: dict[str, list[str]]
     formats: dict[str, StoredAs]
+    rounded: dict[str, StoredAs]
     flips: float
     weights: str
     lossy: bool
@@ -89,16 +91,26 @@ def open_subject(folder: Path, path: Path, *, trust: bool = False) -> Subject:
         raise ProSparseError(f"model folder: {folder}: expected a folder, got {got}", hint=hint)
     graph = read_graph(path)
     manifest = read_manifest(path)
+    if "source" not in manifest:
+        raise ProSparseError(
+            f"artifact: {path}: expected a prosparse.json beside it, which says what it was exported from, got none",
+            hint="copy it from where the export wrote it: an artifact is all of its folder",
+        )
+    if all(value.name != "logits" for value in graph.graph.output):
+        raise ProSparseError(
+            f"artifact: {path}: expected a decoder, whose logits can be compared, got an encoder",
+            hint="its export compared its hidden states with PyTorch's",
+        )
     if "encoder" in manifest:
         raise ProSparseError(
             f"artifact: {path}: expected a decoder alone, got an encoder-decoder, whose logits on a running text mean "
             "nothing",
             hint="its export compared it with PyTorch; `prosparse generate` runs it",
         )
-    sources: dict[str, str] = manifest.get("source", {}).get("sha256", {})
+    sources: dict[str, str] = manifest["source"].get("sha256", {})
     _check_sources(folder, path, sources)
     layers = [layer for layer in manifest.get("ffn", {}).get("layers", []) if not layer["reason"]]
-    own = checkpoint_format(manifest.get("source", {}).get("weight_dtype", "float32"))
+    own = checkpoint_format(manifest["source"].get("weight_dtype", "float32"))
     formats = stored_formats(manifest)
     return Subject(
         folder=folder,
@@ -107,6 +119,7 @@ def open_subject(folder: Path, path: Path, *, trust: bool = False) -> Subject:
         nodes=_as_exported(ffn_nodes(graph), layers),
         linears={layer["module"]: list(layer["linears"]) for layer in layers if layer.get("linears")},
         formats=formats,
+        rounded={name: stored for name, stored in formats.items() if stored.weights != own},
         flips=flips_of(manifest),
         weights=manifest.get("weight_format", "f32"),
         lossy=any(stored.weights != own for stored in formats.values()) or "approximation" in manifest,

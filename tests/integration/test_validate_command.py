@@ -92,6 +92,7 @@ def test_reference_file(run: Callable[..., Result], artifact: Path, tmp_path: Pa
     text.write_text("Another text. " * 60)
     refused(run("--reference", file, "--text", text), "expected this text, got another text or tokenizer")
     refused(run("--reference", file, "--stride", "64"), "expected this windows, got another cut")
+    refused(run("--reference", file, "--greedy", "9"), "expected 9 greedy tokens for each prompt, got 4")
     refused(run("--reference", text), "expected a file from --save-reference")
     assert [p.name for p in artifact.parent.iterdir() if p.name.startswith(".")] == []
 

@@ -1,0 +1,155 @@
+"""Validation of models that are not shaped as the demo: right artifacts pass, faults are named in their layer."""
+
+from __future__ import annotations
+
+import json
+import shutil
+from collections.abc import Callable
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import onnx
+import pytest
+import torch
+import transformers as hf
+from click.testing import CliRunner
+from onnx import helper
+
+from prosparse_export import export_model
+from prosparse_export.cli import main
+from prosparse_export.export import ExportOptions
+from prosparse_export.probe import ffn_nodes
+from prosparse_export.validation import Limits, ValidationOptions, default_text, validate
+from prosparse_export.validation.explain import explain
+from prosparse_export.validation.subject import open_subject
+from prosparse_export.validation.text import load_tokenizer, tokenise
+
+pytestmark = pytest.mark.integration
+OPTIONS = ValidationOptions(tokens=128, context=64, greedy=8, step_tokens=16, explain=True)
+LAYER = 1
+SIZES: dict[str, Any] = {
+    "vocab_size": 4096,
+    "hidden_size": 32,
+    "num_hidden_layers": 3,
+    "num_attention_heads": 4,
+    "max_position_embeddings": 128,
+    "pad_token_id": 0,
+    "bos_token_id": 1,
+    "eos_token_id": 2,
+}
+GROUPED = {**SIZES, "intermediate_size": 64, "num_key_value_heads": 2, "head_dim": 8, "hidden_act": "relu"}
+FALCON = {
+    **SIZES,
+    "ffn_hidden_size": 64,
+    "activation": "relu",
+    "alibi": False,
+    "new_decoder_architecture": True,
+    "num_kv_heads": 2,
+}
+OPT = {**SIZES, "ffn_dim": 64, "activation_function": "relu", "word_embed_proj_dim": 16, "do_layer_norm_before": False}
+MODELS: dict[str, Callable[[], hf.PreTrainedModel]] = {
+    "parallel attention": lambda: hf.FalconForCausalLM(hf.FalconConfig(**FALCON)),
+    "sliding window": lambda: hf.MistralForCausalLM(hf.MistralConfig(**GROUPED, sliding_window=16)),
+    "tied, one rounded": lambda: hf.OPTForCausalLM(hf.OPTConfig(**OPT)),
+    "threshold": lambda: hf.LlamaForCausalLM(hf.LlamaConfig(**GROUPED)),
+}
+FORMATS: dict[str, Any] = {"tied, one rounded": "i4", "threshold": "i4"}
+Edit = Callable[[onnx.ModelProto], None]
+
+
+@pytest.fixture(scope="module", params=list(MODELS))
+def exported(
+    request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory, demo_folder: Path
+) -> tuple[Path, Path]:
+    folder = tmp_path_factory.mktemp("model")
+    torch.manual_seed(0)
+    model = MODELS[request.param]()
+    for name, parameter in model.named_parameters():
+        torch.nn.init.normal_(parameter, mean=1.0 if "norm" in name and "weight" in name else 0.0, std=0.2)
+    model.save_pretrained(folder)
+    for file in demo_folder.glob("token*"):
+        shutil.copy(file, folder)
+    if request.param == "threshold":
+        config = json.loads((folder / "config.json").read_text())
+        (folder / "config.json").write_text(json.dumps({**config, "hidden_act": "fatrelu", "hidden_act_param": 0.01}))
+    options = ExportOptions(weights=FORMATS.get(request.param))
+    return folder, export_model(folder, tmp_path_factory.mktemp("out") / "m.onnx", options).path
+
+
+def changed(artifact: Path, folder: Path, edit: Edit) -> Path:
+    shutil.copytree(artifact.parent, folder, dirs_exist_ok=True)
+    model = onnx.load(folder / artifact.name)
+    edit(model)
+    (folder / f"{artifact.name}.data").unlink(missing_ok=True)
+    onnx.save(model, folder / artifact.name)
+    manifest = json.loads((folder / "prosparse.json").read_text())
+    del manifest["files"]
+    (folder / "prosparse.json").write_text(json.dumps(manifest))
+    return folder / artifact.name
+
+
+def times(model: onnx.ModelProto, name: str, factor: float) -> None:
+    """Multiply what node ``name`` gives."""
+    place = next(i for i, node in enumerate(model.graph.node) if node.name == name)
+    node = model.graph.node[place]
+    out, node.output[0] = node.output[0], "f.raw"
+    value = helper.make_tensor("f.factor", onnx.TensorProto.FLOAT, [], [factor])
+    model.graph.node.insert(place + 1, helper.make_node("Constant", [], ["f.factor"], value=value))
+    model.graph.node.insert(place + 2, helper.make_node("Mul", ["f.raw", "f.factor"], [out]))
+
+
+def test_a_right_artifact_passes_and_nothing_is_found(exported: tuple[Path, Path]) -> None:
+    folder, artifact = exported
+    ids = tokenise(load_tokenizer(folder), [("text", default_text())], 48)[0].ids
+    subject = open_subject(folder, artifact)
+    for low_memory in (False, True):
+        result = validate(folder, artifact, replace(OPTIONS, low_memory=low_memory))
+        assert result.passed, [check for check in result.checks if not check.passed]
+        assert explain(subject.load(low_memory=low_memory), subject, ids) == []
+
+
+def test_a_fault_between_operators_is_named_in_its_layer(exported: tuple[Path, Path], tmp_path: Path) -> None:
+    """The result of a block is 2 % off before anything else reads it."""
+    folder, artifact = exported
+
+    def edit(model: onnx.ModelProto) -> None:
+        times(model, ffn_nodes(model)[LAYER].module, 1.02)
+
+    result = validate(folder, changed(artifact, tmp_path, edit), OPTIONS)
+    assert not result.passed
+    assert len(result.findings) == 6
+    for finding in result.findings:  # what comes next in the graph sees it first: the next layer's norm, or this one's
+        assert finding.layer in (LAYER, LAYER + 1), list(map(str, result.findings))
+        assert "Normalization" in finding.op or "Add" in finding.op or "ReduceMean" in finding.op, str(finding)
+
+
+def test_a_limit_that_breaks_is_explained(exported: tuple[Path, Path]) -> None:
+    """Without a crash where transformers trims its cache, and by what rounding costs where there is rounding."""
+    folder, artifact = exported
+    limits = Limits(max_kl=0.0, min_sparsity=0.999)
+    result = validate(folder, artifact, replace(OPTIONS, limits=limits))
+    assert (
+        {"sparsity"}
+        <= {check.name for check in result.checks if not check.passed}
+        <= {"sparsity", "mean KL divergence"}
+    )
+    assert result.findings == ()
+    assert bool(result.roundings) == (result.artifact["weights"] == "i4")
+    only_sparsity = validate(folder, artifact, replace(OPTIONS, limits=Limits(min_sparsity=0.999)))
+    assert only_sparsity.roundings == ()
+
+
+def test_an_encoder_is_refused(tmp_path: Path, demo_folder: Path) -> None:
+    sizes = {"vocab_size": 96, "hidden_size": 32, "intermediate_size": 64, "num_hidden_layers": 1}
+    hf.BertModel(hf.BertConfig(**sizes, num_attention_heads=4, hidden_act="relu")).save_pretrained(tmp_path / "model")
+    for file in demo_folder.glob("token*"):
+        shutil.copy(file, tmp_path / "model")
+    artifact = export_model(tmp_path / "model", tmp_path / "out" / "m.onnx").path
+    done = CliRunner().invoke(main, ["validate", str(tmp_path / "model"), str(artifact), "-q"])
+    assert done.exit_code == 1
+    assert "expected a decoder, whose logits can be compared, got an encoder" in done.stderr
+    (artifact.parent / "prosparse.json").unlink()
+    done = CliRunner().invoke(main, ["validate", str(tmp_path / "model"), str(artifact), "-q"])
+    assert done.exit_code == 1
+    assert "expected a prosparse.json beside it" in done.stderr
