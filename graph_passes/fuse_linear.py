@@ -54,6 +54,7 @@ class FuseLinearPass(ir.passes.InPlacePass):
     def __init__(self, weights: custom_ops.Format, outcomes: list[LinearOutcome] | None = None) -> None:
         super().__init__()
         self._weights = weights
+        self._names: set[str | None] = set()
         self._outcomes = outcomes if outcomes is not None else []
 
     def call(self, model: ir.Model) -> ir.passes.PassResult:
@@ -62,6 +63,7 @@ class FuseLinearPass(ir.passes.InPlacePass):
             return ir.passes.PassResult(model, modified=_name_products(model.graph))
         store = WeightStore(model.graph)
         before = len(self._outcomes)
+        self._names = {node.name for node in model.graph}
         renewed: dict[ir.Value, ir.Value] = {}
         for node in list(model.graph):
             if node.op_type == "Gather" and node.domain == "" and node.attributes.get_int("axis", 0) == 0:
@@ -85,7 +87,11 @@ class FuseLinearPass(ir.passes.InPlacePass):
         new = tape.Tape()
         inputs = [x, *store.neuron_major(linear, module, self._weights, is_down=False)]
         inputs.append(store.bias(linear.bias, linear.d_out))
-        y = new.op(name, inputs, domain=custom_ops.DOMAIN, name=module, metadata_props={"pkg.prosparse.module": module})
+        node_name = module if module not in self._names else None  # a module may run twice
+        self._names.add(module)
+        y = new.op(
+            name, inputs, domain=custom_ops.DOMAIN, name=node_name, metadata_props={"pkg.prosparse.module": module}
+        )
         y.type, y.shape = old.type, old.shape
         last = old.producer()
         assert last is not None
@@ -116,11 +122,13 @@ class FuseLinearPass(ir.passes.InPlacePass):
 
 
 def _name_products(graph: ir.Graph) -> bool:
+    names = {node.name for node in graph}
     modified = False
     for linear in find_linears(graph).values():
         matrix, module, product = linear.weight.value, linear.module, linear.product
-        if not module or product.name == module:
+        if not module or module in names:  # it is named already, or the module runs twice
             continue
+        names.add(module)
         product.name, modified = module, True
         name = f"{module}.weight_t" if linear.in_major else f"{module}.weight"
         if len(matrix.uses()) == 1 and matrix.is_initializer() and name not in graph.initializers:

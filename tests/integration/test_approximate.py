@@ -142,7 +142,7 @@ def test_validate_and_info_know_that_it_is_lossy(swiglu: Path, artifact: Path) -
     assert values["lossy"] is True
     assert values["exact_against"] == "PyTorch with the stored weights and thresholds"
     assert all(q["perplexity"] != q["reference_perplexity"] for q in values["quality"])
-    assert len(values["operators"]) == LAYERS
+    assert len(values["operators"]) == LAYERS * (1 + 4) + 1  # FFN, q, k, v, o; lm_head
     assert abs(values["sparsity"]["mean"] - (1 - KEEP)) < 0.1
     strict = CliRunner().invoke(main, ["validate", str(swiglu), str(artifact), *fast, "--min-top1", "100%"])
     assert strict.exit_code == 1  # against the dense model
