@@ -5,8 +5,8 @@
 
 Two are of several tokens in float formats (kernels/src/tiles.cc): a neuron is computed for all tokens at once if it is
 active for one in `common` of them; up to `memory` tokens always. One is of single tokens and all formats
-(kernels/src/ffn.cc): rows are prefetched from d_model = `prefetch` on. Printed: milliseconds a layer of the build as it
-is, and each other build's time as a multiple of it, medians of paired ratios: above 1 it is slower. Needs cmake.
+(kernels/src/ffn.cc): rows are prefetched from d_model = `prefetch` on. Printed: milliseconds a layer of the build that
+the head names, and each build's time as a multiple of it, medians of paired ratios: above 1 it is slower. Needs cmake.
 """
 
 from __future__ import annotations

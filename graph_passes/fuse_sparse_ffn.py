@@ -153,6 +153,7 @@ def _rewrite(
     is_half = half in _OWN
     inputs = [new.op("Cast", [x], {"to": ir.DataType.FLOAT}) if is_half else x]
     block = match.module or f"ffn.{match.layer}"
+    again = sum((node.name or "").partition(":")[0] == block for node in graph)  # a module may run twice
     for role, linear in parts:
         module = linear.module or f"{block}.{role}"
         inputs += store.neuron_major(linear, module, weights, is_down=role == "down_proj")
@@ -162,7 +163,7 @@ def _rewrite(
         inputs,
         {"activation": match.activation, "threshold": match.threshold},
         domain=custom_ops.DOMAIN,
-        name=block,
+        name=f"{block}:{again + 1}" if again else block,
         metadata_props={"pkg.prosparse.module": match.module},
     )
     if is_half:

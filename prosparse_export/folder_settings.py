@@ -35,9 +35,10 @@ def context_length(folder: Path) -> int | None:
 
 
 def context_in(config: Mapping[str, Any]) -> int | None:
-    """Return max_position_embeddings, also of a composed model's text part, or None."""
+    """Return max_position_embeddings (GPT-2: n_positions), also of a composed model's text part, or None."""
     for part in (config, config.get("text_config") or {}):
-        length = part.get("max_position_embeddings")
-        if isinstance(length, int) and length > 0:
-            return length
+        for name in ("max_position_embeddings", "n_positions"):
+            length = part.get(name)
+            if isinstance(length, int) and length > 0:
+                return length
     return None

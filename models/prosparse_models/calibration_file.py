@@ -66,7 +66,7 @@ def read_calibration(folder: Path, activation: str, hidden_act_param: object) ->
         CheckpointError: the file is damaged, or of another version's format.
     """
     path = folder / CALIBRATION_FILE
-    if not path.is_file():
+    if activation != "fatrelu" or not path.is_file():
         return None
     try:
         record = json.loads(path.read_text(encoding="utf-8"))
@@ -75,7 +75,7 @@ def read_calibration(folder: Path, activation: str, hidden_act_param: object) ->
     if not isinstance(record, dict) or record.get("format") != _FORMAT:
         got = record.get("format") if isinstance(record, dict) else type(record).__name__
         raise CheckpointError(f"calibration: {path}: expected an object with format {_FORMAT}, got {got!r}", hint=_HINT)
-    if activation != "fatrelu" or record.get("hidden_act_param") != hidden_act_param:
+    if record.get("hidden_act_param") != hidden_act_param:
         return None
     return record
 

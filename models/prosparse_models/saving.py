@@ -96,10 +96,11 @@ def copy_model_folder(
     aside = folder.with_name(f".{folder.name}.writing")
     shutil.rmtree(aside, ignore_errors=True)
     aside.mkdir(parents=True)
-    has_code = "auto_map" in json.loads((source / "config.json").read_text(encoding="utf-8"))
+    settings = [path.read_text(encoding="utf-8") for path in source.glob("*config.json")]
+    has_code = any("auto_map" in text for text in settings)
     for path in source.iterdir():
-        # A card describes another model, and code that the model does not need is none of its files.
-        if path.is_file() and path.suffix != ".md" and (has_code or path.suffix != ".py"):
+        # The card describes another model, and code that the model does not need is none of its files.
+        if path.is_file() and path.name != "README.md" and (has_code or path.suffix != ".py"):
             shutil.copyfile(path, aside / path.name)  # follows links: a Hub cache folder holds links
     add_config_fields(aside, fields)
     for name, values in documents.items():

@@ -11,7 +11,7 @@ __all__ = ["check_outputs"]
 
 
 def check_outputs(paths: Iterable[Path | None], *, overwrite: bool) -> None:
-    """See that each of ``paths`` can be written; None stands for one that is not wanted.
+    """See that each of ``paths`` is a place for a file; None stands for one that is not wanted.
 
     Raises:
         ProSparseError: a file is in the way, a path is a folder, or its folder does not exist.

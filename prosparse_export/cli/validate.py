@@ -100,7 +100,8 @@ def validate_command(
     """Compare ONNX_FILE, with and without the sparse kernels, with PyTorch on MODEL_DIR; exit 1 if a check fails.
 
     Exactness, always: logits of real text (bundled, or yours) in one go, token by token and as a left-padded batch,
-    greedy generation, every sparse operator against float64, and the same bits again, all with the weights as stored.
+    greedy generation, the stored weights' bits, every operator and linear layer against float64, layers against PyTorch
+    where an activation has a threshold, and the same bits again, all with the weights as stored.
     Two tokens whose logits are nearer than twice the bound count as a tie.
 
     Quality: perplexity, KL divergence, top-1 and top-5 against PyTorch with the checkpoint's own weights, and

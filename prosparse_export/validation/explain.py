@@ -20,7 +20,7 @@ from prosparse_export.probe import FfnNode
 from prosparse_export.stored_weights import INTEGER_STEP, as_stored, with_stored_weights
 from prosparse_export.validation.between import Between
 from prosparse_export.validation.forced import Forced, run_forced
-from prosparse_export.validation.linear_sites import LinearSite, exact_linear, linear_sites, load_linear
+from prosparse_export.validation.linear_sites import LinearSite, comparable, exact_linear, linear_sites, load_linear
 from prosparse_export.validation.operator_checks import layer_of
 from prosparse_export.validation.operators import exact_ffn, gamma, load_weights
 from prosparse_export.validation.subject import Subject
@@ -101,8 +101,8 @@ def explain(
         threads: intra-op threads.
         tell: progress.
     """
-    nodes = [node for node in subject.nodes if node.module in subject.linears]
-    sites = linear_sites(subject.graph, dict(checkpoint.model.named_modules()))
+    nodes = [node for node in subject.nodes if comparable(checkpoint.model, subject.linears.get(node.module, []))]
+    sites = linear_sites(subject.graph, checkpoint.model)
     search = _Search(checkpoint, subject, nodes, sites)
     findings: dict[str, Finding] = {}
     for library in (True, False):

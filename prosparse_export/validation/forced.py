@@ -47,6 +47,8 @@ def run_forced(
 ) -> Forced:
     """Run ``model`` on ``ids``, ``[tokens]``, with ``outputs`` in place of what its feed-forward blocks give.
 
+    Of a module that runs several times the first run is watched and replaced: the graph's first node has its name.
+
     Args:
         model: PyTorch's model.
         blocks: module paths of each block's linear layers, the first to run first, down_proj last.
@@ -56,15 +58,19 @@ def run_forced(
     """
     inputs: dict[int, Array] = {}
     site_inputs: dict[int, Array] = {}
+    replaced: set[int] = set()
 
     def watch(into: dict[int, Array], i: int) -> Callable[..., None]:
         def hook(_: torch.nn.Module, args: tuple[torch.Tensor, ...]) -> None:
-            into[i] = args[0].reshape(-1, args[0].shape[-1]).float().numpy()
+            into.setdefault(i, args[0].reshape(-1, args[0].shape[-1]).float().numpy())
 
         return hook
 
-    def put(i: int) -> Callable[..., torch.Tensor]:
-        def hook(_: torch.nn.Module, __: object, output: torch.Tensor) -> torch.Tensor:
+    def put(i: int) -> Callable[..., torch.Tensor | None]:
+        def hook(_: torch.nn.Module, __: object, output: torch.Tensor) -> torch.Tensor | None:
+            if i in replaced:
+                return None
+            replaced.add(i)
             # A copy: Falcon adds attention's result to it in place.
             return torch.from_numpy(outputs[i].copy()).reshape(output.shape).to(output.dtype)
 

@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Container
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
 import onnx
 import onnx_ir as ir
+import torch
 from numpy.typing import NDArray
 from transformers.pytorch_utils import Conv1D
 
@@ -17,7 +18,7 @@ from prosparse_export.stored_weights import stored_arrays
 from prosparse_export.validation.operators import linear_error, stored_values
 from prosparse_models import Checkpoint
 
-__all__ = ["LinearSite", "exact_linear", "linear_sites", "load_linear"]
+__all__ = ["LinearSite", "comparable", "exact_linear", "linear_sites", "load_linear"]
 
 _ROWS = 2048  # of a matrix in float64 at a time: an lm_head of 32,000 rows would take a gigabyte
 
@@ -49,18 +50,19 @@ class LinearSite:
     bias: str
 
 
-def linear_sites(model: onnx.ModelProto, modules: Container[str]) -> list[LinearSite]:
-    """Return the linear layers that are named as one of ``modules``, in the graph's order."""
+def linear_sites(graph: onnx.ModelProto, model: torch.nn.Module) -> list[LinearSite]:
+    """Return the linear layers of ``graph`` that are named as one of ``model``'s matrices, in the graph's order."""
+    modules = {name for name, module in model.named_modules() if _has_matrix(module)}
     sites = []
-    for position, node in enumerate(model.graph.node):
+    for position, node in enumerate(graph.graph.node):
         if node.domain == DOMAIN and node.op_type.startswith("Linear") and node.name in modules:
             weights = max((f for f in FORMATS if node.op_type.endswith(f.upper())), key=len)
             x, *stored, bias = node.input
             sites.append(
                 LinearSite(node.name, node.op_type, weights, position, x, node.output[0], tuple(stored), False, bias)
             )
-    places = {node.name: position for position, node in enumerate(model.graph.node)}
-    for linear in find_linears(ir.from_proto(model).graph).values():
+    places = {node.name: position for position, node in enumerate(graph.graph.node)}
+    for linear in find_linears(ir.from_proto(graph).graph).values():
         product = linear.product
         if (product.name or "") not in modules or linear.weight.dtype != ir.DataType.FLOAT:
             continue
@@ -70,6 +72,18 @@ def linear_sites(model: onnx.ModelProto, modules: Container[str]) -> list[Linear
         site = LinearSite(name, product.op_type, "f32", places[name], x, y, (matrix,), linear.in_major, bias)
         sites.append(site)
     return sorted(sites, key=lambda site: site.position)
+
+
+def _has_matrix(module: torch.nn.Module) -> bool:
+    """Tell whether a module is a linear layer: one that only holds others' may give its name to a product."""
+    weight = module._parameters.get("weight")
+    return weight is not None and weight.ndim == 2
+
+
+def comparable(model: torch.nn.Module, linears: Sequence[str]) -> bool:
+    """Tell whether ``linears`` are module paths of linear layers of ``model``."""
+    modules = dict(model.named_modules())
+    return bool(linears) and all(name in modules and _has_matrix(modules[name]) for name in linears)
 
 
 def load_linear(

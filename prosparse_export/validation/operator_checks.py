@@ -11,17 +11,20 @@ from dataclasses import dataclass
 
 import numpy as np
 import onnx
+import onnx_ir as ir
 from numpy.typing import NDArray
 
+from graph_passes.custom_ops import DOMAIN
+from graph_passes.linear import find_linears
 from prosparse_export.probe import initializer
 from prosparse_export.stored_weights import stored_arrays
-from prosparse_export.validation.linear_sites import exact_linear, linear_sites, load_linear
+from prosparse_export.validation.linear_sites import comparable, exact_linear, linear_sites, load_linear
 from prosparse_export.validation.operators import exact_ffn, load_weights
 from prosparse_export.validation.subject import Subject
 from prosparse_export.validation.trace import Probe
 from prosparse_models import Checkpoint
 
-__all__ = ["OperatorCheck", "StoredWeights", "check_operators", "layer_of"]
+__all__ = ["OperatorCheck", "StoredWeights", "check_operators", "layer_of", "operators_in"]
 
 _ELSEWHERE = re.compile(r"(.+)\.weight\.(f16|bf16|i8|i4)")
 _NUMBER = re.compile(r"\.(\d+)(?:\.|$)")
@@ -76,6 +79,12 @@ def layer_of(module: str) -> int | None:
     return None if match is None else int(match[1])
 
 
+def operators_in(model: onnx.ModelProto) -> int:
+    """Return how many sparse operators and linear layers a graph has."""
+    ours = sum(1 for node in model.graph.node if node.domain == DOMAIN)
+    return ours + len(find_linears(ir.from_proto(model).graph))
+
+
 def check_operators(
     checkpoint: Checkpoint,
     subject: Subject,
@@ -94,8 +103,8 @@ def check_operators(
         tell: progress, called with (stage, done, total).
     """
     tell("operators", 0, 0)
-    nodes = [node for node in subject.nodes if node.module in subject.linears]
-    sites = linear_sites(subject.graph, dict(checkpoint.model.named_modules()))
+    nodes = [node for node in subject.nodes if comparable(checkpoint.model, subject.linears.get(node.module, []))]
+    sites = linear_sites(subject.graph, checkpoint.model)
     seen: dict[str, bool] = {}
     results: list[OperatorCheck] = []
     if nodes or sites:

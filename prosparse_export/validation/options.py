@@ -20,14 +20,15 @@ class ValidationOptions:
         stride: from one window to the next; None for half of ``context``.
         max_abs_diff: bound on the difference of logits; None for the one of the artifact's weight format, see
             `format_bound`.
-        greedy: tokens that are generated greedily from each prompt; 0 for none.
+        greedy: tokens that are generated greedily from each prompt, as many as the model has positions for; 0 for none.
         prompts: how many prompts, cut from the text at different places and lengths.
         step_tokens: tokens whose logits are also computed one by one.
         operator_tokens: tokens on which every operator is held against float64, two thirds of them at once; 0 for none.
         threads: intra-op threads, None for onnxruntime's default.
         repeat: compare bits over the whole text and over thread counts, not on a few tokens only.
         limits: what must hold besides.
-        explain: if a check fails, look for the first layer and operator beyond its bound.
+        explain: if a check fails, look for the first layer and operator beyond its bound; if only a limit on quality
+            does, for what rounding costs.
         save_reference: keep PyTorch's logits in this file.
         reference: take them from this file instead of running PyTorch.
         low_memory: leave the reference's matrices in their files, and read one module's at a time.

@@ -71,7 +71,7 @@ class Validation:
         determinism: bits from run to run.
         unknown_operators: operators that the library lacks, so that their dense bodies ran.
         checks: everything that must hold, limits included.
-        findings: what --explain found.
+        findings: where it leaves its bounds first, from --explain or from the layers' own check.
         roundings: what rounding costs by part, if --explain looked and only limits on quality were broken.
         explained: --explain has looked.
         tokens: positions compared.

@@ -53,7 +53,7 @@ def rounding_costs(
     A part is what matrices share: a block's attention, its FFN; the embedding and lm_head are parts of their own.
 
     Args:
-        checkpoint: PyTorch with the checkpoint's own weights; they are the same afterwards.
+        checkpoint: PyTorch with the checkpoint's own weights; their values are the same afterwards.
         rounded: how the artifact stores the matrices that it does not store as they are.
         ids: some text; of its ``[tokens]`` the first 128 are looked at.
         approximation: of the manifest, if there is one: the model drops activations afterwards.

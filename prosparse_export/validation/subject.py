@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -12,6 +11,7 @@ import onnx
 
 from prosparse_export.artifact import read_manifest, sha256_file
 from prosparse_export.errors import ProSparseError
+from prosparse_export.folder_settings import context_length
 from prosparse_export.model_folder import load_model_folder
 from prosparse_export.probe import FfnNode, ffn_nodes, read_graph
 from prosparse_export.stored_weights import StoredAs, checkpoint_format, flips_of, format_bound, stored_formats
@@ -91,10 +91,16 @@ def open_subject(folder: Path, path: Path, *, trust: bool = False) -> Subject:
         raise ProSparseError(f"model folder: {folder}: expected a folder, got {got}", hint=hint)
     graph = read_graph(path)
     manifest = read_manifest(path)
-    if "source" not in manifest:
+    source = manifest.get("source")
+    if source is None:
         raise ProSparseError(
             f"artifact: {path}: expected a prosparse.json beside it, which says what it was exported from, got none",
             hint="copy it from where the export wrote it: an artifact is all of its folder",
+        )
+    if not isinstance(source.get("sha256"), dict):
+        raise ProSparseError(
+            f"artifact: {path}: expected an export of a model folder, got a file that prosparse optimize rewrote",
+            hint="optimize compared it with the file that it came from; export the model folder to validate against it",
         )
     if all(value.name != "logits" for value in graph.graph.output):
         raise ProSparseError(
@@ -107,10 +113,10 @@ def open_subject(folder: Path, path: Path, *, trust: bool = False) -> Subject:
             "nothing",
             hint="its export compared it with PyTorch; `prosparse generate` runs it",
         )
-    sources: dict[str, str] = manifest["source"].get("sha256", {})
+    sources: dict[str, str] = source["sha256"]
     _check_sources(folder, path, sources)
     layers = [layer for layer in manifest.get("ffn", {}).get("layers", []) if not layer["reason"]]
-    own = checkpoint_format(manifest["source"].get("weight_dtype", "float32"))
+    own = checkpoint_format(source.get("weight_dtype", "float32"))
     formats = stored_formats(manifest)
     return Subject(
         folder=folder,
@@ -125,7 +131,7 @@ def open_subject(folder: Path, path: Path, *, trust: bool = False) -> Subject:
         lossy=any(stored.weights != own for stored in formats.values()) or "approximation" in manifest,
         fused_attention=manifest.get("attention") == "GroupQueryAttention",
         sources=sources,
-        positions=_config(folder).get("max_position_embeddings"),
+        positions=context_length(path.parent),
         overrides={name: change["used"] for name, change in manifest.get("overrides", {}).items()},
         trust=trust,
         approximation=manifest.get("approximation"),
@@ -156,11 +162,3 @@ def _as_exported(nodes: list[FfnNode], layers: Sequence[Mapping[str, Any]]) -> l
         else node
         for node in nodes
     ]
-
-
-def _config(folder: Path) -> Mapping[str, Any]:
-    try:
-        values: Mapping[str, Any] = json.loads((folder / "config.json").read_text(encoding="utf-8"))
-    except (OSError, ValueError):
-        return {}  # loading the folder says what is wrong with it
-    return values

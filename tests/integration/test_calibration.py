@@ -99,7 +99,10 @@ def test_a_search_for_other_thresholds_is_ignored(
 @pytest.mark.parametrize(("content", "got"), [("{", "expected JSON"), ('{"format": 2}', "expected an object with")])
 def test_a_damaged_file_is_one_line(content: str, got: str, demo_folder: Path, tmp_path: Path) -> None:
     folder = Path(shutil.copytree(demo_folder, tmp_path / "model"))
+    config = json.loads((folder / "config.json").read_text())
     (folder / CALIBRATION_FILE).write_text(content)
+    export_model(folder, tmp_path / "relu" / "m.onnx")  # a ReLU model has no use for it
+    (folder / "config.json").write_text(json.dumps({**config, "hidden_act": "fatrelu", "hidden_act_param": 0.01}))
     with pytest.raises(ProSparseError, match=got) as caught:
         export_model(folder, tmp_path / "out" / "m.onnx")
     assert "delete the file" in str(caught.value.hint)

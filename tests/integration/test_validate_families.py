@@ -9,6 +9,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import onnx
 import pytest
 import torch
@@ -22,6 +23,8 @@ from prosparse_export.export import ExportOptions
 from prosparse_export.probe import ffn_nodes
 from prosparse_export.validation import Limits, ValidationOptions, default_text, validate
 from prosparse_export.validation.explain import explain
+from prosparse_export.validation.forced import run_forced
+from prosparse_export.validation.linear_sites import comparable
 from prosparse_export.validation.subject import open_subject
 from prosparse_export.validation.text import load_tokenizer, tokenise
 
@@ -153,3 +156,54 @@ def test_an_encoder_is_refused(tmp_path: Path, demo_folder: Path) -> None:
     done = CliRunner().invoke(main, ["validate", str(tmp_path / "model"), str(artifact), "-q"])
     assert done.exit_code == 1
     assert "expected a prosparse.json beside it" in done.stderr
+
+
+class Twice(hf.LlamaForCausalLM):
+    """Its first and its last layer are one module."""
+
+    def __init__(self, config: hf.LlamaConfig) -> None:
+        super().__init__(config)
+        self.model.layers[2].mlp = self.model.layers[0].mlp
+
+
+def test_positions_of_gpt2_are_known(tmp_path: Path, demo_folder: Path) -> None:
+    sizes = {"vocab_size": 4096, "n_embd": 32, "n_layer": 1, "n_head": 4, "n_positions": 64, "n_inner": 64}
+    model = hf.GPT2LMHeadModel(hf.GPT2Config(**sizes, activation_function="relu"))
+    model.save_pretrained(tmp_path / "model")
+    for file in demo_folder.glob("token*"):
+        shutil.copy(file, tmp_path / "model")
+    options = ExportOptions(allow_dense=True, fuse_attention=False)  # its matrices lie the other way round
+    artifact = export_model(tmp_path / "model", tmp_path / "out" / "m.onnx", options).path
+    result = validate(tmp_path / "model", artifact, replace(OPTIONS, context=512, greedy=200))
+    assert result.passed, [check for check in result.checks if not check.passed]
+    assert 0 < result.greedy_tokens < 64
+
+
+def test_a_file_that_optimize_rewrote_is_refused(tmp_path: Path, demo_folder: Path, demo_artifact: Path) -> None:
+    artifact = Path(shutil.copytree(demo_artifact.parent, tmp_path / "out")) / demo_artifact.name
+    manifest = json.loads((artifact.parent / "prosparse.json").read_text())
+    manifest["source"] = {"file": "in.onnx", "sha256": "00"}
+    (artifact.parent / "prosparse.json").write_text(json.dumps(manifest))
+    done = CliRunner().invoke(main, ["validate", str(demo_folder), str(artifact), "-q"])
+    assert done.exit_code == 1
+    assert "got a file that prosparse optimize rewrote" in done.stderr
+
+
+def test_modules_that_run_twice_and_products_of_modules_that_hold_none() -> None:
+    """Of such a module the first run counts; a module without a matrix of its own is no linear layer."""
+    torch.manual_seed(0)
+    model = Twice(hf.LlamaConfig(**GROUPED)).eval()
+    ids = np.arange(3, 20)
+    outputs = [np.full((len(ids), 32), 0.5, np.float32), np.zeros((len(ids), 32), np.float32)]
+    blocks = [[f"model.layers.{i}.mlp.{name}_proj" for name in ("gate", "up", "down")] for i in (0, 1)]
+    seen: list[torch.Tensor] = []
+    handle = model.model.layers[0].mlp.register_forward_hook(lambda _, __, output: seen.append(output.clone()))
+    forced = run_forced(model, blocks, outputs, [], ids)
+    handle.remove()
+    assert (seen[0] == 0.5).all()
+    assert not (seen[1] == 0.5).any()
+    embedded = model.model.layers[0].input_layernorm(model.model.embed_tokens(torch.from_numpy(ids[None])))
+    assert forced.inputs[0].shape == (len(ids), 32) == embedded[0].shape
+    assert comparable(model, blocks[0])
+    assert not comparable(model, ["model.layers.0.mlp"])
+    assert not comparable(model, [])
