@@ -13,8 +13,7 @@ demo: $(DEMO)
 	@echo "artifact: $(DEMO), with everything that it needs in out/"
 
 test: $(VENV)/installed-dev
-	# Two at a time, each with one thread of torch; in the order of names, so that the short files come last.
-	OMP_NUM_THREADS=1 $(BIN)/pytest -n 2 --dist loadfile --no-loadscope-reorder
+	OMP_NUM_THREADS=1 $(BIN)/pytest -n 2 --dist loadfile  # two at a time, each with one thread of torch
 
 $(DEMO): $(VENV)/installed $(wildcard models/demo/*.json models/demo/*.safetensors)
 	$(BIN)/prosparse-export models/demo $@ --overwrite
