@@ -105,7 +105,8 @@ class Node : public Kernel {
     check(api.KernelContext_GetOutput(context, 0, shape.data(), shape.size(), &output));
     void* y = nullptr;
     check(api.GetTensorMutableData(output, &y));
-    std::unique_ptr<Scratch> scratch = scratch_.take();
+    std::unique_ptr<Scratch> scratch = pool_->take();
+    scratch->threads = threads_.load(std::memory_order_relaxed);
     OrtPool pool{api, context, nullptr};
     const Parallel parallel{run_on_pool, &pool};
     const float* data = static_cast<const float*>(x.data);
@@ -114,7 +115,8 @@ class Node : public Kernel {
     } else {
       run_ffn(*kernels_, ffn_, data, tokens, static_cast<float*>(y), parallel, *scratch);
     }
-    scratch_.give_back(std::move(scratch));
+    threads_.store(scratch->threads, std::memory_order_relaxed);
+    pool_->give_back(std::move(scratch));
     check(pool.failure);
   }
 
@@ -167,7 +169,8 @@ class Node : public Kernel {
   Ffn ffn_{};  // of a Linear, `gate` alone
   bool linear_ = false;
   size_t d_in_ = 0;
-  ScratchPool scratch_;
+  std::atomic<size_t> threads_{1};  // the most that were seen to share a call
+  std::shared_ptr<ScratchPool> pool_ = ScratchPool::shared();
 };
 
 }  // namespace

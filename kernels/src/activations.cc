@@ -19,6 +19,15 @@ void* Buffer::bytes(size_t size) {
   return data_.get();
 }
 
+std::shared_ptr<ScratchPool> ScratchPool::shared() {
+  static std::mutex mutex;
+  static std::weak_ptr<ScratchPool> current;
+  const std::lock_guard<std::mutex> lock(mutex);
+  std::shared_ptr<ScratchPool> pool = current.lock();
+  if (pool == nullptr) current = pool = std::make_shared<ScratchPool>();
+  return pool;
+}
+
 std::unique_ptr<Scratch> ScratchPool::take() {
   {
     const std::lock_guard<std::mutex> lock(mutex_);

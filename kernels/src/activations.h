@@ -63,6 +63,9 @@ struct Scratch {
 // Keeps the scratch of finished calls. Each concurrent call holds one of its own.
 class ScratchPool {
  public:
+  // One for all operators of a process: what one layer has just used is in the caches, and a model's layers do not hold
+  // tens of megabytes each after a long prompt. Freed with the last operator.
+  static std::shared_ptr<ScratchPool> shared();
   std::unique_ptr<Scratch> take();
   void give_back(std::unique_ptr<Scratch> scratch);
 

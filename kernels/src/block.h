@@ -9,11 +9,21 @@
 
 namespace prosparse {
 
+struct Block;
+
+struct List {  // of one token in a tile
+  const int32_t* active;
+  const float* a;
+  size_t count;
+};
+
 // What several tokens in a float format work with, by tile of kTile neurons.
 struct Tiles {
   size_t count = 0;       // tiles
   uint8_t* seen = nullptr;  // [d_ff] tokens for which a neuron is active
   int32_t* starts = nullptr;  // [tokens][count + 1]: where in a token's list a tile begins
+  int32_t* active = nullptr;  // all tokens' lists by tile, then by token: down_proj reads them one after the other
+  float* h = nullptr;         // beside them
   int32_t *used = nullptr, *used_counts = nullptr;      // [d_ff], [count]: by tile, neurons active for some token
   int32_t *common = nullptr, *common_counts = nullptr;  // the same: for so many that up_proj computes all of them
   float* x = nullptr;  // by kUpColumns columns, then by token
@@ -21,6 +31,8 @@ struct Tiles {
   float *v = nullptr, *rare_v = nullptr;  // [kPieces][kTile][v_stride] common ones, [kPieces][tokens][kTile] others
   int32_t* rare = nullptr;
   float* copies = nullptr;  // [kPieces][kTile * kMostTileColumns]
+
+  List list(const Block& block, size_t token, size_t tile) const;
 
   Tiles() = default;
   Tiles(const Ffn& ffn, size_t tokens, Scratch& scratch);  // may throw std::bad_alloc

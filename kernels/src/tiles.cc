@@ -5,6 +5,9 @@ namespace prosparse {
 namespace {
 
 constexpr size_t kUpColumns = 1024;               // of a tile at a time: four tokens' stay in the L1 cache, the tile's in L2
+// Tiles that share these columns of x where all of x does not stay in the L2 cache. Otherwise rows are read on to their end.
+constexpr size_t kTogether = 4;
+constexpr size_t kCachedX = size_t{1} << 20;  // bytes
 constexpr size_t kLeastColumns = 64;  // of a thread's part of down_proj
 constexpr size_t kDownColumns = 2048;  // of a tile and of the next, in the L2 cache
 constexpr size_t kResultBytes = size_t{128} << 10;  // of results that stay in the L2 cache while all tiles are added
@@ -28,8 +31,8 @@ void count(const Block& block, size_t tile) {
   const size_t first = tile * kTile, last = tile_end(block.ffn, tile), tokens = block.x.count;
   std::fill(tiles.seen + first, tiles.seen + last, uint8_t{0});
   for (size_t t = 0; t < tokens; ++t) {
-    const int32_t *starts = tiles.starts + t * (tiles.count + 1) + tile, *active = block.active + t * block.list_stride;
-    for (int32_t i = starts[0]; i < starts[1]; ++i) ++tiles.seen[active[i]];
+    const List list = tiles.list(block, t, tile);
+    for (size_t i = 0; i < list.count; ++i) ++tiles.seen[list.active[i]];
   }
   int32_t used = 0, common = 0;
   for (size_t k = first; k < last; ++k) {
@@ -54,63 +57,108 @@ void find_starts(const Block& block, size_t token) {
   }
 }
 
-// The next tile of [tile, last) whose list is not empty, from its first column on.
-Ahead next_tile(const int32_t* rows, const int32_t* counts, size_t tile, size_t last) {
+// The next tile of [tile, last) whose list is not empty, from column `col` on.
+Ahead next_tile(const int32_t* rows, const int32_t* counts, size_t tile, size_t last, size_t col) {
   while (tile < last && counts[tile] == 0) ++tile;
   if (tile >= last) return {nullptr, 0, 0};
-  return {rows + tile * kTile, static_cast<size_t>(counts[tile]), 0};
+  return {rows + tile * kTile, static_cast<size_t>(counts[tile]), col};
 }
 
-// h of one tile for all tokens.
-void up(const Block& block, size_t tile, size_t last_tile, size_t index) {
+// One of the tiles that a thread computes together.
+struct UpTile {
+  size_t index;
+  float* v;           // [kTile][v_stride], of common neurons
+  int32_t* rare;      // [tokens][kTile], the others of each token
+  float* rare_v;      // beside them
+  size_t rare_counts[kBlock];
+  uint8_t place[kTile];  // in v; kTile: a neuron that only some tokens compute
+};
+
+void start_up(const Block& block, UpTile& up) {
+  const Tiles& tiles = *block.tiles;
+  const size_t first = up.index * kTile, common = static_cast<size_t>(tiles.common_counts[up.index]);
+  const int32_t* const rows = tiles.common + first;
+  std::fill_n(up.place, kTile, uint8_t{kTile});
+  for (size_t k = 0; k < common; ++k) {
+    up.place[static_cast<size_t>(rows[k]) - first] = static_cast<uint8_t>(k);
+    std::fill_n(up.v + k * tiles.v_stride, tiles.v_stride, block.ffn.up.bias[rows[k]]);
+  }
+  std::fill_n(up.rare_counts, block.x.count, size_t{0});
+  if (tiles.common_counts[up.index] == tiles.used_counts[up.index]) return;
+  for (size_t t = 0; t < block.x.count; ++t) {
+    const List list = tiles.list(block, t, up.index);
+    size_t n = 0;
+    for (size_t i = 0; i < list.count; ++i) {
+      up.rare[t * kTile + n] = list.active[i];
+      n += up.place[static_cast<size_t>(list.active[i]) - first] == kTile;
+    }
+    up.rare_counts[t] = n;
+  }
+}
+
+void finish_up(const Block& block, const UpTile& up) {
+  const Tiles& tiles = *block.tiles;
+  const size_t first = up.index * kTile;
+  size_t out = first * block.x.count;
+  for (size_t t = 0; t < block.x.count; ++t) {
+    const List list = tiles.list(block, t, up.index);
+    const float* next = up.rare_v + t * kTile;
+    for (size_t i = 0; i < list.count; ++i, ++out) {
+      const size_t at = up.place[static_cast<size_t>(list.active[i]) - first];
+      float value = at == kTile ? *next++ : up.v[at * tiles.v_stride + t];
+      if (block.ffn.activation == Activation::kDrelu && value <= 0.0f) value = 0.0f;
+      tiles.active[out] = list.active[i];
+      tiles.h[out] = value * list.a[i];
+    }
+  }
+}
+
+// h of some tiles for all tokens: kUpColumns of their x stay in the L2 cache.
+void up(const Block& block, Range range, size_t last_tile, size_t index) {
   const Tiles& tiles = *block.tiles;
   const Ffn& ffn = block.ffn;
   const FormatKernels& kernels = block.fast();
-  const size_t first = tile * kTile, tokens = block.x.count, common = static_cast<size_t>(tiles.common_counts[tile]);
-  if (tiles.used_counts[tile] == 0) return;
-  float* const v = tiles.v + index * kTile * tiles.v_stride;
-  const int32_t* const rows = tiles.common + first;
-  uint8_t place[kTile];  // in v; kTile: a neuron that only some tokens compute
-  std::fill_n(place, kTile, uint8_t{kTile});
-  for (size_t k = 0; k < common; ++k) {
-    place[static_cast<size_t>(rows[k]) - first] = static_cast<uint8_t>(k);
-    std::fill_n(v + k * tiles.v_stride, tiles.v_stride, ffn.up.bias[rows[k]]);
-  }
-  int32_t* const rare = tiles.rare + index * kBlock * kTile;
-  float* const rare_v = tiles.rare_v + index * kBlock * kTile;
-  size_t rare_counts[kBlock];
-  const bool all_common = tiles.common_counts[tile] == tiles.used_counts[tile];
-  for (size_t t = 0; t < tokens; ++t) {
-    const int32_t *starts = tiles.starts + t * (tiles.count + 1) + tile, *active = block.active + t * block.list_stride;
-    size_t n = 0;
-    rare_counts[t] = 0;
-    if (all_common) continue;
-    for (int32_t i = starts[0]; i < starts[1]; ++i) {
-      rare[t * kTile + n] = active[i];
-      n += place[static_cast<size_t>(active[i]) - first] == kTile;
-    }
-    rare_counts[t] = n;
+  const size_t tokens = block.x.count;
+  UpTile group[kTogether];
+  for (size_t tile = range.begin; tile < range.end; ++tile) {
+    UpTile& one = group[tile - range.begin];
+    const size_t at = index * kTogether + tile - range.begin;
+    one.index = tile;
+    one.v = tiles.v + at * kTile * tiles.v_stride;
+    one.rare = tiles.rare + at * kBlock * kTile;
+    one.rare_v = tiles.rare_v + at * kBlock * kTile;
+    start_up(block, one);
   }
   for (size_t col = 0; col < ffn.d_model; col += kUpColumns) {
     const size_t cols = std::min(kUpColumns, ffn.d_model - col), end = col + cols;
-    Ahead ahead = end < ffn.d_model ? Ahead{rows, common, end} : next_tile(tiles.common, tiles.common_counts, tile + 1, last_tile);
-    if (!block.prefetch) ahead.count = 0;
-    if (common != 0) kernels.tile(ffn.up, tiles.x + col * tokens, kUpColumns, tokens, rows, common, col, cols, ahead, v, tiles.v_stride);
-    for (size_t t = 0; t < tokens; ++t) {
-      if (rare_counts[t] == 0) continue;
-      kernels.dot(ffn.up, block.x, t, rare + t * kTile, rare_counts[t], col, cols, block.prefetch, rare_v + t * kTile);
+    for (size_t tile = range.begin; tile < range.end; ++tile) {
+      const UpTile& one = group[tile - range.begin];
+      const size_t common = static_cast<size_t>(tiles.common_counts[tile]);
+      Ahead ahead = next_tile(tiles.common, tiles.common_counts, tile + 1, range.end, col);
+      if (ahead.count == 0 && end < ffn.d_model) ahead = next_tile(tiles.common, tiles.common_counts, range.begin, range.end, end);
+      if (ahead.count == 0) ahead = next_tile(tiles.common, tiles.common_counts, range.end, last_tile, 0);
+      if (!block.prefetch) ahead.count = 0;
+      if (common != 0) {
+        kernels.tile(ffn.up, tiles.x + col * tokens, kUpColumns, tokens, tiles.common + tile * kTile, common, col, cols, ahead, one.v, tiles.v_stride);
+      }
+      for (size_t t = 0; t < tokens; ++t) {
+        if (one.rare_counts[t] == 0) continue;
+        kernels.dot(ffn.up, block.x, t, one.rare + t * kTile, one.rare_counts[t], col, cols, block.prefetch, one.rare_v + t * kTile);
+      }
     }
   }
-  for (size_t t = 0; t < tokens; ++t) {
-    const int32_t *starts = tiles.starts + t * (tiles.count + 1) + tile, *active = block.active + t * block.list_stride;
-    const float *a = block.a + t * block.list_stride, *next = rare_v + t * kTile;
-    float* h = block.h + t * block.list_stride;
-    for (int32_t i = starts[0]; i < starts[1]; ++i) {
-      const size_t at = place[static_cast<size_t>(active[i]) - first];
-      float value = at == kTile ? *next++ : v[at * tiles.v_stride + t];
-      if (ffn.activation == Activation::kDrelu && value <= 0.0f) value = 0.0f;
-      h[i] = value * a[i];
-    }
+  for (size_t i = 0; i < range.end - range.begin; ++i) finish_up(block, group[i]);
+}
+
+// The lists of a tile side by side where there is no up_proj.
+void gather(const Block& block, size_t tile) {
+  const Tiles& tiles = *block.tiles;
+  size_t out = tile * kTile * block.x.count;
+  for (size_t t = 0; t < block.x.count; ++t) {
+    const List list = tiles.list(block, t, tile);
+    std::copy_n(list.active, list.count, tiles.active + out);
+    std::copy_n(list.a, list.count, tiles.h + out);
+    out += list.count;
   }
 }
 
@@ -125,12 +173,12 @@ void down(const Block& block, Range columns, size_t index) {
     const size_t cols = std::min(width, columns.end - col);
     for (size_t tile = 0; tile < tiles.count; ++tile) {
       if (tiles.used_counts[tile] == 0) continue;
+      size_t at = tile * kTile * tokens;
       for (size_t t = 0; t < tokens; ++t) {
-        const int32_t* starts = tiles.starts + t * (tiles.count + 1) + tile;
-        const size_t at = t * block.list_stride + static_cast<size_t>(starts[0]);
-        parts[t] = {block.active + at, (ffn.gated ? block.h : block.a) + at, static_cast<size_t>(starts[1] - starts[0])};
+        parts[t] = {tiles.active + at, tiles.h + at, tiles.list(block, t, tile).count};
+        at += parts[t].count;
       }
-      Ahead ahead = next_tile(tiles.used, tiles.used_counts, tile + 1, tiles.count);
+      Ahead ahead = next_tile(tiles.used, tiles.used_counts, tile + 1, tiles.count, 0);
       if (!block.prefetch) ahead.count = 0;
       block.fast().add_lists(ffn.down, tile * kTile, tiles.used + tile * kTile, static_cast<size_t>(tiles.used_counts[tile]), col, cols, ahead,
                              parts, tokens, block.y + col, block.y_stride, tiles.copies + index * kTile * kMostTileColumns);
@@ -140,12 +188,19 @@ void down(const Block& block, Range columns, size_t index) {
 
 }  // namespace
 
+List Tiles::list(const Block& block, size_t token, size_t tile) const {
+  const int32_t* at = starts + token * (count + 1) + tile;
+  const size_t from = token * block.list_stride + static_cast<size_t>(at[0]);
+  return {block.active + from, block.a + from, static_cast<size_t>(at[1] - at[0])};
+}
+
 Tiles::Tiles(const Ffn& ffn, size_t tokens, Scratch& scratch)
     : count((ffn.d_ff + kTile - 1) / kTile), v_stride(round_up(tokens, kTokenTile) + kLanes) {
-  const size_t neurons = count * kTile, others = kPieces * kBlock * kTile;
-  int32_t* integers = scratch.tile_integers.get<int32_t>(tokens * (count + 1) + 2 * (neurons + count) + others + (neurons + 3) / 4);
+  const size_t neurons = count * kTile, others = kPieces * kTogether * kBlock * kTile;
+  int32_t* integers = scratch.tile_integers.get<int32_t>(tokens * (count + 1) + ffn.d_ff * tokens + 2 * (neurons + count) + others + (neurons + 3) / 4);
   const auto take = [&](size_t n) { return (integers += n) - n; };
   starts = take(tokens * (count + 1));
+  active = take(ffn.d_ff * tokens);
   used = take(neurons);
   used_counts = take(count);
   common = take(neurons);
@@ -153,10 +208,11 @@ Tiles::Tiles(const Ffn& ffn, size_t tokens, Scratch& scratch)
   rare = take(others);
   seen = reinterpret_cast<uint8_t*>(integers);
   const size_t columns = round_up(ffn.d_model, kUpColumns);
-  x = scratch.tile_floats.get<float>(tokens * columns + kPieces * kTile * v_stride + others + kPieces * kTile * kMostTileColumns);
+  x = scratch.tile_floats.get<float>(tokens * (columns + ffn.d_ff) + kPieces * kTogether * kTile * v_stride + others + kPieces * kTile * kMostTileColumns);
   v = x + tokens * columns;
-  rare_v = v + kPieces * kTile * v_stride;
+  rare_v = v + kPieces * kTogether * kTile * v_stride;
   copies = rare_v + others;
+  h = copies + kPieces * kTile * kMostTileColumns;
 }
 
 void run_tiles(Block& block) {
@@ -172,7 +228,12 @@ void run_tiles(Block& block) {
   });
   parallel_for(block.parallel, kPieces, [&](size_t i) {
     for (size_t tile = tile_piece(i).begin; tile < tile_piece(i).end; ++tile) count(block, tile);
-    for (size_t tile = tile_piece(i).begin; tile < tile_piece(i).end && ffn.gated; ++tile) up(block, tile, tile_piece(i).end, i);
+    const Range range = tile_piece(i);
+    for (size_t tile = range.begin; tile < range.end && !ffn.gated; ++tile) gather(block, tile);
+    const size_t together = block.x.count * ffn.d_model * sizeof(float) > kCachedX ? kTogether : 1;
+    for (size_t tile = range.begin; tile < range.end && ffn.gated; tile += together) {
+      up(block, {tile, std::min(tile + together, range.end)}, range.end, i);
+    }
   });
   // One part of rows for each thread: memory likes long ones. Two where one thread was seen: the other may have slept.
   const size_t pieces = std::clamp<size_t>(ffn.d_model / kLeastColumns, 1, std::clamp<size_t>(block.scratch.threads, 2, kPieces));

@@ -73,6 +73,21 @@ void test_block(const Kernels& k, Format format, size_t d_model, size_t d_ff, si
   expect_block(k, weights, x, run(k, dense, x));
 }
 
+// So many activations that tiles share their columns (tiles.cc): three of the tokens, and the order of tasks.
+void test_wide(const Kernels& k, Format format) {
+  constexpr size_t kModel = 2100, kTokens = 128;
+  std::mt19937 rng(7);
+  const Weights weights(format, kModel, 50 * kTile + 5, true, Activation::kRelu, 35.0f, rng);
+  const std::vector<float> x = normals(rng, kTokens * kModel), y = run(k, weights.ffn, x);
+  CHECK(run(k, weights.ffn, x, 1) == y, "%s: the order of tasks changes the bits of many wide tokens", k.isa);
+  for (const std::ptrdiff_t t : {0, 62, 127}) {
+    const auto part = [&](const std::vector<float>& all) {
+      return std::vector<float>(all.begin() + t * std::ptrdiff_t{kModel}, all.begin() + (t + 1) * std::ptrdiff_t{kModel});
+    };
+    expect_block(k, weights, part(x), part(y));
+  }
+}
+
 // Every neuron active, none active, or as it comes.
 void test_extremes(const Kernels& k, Format format, size_t d_model, size_t d_ff, size_t tokens) {
   std::mt19937 rng(static_cast<unsigned>(d_model + d_ff));
@@ -187,6 +202,7 @@ int main(int argc, char** argv) {
       test_extremes(*k, f, 70, 130, 1);
       test_extremes(*k, f, 70, 130, 5);
       if (brief) continue;
+      if (k != &kScalarKernels && f == Format::kF32) test_wide(*k, f);
       if (k != &kScalarKernels) test_block(*k, f, 2100, 300, 3, true, Activation::kRelu, 20.0f);
       if (k != &kScalarKernels) test_block(*k, f, 64, 160, 131, true, Activation::kRelu, 5.0f);
       if (k != &kScalarKernels) test_extremes(*k, f, 33, 11009, 1);
