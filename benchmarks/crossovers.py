@@ -5,7 +5,8 @@
 
 Two are of several tokens in float formats (kernels/src/tiles.cc): a neuron is computed for all tokens at once if it is
 active for one in `common` of them; up to `memory` tokens always. One is of single tokens and all formats
-(kernels/src/ffn.cc): rows are prefetched from d_model = `prefetch` on. Printed: milliseconds a layer of the build that
+(kernels/src/ffn.cc): rows are prefetched from d_model = `prefetch` on. One is of gate_proj and dense products of single
+tokens (kernels/src/dispatch.cc): `ahead` bytes further on are asked for. Printed: milliseconds a layer of the build that
 the head names, and each build's time as a multiple of it, medians of paired ratios: above 1 it is slower. Needs cmake.
 """
 
@@ -31,11 +32,13 @@ CONSTANTS: dict[str, tuple[str, tuple[int, ...]]] = {
     "common": ("PROSPARSE_COMMON", (1, 2, 4, 8, 16, 1000)),
     "memory": ("PROSPARSE_MEMORY_BOUND", (1, 2, 4, 8, 16)),
     "prefetch": ("PROSPARSE_FIRST_PREFETCHED", (0, 100_000)),
+    "ahead": ("PROSPARSE_STREAM_AHEAD", (0, 1024, 2048, 3072, 4096)),
 }
 CASES: dict[str, tuple[tuple[str, ...], tuple[str, ...], tuple[int, ...], tuple[float, ...]]] = {
     "common": (("tinyllama",), ("f32",), (8, 16, 32, 128), (0.5, 0.8, 0.89, 0.95)),
     "memory": (("tinyllama",), ("f32",), (2, 4, 8, 16), (0.5, 0.89)),
     "prefetch": (("smollm2", "tinyllama"), ("f32", "bf16", "i8", "i4"), (1,), (0.89,)),
+    "ahead": (("tinyllama",), ("f32", "bf16", "i8", "i4"), (1,), (0.89,)),
 }
 
 
@@ -72,7 +75,7 @@ def rows(name: str, threads: int, rounds: int, folder: Path) -> Iterator[str]:
     """Yield the lines of one constant's table."""
     values = CONSTANTS[name][1]
     libraries = {value: build(folder, name, value) for value in values}
-    own = str(values[0] if name == "prefetch" else 4)
+    own = str({"prefetch": 0, "ahead": 0}.get(name, 4))
     shapes, formats, counts, sparsities = CASES[name]
     yield f"\n| shape, weights, tokens, sparsity | ms with {own} | {' | '.join(f'{name} {v}' for v in values)} |"
     yield "|---|---" + "|---" * len(values) + "|"

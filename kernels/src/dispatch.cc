@@ -53,6 +53,22 @@ const std::vector<Variant>& compiled_variants() {
   return variants;
 }
 
+size_t stream_ahead(Format format) {
+#if defined(__x86_64__)
+#ifdef PROSPARSE_STREAM_AHEAD
+  return PROSPARSE_STREAM_AHEAD;
+#endif
+  // Measured by benchmarks/crossovers.py on a Xeon with AMX. On Zen 4 integers took up to twice as long.
+  if (__builtin_cpu_is("intel")) return 3072;
+  if (has_avx512()) return 0;
+  // Zen 3: four times the bytes of 64 columns in integers; f32 does not gain.
+  return is_quantised(format) ? 4 * (64 + 128 * element_bits(format)) : format == Format::kF32 ? 0 : 1024;
+#else
+  (void)format;
+  return 0;  // not measured
+#endif
+}
+
 std::string variant_names(bool supported_only, const char* quote) {
   std::string names;
   for (const Variant& variant : compiled_variants()) {

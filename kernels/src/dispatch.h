@@ -26,6 +26,9 @@ struct Choice {
 // error, never another variant. `forced` is PROSPARSE_ISA's value; null or "" for none.
 Choice choose_variant(const char* forced);
 
+// Bytes ahead at which one token's stream of a panel asks the memory for more; 0: the processor does that well itself.
+size_t stream_ahead(Format format);
+
 // "avx512, avx2, scalar"
 std::string variant_names(bool supported_only, const char* quote = "");
 

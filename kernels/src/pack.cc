@@ -4,6 +4,7 @@
 #include <cstring>
 #include <vector>
 
+#include "dispatch.h"
 #include "half.h"
 #include "in_parallel.h"
 
@@ -135,7 +136,7 @@ size_t rows_bytes(const Matrix& w) {
 }
 
 Panels pack_panels(const Matrix& w, const void* bias, Arena& arena, unsigned threads) {
-  Panels p{w.format, nullptr, nullptr, w.rows, w.cols, panel_bytes(w.format, w.cols)};
+  Panels p{w.format, nullptr, nullptr, w.rows, w.cols, panel_bytes(w.format, w.cols), stream_ahead(w.format)};
   uint8_t* data = arena.take(p.count() * p.panel_bytes + kSlack);
   in_parallel(p.count(), threads, [&](size_t i) {
     uint8_t* out = data + i * p.panel_bytes;

@@ -55,6 +55,7 @@ struct Panels {
   const float* bias;  // [rows, rounded up to 16]
   size_t rows, cols;
   size_t panel_bytes;
+  size_t ahead;  // bytes beyond what one token's stream reads that it asks the memory for; 0: none
   size_t count() const { return (rows + kLanes - 1) / kLanes; }
 };
 
