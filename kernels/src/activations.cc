@@ -132,7 +132,7 @@ Tokens prepare(const Kernels& kernels, Format format, const float* x, size_t cou
   tokens.grouped_q = reinterpret_cast<const int32_t*>(q);
   const bool digits = quantised && kernels.digits;
   if (count > 1 || digits) {
-    const size_t group = quantised ? kernels.int_group : kernels.float_group;
+    const size_t group = group_size(count, quantised ? kernels.int_group : kernels.float_group);
     const size_t length = quantised ? stride / 2 : stride;  // 32-bit elements of a token
     int32_t* grouped = scratch.grouped.get<int32_t>(count * length);
     const int32_t* in = quantised ? tokens.grouped_q : reinterpret_cast<const int32_t*>(tokens.x);

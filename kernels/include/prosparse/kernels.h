@@ -42,6 +42,12 @@ struct Tokens {
   const int32_t* grouped_q;
 };
 
+// Of `count` tokens, `most` at a time, how many go side by side: groups of about one size, as a small one reads as much.
+constexpr size_t group_size(size_t count, size_t most) {
+  const size_t groups = (count + most - 1) / most;
+  return groups == 0 ? 1 : (count + groups - 1) / groups;
+}
+
 constexpr size_t kTile = 60;          // rows that several tokens share while a cache holds them
 constexpr size_t kMostTileColumns = 128;
 constexpr size_t kTokenTile = 4;
