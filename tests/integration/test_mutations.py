@@ -212,6 +212,22 @@ def test_one_wrong_scale_in_i4(demo_folder: Path, demo_i4: Path, tmp_path: Path)
     assert result.findings[0].run.endswith("gate_proj.weight.i4_scale")
 
 
+def test_one_wrong_scale_in_i4i8(demo_folder: Path, tmp_path: Path) -> None:
+    """Of down_proj, which is in i8; unchanged, all is as it should be, and what is outside the blocks is i4."""
+    artifact = export_model(demo_folder, tmp_path / "i4i8" / "demo.onnx", ExportOptions(weights="i4i8")).path
+    model = read_graph(artifact)
+    assert {n.op_type for n in model.graph.node if n.domain == "com.prosparse"} == {"SparseGatedFFNI4I8", "LinearI4"}
+    assert check(demo_folder, artifact).passed
+
+    def edit(model: onnx.ModelProto) -> None:
+        change_weight(model, block(model).input[8], lambda s: s.__setitem__((5, 1), s[5, 1] * np.float16(1.25)))
+
+    result = check(demo_folder, changed(artifact, tmp_path / "changed", edit))
+    assert not result.passed
+    assert result.findings[0].run.endswith("down_proj.weight_t.i8_scale")
+    assert result.findings[0].op == "SparseGatedFFNI4I8"
+
+
 def test_one_wrong_scale_outside_the_ffns(demo_folder: Path, demo_i4: Path, tmp_path: Path) -> None:
     """Of attention's output projection; every logit stays within the bound of i4."""
 

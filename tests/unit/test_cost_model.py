@@ -19,6 +19,13 @@ def test_llama_2_7b_in_i4() -> None:
     assert cost.dense_seconds == pytest.approx((32 * ffn.dense_bytes + others) / 25e9)
 
 
+def test_mixed_formats() -> None:
+    weights = 64 * 256
+    gated, plain = (Ffn(64, 256, gated=gated, weights="i4i8", sparsity=0.75) for gated in (True, False))
+    assert (gated.dense_bytes, gated.sparse_bytes) == (weights * 17.5 / 8, weights * (4.5 + 13 / 4) / 8)
+    assert (plain.dense_bytes, plain.sparse_bytes) == (weights * 13 / 8, weights * (4.5 + 8.5 / 4) / 8)
+
+
 def test_without_a_gate_and_without_sparsity() -> None:
     ffn = Ffn(64, 256, gated=False, weights="f32", sparsity=0.75)
     assert (ffn.dense_bytes, ffn.sparse_bytes) == (2 * 64 * 256 * 4, 1.25 * 64 * 256 * 4)
