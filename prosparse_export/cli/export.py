@@ -46,7 +46,7 @@ Examples:
     default="checkpoint",
     show_default=True,
     help="How the sparse FFNs' matrices are stored. checkpoint: in its own float type. i8, i4: integers with one scale "
-    "per 32 weights, smaller and faster, rounded. i4i8: i4, down_proj in i8, where i4 loses too much.",
+    "per 32 weights, smaller and faster, rounded. i4i8: i4, but down_proj in i8.",
 )
 @click.option(
     "--other-weights",
