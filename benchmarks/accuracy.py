@@ -36,7 +36,7 @@ _ROUNDS, _STEPS = 7, 24
 @click.option("--max-tokens", default=2048, show_default=True)
 @click.option("--step-tokens", default=512, show_default=True, help="Computed one by one, as validate's.")
 @click.option("--greedy", default=64, show_default=True, help="Generated per prompt, as validate's.")
-@click.option("--formats", default="f32,bf16,f16,i8,i4", show_default=True)
+@click.option("--formats", default="f32,bf16,f16,i8,i4i8,i4", show_default=True)
 @click.option("--threads", default=1, show_default=True)
 @click.option("--decode/--no-decode", default=True, show_default=True, help="Time decoding too.")
 @click.option("--json", "json_file", type=click.Path(path_type=Path), help="Write the figures here too.")

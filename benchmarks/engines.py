@@ -6,10 +6,10 @@
     python benchmarks/engines.py out/tl --ours out/tl-i4/m.onnx --plain out/tl-plain/m.onnx --work out/engines
 
 Against i4: MatMulNBits of 4 bits in onnxruntime, driven by onnxruntime-genai (which asks for the logits of every
-position of a prompt) and by our own loop (which asks for the last), llama.cpp Q4_0, OpenVINO int4. Against i8: 8 bits,
-Q8_0, int8. Against f16: float32 products in onnxruntime, and llama.cpp F16. What an engine needs is written into --work
-once and used again. An engine whose package is missing is left out, and said so. All of them need gguf,
-llama-cpp-python, openvino and onnxruntime-genai.
+position of a prompt) and by our own loop (which asks for the last), llama.cpp Q4_0, OpenVINO int4. Against i4i8 the
+same, with down_proj in 8 bits in onnxruntime. Against i8: 8 bits, Q8_0, int8. Against f16: float32 products in
+onnxruntime, and llama.cpp F16. What an engine needs is written into --work once and used again. An engine whose
+package is missing is left out, and said so. All of them need gguf, llama-cpp-python, openvino and onnxruntime-genai.
 """
 
 from __future__ import annotations
@@ -30,6 +30,7 @@ import onnxruntime
 from engines_ort import GenAi, write_dense
 from engines_ours import Ours
 
+from graph_passes import is_quantised
 from prosparse_export.artifact import read_manifest
 from prosparse_export.library import library_info
 
@@ -100,7 +101,7 @@ def candidates(weights: str, checkpoint: Path, ours: Path, plain: Path | None, w
         result["onnxruntime-genai"] = dense
     except ImportError as error:
         click.echo(f"left out: onnxruntime-genai: {error}", err=True)
-    kind = {"i4": "Q4_0", "i8": "Q8_0", "f16": "F16"}[weights]
+    kind = {"i4": "Q4_0", "i4i8": "Q4_0", "i8": "Q8_0", "f16": "F16"}[weights]
     try:
         import llama_cpp  # noqa: F401
         from engines_llama import write_gguf
@@ -109,7 +110,7 @@ def candidates(weights: str, checkpoint: Path, ours: Path, plain: Path | None, w
         result[f"llama.cpp {kind}"] = path if path.is_file() else write_gguf(checkpoint, path, kind)
     except (ImportError, OSError) as error:
         click.echo(f"left out: llama.cpp: {error}", err=True)
-    if plain is not None and weights in ("i4", "i8"):
+    if plain is not None and is_quantised(weights):
         try:
             from engines_openvino import write_openvino
 

@@ -14,7 +14,8 @@ import numpy as np
 import onnx
 from onnx import TensorProto, helper
 
-from graph_passes import dequantise, quantise
+from graph_passes import dequantise, format_of, is_quantised, quantise
+from graph_passes.custom_ops import format_in
 from prosparse_export.probe import initializer, read_graph
 
 _BLOCK = 32
@@ -53,10 +54,11 @@ def write_dense(source: Path, folder: Path) -> Path:
     def read(name: str) -> np.ndarray:
         return np.asarray(initializer(model, source.parent, name))
 
-    def product(x: str, name: str, weight: str, weights: str, out: str, *, transposed: bool = False) -> None:
-        """Add ``out = x @ weight.T``, or with ``transposed`` ``x @ weight``."""
+    def product(x: str, name: str, weight: str, op: str, out: str, *, transposed: bool = False) -> None:
+        """Add ``out = x @ weight.T``, or for down_proj, ``transposed``, ``x @ weight``."""
         stored = read(weight)
-        if weights not in ("i4", "i8"):
+        weights = format_of(format_in(op), is_down=transposed)
+        if not is_quantised(weights):
             wide = stored.astype(np.float32)
             tensors[f"{name}.dense"] = data.add(f"{name}.dense", wide if transposed else wide.T, TensorProto.FLOAT)
             nodes.append(helper.make_node("MatMul", [x, f"{name}.dense"], [out], name=name))
@@ -79,20 +81,19 @@ def write_dense(source: Path, folder: Path) -> Path:
         if node.domain != "com.prosparse":
             nodes.append(node)
         elif node.op_type.startswith("Linear"):
-            product(node.input[0], node.name, node.input[1], node.op_type[6:].lower(), node.output[0])
+            product(node.input[0], node.name, node.input[1], node.op_type, node.output[0])
         else:
-            weights = node.op_type.split("FFN")[1].lower()
-            step = 3 if weights in ("i4", "i8") else 2
+            step = 3 if is_quantised(format_in(node.op_type)) else 2
             matrices = list(node.input[1::step])
             x, gated = node.input[0], len(matrices) == 3
-            product(x, f"{node.name}.gate", matrices[0], weights, f"{node.name}.z")
+            product(x, f"{node.name}.gate", matrices[0], node.op_type, f"{node.name}.z")
             nodes.append(helper.make_node("Relu", [f"{node.name}.z"], [f"{node.name}.h"]))
             hidden = f"{node.name}.h"
             if gated:
-                product(x, f"{node.name}.up", matrices[1], weights, f"{node.name}.u")
+                product(x, f"{node.name}.up", matrices[1], node.op_type, f"{node.name}.u")
                 nodes.append(helper.make_node("Mul", [hidden, f"{node.name}.u"], [f"{node.name}.g"]))
                 hidden = f"{node.name}.g"
-            product(hidden, f"{node.name}.down", matrices[-1], weights, node.output[0], transposed=True)
+            product(hidden, f"{node.name}.down", matrices[-1], node.op_type, node.output[0], transposed=True)
     wanted = {name for node in nodes for name in node.input} - set(tensors)
     kept = []
     for tensor in model.graph.initializer:

@@ -17,8 +17,9 @@ import onnxruntime
 from numpy.typing import NDArray
 from onnx import TensorProto, helper
 
-from graph_passes import custom_ops, dequantise
+from graph_passes import custom_ops, dequantise, format_of
 from prosparse_export import register
+from prosparse_export.cost_model import Ffn, bits_per_weight
 
 Run = Callable[[], object]
 Array = NDArray[np.generic]
@@ -32,8 +33,6 @@ def _last_level_cache() -> int:
 
 
 WORKING_SET = max(192 << 20, _last_level_cache() * 3 // 2)  # bytes of weights that a round reads at least
-BITS = {"f32": 32.0, "f16": 16.0, "bf16": 16.0, "i8": 8.5, "i4": 4.5}
-"""Bits per stored weight, scales included."""
 _TYPES = {
     "f32": TensorProto.FLOAT,
     "f16": TensorProto.FLOAT16,
@@ -56,6 +55,10 @@ class Shape:
     def matrices(self) -> int:
         """Matrices of a block."""
         return 3 if self.gated else 2
+
+    def cost(self, weights: custom_ops.FfnFormat, sparsity: float = 0.0) -> Ffn:
+        """Return what a block in one of our formats reads."""
+        return Ffn(self.d_model, self.d_ff, self.gated, weights, sparsity)
 
     def layers(self, bits: float, working_set: int = WORKING_SET) -> int:
         """Layers whose weights exceed ``working_set`` bytes, by default every cache."""
@@ -81,10 +84,16 @@ class Blocks:
     """The layers of one shape in one of our formats, in a folder; the bias of the gate sets the sparsity."""
 
     def __init__(
-        self, shape: Shape, weights: str, x: NDArray[np.float32], folder: Path, *, working_set: int = WORKING_SET
+        self,
+        shape: Shape,
+        weights: custom_ops.FfnFormat,
+        x: NDArray[np.float32],
+        folder: Path,
+        *,
+        working_set: int = WORKING_SET,
     ) -> None:
         self.shape, self.weights, self.x, self.folder = shape, weights, x, folder
-        self.count = shape.layers(BITS[weights], working_set)
+        self.count = max(1, -(-working_set // int(shape.cost(weights).dense_bytes)))
         self.names = ["gate", "up", "down"] if shape.gated else ["up", "down"]
         rng = np.random.default_rng(0)
         self._tensors: list[onnx.TensorProto] = []
@@ -92,8 +101,9 @@ class Blocks:
         with (folder / f"{shape.name}-{weights}.data").open("wb") as data:
             for layer in range(self.count):
                 for name in self.names:
-                    stored, scales = random_weights(weights, shape.d_ff, shape.d_model, rng)
-                    self._add(data, f"w_{name}_{layer}", stored, _TYPES[weights])
+                    own = format_of(weights, is_down=name == "down")
+                    stored, scales = random_weights(own, shape.d_ff, shape.d_model, rng)
+                    self._add(data, f"w_{name}_{layer}", stored, _TYPES[own])
                     if scales is not None:
                         self._add(data, f"s_{name}_{layer}", scales, TensorProto.FLOAT16)
                     if name == self.names[0]:
@@ -123,7 +133,9 @@ class Blocks:
             measured.append(float((z + bias <= 0).mean()))
             inputs = ["x"]
             for name in self.names:
-                inputs += [f"w_{name}_{layer}", *([f"s_{name}_{layer}"] if self.weights in ("i8", "i4") else [])]
+                inputs.append(f"w_{name}_{layer}")
+                if custom_ops.is_quantised(self.weights):
+                    inputs.append(f"s_{name}_{layer}")
                 inputs.append(f"b_{name}_{layer}")
                 value = zeros[name] + (bias if name == self.names[0] else np.float32(0))
                 tensors.append(onnx.numpy_helper.from_array(value, inputs[-1]))
@@ -208,10 +220,12 @@ def ort_dense(shape: Shape, kind: str, x: NDArray[np.float32], threads: int) -> 
     return ort_run(model.SerializeToString(), x, threads), count
 
 
-def own_linear(d_in: int, d_out: int, weights: str, x: NDArray[np.float32], threads: int) -> tuple[Run, int]:
+def own_linear(
+    d_in: int, d_out: int, weights: custom_ops.Format, x: NDArray[np.float32], threads: int
+) -> tuple[Run, int]:
     """Our dense product alone."""
     rng = np.random.default_rng(0)
-    count = max(1, -(-WORKING_SET * 8 // int(d_in * d_out * BITS[weights])))
+    count = max(1, -(-WORKING_SET * 8 // int(d_in * d_out * bits_per_weight(weights))))
     nodes, tensors = [], [onnx.numpy_helper.from_array(np.zeros(d_out, np.float32), "b")]
     for i in range(count):
         stored, scales = random_weights(weights, d_out, d_in, rng)

@@ -1,6 +1,6 @@
 """Greedy tokens and decode time of a file before and after `prosparse optimize`, interleaved in one process.
 
-    prosparse optimize int4/model.onnx out/model.onnx --weights i8
+    prosparse optimize int4/model.onnx out/model.onnx --weights i4i8
     python benchmarks/optimize_decode.py int4/model.onnx out/model.onnx --prompt 5,17,101 --tokens 64
 
 Both files need a KV cache under the usual names. Prints how many greedy tokens agree, where each file follows its own

@@ -15,7 +15,9 @@ from pathlib import Path
 
 import click
 import numpy as np
-from ffn_models import BITS, Blocks, Shape
+from ffn_models import Blocks, Shape
+
+from graph_passes import FFN_FORMATS
 
 SHAPE = Shape("llama-2-7b", 4096, 11008)
 
@@ -33,7 +35,7 @@ def seconds(blocks: Blocks, threads: int) -> float:
 
 
 @click.command(context_settings={"help_option_names": ["-h", "--help"]})
-@click.option("--weights", type=click.Choice(list(BITS)), multiple=True, help="[default: all]")
+@click.option("--weights", type=click.Choice(FFN_FORMATS), multiple=True, help="[default: all]")
 @click.option("--threads", type=int, multiple=True, default=(1, 2), show_default=True)
 @click.option("--rounds", type=int, default=5, show_default=True)
 def main(weights: tuple[str, ...], threads: tuple[int, ...], rounds: int) -> None:
@@ -42,10 +44,10 @@ def main(weights: tuple[str, ...], threads: tuple[int, ...], rounds: int) -> Non
     if max(threads) > available:
         raise click.UsageError(f"--threads: expected at most {available}, the processors of this process")
     x = np.random.default_rng(1).standard_normal((1, SHAPE.d_model), np.float32)
-    for kind in weights or BITS:
+    for kind in weights or FFN_FORMATS:
         with tempfile.TemporaryDirectory() as folder:
             blocks = Blocks(SHAPE, kind, x, Path(folder), working_set=10**9)
-            stored = blocks.count * SHAPE.matrices * SHAPE.d_model * SHAPE.d_ff * BITS[kind] / 8e9
+            stored = blocks.count * SHAPE.cost(kind).dense_bytes / 1e9
             seconds(blocks, max(threads))  # warm: the file is in the page cache from here on
             times: dict[int, list[float]] = {count: [] for count in threads}
             for _ in range(rounds):

@@ -28,6 +28,7 @@ import click
 import numpy as np
 import torch
 
+from graph_passes import FFN_FORMATS, is_quantised
 from prosparse_export import export_model
 from prosparse_export.artifact import read_manifest
 from prosparse_export.export import ExportOptions
@@ -43,7 +44,7 @@ PARTS = ("PyTorch", "without library", "with library", "validate")
 
 @click.command()
 @click.argument("model", type=click.Path(exists=True, file_okay=False, path_type=Path))
-@click.option("--weights", type=click.Choice(["f32", "bf16", "f16", "i8", "i4"]), default="f32", show_default=True)
+@click.option("--weights", type=click.Choice(FFN_FORMATS), default="f32", show_default=True)
 @click.option("--max-tokens", default=2048, show_default=True)
 @click.option("--greedy", default=64, show_default=True, help="Generated per prompt.")
 @click.option("--step-tokens", default=512, show_default=True, help="Computed one by one.")
@@ -95,7 +96,7 @@ def main(
         times, peaks, own = ([r[key] for r in runs] for key in ("seconds", "peak", "anonymous"))
         click.echo(f"| {name} | {statistics.median(times):.2f} | {max(peaks) / 1e6:.0f} | {max(own) / 1e6:.0f} |")
     if not only:
-        compare(found, 2 if weights in ("i8", "i4") else 1)
+        compare(found, 2 if is_quantised(weights) else 1)
 
 
 def compare(found: dict[str, list[dict[str, float]]], torch_runs: int) -> None:

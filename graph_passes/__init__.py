@@ -1,6 +1,6 @@
 """Graph passes: ``onnx_ir.Model`` in, ``onnx_ir.Model`` out. No torch, no onnxruntime, no disk."""
 
-from graph_passes.custom_ops import FORMATS, Format
+from graph_passes.custom_ops import FFN_FORMATS, FORMATS, FfnFormat, Format, format_of, is_quantised
 from graph_passes.ffn_pattern import FfnOutcome
 from graph_passes.fuse_attention import FuseGroupQueryAttentionPass
 from graph_passes.fuse_linear import FuseLinearPass, LinearOutcome
@@ -14,8 +14,10 @@ from graph_passes.pipeline import export_pipeline, optimize_pipeline
 from graph_passes.weight_format import WeightRangeError, dequantise, quantise, rounded
 
 __all__ = [
+    "FFN_FORMATS",
     "FORMATS",
     "LOGITS_TO_KEEP",
+    "FfnFormat",
     "FfnOutcome",
     "Format",
     "FuseGroupQueryAttentionPass",
@@ -30,6 +32,8 @@ __all__ = [
     "WeightRangeError",
     "dequantise",
     "export_pipeline",
+    "format_of",
+    "is_quantised",
     "optimize_pipeline",
     "quantise",
     "rounded",

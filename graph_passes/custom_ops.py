@@ -16,6 +16,7 @@ import onnx_ir as ir
 
 __all__ = [
     "DOMAIN",
+    "FFN_FORMATS",
     "FORMATS",
     "GATED_ACTIVATIONS",
     "OPSET",
@@ -23,10 +24,14 @@ __all__ = [
     "PLAIN_ACTIVATIONS",
     "QUANT_BLOCK",
     "VERSION",
+    "FfnFormat",
     "Format",
     "OpsetError",
+    "format_in",
+    "format_of",
     "function",
     "function_proto",
+    "is_quantised",
     "linear",
     "names",
     "sparse_ffn",
@@ -43,8 +48,11 @@ OPSET_OF_STRINGS = 19
 """The first opset whose Equal compares strings. A body of an older one is stated for one activation."""
 
 Format = Literal["f32", "f16", "bf16", "i8", "i4"]
-"""How an operator's matrices are stored: in the checkpoint's float type, or as integers with scales."""
+"""How a matrix is stored: in the checkpoint's float type, or as integers with scales."""
 FORMATS: tuple[Format, ...] = ("f32", "f16", "bf16", "i8", "i4")
+FfnFormat = Literal["f32", "f16", "bf16", "i8", "i4", "i4i8"]
+"""How a feed-forward block's matrices are: all in one format, or i4i8: down_proj in i8 and the others in i4."""
+FFN_FORMATS: tuple[FfnFormat, ...] = (*FORMATS, "i4i8")
 QUANT_BLOCK = 32
 """Columns of an i8 or i4 matrix that share one scale."""
 
@@ -53,12 +61,29 @@ class OpsetError(ValueError):
     """An operator has no body in such an opset."""
 
 
-def sparse_gated_ffn(weights: Format) -> str:
+def format_of(weights: FfnFormat, *, is_down: bool) -> Format:
+    """Return how one matrix of a block is stored: down_proj, or another. Outside blocks i4i8 is i4."""
+    if weights == "i4i8":
+        return "i8" if is_down else "i4"
+    return weights
+
+
+def is_quantised(weights: str) -> bool:
+    """Tell whether a format, a block's too, is integers with scales."""
+    return weights in ("i8", "i4", "i4i8")
+
+
+def format_in(op: str) -> FfnFormat:
+    """Return the format in an operator's name."""
+    return max((f for f in FFN_FORMATS if op.endswith(f.upper())), key=len)  # BF16 ends with F16 too, I4I8 with I8
+
+
+def sparse_gated_ffn(weights: FfnFormat) -> str:
     """Return the name of the gated operator with such weights."""
     return f"SparseGatedFFN{weights.upper()}"
 
 
-def sparse_ffn(weights: Format) -> str:
+def sparse_ffn(weights: FfnFormat) -> str:
     """Return the name of the operator without a gate with such weights."""
     return f"SparseFFN{weights.upper()}"
 
@@ -70,7 +95,8 @@ def linear(weights: Format) -> str:
 
 def names() -> tuple[str, ...]:
     """Return the names of all operators."""
-    return tuple(kind(weights) for kind in (sparse_gated_ffn, sparse_ffn, linear) for weights in FORMATS)
+    blocks = tuple(kind(weights) for kind in (sparse_gated_ffn, sparse_ffn) for weights in FFN_FORMATS)
+    return (*blocks, *(linear(weights) for weights in FORMATS))
 
 
 PLAIN_ACTIVATIONS = frozenset({"relu", "relu2", "fatrelu"})
@@ -208,30 +234,32 @@ def _for_one_activation(core: str, activation: str) -> str:
 
 
 def _body(name: str, opset: int, activation: str) -> str:
-    weights = max((f for f in FORMATS if name.endswith(f.upper())), key=len)  # BF16 ends with F16 too
+    weights = format_in(name)
     kind = name.removesuffix(weights.upper())
     matrices, core, attributes = {
         "SparseGatedFFN": (("_gate", "_up", "_down"), _GATED, "<activation, threshold>"),
         "SparseFFN": (("_up", "_down"), _PLAIN, "<activation, threshold>"),
         "Linear": (("",), _LINEAR, ""),
     }[kind]
-    if opset < _OLDEST[weights]:
-        raise OpsetError(f"the model's opset is {opset}: expected {_OLDEST[weights]} or newer")
+    formats = [format_of(weights, is_down=matrix == "_down") for matrix in matrices]
+    oldest = max(_OLDEST[f] for f in formats)
+    if opset < oldest:
+        raise OpsetError(f"the model's opset is {opset}: expected {oldest} or newer")
     dequantise, constants = _DEQUANTISE, _I4_CONSTANTS
     if activation:
         _, halves, rest = _DEQUANTISE["i4"].partition("  even{0}_column")
         dequantise = {"i8": _DEQUANTISE["i8"], "i4": _SCALES + _I4_BY_ARITHMETIC + halves + rest}
         constants += "sixteen = Constant <value = int32 {16}> ()\n"
         core = _for_one_activation(core, activation)
-    quantised = weights in _DEQUANTISE
+    quantised = is_quantised(weights)
     inputs = ["x"]
-    lines = [_QUANTISED_CONSTANTS if quantised else "", constants if weights == "i4" else ""]
-    for matrix in matrices:
+    lines = [_QUANTISED_CONSTANTS if quantised else "", constants if "i4" in formats else ""]
+    for matrix, stored in zip(matrices, formats, strict=True):
         inputs += [f"w{matrix}", *([f"s{matrix}"] if quantised else []), f"b{matrix}"]
         if weights == "f32":
             core = core.replace("m_down)", "w_down)")
         else:
-            lines.append(dequantise.get(weights, _AS_FLOAT).format(matrix))
+            lines.append(dequantise.get(stored, _AS_FLOAT).format(matrix))
         if matrix != "_down":
             lines.append(f"m{matrix}_t = Transpose <perm = [1, 0]> ({'w' if weights == 'f32' else 'm'}{matrix})")
     head = f'<domain: "{DOMAIN}", opset_import: ["" : {opset}]>\n{name} {attributes} ({", ".join(inputs)}) => (y)'

@@ -40,7 +40,7 @@ class FuseSparseFfnPass(ir.passes.InPlacePass):
     def __init__(
         self,
         outcomes: list[FfnOutcome] | None = None,
-        weights: custom_ops.Format | None = "f32",
+        weights: custom_ops.FfnFormat | None = "f32",
         dense: Mapping[str, str] | None = None,
     ) -> None:
         super().__init__()
@@ -55,7 +55,7 @@ class FuseSparseFfnPass(ir.passes.InPlacePass):
         store = WeightStore(model.graph)
         renewed: dict[ir.Value, ir.Value] = {}  # what a block gave before and after: the next may read it
         for match in find_ffns(model.graph):
-            weights = self._weights or _own_format(match)
+            weights: custom_ops.FfnFormat | None = self._weights or _own_format(match)
             stays = self._dense.get(match.down.module, "") if match.down is not None else ""
             reason = match.reason or stays or _format_refusal(match, weights)
             name = ""
@@ -85,14 +85,14 @@ def _own_format(match: FfnMatch) -> custom_ops.Format | None:
     return _OWN.get(dtypes.pop(), "f32") if len(dtypes) == 1 else "f32"
 
 
-def _format_refusal(match: FfnMatch, weights: custom_ops.Format | None) -> str:
+def _format_refusal(match: FfnMatch, weights: custom_ops.FfnFormat | None) -> str:
     if weights is not None:
         return ""
     kinds = {linear.weight.kind for linear in _linears(match)}
     if "nbits" in kinds:
         return (
             "its weights are 4-bit (MatMulNBits), and down_proj's scales run along d_ff where the operators' run along "
-            "d_model: --weights i8 keeps the digits of gate_proj and up_proj and rounds down_proj's to 8 bits"
+            "d_model: --weights i4i8 keeps the digits of gate_proj and up_proj and rounds down_proj's to 8 bits"
         )
     return "its weights are integers (DequantizeLinear): --weights f32 keeps their numbers, --weights i8 rounds them"
 
@@ -140,7 +140,7 @@ def _outcome(match: FfnMatch, op: str) -> FfnOutcome:
 
 
 def _rewrite(
-    graph: ir.Graph, match: FfnMatch, x: ir.Value, name: str, weights: custom_ops.Format, store: WeightStore
+    graph: ir.Graph, match: FfnMatch, x: ir.Value, name: str, weights: custom_ops.FfnFormat, store: WeightStore
 ) -> ir.Value:
     assert match.up is not None
     assert match.down is not None
@@ -156,7 +156,9 @@ def _rewrite(
     again = sum((node.name or "").partition(":")[0] == block for node in graph)  # a module may run twice
     for role, linear in parts:
         module = linear.module or f"{block}.{role}"
-        inputs += store.neuron_major(linear, module, weights, is_down=role == "down_proj")
+        is_down = role == "down_proj"
+        stored = custom_ops.format_of(weights, is_down=is_down)
+        inputs += store.neuron_major(linear, module, stored, is_down=is_down)
         inputs.append(store.bias(linear.bias, linear.d_out))
     y = new.op(
         name,

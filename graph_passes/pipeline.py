@@ -7,7 +7,7 @@ from collections.abc import Mapping
 import onnx_ir as ir
 from onnx_ir.passes import common
 
-from graph_passes.custom_ops import DOMAIN, Format
+from graph_passes.custom_ops import DOMAIN, FfnFormat, Format
 from graph_passes.ffn_pattern import FfnOutcome
 from graph_passes.fuse_attention import FuseGroupQueryAttentionPass
 from graph_passes.fuse_linear import FuseLinearPass, LinearOutcome
@@ -26,7 +26,7 @@ def export_pipeline(
     refusals: list[str] | None = None,
     *,
     fuse_attention: bool = True,
-    weights: Format = "f32",
+    weights: FfnFormat = "f32",
     other_weights: Format = "f32",
     linears: list[LinearOutcome] | None = None,
     dense: Mapping[str, str] | None = None,
@@ -69,7 +69,7 @@ def export_pipeline(
 
 
 def optimize_pipeline(
-    outcomes: list[FfnOutcome], *, weights: Format | None = None, plain: bool = False
+    outcomes: list[FfnOutcome], *, weights: FfnFormat | None = None, plain: bool = False
 ) -> ir.passes.Sequential:
     """Return the passes for a file that another exporter wrote, first to last; its interface stays as it is.
 

@@ -1,8 +1,8 @@
 """What a token costs where reading weights is all that counts: bytes over bandwidth.
 
 A decode step reads every weight of the model once, but of a sparse block's up_proj and down_proj only the rows of the
-active neurons. So with a share a = 1 - sparsity of active neurons a gated block reads (1 + 2a) / 3 of its bytes, one
-without a gate (1 + a) / 2. Everything else is read in full. See docs/runtime.md for how well that predicts.
+active neurons. So with a share a = 1 - sparsity of active neurons a gated block of one format reads (1 + 2a) / 3 of its
+bytes, one without a gate (1 + a) / 2. Everything else is read in full. See docs/runtime.md for how well that predicts.
 """
 
 from __future__ import annotations
@@ -10,12 +10,14 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 
+from graph_passes import FfnFormat, Format, format_of
+
 __all__ = ["Cost", "Ffn", "bits_per_weight", "predict"]
 
 _BITS = {"f32": 32.0, "f16": 16.0, "bf16": 16.0, "i8": 8.0 + 16 / 32, "i4": 4.0 + 16 / 32}
 
 
-def bits_per_weight(weights: str) -> float:
+def bits_per_weight(weights: Format) -> float:
     """Return the bits of a stored weight, with its share of the block's scale (f16, one for 32 weights)."""
     return _BITS[weights]
 
@@ -28,30 +30,38 @@ class Ffn:
         d_model: width of its input.
         d_ff: neurons.
         gated: gate_proj, up_proj and down_proj; without, up_proj and down_proj.
-        weights: format of the matrices: f32, f16, bf16, i8 or i4.
+        weights: format of the matrices.
         sparsity: share of exact zeros at down_proj's input; 0 for a block that runs densely.
     """
 
     d_model: int
     d_ff: int
     gated: bool
-    weights: str
+    weights: FfnFormat
     sparsity: float
 
+    def _matrix_bytes(self, *, is_down: bool) -> float:
+        return self.d_model * self.d_ff * bits_per_weight(format_of(self.weights, is_down=is_down)) / 8
+
     @property
-    def matrix_bytes(self) -> float:
-        """Bytes of one matrix."""
-        return self.d_model * self.d_ff * bits_per_weight(self.weights) / 8
+    def streamed_bytes(self) -> float:
+        """Bytes of the matrix that is always read: gate_proj, or up_proj where there is no gate."""
+        return self._matrix_bytes(is_down=False)
+
+    @property
+    def skippable_bytes(self) -> float:
+        """Bytes of the matrices of which inactive neurons' rows are skipped."""
+        return self._matrix_bytes(is_down=True) + (self._matrix_bytes(is_down=False) if self.gated else 0.0)
 
     @property
     def dense_bytes(self) -> float:
         """Bytes that a token reads if every neuron is computed."""
-        return self.matrix_bytes * (3 if self.gated else 2)
+        return self.streamed_bytes + self.skippable_bytes
 
     @property
     def sparse_bytes(self) -> float:
         """Bytes that a token reads if only active neurons are."""
-        return self.matrix_bytes * (1 + (2 if self.gated else 1) * (1 - self.sparsity))
+        return self.streamed_bytes + self.skippable_bytes * (1 - self.sparsity)
 
     @property
     def speedup(self) -> float:

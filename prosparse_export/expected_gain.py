@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 import torch
 
-from graph_passes import FfnOutcome, Format
+from graph_passes import FfnFormat, FfnOutcome
 from prosparse_export.bandwidth import measure_bandwidth
 from prosparse_export.cost_model import Ffn, predict
 from prosparse_export.errors import ProSparseError
@@ -71,18 +71,23 @@ def measure_layers(
     }
 
 
-def layers_that_do_not_pay(measured: Mapping[str, Any]) -> dict[str, str]:
-    """Return why a block stays dense, by the path of its down_proj; ``measured`` is from `measure_layers`."""
+def layers_that_do_not_pay(measured: Mapping[str, Any], weights: FfnFormat) -> dict[str, str]:
+    """Return why a block stays dense, by the path of its down_proj.
+
+    Args:
+        measured: from `measure_layers`.
+        weights: format of the sparse blocks.
+    """
     reasons = {}
     for name, sparsity in measured["sparsity"].items():
-        gain = Ffn(1, 1, measured["gated"][name], "f32", sparsity).speedup
+        gain = Ffn(1, 1, measured["gated"][name], weights, sparsity).speedup
         if gain < LEAST_GAIN:
             reasons[name] = f"it is {sparsity:.1%} sparse, which gains {gain:.2f}x at most: sparse does not pay"
     return reasons
 
 
 def expected_gain(
-    path: Path, measured: Mapping[str, Any], outcomes: Sequence[FfnOutcome], weights: Format
+    path: Path, measured: Mapping[str, Any], outcomes: Sequence[FfnOutcome], weights: FfnFormat
 ) -> dict[str, Any]:
     """Return what the manifest says under ``expected``: the gain of each sparse block and of a decode step.
 

@@ -15,7 +15,7 @@ import onnx_ir as ir
 import torch
 from transformers import AutoTokenizer
 
-from graph_passes import FfnOutcome, Format, LinearOutcome, WeightRangeError, export_pipeline
+from graph_passes import FfnFormat, FfnOutcome, Format, LinearOutcome, WeightRangeError, export_pipeline, format_of
 from prosparse_export.approximate import Approximation, approximate, check_approximation
 from prosparse_export.artifact import (
     MANIFEST,
@@ -66,7 +66,7 @@ class ExportOptions:
         with_library: put the operator library beside the graph.
         trust_remote_code: let Python code in the model folder run, for model types unknown here.
         weights: how the sparse blocks' matrices are stored; None for the checkpoint's own float type.
-        other_weights: how attention's, lm_head's and the embedding's are; None for as ``weights``.
+        other_weights: how attention's, lm_head's and the embedding's are; None for as ``weights``, and i4 for i4i8.
         activation: what the FFNs compute (relu, relu2, fatrelu, drelu), where config.json is wrong.
         threshold: FATReLU t, where config.json lacks it or another is wanted.
         plain: write standard ONNX instead of our operators, with standard attention.
@@ -80,7 +80,7 @@ class ExportOptions:
     fuse_attention: bool = True
     with_library: bool = True
     trust_remote_code: bool = False
-    weights: Format | None = None
+    weights: FfnFormat | None = None
     other_weights: Format | None = None
     activation: str | None = None
     threshold: float | None = None
@@ -137,8 +137,8 @@ def export_model(
             return _export_encoder_decoder(folder, output, staging, options, tell)
         checkpoint, graph, approximation = _traced(folder, options, tell)
         measured = measure_layers(checkpoint, folder, texts, tell) if texts else None
-        weights = options.weights or checkpoint_format(checkpoint.weight_dtype)
-        other_weights = options.other_weights or weights
+        weights: FfnFormat = options.weights or checkpoint_format(checkpoint.weight_dtype)
+        other_weights = options.other_weights or format_of(weights, is_down=False)
         tell("rewrite", 0, 0)
         outcomes: list[FfnOutcome] = []
         refusals: list[str] = []
@@ -152,7 +152,7 @@ def export_model(
             weights=weights,
             other_weights=other_weights,
             linears=linears,
-            dense=layers_that_do_not_pay(measured) if measured is not None else None,
+            dense=layers_that_do_not_pay(measured, weights) if measured is not None else None,
             plain=options.plain,
         )(graph)
         rewritten = tuple(o for o in outcomes if not o.reason)
@@ -207,7 +207,7 @@ def _export_encoder_decoder(
         threshold=options.threshold,
         encoder_decoder=True,
     )
-    weights = options.weights or checkpoint_format(checkpoint.weight_dtype)
+    weights: FfnFormat = options.weights or checkpoint_format(checkpoint.weight_dtype)
     encoder, decoder, outcomes = rewrite_encoder_decoder(checkpoint.model, weights, plain=options.plain, tell=tell)
     rewritten = tuple(o for o in outcomes if not o.reason)
     refused = tuple(o for o in outcomes if o.reason)
@@ -280,7 +280,7 @@ def _manifest(
     outcomes: list[FfnOutcome],
     refusals: list[str],
     linears: list[LinearOutcome],
-    weights: Format,
+    weights: FfnFormat,
     other_weights: Format,
     options: ExportOptions,
 ) -> dict[str, Any]:

@@ -12,7 +12,7 @@ from numpy.typing import NDArray
 from transformers import PreTrainedModel
 from transformers.modeling_outputs import BaseModelOutput
 
-from graph_passes import FfnOutcome, Format, export_pipeline
+from graph_passes import FfnFormat, FfnOutcome, export_pipeline
 from prosparse_export.artifact import Sidecars, write_artifact
 from prosparse_export.encoder_decoder import EncoderDecoder, encoder_path
 from prosparse_export.errors import ProSparseError
@@ -28,7 +28,7 @@ _BOUND = 1e-3  # of the largest number
 
 
 def rewrite_encoder_decoder(
-    model: PreTrainedModel, weights: Format, *, plain: bool, tell: Report
+    model: PreTrainedModel, weights: FfnFormat, *, plain: bool, tell: Report
 ) -> tuple[ir.Model, ir.Model, list[FfnOutcome]]:
     """Return the graphs of encoder and decoder, their blocks rewritten, and what became of each block.
 

@@ -6,7 +6,7 @@ import math
 
 import onnx
 
-from graph_passes.custom_ops import DOMAIN
+from graph_passes.custom_ops import DOMAIN, format_of
 from prosparse_export.cost_model import Ffn
 from prosparse_export.probe import FfnNode
 
@@ -19,7 +19,7 @@ def ffn_shape(model: onnx.ModelProto, node: FfnNode, sparsity: float) -> Ffn:
     """Return a sparse block's sizes."""
     dims = {tensor.name: list(tensor.dims) for tensor in model.graph.initializer}
     first = dims[node.node.input[1]]
-    width = first[1] * (2 if node.weights == "i4" else 1)  # i4: two weights in a byte
+    width = first[1] * (2 if format_of(node.weights, is_down=False) == "i4" else 1)  # two weights in a byte
     return Ffn(width, first[0], node.gated, node.weights, sparsity)
 
 

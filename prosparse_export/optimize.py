@@ -12,7 +12,7 @@ from typing import Any
 
 import onnx_ir as ir
 
-from graph_passes import FfnOutcome, Format, WeightRangeError, optimize_pipeline
+from graph_passes import FfnFormat, FfnOutcome, WeightRangeError, optimize_pipeline
 from prosparse_export.artifact import MANIFEST, Sidecars, artifact_folder, sha256_file, write_artifact, write_manifest
 from prosparse_export.errors import ProSparseError
 from prosparse_export.foreign_file import read_foreign_file
@@ -43,7 +43,7 @@ class OptimizeOptions:
     overwrite: bool = False
     allow_dense: bool = False
     with_library: bool = True
-    weights: Format | None = None
+    weights: FfnFormat | None = None
     plain: bool = False
     check: bool = True
 

@@ -14,7 +14,7 @@ import onnxruntime
 from numpy.typing import NDArray
 from onnx import external_data_helper, numpy_helper
 
-from graph_passes.custom_ops import DOMAIN, FORMATS, QUANT_BLOCK, function_proto, names
+from graph_passes.custom_ops import DOMAIN, QUANT_BLOCK, FfnFormat, format_in, format_of, function_proto, names
 from prosparse_export.artifact import read_manifest
 from prosparse_export.artifact_files import no_model
 from prosparse_export.errors import ProSparseError
@@ -41,7 +41,7 @@ class FfnNode:
 
     node: onnx.NodeProto
     layer: int
-    weights: str
+    weights: FfnFormat
     gated: bool
     activation: str
     threshold: float
@@ -79,12 +79,11 @@ def ffn_nodes(model: onnx.ModelProto) -> list[FfnNode]:
         if node.domain != DOMAIN or not node.op_type.startswith(_FFN):
             continue
         attributes = {a.name: onnx.helper.get_attribute_value(a) for a in node.attribute}
-        weights = max((f for f in FORMATS if node.op_type.endswith(f.upper())), key=len)
         found.append(
             FfnNode(
                 node,
                 len(found),
-                weights,
+                format_in(node.op_type),
                 node.op_type.startswith("SparseGatedFFN"),
                 attributes["activation"].decode(),
                 float(attributes["threshold"]),
@@ -175,14 +174,14 @@ def unknown_to_the_library(model: onnx.ModelProto) -> list[str]:
 def _opens(op: str) -> bool:
     if op not in names():
         return False
-    weights = max((f for f in FORMATS if op.endswith(f.upper())), key=len)
     kinds = {"f32": 1, "f16": 10, "bf16": 16, "i8": 3, "i4": 2}
-    width = QUANT_BLOCK // 2 if weights == "i4" else QUANT_BLOCK
-    shapes = {"w": (kinds[weights], (QUANT_BLOCK, width)), "s": (10, (QUANT_BLOCK, 1)), "b": (1, (QUANT_BLOCK,))}
+    shapes = {"s": (10, (QUANT_BLOCK, 1)), "b": (1, (QUANT_BLOCK,))}
     inputs = list(function_proto(op).input)
     initializers = []
     for name in inputs[1:]:
-        kind, shape = shapes[name[0]]
+        weights = format_of(format_in(op), is_down=name == "w_down")
+        matrix = (kinds[weights], (QUANT_BLOCK, QUANT_BLOCK // 2 if weights == "i4" else QUANT_BLOCK))
+        kind, shape = shapes.get(name[0], matrix)
         raw = bytes(int(np.prod(shape)) * {1: 4, 10: 2, 16: 2, 3: 1, 2: 1}[kind])
         initializers.append(onnx.helper.make_tensor(name, kind, shape, raw, raw=True))
     attributes = {} if op.startswith("Linear") else {"activation": "relu", "threshold": 0.0}

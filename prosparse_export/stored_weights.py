@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Mapping
 from contextlib import AbstractContextManager, nullcontext
-from typing import Any, NamedTuple, cast
+from typing import Any, NamedTuple
 
 import ml_dtypes
 import numpy as np
@@ -14,7 +14,7 @@ from numpy.typing import NDArray
 from transformers import PreTrainedModel
 from transformers.pytorch_utils import Conv1D
 
-from graph_passes import Format, quantise, rounded
+from graph_passes import FfnFormat, Format, format_of, is_quantised, quantise, rounded
 from prosparse_models import Checkpoint
 
 __all__ = [
@@ -60,13 +60,13 @@ def format_bound(formats: Mapping[str, StoredAs], largest: float, flips: float =
         largest: the largest absolute logit.
         flips: from `flips_of`.
     """
-    roundings = sum(stored.weights in ("i8", "i4") for stored in formats.values())
+    roundings = sum(is_quantised(stored.weights) for stored in formats.values())
     return max(1e-3, (roundings * INTEGER_STEP + _SIGMAS * math.sqrt(flips)) * largest)
 
 
 def flips_of(manifest: Mapping[str, Any]) -> float:
     """Return the shares of active neurons that rounding flips at thresholds above 0, added up over the blocks."""
-    step = INTEGER_STEP if manifest.get("weight_format") in ("i8", "i4") else _FLOAT_STEP
+    step = INTEGER_STEP if is_quantised(manifest.get("weight_format", "f32")) else _FLOAT_STEP
     layers = manifest.get("ffn", {}).get("layers", [])
     return sum(2 * step * _HAZARD for layer in layers if not layer["reason"] and layer["threshold"] > 0)
 
@@ -89,7 +89,9 @@ def stored_formats(manifest: Mapping[str, Any]) -> dict[str, StoredAs]:
     weights = manifest.get("weight_format", "f32")
     for layer in manifest.get("ffn", {}).get("layers", []):
         names = [] if layer["reason"] else layer.get("linears") or []
-        formats.update({name: StoredAs(weights, is_down=name == names[-1]) for name in names})
+        for name in names:
+            is_down = name == names[-1]
+            formats[name] = StoredAs(format_of(weights, is_down=is_down), is_down)
     others = manifest.get("linear", {})
     formats.update({name: StoredAs(others["weight_format"], is_down=False) for name in others.get("modules", [])})
     return {name: stored for name, stored in formats.items() if stored.weights != "f32"}
@@ -160,16 +162,17 @@ def _rounded(weight: torch.Tensor, stored: StoredAs, *, transposed: bool) -> tor
     return (result.T if turn else result).to(weight.dtype)
 
 
-def stored_arrays(weight: torch.Tensor, weights: str, *, is_down: bool) -> list[NDArray[np.generic]]:
-    """Return what an artifact stores for a matrix: the weights and, for i8 and i4, the scales.
+def stored_arrays(weight: torch.Tensor, weights: FfnFormat, *, is_down: bool) -> list[NDArray[np.generic]]:
+    """Return what an artifact stores for a matrix: the weights and, where they are integers, the scales.
 
     Args:
         weight: as PyTorch has it, ``[out, in]``.
-        weights: the artifact's format.
+        weights: the matrix's format, or its block's.
         is_down: it is down_proj's, which is stored transposed.
     """
     matrix = (weight.T if is_down else weight).float().numpy()
-    if weights in ("i8", "i4"):
-        return list(quantise(matrix, cast("Format", weights)))
-    dtype = {"f32": np.float32, "f16": np.float16, "bf16": ml_dtypes.bfloat16}[weights]
+    own = format_of(weights, is_down=is_down)
+    if is_quantised(own):
+        return list(quantise(matrix, own))
+    dtype = {"f32": np.float32, "f16": np.float16, "bf16": ml_dtypes.bfloat16}[own]
     return [matrix.astype(dtype)]

@@ -10,13 +10,15 @@ namespace {
 
 const Operator& self(const CustomOp* op) { return *static_cast<const Operator*>(op); }
 
-Operator make_operator(Kind kind, Format format) {
+Operator make_operator(Kind kind, Format format, Format down) {
   static const char* const kinds[] = {"SparseGatedFFN", "SparseFFN", "Linear"};
   static const char* const formats[] = {"F32", "F16", "BF16", "I8", "I4"};
   Operator op{};
   op.name = std::string(kinds[static_cast<size_t>(kind)]) + formats[static_cast<size_t>(format)];
+  if (down != format) op.name += formats[static_cast<size_t>(down)];
   op.kind = kind;
   op.format = format;
+  op.down = down;
   op.version = kApiVersion;
   op.GetName = [](const CustomOp* o) { return self(o).name.c_str(); };
   op.GetExecutionProviderType = [](const CustomOp*) -> const char* { return "CPUExecutionProvider"; };
@@ -54,10 +56,9 @@ const CustomOp* const* custom_ops() {
   static const std::vector<Operator> operators = [] {
     std::vector<Operator> all;
     for (const Format format : {Format::kF32, Format::kF16, Format::kBF16, Format::kI8, Format::kI4}) {
-      all.push_back(make_operator(Kind::kGated, format));
-      all.push_back(make_operator(Kind::kPlain, format));
-      all.push_back(make_operator(Kind::kLinear, format));
+      for (const Kind kind : {Kind::kGated, Kind::kPlain, Kind::kLinear}) all.push_back(make_operator(kind, format, format));
     }
+    for (const Kind kind : {Kind::kGated, Kind::kPlain}) all.push_back(make_operator(kind, Format::kI4, Format::kI8));
     return all;
   }();
   static const std::vector<const CustomOp*> pointers = [] {

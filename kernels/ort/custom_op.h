@@ -15,7 +15,8 @@ enum class Kind { kGated, kPlain, kLinear };
 struct Operator : CustomOp {
   std::string name;  // SparseGatedFFNI4
   Kind kind;
-  Format format;
+  Format format;  // of all matrices but down_proj
+  Format down;    // both are quantised, or neither
 };
 
 // One node's kernel. Concurrent calls of `compute` are safe.

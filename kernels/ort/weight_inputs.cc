@@ -15,6 +15,8 @@ std::vector<std::string> matrix_names(Kind kind) {
 
 size_t inputs_per_matrix(const Operator& op) { return is_quantised(op.format) ? 3 : 2; }
 
+Format format_of(const Operator& op, size_t matrix) { return matrix + 1 == matrix_names(op.kind).size() ? op.down : op.format; }
+
 ElementType weight_type(Format format) {
   switch (format) {
     case Format::kF32: return kFloat;
@@ -58,9 +60,9 @@ size_t input_count(const Operator& op) { return 1 + matrix_names(op.kind).size()
 
 ElementType input_type(const Operator& op, size_t index) {
   if (index == 0) return kFloat;
-  const size_t place = (index - 1) % inputs_per_matrix(op);
-  if (place == 0) return weight_type(op.format);
-  return place + 1 == inputs_per_matrix(op) ? kFloat : kFloat16;
+  const size_t step = inputs_per_matrix(op), matrix = (index - 1) / step, place = (index - 1) % step;
+  if (place == 0) return weight_type(format_of(op, matrix));
+  return place + 1 == step ? kFloat : kFloat16;
 }
 
 std::vector<Weight> read_weights(const Operator& op, const Api& api, const KernelInfo* info, const std::string& where) {
@@ -69,13 +71,14 @@ std::vector<Weight> read_weights(const Operator& op, const Api& api, const Kerne
   const bool is_linear = op.kind == Kind::kLinear;
   const char* const shape_text = is_linear ? "[d_out, d_in]" : "[d_ff, d_model]";
   std::vector<Weight> weights;
-  std::vector<int64_t> shape;  // [rows, columns] as stored: for I4, columns are bytes
+  std::vector<int64_t> shape;  // [rows, columns] as stored, of the first: for I4, columns are bytes
   std::string beside;          // what the other shapes have to agree with
   // An I4 matrix has whole blocks only, so its number of columns is known from a bias: down_proj's, of [d_model].
   // A Linear's is not; its rows end with a block.
   int64_t columns = 0;
   for (size_t m = 0; m < names.size(); ++m) {
     const size_t first = 1 + m * step;
+    const Format format = format_of(op, m);
     const Tensor w = constant_input(op, api, info, first, where + ": w" + names[m]);
     if (m == 0) {
       if (w.shape.size() != 2 || w.shape[0] < 1 || w.shape[1] < 1) {
@@ -84,7 +87,7 @@ std::vector<Weight> read_weights(const Operator& op, const Api& api, const Kerne
       shape = w.shape;
       beside = "w" + names[0] + " " + to_string(shape);
       columns = shape[1];
-      if (op.format == Format::kI4) {
+      if (format == Format::kI4) {
         if (shape[1] % 16 != 0) {
           throw InvalidArgument(where + ": w" + names[m] + ": expected rows of whole blocks of 16 bytes, got " + to_string(shape));
         }
@@ -99,10 +102,11 @@ std::vector<Weight> read_weights(const Operator& op, const Api& api, const Kerne
         }
       }
     }
-    expect_shape(w, shape, where + ": w" + names[m], beside);
-    Weight weight{{op.format, w.data, nullptr, static_cast<size_t>(shape[0]), static_cast<size_t>(columns)}, nullptr,
-                  static_cast<size_t>(shape[0] * shape[1]) * (op.format == Format::kF32 ? 4 : is_quantised(op.format) ? 1 : 2)};
-    if (is_quantised(op.format)) {
+    const int64_t stored = format == Format::kI4 ? static_cast<int64_t>(blocks_of(static_cast<size_t>(columns)) * 16) : columns;
+    expect_shape(w, {shape[0], stored}, where + ": w" + names[m], beside);
+    Weight weight{{format, w.data, nullptr, static_cast<size_t>(shape[0]), static_cast<size_t>(columns)}, nullptr,
+                  static_cast<size_t>(w.shape[0] * w.shape[1]) * (format == Format::kF32 ? 4 : is_quantised(format) ? 1 : 2)};
+    if (is_quantised(format)) {
       const Tensor s = constant_input(op, api, info, first + 1, where + ": s" + names[m]);
       expect_shape(s, {shape[0], static_cast<int64_t>(blocks_of(weight.matrix.cols))}, where + ": s" + names[m], beside);
       expect_finite(s, where + ": s" + names[m]);

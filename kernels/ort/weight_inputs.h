@@ -20,7 +20,7 @@ struct Weight {
 };
 
 // The matrices in the order of the inputs: gate, up, down; up, down; or the one of Linear. All of
-// an FFN's have one shape. Throws InvalidArgument, beginning with `where`.
+// an FFN's have as many rows and columns. Throws InvalidArgument, beginning with `where`.
 std::vector<Weight> read_weights(const Operator& op, const Api& api, const KernelInfo* info, const std::string& where);
 
 }  // namespace prosparse::ort

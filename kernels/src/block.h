@@ -52,9 +52,9 @@ struct Block {
   bool prefetch;
   const Tiles* tiles;  // null: one token, or a quantised format
 
-  const FormatKernels& fast() const { return kernels.of[static_cast<size_t>(ffn.down.format)]; }
-  const FormatKernels& kernels_for(size_t token) const {
-    return scratch.is_odd[token].load(std::memory_order_relaxed) ? kScalarKernels.of[static_cast<size_t>(ffn.down.format)] : fast();
+  const FormatKernels& kernels_for(const Rows& w, size_t token) const {
+    const bool is_odd = scratch.is_odd[token].load(std::memory_order_relaxed);
+    return (is_odd ? kScalarKernels : kernels).of[static_cast<size_t>(w.format)];
   }
 
   void gate(size_t index) {
@@ -100,7 +100,7 @@ struct Block {
   void up(size_t token, Range list, size_t col, size_t cols) {
     const size_t at = token * list_stride + list.begin, count = list.end - list.begin;
     if (count == 0) return;
-    kernels_for(token).dot(ffn.up, x, token, active + at, count, col, cols, prefetch, h + at);
+    kernels_for(ffn.up, token).dot(ffn.up, x, token, active + at, count, col, cols, prefetch, h + at);
     if (col + cols < ffn.d_model) return;
     if (ffn.activation == Activation::kDrelu) {
       for (size_t k = at; k < at + count; ++k) h[k] = h[k] <= 0.0f ? 0.0f : h[k];
@@ -111,7 +111,7 @@ struct Block {
   // Adds part of one token's list to some columns of its result.
   void down(size_t token, Range list, Range columns, size_t index) {
     const size_t at = token * list_stride + list.begin;
-    kernels_for(token).axpy(ffn.down, active + at, (ffn.gated ? h : a) + at, list.end - list.begin, columns.begin,
+    kernels_for(ffn.down, token).axpy(ffn.down, active + at, (ffn.gated ? h : a) + at, list.end - list.begin, columns.begin,
                             columns.end - columns.begin, prefetch, y + token * y_stride + columns.begin,
                             work + index * work_bytes);
   }

@@ -81,7 +81,7 @@ void run_ffn(const Kernels& kernels, const Ffn& ffn, const float* x, size_t toke
                 ffn,
                 parallel,
                 scratch,
-                prepare(kernels, ffn.down.format, x + first * ffn.d_model, count, ffn.d_model, parallel, scratch),
+                prepare(kernels, ffn.gate.format, x + first * ffn.d_model, count, ffn.d_model, parallel, scratch),
                 y_padded != nullptr ? y_padded : out,
                 padded,
                 z_stride,

@@ -12,8 +12,8 @@ enum class Activation { kRelu, kRelu2, kDrelu, kSilu };  // FATReLU is kRelu wit
 struct Ffn {
   bool gated;
   Panels gate;  // gate_proj, or up_proj where there is no gate: always computed whole
-  Rows up;      // gated only
-  Rows down;
+  Rows up;      // gated only, of gate's format
+  Rows down;    // of gate's format, or both are quantised
   size_t d_model, d_ff;
   Activation activation;
   float threshold;

@@ -117,7 +117,7 @@ void finish_up(const Block& block, const UpTile& up) {
 void up(const Block& block, Range range, size_t last_tile, size_t index) {
   const Tiles& tiles = *block.tiles;
   const Ffn& ffn = block.ffn;
-  const FormatKernels& kernels = block.fast();
+  const FormatKernels& kernels = block.kernels.of[static_cast<size_t>(ffn.up.format)];
   const size_t tokens = block.x.count;
   UpTile group[kTogether];
   for (size_t tile = range.begin; tile < range.end; ++tile) {
@@ -165,6 +165,7 @@ void gather(const Block& block, size_t tile) {
 void down(const Block& block, Range columns, size_t index) {
   const Tiles& tiles = *block.tiles;
   const Ffn& ffn = block.ffn;
+  const FormatKernels& kernels = block.kernels.of[static_cast<size_t>(ffn.down.format)];
   const size_t tokens = block.x.count;
   const size_t width = std::min(kDownColumns, round_up(kResultBytes / sizeof(float) / tokens, kMostTileColumns));
   block.start(columns);
@@ -180,8 +181,8 @@ void down(const Block& block, Range columns, size_t index) {
       }
       Ahead ahead = next_tile(tiles.used, tiles.used_counts, tile + 1, tiles.count, 0);
       if (!block.prefetch) ahead.count = 0;
-      block.fast().add_lists(ffn.down, tile * kTile, tiles.used + tile * kTile, static_cast<size_t>(tiles.used_counts[tile]), col, cols, ahead,
-                             parts, tokens, block.y + col, block.y_stride, tiles.copies + index * kTile * kMostTileColumns);
+      kernels.add_lists(ffn.down, tile * kTile, tiles.used + tile * kTile, static_cast<size_t>(tiles.used_counts[tile]), col, cols, ahead, parts,
+                        tokens, block.y + col, block.y_stride, tiles.copies + index * kTile * kMostTileColumns);
     }
   }
 }

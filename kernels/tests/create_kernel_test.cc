@@ -110,17 +110,19 @@ std::string create(const CustomOp& op, const KernelInfo& info) {
 }
 
 // Every allocation that a node's creation makes fails once, alone or with all that follow.
-void test_every_allocation(Format format, const char* name, ElementType type) {
+void test_every_allocation(BlockFormat format, const char* name) {
+  static const ElementType types[] = {kFloat, kFloat16, kBFloat16, kInt8, kUint8};
   std::mt19937 rng(1);
   const int64_t d_ff = 70, d_model = 50;
-  Stored matrix(format, d_ff, d_model, rng);
+  Stored first(format.format, d_ff, d_model, rng), down(format.down, d_ff, d_model, rng);
   std::vector<float> biases(d_ff, 0.5f);
-  const int64_t columns = static_cast<int64_t>(matrix.data.size()) / d_ff;
   KernelInfo info{{{{kFloat, {}}, nullptr}}};
-  for (const int64_t bias : {d_ff, d_ff, d_model}) {
-    info.inputs.push_back({{type, {d_ff, is_quantised(format) ? columns : d_model}}, matrix.data.data()});
-    if (is_quantised(format)) info.inputs.push_back({{kFloat16, {d_ff, 2}}, matrix.scales.data()});
-    info.inputs.push_back({{kFloat, {bias}}, biases.data()});
+  for (Stored* matrix : {&first, &first, &down}) {
+    const Format own = matrix->matrix.format;
+    const int64_t columns = static_cast<int64_t>(matrix->data.size()) / d_ff;
+    info.inputs.push_back({{types[static_cast<size_t>(own)], {d_ff, is_quantised(own) ? columns : d_model}}, matrix->data.data()});
+    if (is_quantised(own)) info.inputs.push_back({{kFloat16, {d_ff, 2}}, matrix->scales.data()});
+    info.inputs.push_back({{kFloat, {matrix == &down ? d_model : d_ff}}, biases.data()});
   }
   const CustomOp& op = find(name);
   CHECK(create(op, info).empty(), "%s: not made", name);
@@ -160,9 +162,9 @@ void test_type() {
 }  // namespace
 
 int main() {
-  test_every_allocation(Format::kF32, "SparseGatedFFNF32", kFloat);
-  test_every_allocation(Format::kI8, "SparseGatedFFNI8", kInt8);
-  test_every_allocation(Format::kI4, "SparseGatedFFNI4", kUint8);
+  test_every_allocation({Format::kF32, Format::kF32}, "SparseGatedFFNF32");
+  test_every_allocation({Format::kI8, Format::kI8}, "SparseGatedFFNI8");
+  test_every_allocation({Format::kI4, Format::kI8}, "SparseGatedFFNI4I8");
   test_too_large();
   test_type();
   return report(cases);

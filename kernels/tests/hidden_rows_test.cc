@@ -23,11 +23,11 @@ void poison(const Weights& weights, size_t row, size_t which, Weights& broken) {
   broken.pack();
 }
 
-void test_hidden_rows(const Kernels& k, Format format, size_t tokens, bool gated) {
+void test_hidden_rows(const Kernels& k, BlockFormat format, size_t tokens, bool gated) {
   static const char* const kinds[] = {"NaN", "+Inf", "-Inf"};
   std::mt19937 rng(static_cast<unsigned>(tokens));
   const size_t d_model = 96, d_ff = 130;
-  const bool rounds = is_quantised(format) && &k != &kScalarKernels;
+  const bool rounds = is_quantised(format.down) && &k != &kScalarKernels;
   const Weights weights(format, d_model, d_ff, gated, Activation::kRelu, 0.0f, rng);
   Weights broken(format, d_model, d_ff, gated, Activation::kRelu, 0.0f, rng);
   const std::vector<float> x = normals(rng, tokens * d_model), tame = run(k, weights.ffn, x);
@@ -43,11 +43,11 @@ void test_hidden_rows(const Kernels& k, Format format, size_t tokens, bool gated
         for (size_t j = 0; j < d_model; ++j) {
           ++cases;
           const float actual = y[t * d_model + j], expected = tame[t * d_model + j];
-          if (z > bound && !is_quantised(format)) {
-            CHECK(!std::isfinite(actual), "%s %s hides a %s of an active row", k.isa, kFormatNames[static_cast<size_t>(format)], kinds[which]);
+          if (z > bound && !is_quantised(format.down)) {
+            CHECK(!std::isfinite(actual), "%s %s hides a %s of an active row", k.isa, format.name(), kinds[which]);
           }
           if (z < -bound) {
-            CHECK(actual == expected, "%s %s shows a %s of a row that is not active: %g", k.isa, kFormatNames[static_cast<size_t>(format)], kinds[which],
+            CHECK(actual == expected, "%s %s shows a %s of a row that is not active: %g", k.isa, format.name(), kinds[which],
                   static_cast<double>(actual));
           }
         }
@@ -61,7 +61,7 @@ void test_hidden_rows(const Kernels& k, Format format, size_t tokens, bool gated
 
 int main(int argc, char** argv) {
   for (const Kernels* k : variants_to_test(argc, argv)) {
-    for (const Format format : kAllFormats) {
+    for (const BlockFormat format : kBlockFormats) {
       for (const bool gated : {true, false}) {
         for (const size_t tokens : {1, 3, 14}) {
           if (k != &kScalarKernels || tokens == 3) test_hidden_rows(*k, format, tokens, gated);

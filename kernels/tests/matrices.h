@@ -12,6 +12,14 @@ namespace prosparse::testing {
 constexpr Format kAllFormats[] = {Format::kF32, Format::kF16, Format::kBF16, Format::kI8, Format::kI4};
 constexpr const char* kFormatNames[] = {"F32", "F16", "BF16", "I8", "I4"};
 
+struct BlockFormat {  // of a feed-forward block's matrices
+  Format format, down;
+  bool mixed() const { return down != format; }
+  const char* name() const { return mixed() ? "I4I8" : kFormatNames[static_cast<size_t>(format)]; }
+};
+constexpr BlockFormat kBlockFormats[] = {{Format::kF32, Format::kF32}, {Format::kF16, Format::kF16}, {Format::kBF16, Format::kBF16},
+                                         {Format::kI8, Format::kI8},   {Format::kI4, Format::kI4},   {Format::kI4, Format::kI8}};
+
 struct Stored {
   std::vector<uint8_t> data;
   std::vector<uint16_t> scales;

@@ -50,7 +50,7 @@ void expect_same_bits(const Kernels& k, Format format, const char* what, const s
 
 void test_ffn(const Kernels& k, Format format, bool gated, size_t d_model, size_t tokens) {
   std::mt19937 rng(static_cast<unsigned>(d_model + tokens));
-  const Weights weights(format, d_model, 90, gated, Activation::kRelu, 0.0f, rng);
+  const Weights weights({format, format}, d_model, 90, gated, Activation::kRelu, 0.0f, rng);
   const std::vector<float> x = normals(rng, tokens * d_model);
   expect_same_bits(k, format, gated ? "gated" : "plain", x, x.size(), [&](const float* from, float* to) {
     Scratch scratch;
@@ -76,7 +76,7 @@ void test_linear(const Kernels& k, Format format, size_t cols, size_t tokens) {
 // Weights, scales and biases one byte further.
 void test_file(const Kernels& k, Format format) {
   std::mt19937 rng(4);
-  Weights weights(format, 70, 90, true, Activation::kRelu, 0.0f, rng);
+  Weights weights({format, format}, 70, 90, true, Activation::kRelu, 0.0f, rng);
   const std::vector<float> x = normals(rng, 3 * 70), expected = run(k, weights.ffn, x);
   std::vector<uint8_t> copies[9];
   const auto shifted = [&](const auto& from, size_t place) {

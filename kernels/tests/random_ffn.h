@@ -23,8 +23,9 @@ struct Weights {  // of one block
   std::vector<float> b_gate, b_up, b_down;
   std::unique_ptr<Arena> arena;
   Ffn ffn{};
-  Weights(Format f, size_t d_model, size_t d_ff, bool gated, Activation activation, float threshold, std::mt19937& rng)
-      : gate(f, d_ff, d_model, rng), up(f, d_ff, d_model, rng), down(f, d_ff, d_model, rng), b_gate(normals(rng, d_ff)),
+  BlockFormat format() const { return {gate.matrix.format, down.matrix.format}; }
+  Weights(BlockFormat f, size_t d_model, size_t d_ff, bool gated, Activation activation, float threshold, std::mt19937& rng)
+      : gate(f.format, d_ff, d_model, rng), up(f.format, d_ff, d_model, rng), down(f.down, d_ff, d_model, rng), b_gate(normals(rng, d_ff)),
         b_up(normals(rng, d_ff)), b_down(normals(rng, d_model)) {
     ffn.gated = gated;
     ffn.d_model = d_model;

@@ -14,7 +14,7 @@ import numpy as np
 import onnx
 from numpy.typing import NDArray
 
-from graph_passes import dequantise
+from graph_passes import dequantise, is_quantised
 from prosparse_export.probe import FfnNode, add_output, edited_session, first_feeds, initializer
 
 __all__ = ["measure_sparsity"]
@@ -50,7 +50,7 @@ def measure_sparsity(
 
 
 def _active(path: Path, model: onnx.ModelProto, node: FfnNode, x: NDArray[np.float32]) -> float:
-    quantised = node.weights in ("i8", "i4")
+    quantised = is_quantised(node.weights)
     per_matrix = 3 if quantised else 2  # weights, scales, bias
     deciding = 2 if node.activation == "drelu" else 1  # both gate and up, or the first matrix alone
     read: list[Any] = [initializer(model, path.parent, name) for name in node.node.input[1 : 1 + deciding * per_matrix]]

@@ -13,7 +13,7 @@ from prosparse_export.cli.describe import describe_approximation, describe_expec
 from prosparse_export.cli.display import stages
 
 if TYPE_CHECKING:
-    from graph_passes import Format
+    from graph_passes import FfnFormat, Format
 
 __all__ = ["export_command"]
 
@@ -42,18 +42,18 @@ Examples:
 )
 @click.option(
     "--weights",
-    type=click.Choice(["checkpoint", "f32", "f16", "bf16", "i8", "i4"]),
+    type=click.Choice(["checkpoint", "f32", "f16", "bf16", "i8", "i4i8", "i4"]),
     default="checkpoint",
     show_default=True,
     help="How the sparse FFNs' matrices are stored. checkpoint: in its own float type. i8, i4: integers with one scale "
-    "per 32 weights, smaller and faster, rounded.",
+    "per 32 weights, smaller and faster, rounded. i4i8: i4, but down_proj in i8.",
 )
 @click.option(
     "--other-weights",
     type=click.Choice(["same", "f32", "f16", "bf16", "i8", "i4"]),
     default="same",
     show_default=True,
-    help="How attention's, lm_head's and the embedding's matrices are stored. same: as --weights.",
+    help="How attention's, lm_head's and the embedding's matrices are stored. same: as --weights; i4 for i4i8.",
 )
 @click.option(
     "--activation",
@@ -126,7 +126,7 @@ def export_command(
             fuse_attention=attention == "fused",
             with_library=library,
             trust_remote_code=trust_remote_code,
-            weights=None if weights == "checkpoint" else cast("Format", weights),
+            weights=None if weights == "checkpoint" else cast("FfnFormat", weights),
             other_weights=None if other_weights == "same" else cast("Format", other_weights),
             activation=activation,
             threshold=threshold,

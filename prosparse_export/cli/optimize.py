@@ -12,16 +12,16 @@ from prosparse_export.cli.command import CONTEXT, ProSparseCommand
 from prosparse_export.cli.display import stages
 
 if TYPE_CHECKING:
-    from graph_passes import Format
+    from graph_passes import FfnFormat
 
 __all__ = ["optimize_command"]
 
 _EXAMPLES = """
 Examples:
   prosparse optimize model.onnx out/model.onnx
-  prosparse optimize model.onnx out/model.onnx --allow-dense      # only list why nothing can be sparse
-  prosparse optimize int4/model.onnx out/model.onnx --weights i8  # MatMulNBits: digits kept, down_proj rounded
-  prosparse optimize model.onnx out/plain.onnx --plain            # for OpenVINO and others
+  prosparse optimize model.onnx out/model.onnx --allow-dense        # only list why nothing can be sparse
+  prosparse optimize int4/model.onnx out/model.onnx --weights i4i8  # MatMulNBits: digits kept, down_proj rounded
+  prosparse optimize model.onnx out/plain.onnx --plain              # for OpenVINO and others
 """
 
 
@@ -32,10 +32,11 @@ Examples:
 @click.option("--allow-dense", is_flag=True, help="Write the file even if no FFN can be sparse.")
 @click.option(
     "--weights",
-    type=click.Choice(["source", "f32", "f16", "bf16", "i8", "i4"]),
+    type=click.Choice(["source", "f32", "f16", "bf16", "i8", "i4i8", "i4"]),
     default="source",
     show_default=True,
     help="How the sparse FFNs' matrices are stored. source: in the float type that they have; integers are refused. "
+    "i4i8: i4, down_proj in i8, for files in 4 bits (MatMulNBits). "
     "Everything else may round; the manifest says so, and by how much the outputs moved.",
 )
 @click.option("--plain", is_flag=True, help="Standard ONNX instead of our operators, for runtimes without functions.")
@@ -71,7 +72,7 @@ def optimize_command(
         report("start", 0, 0)
         from prosparse_export.optimize import OptimizeOptions, optimize_file
 
-        chosen = None if weights == "source" else cast("Format", weights)
+        chosen = None if weights == "source" else cast("FfnFormat", weights)
         options = OptimizeOptions(overwrite, allow_dense, library, chosen, plain, check)
         result = optimize_file(source, output, options, report)
     for outcome in result.rewritten if verbose else ():

@@ -12,7 +12,7 @@ import torch
 from numpy.typing import NDArray
 from transformers.pytorch_utils import Conv1D
 
-from graph_passes.custom_ops import DOMAIN, FORMATS
+from graph_passes.custom_ops import DOMAIN, FfnFormat, format_in
 from graph_passes.linear import find_linears
 from prosparse_export.stored_weights import stored_arrays
 from prosparse_export.validation.operators import linear_error, stored_values
@@ -41,7 +41,7 @@ class LinearSite:
 
     module: str
     op: str
-    weights: str
+    weights: FfnFormat
     position: int
     x: str
     y: str
@@ -56,7 +56,7 @@ def linear_sites(graph: onnx.ModelProto, model: torch.nn.Module) -> list[LinearS
     sites = []
     for position, node in enumerate(graph.graph.node):
         if node.domain == DOMAIN and node.op_type.startswith("Linear") and node.name in modules:
-            weights = max((f for f in FORMATS if node.op_type.endswith(f.upper())), key=len)
+            weights = format_in(node.op_type)
             x, *stored, bias = node.input
             sites.append(
                 LinearSite(node.name, node.op_type, weights, position, x, node.output[0], tuple(stored), False, bias)

@@ -8,13 +8,14 @@ from __future__ import annotations
 import re
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from typing import cast
 
 import numpy as np
 import onnx
 import onnx_ir as ir
 from numpy.typing import NDArray
 
-from graph_passes.custom_ops import DOMAIN
+from graph_passes.custom_ops import DOMAIN, Format, is_quantised
 from graph_passes.linear import find_linears
 from prosparse_export.probe import initializer
 from prosparse_export.stored_weights import stored_arrays
@@ -117,7 +118,7 @@ def check_operators(
             tell("operators", i, total)
             linears = subject.linears[node.module]
             stored, exact = load_weights(checkpoint.model, linears, node, checkpoint.weights)
-            rounds = node.weights in ("i8", "i4")
+            rounds = is_quantised(node.weights)
             x = trace.inputs[i].astype(np.float64)
             expected = exact_ffn(x, exact, node.activation, node.threshold, rounds=rounds)
             wrong = _compare(subject, stored, seen)
@@ -126,7 +127,7 @@ def check_operators(
             tell("operators", len(nodes) + i, total)
             stored, matrix, bias = load_linear(checkpoint, site)
             x = trace.site_inputs[i].astype(np.float64)
-            expected = exact_linear(x, matrix, bias, rounds=site.weights in ("i8", "i4"))
+            expected = exact_linear(x, matrix, bias, rounds=is_quantised(site.weights))
             wrong = _compare(subject, stored, seen)
             layer = layer_of(site.module)
             results.append(_check(layer, site.module, site.op, trace.site_outputs[i], expected, wrong))
@@ -183,7 +184,7 @@ def _elsewhere(
         own = parameters[path]
         values = own.detach() if checkpoint.weights is None else checkpoint.weights.values(own)
         arrays: Sequence[NDArray[np.generic]] = (
-            stored_arrays(values, match[2], is_down=False) if match else [values.float().numpy()]
+            stored_arrays(values, cast("Format", match[2]), is_down=False) if match else [values.float().numpy()]
         )
         yield dict(zip([tensor.name, f"{tensor.name}_scale"], arrays, strict=False))
 

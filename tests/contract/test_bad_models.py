@@ -10,7 +10,7 @@ import onnx
 import pytest
 from graphs import weights_model
 from test_kernels import session
-from test_weight_formats import KINDS, Arrays, make
+from test_weight_formats import CASES, KINDS, Arrays, make
 
 from graph_passes import custom_ops
 
@@ -77,6 +77,14 @@ WEIGHTS = [
         one_scale("s_down", 0, 0, -np.inf),
         "s_down: expected finite scales, got infinity in row 0, block 0",
     ),
+    (
+        "gated",
+        "i4i8",
+        columns("w_down", 39),
+        "w_down: expected shape [32, 40] to go with w_gate [32, 32], got [32, 39]",
+    ),
+    ("plain", "i4i8", columns("w_up", 16), "b_down: expected shape [d_model] to go with w_up [32, 16], got [40]"),
+    ("plain", "i4i8", one_scale("s_down", 1, 1, np.nan), "s_down: expected finite scales, got NaN in row 1, block 1"),
     ("plain", "f32", columns("w_down", 39), "w_down: expected shape [32, 40] to go with w_up [32, 40], got [32, 39]"),
     ("plain", "bf16", ones("b_down", (32,)), "b_down: expected shape [40] to go with w_up [32, 40], got [32]"),
     ("plain", "f16", ones("w_up", (32,), np.float16), "w_up: expected shape [d_ff, d_model], got [32]"),
@@ -104,6 +112,8 @@ WEIGHTS = [
 TYPES = [
     ("gated", "bf16", "w_gate", np.float16, "float16"),
     ("gated", "i8", "w_down", np.uint8, "uint8"),
+    ("gated", "i4i8", "w_up", np.int8, "int8"),
+    ("plain", "i4i8", "w_down", np.uint8, "uint8"),
     ("plain", "f32", "w_up", np.float64, "double"),
     ("plain", "f16", "w_down", np.float32, "float"),
     ("plain", "i4", "s_up", np.float32, "float"),
@@ -133,7 +143,7 @@ ATTRIBUTES = [
 
 
 def model_of(
-    kind: str, weights: custom_ops.Format, inputs: Arrays, changed: dict[str, object] | None = None
+    kind: str, weights: custom_ops.FfnFormat, inputs: Arrays, changed: dict[str, object] | None = None
 ) -> onnx.ModelProto:
     attributes = {"activation": "relu", "threshold": 0.0} | (changed or {}) if kind != "linear" else {}
     present = {name: value for name, value in attributes.items() if value is not None}
@@ -156,7 +166,7 @@ def refusal(model: onnx.ModelProto) -> str:
 
 @pytest.mark.parametrize(("kind", "weights", "spoil", "message"), WEIGHTS)
 def test_shapes_and_scales(
-    kind: str, weights: custom_ops.Format, spoil: Callable[[Arrays], None], message: str
+    kind: str, weights: custom_ops.FfnFormat, spoil: Callable[[Arrays], None], message: str
 ) -> None:
     inputs, _ = make(kind, weights, D_MODEL, D_FF, np.random.default_rng(0))
     session(model_of(kind, weights, inputs), library=True)  # what is refused below is refused for one reason
@@ -165,7 +175,7 @@ def test_shapes_and_scales(
 
 
 @pytest.mark.parametrize(("kind", "weights", "name", "dtype", "got"), TYPES)
-def test_types(kind: str, weights: custom_ops.Format, name: str, dtype: type, got: str) -> None:
+def test_types(kind: str, weights: custom_ops.FfnFormat, name: str, dtype: type, got: str) -> None:
     inputs, _ = make(kind, weights, D_MODEL, D_FF, np.random.default_rng(0))
     typed(name, dtype)(inputs)
     expected = _TYPE.format(got=got, what=name, op=KINDS[kind](weights))
@@ -174,14 +184,13 @@ def test_types(kind: str, weights: custom_ops.Format, name: str, dtype: type, go
 
 @pytest.mark.parametrize(("kind", "changed", "message"), ATTRIBUTES)
 def test_attributes(kind: str, changed: dict[str, object], message: str) -> None:
-    for weights in custom_ops.FORMATS:
+    for weights in custom_ops.FFN_FORMATS:
         inputs, _ = make(kind, weights, D_MODEL, D_FF, np.random.default_rng(0))
         assert refusal(model_of(kind, weights, inputs, changed)) == f"{KINDS[kind](weights)} node 'ffn': {message}"
 
 
-@pytest.mark.parametrize("weights", custom_ops.FORMATS)
-@pytest.mark.parametrize("kind", KINDS)
-def test_computed_weights(kind: str, weights: custom_ops.Format) -> None:
+@pytest.mark.parametrize(("kind", "weights"), CASES)
+def test_computed_weights(kind: str, weights: custom_ops.FfnFormat) -> None:
     """Each matrix, scale and bias in turn is an input of the graph."""
     inputs, _ = make(kind, weights, D_MODEL, D_FF, np.random.default_rng(0))
     for name in inputs:

@@ -25,6 +25,8 @@ ACTIVATIONS = {
     "linear": ["none"],
 }
 KINDS = {"gated": custom_ops.sparse_gated_ffn, "plain": custom_ops.sparse_ffn, "linear": custom_ops.linear}
+FORMATS = {"gated": custom_ops.FFN_FORMATS, "plain": custom_ops.FFN_FORMATS, "linear": custom_ops.FORMATS}
+CASES = [(kind, weights) for kind, formats in FORMATS.items() for weights in formats]
 
 
 def stored(matrix: NDArray[np.float32], weights: custom_ops.Format, suffix: str) -> tuple[Arrays, NDArray[np.float64]]:
@@ -37,11 +39,15 @@ def stored(matrix: NDArray[np.float32], weights: custom_ops.Format, suffix: str)
     return {f"w{suffix}": integers, f"s{suffix}": scales}, exact
 
 
-def make(kind: str, weights: custom_ops.Format, d_model: int, d_ff: int, rng: np.random.Generator, shift: float = 0.0):
+def make(
+    kind: str, weights: custom_ops.FfnFormat, d_model: int, d_ff: int, rng: np.random.Generator, shift: float = 0.0
+):
     inputs: Arrays = {}
     exact: dict[str, NDArray[np.float64]] = {}
     for suffix in {"gated": ("_gate", "_up", "_down"), "plain": ("_up", "_down"), "linear": ("",)}[kind]:
-        arrays, exact[f"w{suffix}"] = stored(rng.standard_normal((d_ff, d_model)).astype(np.float32), weights, suffix)
+        matrix = rng.standard_normal((d_ff, d_model)).astype(np.float32)
+        own = custom_ops.format_of(weights, is_down=suffix == "_down")
+        arrays, exact[f"w{suffix}"] = stored(matrix, own, suffix)
         bias = rng.standard_normal(d_model if suffix == "_down" else d_ff).astype(np.float32)
         if suffix == ("_gate" if kind == "gated" else "_up"):
             bias -= np.float32(shift)
@@ -103,7 +109,7 @@ def exact_ffn(kind: str, e, x, activation: str, threshold: float, rounds: bool):
 
 def check(
     kind: str,
-    weights: custom_ops.Format,
+    weights: custom_ops.FfnFormat,
     d_model: int,
     d_ff: int,
     tokens: int,
@@ -119,15 +125,15 @@ def check(
     case = f"{kind} {weights} d_model={d_model} d_ff={d_ff} tokens={tokens} {activation} t={threshold} seed={seed}"
     for library in (True, False):
         actual = session(model, library=library).run(None, {"x": x})[0].astype(np.float64)
-        expected, bound = exact_ffn(kind, exact, x, activation, threshold, rounds=library and weights in ("i8", "i4"))
+        rounds = library and custom_ops.is_quantised(weights)
+        expected, bound = exact_ffn(kind, exact, x, activation, threshold, rounds=rounds)
         assert actual.shape == expected.shape, case
         wrong = ~(np.abs(actual - expected) <= bound)  # a NaN is wrong
         assert not wrong.any(), f"{case}, library={library}: off by {np.abs(actual - expected).max()}"
 
 
-@pytest.mark.parametrize("weights", custom_ops.FORMATS)
-@pytest.mark.parametrize("kind", KINDS)
-def test_kernel_and_body_compute_the_stored_numbers(kind: str, weights: custom_ops.Format) -> None:
+@pytest.mark.parametrize(("kind", "weights"), CASES)
+def test_kernel_and_body_compute_the_stored_numbers(kind: str, weights: custom_ops.FfnFormat) -> None:
     for seed, (d_model, d_ff, tokens) in enumerate([(8, 24, 1), (33, 70, 3), (64, 129, 14), (300, 100, 2)]):
         for activation in ACTIVATIONS[kind]:
             check(kind, weights, d_model, d_ff, tokens, activation, 0.0 if seed % 2 else 0.3, seed)
@@ -138,14 +144,14 @@ def test_random_cases() -> None:
     for seed in range(int(os.environ.get("PROSPARSE_FUZZ_CASES", "150"))):
         rng = np.random.default_rng(10_000 + seed)
         kind = str(rng.choice(list(KINDS)))
-        weights = custom_ops.FORMATS[rng.integers(5)]
+        weights = FORMATS[kind][rng.integers(len(FORMATS[kind]))]
         activation = str(rng.choice(ACTIVATIONS[kind]))
         d_model, d_ff, tokens = (int(v) for v in np.exp(rng.uniform(0, np.log([200, 200, 40]))))
         check(kind, weights, d_model, d_ff, tokens, activation, float(rng.choice([0.0, 0.01, 1.0])), seed)
 
 
-@pytest.mark.parametrize("weights", custom_ops.FORMATS)
-def test_same_bits_for_any_threads(weights: custom_ops.Format) -> None:
+@pytest.mark.parametrize("weights", custom_ops.FFN_FORMATS)
+def test_same_bits_for_any_threads(weights: custom_ops.FfnFormat) -> None:
     inputs, _ = make("gated", weights, 512, 1000, np.random.default_rng(0), shift=20.0)
     model = weights_model(custom_ops.sparse_gated_ffn(weights), inputs, 2, activation="relu", threshold=0.0)
     x = np.random.default_rng(1).standard_normal((29, 512)).astype(np.float32)
@@ -185,10 +191,10 @@ def test_weights_out_of_range_are_refused() -> None:
 
 
 def test_bodies_pass_the_checker() -> None:
-    for kind, name in KINDS.items():
-        for weights in custom_ops.FORMATS:
-            inputs, _ = make(kind, weights, 40, 32, np.random.default_rng(0))
-            attributes = {} if kind == "linear" else {"activation": "relu", "threshold": 0.0}
-            onnx.checker.check_model(weights_model(name(weights), inputs, 2, **attributes), full_check=True)
-    assert len(custom_ops.names()) == 15
+    for kind, weights in CASES:
+        inputs, _ = make(kind, weights, 40, 32, np.random.default_rng(0))
+        attributes = {} if kind == "linear" else {"activation": "relu", "threshold": 0.0}
+        onnx.checker.check_model(weights_model(KINDS[kind](weights), inputs, 2, **attributes), full_check=True)
+    assert len(set(custom_ops.names())) == 17
+    assert [custom_ops.format_in(KINDS[kind](weights)) for kind, weights in CASES] == [weights for _, weights in CASES]
     assert onnxruntime.get_available_providers()

@@ -50,7 +50,7 @@ PRODUCERS = {
     "optimum": Producer(OPTIMUM, None, 2e-5),
     "dynamo": Producer((), None, 2e-5),
     "genai-fp32": Producer(GENAI, None, 2e-5),
-    "genai-int4": Producer(GENAI, "i8", 0.3),
+    "genai-int4": Producer(GENAI, "i4i8", 0.3),
 }
 
 

@@ -34,9 +34,9 @@ LAYER = 2
 
 
 @pytest.fixture(scope="session")
-def demo_i4(tmp_path_factory: pytest.TempPathFactory, demo_folder: Path) -> Path:
-    output = tmp_path_factory.mktemp("i4") / "demo.onnx"
-    return export_model(demo_folder, output, ExportOptions(weights="i4")).path
+def demo_i4i8(tmp_path_factory: pytest.TempPathFactory, demo_folder: Path) -> Path:
+    output = tmp_path_factory.mktemp("i4i8") / "demo.onnx"
+    return export_model(demo_folder, output, ExportOptions(weights="i4i8")).path
 
 
 @pytest.fixture(scope="session")
@@ -203,41 +203,42 @@ def test_neuron_dropped_that_the_text_never_uses(demo_folder: Path, demo_artifac
     assert_named(check(demo_folder, changed(demo_artifact, tmp_path, edit)), LAYER, "SparseGatedFFNBF16")
 
 
-def test_one_wrong_scale_in_i4(demo_folder: Path, demo_i4: Path, tmp_path: Path) -> None:
+@pytest.mark.parametrize(("scales", "name"), [(2, "gate_proj.weight.i4_scale"), (8, "down_proj.weight_t.i8_scale")])
+def test_one_wrong_scale(scales: int, name: str, demo_folder: Path, demo_i4i8: Path, tmp_path: Path) -> None:
     def edit(model: onnx.ModelProto) -> None:
-        change_weight(model, block(model).input[2], lambda s: s.__setitem__((5, 1), s[5, 1] * np.float16(1.25)))
+        change_weight(model, block(model).input[scales], lambda s: s.__setitem__((5, 1), s[5, 1] * np.float16(1.25)))
 
-    result = check(demo_folder, changed(demo_i4, tmp_path, edit))
-    assert_named(result, LAYER, "SparseGatedFFNI4")
-    assert result.findings[0].run.endswith("gate_proj.weight.i4_scale")
+    result = check(demo_folder, changed(demo_i4i8, tmp_path, edit))
+    assert_named(result, LAYER, "SparseGatedFFNI4I8")
+    assert result.findings[0].run.endswith(name)
 
 
-def test_one_wrong_scale_outside_the_ffns(demo_folder: Path, demo_i4: Path, tmp_path: Path) -> None:
-    """Of attention's output projection; every logit stays within the bound of i4."""
+def test_one_wrong_scale_outside_the_ffns(demo_folder: Path, demo_i4i8: Path, tmp_path: Path) -> None:
+    """Of attention's output projection; every logit stays within the bound."""
 
     def edit(model: onnx.ModelProto) -> None:
         node = next(n for n in model.graph.node if n.name == f"model.layers.{LAYER}.self_attn.o_proj")
         change_weight(model, node.input[2], lambda s: s.__setitem__((5, 1), s[5, 1] * np.float16(1.02)))
 
-    result = check(demo_folder, changed(demo_i4, tmp_path, edit))
+    result = check(demo_folder, changed(demo_i4i8, tmp_path, edit))
     assert all(c.passed for c in result.comparisons)
     assert_named(result, LAYER, "LinearI4")
     assert result.findings[0].run.endswith("o_proj.weight.i4_scale")
 
 
-def test_one_wrong_number_of_a_norm(demo_folder: Path, demo_i4: Path, tmp_path: Path) -> None:
+def test_one_wrong_number_of_a_norm(demo_folder: Path, demo_i4i8: Path, tmp_path: Path) -> None:
     def edit(model: onnx.ModelProto) -> None:
         change_weight(model, f"model.layers.{LAYER}.input_layernorm.weight", lambda w: w.__setitem__(3, w[3] * 1.001))
 
-    result = check(demo_folder, changed(demo_i4, tmp_path, edit))
+    result = check(demo_folder, changed(demo_i4i8, tmp_path, edit))
     assert failed(result) == ["stored weights"]
     assert {finding.layer for finding in result.findings} == {LAYER}
     assert result.findings[0].op == "initializer"
 
 
-def test_what_rounding_costs_is_named_by_part(demo_folder: Path, demo_i4: Path) -> None:
+def test_what_rounding_costs_is_named_by_part(demo_folder: Path, demo_i4i8: Path) -> None:
     """All is computed as it should be, and a limit breaks: the findings are parts of the model."""
-    result = check(demo_folder, demo_i4, limits=Limits(max_kl=1e-3))
+    result = check(demo_folder, demo_i4i8, limits=Limits(max_kl=1e-3))
     assert failed(result) == ["mean KL divergence"]
     assert result.findings == ()
     whole, *parts = result.roundings
@@ -249,16 +250,16 @@ def test_what_rounding_costs_is_named_by_part(demo_folder: Path, demo_i4: Path) 
     assert f"alone, {parts[0].module} {parts[0].kl:.2g}" in as_text(result)
 
 
-def test_a_reference_file_does_not_hide_a_wrong_weight(demo_folder: Path, demo_i4: Path, tmp_path: Path) -> None:
+def test_a_reference_file_does_not_hide_a_wrong_weight(demo_folder: Path, demo_i4i8: Path, tmp_path: Path) -> None:
     reference = tmp_path / "reference"
-    assert check(demo_folder, demo_i4, save_reference=reference).passed
+    assert check(demo_folder, demo_i4i8, save_reference=reference).passed
 
     def edit(model: onnx.ModelProto) -> None:
         change_weight(model, block(model).input[2], lambda s: s.__setitem__((5, 1), s[5, 1] * np.float16(1.25)))
 
-    result = check(demo_folder, changed(demo_i4, tmp_path / "changed", edit), reference=reference)
+    result = check(demo_folder, changed(demo_i4i8, tmp_path / "changed", edit), reference=reference)
     assert "stored weights" not in failed(result)
-    assert f"layer {LAYER}: SparseGatedFFNI4 (model.layers.{LAYER}.mlp)" in failed(result)
+    assert f"layer {LAYER}: SparseGatedFFNI4I8 (model.layers.{LAYER}.mlp)" in failed(result)
 
 
 def test_f16_overflow(demo_folder: Path, demo_f16: Path, tmp_path: Path) -> None:
@@ -391,10 +392,10 @@ def test_threads_that_race_are_seen_by_repeat_alone(
 
 
 def test_the_demo_passes_at_the_same_limits(
-    demo_folder: Path, demo_artifact: Path, demo_i4: Path, demo_f16: Path
+    demo_folder: Path, demo_artifact: Path, demo_i4i8: Path, demo_f16: Path
 ) -> None:
     ids = np.asarray(load_tokenizer(demo_folder)(default_text()[:2000])["input_ids"][:64], np.int64)
-    for artifact in (demo_artifact, demo_i4, demo_f16):
+    for artifact in (demo_artifact, demo_i4i8, demo_f16):
         result = check(demo_folder, artifact)
         assert result.passed, failed(result)
         assert len(result.operators) == 5 * (1 + 4) + 1  # FFN, q, k, v, o; lm_head

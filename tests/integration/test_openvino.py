@@ -43,7 +43,7 @@ def python() -> Path:
     return interpreter
 
 
-@pytest.mark.parametrize("stored", ["f32", "f16", "bf16", "i8", "i4"])
+@pytest.mark.parametrize("stored", ["f32", "f16", "bf16", "i8", "i4", "i4i8"])
 @pytest.mark.parametrize("kind", ["gated", "plain"])
 def test_openvino_runs_the_plain_form(stored: str, kind: str, python: Path, tmp_path: Path) -> None:
     nodes = GATED if kind == "gated" else PLAIN.format("ThresholdedRelu <alpha = 0.1> (z)")

@@ -17,6 +17,7 @@ from numpy.typing import NDArray
 from onnx import ModelProto
 from relu_shapes import count_relu_shapes
 
+from graph_passes import dequantise
 from prosparse_export import OptimizeOptions, ProSparseError, optimize_file, register
 
 pytestmark = pytest.mark.integration
@@ -96,20 +97,29 @@ def test_integer_weights_keep_their_numbers_on_request(name: str, stored: str, t
         assert difference <= 2 * (D_MODEL + D_FF) * 2.0**-24 * max(1.0, np.abs(expected).max())
 
 
-def test_int4_digits_stay_in_i8(tmp_path: Path) -> None:
-    """gate_proj and up_proj keep their digits; only their scales are rounded, to float16."""
+@pytest.mark.parametrize("stored", ["i8", "i4i8"])
+def test_int4_digits_stay(stored: str, tmp_path: Path) -> None:
+    """gate_proj and up_proj keep their digits; only their scales are rounded, to float16. down_proj becomes i8."""
     source = save(tmp_path / "in", FOREIGN["model builder, int4"][0]())
-    result = optimize_file(source, tmp_path / "out" / "m.onnx", OptimizeOptions(weights="i8"))
-    assert [o.op for o in result.rewritten] == ["SparseGatedFFNI8"]
+    result = optimize_file(source, tmp_path / "out" / "m.onnx", OptimizeOptions(weights=stored))  # type: ignore[arg-type]
+    assert [o.op for o in result.rewritten] == [f"SparseGatedFFN{stored.upper()}"]
     proto = onnx.load(result.path)
     arrays = {i.name: onnx.numpy_helper.to_array(i) for i in proto.graph.initializer}
     names = next(node for node in proto.graph.node if node.domain == "com.prosparse").input
     packed = {i.name: onnx.numpy_helper.to_array(i) for i in onnx.load(source).graph.initializer}
     for integers, scales, suffix in ((names[1], names[2], "gate"), (names[4], names[5], "up")):
         old = packed[f"q_{suffix}"].reshape(D_FF, -1)
-        np.testing.assert_array_equal(arrays[integers][:, ::2], (old & 15).astype(np.int8) - 8)
-        np.testing.assert_array_equal(arrays[integers][:, 1::2], (old >> 4).astype(np.int8) - 8)
-        np.testing.assert_array_equal(arrays[scales], packed[f"s_{suffix}"].astype(np.float16))
+        expected = old if stored == "i4i8" else np.stack([old & 15, old >> 4], -1).reshape(D_FF, -1).astype(np.int8) - 8
+        assert arrays[integers].dtype == expected.dtype
+        np.testing.assert_array_equal(arrays[integers], expected)
+        np.testing.assert_array_equal(arrays[scales].reshape(-1), packed[f"s_{suffix}"].reshape(-1).astype(np.float16))
+    digits = packed["q_down"].reshape(D_MODEL, -1)
+    down = (np.stack([digits & 15, digits >> 4], -1).reshape(D_MODEL, -1, 32).astype(np.float32) - 8).transpose(1, 2, 0)
+    down = (down * packed["s_down"].reshape(D_MODEL, -1).T[:, None]).reshape(D_FF, -1, 32)
+    largest = np.abs(down).max(-1, keepdims=True)
+    assert arrays[names[7]].dtype == np.int8
+    rounded = dequantise(arrays[names[7]], arrays[names[8]], D_MODEL).reshape(down.shape)
+    assert (np.abs(rounded - down) <= largest / 254 * (1 + 2.0**-10)).all()  # and the scale is a float16
     check = result.manifest["check"]
     assert check["outputs_compared"]
     assert 0.0 < check["largest_difference"] < 0.03 * check["largest_output"]  # recorded: rounding on request
@@ -280,7 +290,7 @@ def test_wrong_numbers_are_not_published(tmp_path: Path, monkeypatch: pytest.Mon
 
 
 def test_plain_form_is_standard_onnx(tmp_path: Path) -> None:
-    for stored in ("f32", "f16", "i8", "i4"):
+    for stored in ("f32", "f16", "i8", "i4", "i4i8"):
         for nodes in (GATED, PLAIN.format("ThresholdedRelu <alpha = 0.1> (z)")):
             source = save(tmp_path / "in", model(nodes, opset=20))
             options = OptimizeOptions(weights=stored, plain=True, overwrite=True)  # type: ignore[arg-type]

@@ -8,7 +8,7 @@
 
     python tests/producers/make_foreign.py dynamo MODEL_DIR OUT_DIR                       # torch alone
 
-Then `prosparse optimize OUT_DIR/model.onnx OUT.onnx -v`, with `--weights i8` for int4. These packages contradict the
+Then `prosparse optimize OUT_DIR/model.onnx OUT.onnx -v`, with `--weights i4i8` for int4. These packages contradict the
 project's own versions or bring some hundred MB, so the tests run on graphs of the same structure, built by hand
 (tests/unit/foreign_graphs.py), and this script is for whoever wants the real thing.
 """
