@@ -105,6 +105,7 @@ Tokens prepare(const Kernels& kernels, Format format, const float* x, size_t cou
   int32_t* sums = quantised ? scratch.sums.get<int32_t>(count * blocks) : nullptr;
   parallel_for(parallel, count, [&](size_t t) {
     scratch.is_odd[t].store(false, std::memory_order_relaxed);
+    scratch.is_nan[t] = false;
     if (padded != nullptr) {
       std::memcpy(padded + t * stride, x + t * cols, cols * sizeof(float));
       std::memset(padded + t * stride + cols, 0, (stride - cols) * sizeof(float));
@@ -116,6 +117,7 @@ Tokens prepare(const Kernels& kernels, Format format, const float* x, size_t cou
                        sums + t * blocks);
     } else {
       scratch.is_odd[t].store(true, std::memory_order_relaxed);
+      scratch.is_nan[t] = std::any_of(row, row + stride, [](float value) { return std::isnan(value); });
       std::memset(q + t * stride, 0, stride * sizeof(*q));
       std::memset(scale + t * blocks, 0, blocks * sizeof(*scale));
       std::memset(q_dot + t * stride, 0, stride * sizeof(*q_dot));
@@ -199,7 +201,7 @@ void stream_all(const Kernels& kernels, const Panels& w, size_t first, size_t la
   const size_t format = static_cast<size_t>(w.format);
   kernels.of[format].stream(w, first, last, x, z, z_stride);
   for (size_t t = 0; t < x.count; ++t) {
-    if (!scratch.is_odd[t].load(std::memory_order_relaxed)) continue;
+    if (!scratch.is_odd[t].load(std::memory_order_relaxed) || scratch.is_nan[t]) continue;
     Tokens one = x;
     one.count = 1;
     one.x = x.x + t * x.stride;

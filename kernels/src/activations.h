@@ -56,6 +56,7 @@ struct Scratch {
   Buffer x, q, q_dot, scale, starts, sums, grouped, z, active, a, h, y, work, tile_integers, tile_floats;
   size_t counts[kBlock];
   std::atomic<bool> is_odd[kBlock];  // to be computed by the scalar kernels
+  bool is_nan[kBlock];               // quantised formats: x has a NaN, so that all results are NaN
   std::thread::id ran_on[kPieces];   // by piece of the gate
   size_t threads = 1;                // the most that were seen to share a call
 };
@@ -74,11 +75,11 @@ class ScratchPool {
   std::vector<std::unique_ptr<Scratch>> free_;
 };
 
-// Prepares x, [count, cols], for one format's kernels; count <= kBlock. Sets scratch.is_odd.
+// Prepares x, [count, cols], for one format's kernels; count <= kBlock. Sets scratch.is_odd and is_nan.
 Tokens prepare(const Kernels& kernels, Format format, const float* x, size_t count, size_t cols, const Parallel& parallel,
                Scratch& scratch);
 
-// z for panels [first, last) and all tokens, odd ones by the scalar kernels.
+// z for panels [first, last) and all tokens, odd ones by the scalar kernels; not for those with a NaN.
 void stream_all(const Kernels& kernels, const Panels& w, size_t first, size_t last, const Tokens& x, const Scratch& scratch,
                 float* z, size_t z_stride);
 

@@ -71,6 +71,10 @@ struct Block {
     int32_t* indices = active + token * list_stride;
     float *values = a + token * list_stride, *all = z + token * z_stride;
     size_t count = ffn.d_ff;
+    if (scratch.is_nan[token]) {
+      scratch.counts[token] = 0;
+      return;
+    }
     const bool by_magnitude = ffn.activation == Activation::kSilu;
     if (ffn.dense) {
       for (size_t k = 0; k < count; ++k) {

@@ -61,7 +61,8 @@ size_t stream_ahead(Format format) {
   // Measured by benchmarks/crossovers.py on a Xeon with AMX. On Zen 4 integers took up to twice as long.
   if (__builtin_cpu_is("intel")) return 3072;
   if (has_avx512()) return 0;
-  // Zen 3: four times the bytes of 64 columns in integers; f32 does not gain.
+  // Zen 3: four times the bytes of 64 columns in integers, between whose lines there is too much to compute for the
+  // processor to look far enough by itself; f32 does not gain.
   return is_quantised(format) ? 4 * (64 + 128 * element_bits(format)) : format == Format::kF32 ? 0 : 1024;
 #else
   (void)format;

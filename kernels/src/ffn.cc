@@ -1,6 +1,7 @@
 #include "ffn.h"
 
 #include <algorithm>
+#include <limits>
 #include <thread>
 
 #include "block.h"
@@ -60,6 +61,14 @@ void run_block(Block& block, size_t down_pieces, size_t column_multiple) {
   });
 }
 
+// A NaN times any weight is one: every neuron's z is, none is left out, and so is every result. The scalar kernels would
+// take seconds to say so.
+void fill_nan(const Scratch& scratch, size_t tokens, float* y, size_t y_stride, size_t cols) {
+  for (size_t t = 0; t < tokens; ++t) {
+    if (scratch.is_nan[t]) std::fill_n(y + t * y_stride, cols, std::numeric_limits<float>::quiet_NaN());
+  }
+}
+
 }  // namespace
 
 void run_ffn(const Kernels& kernels, const Ffn& ffn, const float* x, size_t tokens, float* y, const Parallel& parallel,
@@ -95,6 +104,7 @@ void run_ffn(const Kernels& kernels, const Ffn& ffn, const float* x, size_t toke
                 ffn.d_model >= kFirstPrefetched,
                 tiled ? &tiles : nullptr};
     run_block(block, down_pieces, multiple);
+    fill_nan(scratch, count, block.y, padded, ffn.d_model);
     if (y_padded != nullptr) {
       for (size_t t = 0; t < count; ++t) std::copy_n(y_padded + t * padded, ffn.d_model, out + t * ffn.d_model);
     }
@@ -113,6 +123,7 @@ void run_linear(const Kernels& kernels, const Panels& w, const float* x, size_t 
       const Range panels = piece(w.count(), kPieces, i, 2);
       stream_all(kernels, w, panels.begin, panels.end, block, scratch, z != nullptr ? z : out, padded);
     });
+    fill_nan(scratch, count, z != nullptr ? z : out, padded, w.rows);
     for (size_t t = 0; t < count && z != nullptr; ++t) std::copy_n(z + t * padded, w.rows, out + t * w.rows);
   }
 }

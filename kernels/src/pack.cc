@@ -1,6 +1,7 @@
 #include "pack.h"
 
 #include <algorithm>
+#include <array>
 #include <cstring>
 #include <vector>
 
@@ -115,6 +116,23 @@ void lay_row(const Matrix& w, RowOrder order, size_t row, uint8_t* out) {
   }
 }
 
+// word * N + field of a column within its line: word_column the other way round.
+size_t place_of(RowOrder order, Format format, size_t column) {
+  static const auto places = [] {
+    std::array<std::array<std::array<uint8_t, 4 * kQuantBlock>, 2>, 2> all{};
+    for (const RowOrder o : {RowOrder::kDot, RowOrder::kAxpy}) {
+      for (const Format f : {Format::kI8, Format::kI4}) {
+        const size_t N = fields(f);
+        for (size_t place = 0; place < N * kQuantBlock; ++place) {
+          all[o == RowOrder::kDot][f == Format::kI8][word_column(o, f, place / N, place % N)] = static_cast<uint8_t>(place);
+        }
+      }
+    }
+    return all;
+  }();
+  return places[order == RowOrder::kDot][format == Format::kI8][column];
+}
+
 const float* copy_bias(const void* bias, size_t count, size_t padded, Arena& arena) {
   float* copy = reinterpret_cast<float*>(arena.take(padded * sizeof(float)));
   std::memcpy(copy, bias, count * sizeof(float));
@@ -204,8 +222,7 @@ double row_weight(const Rows& w, RowOrder order, size_t row, size_t col) {
     default: break;
   }
   const size_t N = fields(w.format), bits = element_bits(w.format), block = col / kQuantBlock;
-  size_t place = 0;  // word * N + field
-  while (word_column(order, w.format, place / N, place % N) != col % (N * kQuantBlock)) ++place;
+  const size_t place = place_of(order, w.format, col % (N * kQuantBlock));
   const unsigned word = reinterpret_cast<const uint16_t*>(data + block / N * kLineBytes)[place / N];
   const int value = static_cast<int>(word >> (place % N * bits) & ((1u << bits) - 1));
   return static_cast<double>(f16_to_float(w.scales[row * w.scale_stride + block])) * (value - field_offset(w.format));

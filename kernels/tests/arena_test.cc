@@ -48,6 +48,7 @@ int main() {
   CHECK(mapping != MAP_FAILED, "no mapping");
   const uint64_t before = touch(data);
   const size_t read = resident(data);
+  CHECK(read > 0, "no page is seen: /proc/self/pagemap was not read");
   drop_file_pages(data, kBytes);
   const size_t left = resident(data);
   CHECK(left == 0, "%zu of %zu pages are left", left, read);

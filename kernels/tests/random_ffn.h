@@ -42,8 +42,10 @@ struct Weights {  // of one block
   }
 };
 
-inline std::vector<float> run(const Kernels& k, const Ffn& ffn, const std::vector<float>& x, unsigned seed = 0) {
+// `threads`: as if so many had been seen to share a call, which is what the work of one token is cut by.
+inline std::vector<float> run(const Kernels& k, const Ffn& ffn, const std::vector<float>& x, unsigned seed = 0, size_t threads = 1) {
   Scratch scratch;
+  scratch.threads = threads;
   std::vector<float> y(x.size(), NAN);
   run_ffn(k, ffn, x.data(), x.size() / ffn.d_model, y.data(), {run_shuffled, &seed}, scratch);
   return y;
