@@ -5,9 +5,10 @@
 
 Two are of several tokens in float formats (kernels/src/tiles.cc): a neuron is computed for all tokens at once if it is
 active for one in `common` of them; up to `memory` tokens always. One is of single tokens and all formats
-(kernels/src/ffn.cc): rows are prefetched from d_model = `prefetch` on. One is of gate_proj and dense products of single
-tokens (kernels/src/dispatch.cc): `ahead` bytes further on are asked for. Printed: milliseconds a layer of the build that
-the head names, and each build's time as a multiple of it, medians of paired ratios: above 1 it is slower. Needs cmake.
+(kernels/src/ffn.cc): rows are prefetched from d_model = `prefetch` on. One is of gate_proj and dense products of
+single tokens (kernels/src/dispatch.cc): `ahead` bytes further on are asked for. Printed: milliseconds a layer of the
+build that the head names, and each build's time as a multiple of it, medians of paired ratios: above 1 it is slower.
+Needs cmake.
 """
 
 from __future__ import annotations
