@@ -10,9 +10,14 @@ from graph_passes.custom_ops import DOMAIN, format_of
 from prosparse_export.cost_model import Ffn
 from prosparse_export.probe import FfnNode
 
-__all__ = ["ffn_shape", "other_bytes"]
+__all__ = ["ffn_shape", "initializer_bytes", "other_bytes"]
 
 _BITS = {1: 32, 10: 16, 16: 16, 2: 8, 3: 8, 6: 32, 7: 64, 9: 8, 21: 4, 22: 4}  # onnx.TensorProto's types
+
+
+def initializer_bytes(tensor: onnx.TensorProto) -> int:
+    """Return the bytes of a tensor's elements, wherever they lie; 32 bits for a type without a width of its own."""
+    return int(math.prod(tensor.dims)) * _BITS.get(tensor.data_type, 32) // 8
 
 
 def ffn_shape(model: onnx.ModelProto, node: FfnNode, sparsity: float) -> Ffn:
@@ -28,7 +33,7 @@ def other_bytes(model: onnx.ModelProto, context: int) -> int:
 
     Rows of an embedding are looked up, not read through, so what only Gather reads does not count.
     """
-    sizes = {t.name: math.prod(t.dims) * _BITS.get(t.data_type, 32) // 8 for t in model.graph.initializer}
+    sizes = {tensor.name: initializer_bytes(tensor) for tensor in model.graph.initializer}
     read: set[str] = set()
     for node in model.graph.node:
         sparse = node.domain == DOMAIN and "FFN" in node.op_type

@@ -84,8 +84,15 @@ def trace_encoder_decoder(model: PreTrainedModel) -> tuple[ir.Model, ir.Model]:
     and the others. Its names are optimum's for decoder_with_past_model.onnx.
 
     Raises:
-        ProSparseError: torch.export cannot trace the model.
+        ProSparseError: the model has experts, or torch.export cannot trace it.
     """
+    experts = getattr(model.config, "num_experts", None) or getattr(model.config, "num_local_experts", None) or 1
+    if experts > 1:  # transformers loops over the experts that were chosen: as often as the data says
+        raise ProSparseError(
+            f"export: {type(model).__name__}: expected one feed-forward block a layer, got {experts} experts, of which "
+            "each token chooses at run time: torch.export cannot trace that choice",
+            hint="take a model of the family without experts",
+        )
     dim = torch.export.Dim.DYNAMIC
     vocabulary = int(model.config.vocab_size)
     ids = torch.arange(_BATCH * _SOURCE).reshape(_BATCH, -1) % vocabulary

@@ -298,7 +298,7 @@ FAMILIES = [
         "",
         "",
         encoder_decoder=True,
-        refused="torch.onnx.export failed",
+        refused="each token chooses at run time: torch.export cannot trace that choice",
     ),
     Family(
         "SmallThinker (experts, code of its own)",

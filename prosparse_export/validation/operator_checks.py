@@ -17,6 +17,7 @@ from numpy.typing import NDArray
 
 from graph_passes.custom_ops import DOMAIN, Format, is_quantised
 from graph_passes.linear import find_linears
+from prosparse_export.graph_bytes import initializer_bytes
 from prosparse_export.probe import initializer
 from prosparse_export.stored_weights import stored_arrays
 from prosparse_export.validation.linear_sites import comparable, exact_linear, linear_sites, load_linear
@@ -132,7 +133,7 @@ def check_operators(
             layer = layer_of(site.module)
             results.append(_check(layer, site.module, site.op, trace.site_outputs[i], expected, wrong))
     rest = [name for stored in _elsewhere(checkpoint, subject, seen) for name in _compare(subject, stored, seen)]
-    sizes = {tensor.name: _size(tensor) for tensor in subject.graph.graph.initializer}
+    sizes = {tensor.name: initializer_bytes(tensor) for tensor in subject.graph.graph.initializer}
     share = sum(sizes[name] for name in seen if name in sizes) / max(sum(sizes.values()), 1)
     return tuple(results), StoredWeights(len(seen), share, tuple(rest))
 
@@ -187,10 +188,3 @@ def _elsewhere(
             stored_arrays(values, cast("Format", match[2]), is_down=False) if match else [values.float().numpy()]
         )
         yield dict(zip([tensor.name, f"{tensor.name}_scale"], arrays, strict=False))
-
-
-def _size(tensor: onnx.TensorProto) -> int:
-    for entry in tensor.external_data:
-        if entry.key == "length":
-            return int(entry.value)
-    return len(tensor.raw_data) or tensor.ByteSize()
