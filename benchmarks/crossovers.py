@@ -91,11 +91,18 @@ def rows(name: str, threads: int, rounds: int, folder: Path) -> Iterator[str]:
 
 
 @click.command(context_settings={"help_option_names": ["-h", "--help"]})
-@click.option("--constant", "names", type=click.Choice(list(CONSTANTS)), multiple=True, default=tuple(CONSTANTS))
-@click.option("--threads", default=2, show_default=True)
-@click.option("--rounds", default=11, show_default=True)
+@click.option(
+    "--constant",
+    "names",
+    type=click.Choice(list(CONSTANTS)),
+    multiple=True,
+    default=tuple(CONSTANTS),
+    help="What the builds differ by.  [default: each in turn]",
+)
+@click.option("--threads", type=click.IntRange(1), default=2, show_default=True)
+@click.option("--rounds", type=click.IntRange(1), default=11, show_default=True)
 def main(names: tuple[str, ...], threads: int, rounds: int) -> None:
-    """Print a table for each constant."""
+    """Build the library with other constants (needs cmake) and print a table of relative times for each constant."""
     click.echo(f"ISA {library_info().isa_used}, {threads} threads, medians of {rounds}")
     with tempfile.TemporaryDirectory() as folder:
         for name in names:

@@ -40,7 +40,7 @@ inline std::vector<const Kernels*> variants_to_test(int argc, char** argv) {
       std::printf("left out: %s is not supported here\n", isa);
     }
   }
-  CHECK(!chosen.empty(), "no variant ran");
+  CHECK(!chosen.empty(), "no variant ran: expected --isa to be one of %s", variant_names(true).c_str());
   return chosen;
 }
 
