@@ -22,8 +22,7 @@ struct Tiles {
   size_t count = 0;       // tiles
   uint8_t* seen = nullptr;  // [d_ff] tokens for which a neuron is active
   int32_t* starts = nullptr;  // [tokens][count + 1]: where in a token's list a tile begins
-  int32_t* active = nullptr;  // all tokens' lists by tile, then by token: down_proj reads them one after the other
-  float* h = nullptr;         // beside them
+  int32_t* active = nullptr;  // all tokens' lists by tile, then by token: down_proj reads them one after the other; Block's h likewise
   int32_t *used = nullptr, *used_counts = nullptr;      // [d_ff], [count]: by tile, neurons active for some token
   int32_t *common = nullptr, *common_counts = nullptr;  // the same: for so many that up_proj computes all of them
   float* x = nullptr;  // by kUpColumns columns, then by token

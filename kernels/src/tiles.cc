@@ -108,7 +108,7 @@ void finish_up(const Block& block, const UpTile& up) {
       float value = at == kTile ? *next++ : up.v[at * tiles.v_stride + t];
       if (block.ffn.activation == Activation::kDrelu && value <= 0.0f) value = 0.0f;
       tiles.active[out] = list.active[i];
-      tiles.h[out] = value * list.a[i];
+      block.h[out] = value * list.a[i];
     }
   }
 }
@@ -157,7 +157,7 @@ void gather(const Block& block, size_t tile) {
   for (size_t t = 0; t < block.x.count; ++t) {
     const List list = tiles.list(block, t, tile);
     std::copy_n(list.active, list.count, tiles.active + out);
-    std::copy_n(list.a, list.count, tiles.h + out);
+    std::copy_n(list.a, list.count, block.h + out);
     out += list.count;
   }
 }
@@ -176,7 +176,7 @@ void down(const Block& block, Range columns, size_t index) {
       if (tiles.used_counts[tile] == 0) continue;
       size_t at = tile * kTile * tokens;
       for (size_t t = 0; t < tokens; ++t) {
-        parts[t] = {tiles.active + at, tiles.h + at, tiles.list(block, t, tile).count};
+        parts[t] = {tiles.active + at, block.h + at, tiles.list(block, t, tile).count};
         at += parts[t].count;
       }
       Ahead ahead = next_tile(tiles.used, tiles.used_counts, tile + 1, tiles.count, 0);
@@ -209,11 +209,10 @@ Tiles::Tiles(const Ffn& ffn, size_t tokens, Scratch& scratch)
   rare = take(others);
   seen = reinterpret_cast<uint8_t*>(integers);
   const size_t columns = round_up(ffn.d_model, kUpColumns);
-  x = scratch.tile_floats.get<float>(tokens * (columns + ffn.d_ff) + kPieces * kTogether * kTile * v_stride + others + kPieces * kTile * kMostTileColumns);
+  x = scratch.tile_floats.get<float>(tokens * columns + kPieces * kTogether * kTile * v_stride + others + kPieces * kTile * kMostTileColumns);
   v = x + tokens * columns;
   rare_v = v + kPieces * kTogether * kTile * v_stride;
   copies = rare_v + others;
-  h = copies + kPieces * kTile * kMostTileColumns;
 }
 
 void run_tiles(Block& block) {
