@@ -32,7 +32,7 @@ from prosparse_export.expected_gain import expected_gain, layers_that_do_not_pay
 from prosparse_export.export_encoder_decoder import check_encoder_decoder, rewrite_encoder_decoder, write_encoder
 from prosparse_export.file_tensors import place_weights
 from prosparse_export.genai_config import GENAI_CONFIG, genai_config
-from prosparse_export.library import library_path
+from prosparse_export.library import check_library, library_path
 from prosparse_export.model_folder import load_model_folder, quiet
 from prosparse_export.progress import Report
 from prosparse_export.runtime import SparseModel
@@ -128,6 +128,8 @@ def export_model(
             f"output: {output}: expected a folder of its own, got the model folder, whose config.json it would replace",
             hint="choose another folder",
         )
+    if options.with_library and not options.plain:
+        check_library()
     if options.approximate is not None:
         check_approximation(options.approximate)
     texts = [(path.name, read_text(path)) for path in options.calibrate]  # before the minutes of loading and tracing

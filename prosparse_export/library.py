@@ -16,12 +16,13 @@ import onnxruntime
 
 from prosparse_export.errors import ProSparseError
 
-__all__ = ["FOLDED_BYTES", "LibraryInfo", "disabled_optimizers", "library_info", "library_path", "register"]
+__all__ = ["FOLDED_BYTES", "LibraryInfo", "check_library", "disabled_optimizers", "library_info", "library_path", "register"]
 
 FOLDED_BYTES = 512 << 20  # see disabled_optimizers
 
 _MARK = "prosparse.registered"  # a session configuration entry: it lives and dies with the object
 _NAMES = ("libprosparse_ops.so", "libprosparse_ops.dylib")
+_ISA_HINT = "unset PROSPARSE_ISA, or name a variant that `prosparse info` lists for this machine"
 
 
 @dataclass(frozen=True)
@@ -93,6 +94,17 @@ def library_info() -> LibraryInfo:
     )
 
 
+def check_library() -> None:
+    """See that the operator library is there and will run: for jobs that need it minutes later only.
+
+    Raises:
+        ProSparseError: there is none, it cannot be loaded, or PROSPARSE_ISA names a variant that cannot run here.
+    """
+    library = library_info()
+    if library.isa_used is None:
+        raise ProSparseError(f"operator library: {library.path}: {library.error}", hint=_ISA_HINT)
+
+
 def register(session_options: onnxruntime.SessionOptions) -> None:
     """Make the operators of domain ``com.prosparse`` known to sessions made with these options.
 
@@ -110,10 +122,9 @@ def register(session_options: onnxruntime.SessionOptions) -> None:
     try:
         session_options.register_custom_ops_library(str(path))
     except Exception as error:  # onnxruntime's exceptions share no base class
-        hint = "unset PROSPARSE_ISA, or name a variant that `prosparse info` lists for this machine"
         raise ProSparseError(
             f"operator library: {path}: {' '.join(str(error).split())}",
-            hint=hint if "PROSPARSE_ISA" in str(error) else "`prosparse info` shows the library and the versions",
+            hint=_ISA_HINT if "PROSPARSE_ISA" in str(error) else "`prosparse info` shows the library and the versions",
         ) from error
     session_options.add_session_config_entry(_MARK, "1")
 

@@ -16,7 +16,7 @@ from graph_passes import FfnFormat, FfnOutcome, WeightRangeError, optimize_pipel
 from prosparse_export.artifact import MANIFEST, Sidecars, artifact_folder, sha256_file, write_artifact, write_manifest
 from prosparse_export.errors import ProSparseError
 from prosparse_export.foreign_file import read_foreign_file
-from prosparse_export.library import library_path
+from prosparse_export.library import check_library, library_path
 from prosparse_export.same_outputs import largest_difference
 
 __all__ = ["OptimizeOptions", "OptimizeResult", "optimize_file"]
@@ -84,6 +84,8 @@ def optimize_file(
     options = options or OptimizeOptions()
     source, output = Path(source), Path(output)
     tell = report or (lambda *_: None)
+    if options.with_library and not options.plain:
+        check_library()
     with artifact_folder(output, overwrite=options.overwrite) as staging:
         tell("load", 0, 0)
         model = read_foreign_file(source)

@@ -67,13 +67,41 @@ void interleave(const Matrix& w, size_t panel, T* out) {
   }
 }
 
+// The bits of `word`, 32 bits of a row in a model file, as they lie in a lane of a panel's line.
+template <Format format>
+uint32_t lane_bits(uint32_t word) {
+  if (format == Format::kI8) {
+    word ^= 0x80808080;  // + 128
+    return (word & 0xff0000ff) | (word & 0xff00) << 8 | (word >> 8 & 0xff00);
+  }
+  const auto squeezed = [](uint32_t bytes) {  // four nibbles from the low halves of four bytes
+    bytes = (bytes | bytes >> 4) & 0x00ff00ff;
+    return (bytes | bytes >> 8) & 0xffff;
+  };
+  return squeezed(word & 0x0f0f0f0f) | squeezed(word >> 4 & 0x0f0f0f0f) << 16;
+}
+
+// One row of a model file as lane_bits has it, in `count` words: padding is weight 0.
+template <Format format>
+void lane_words(const Matrix& w, size_t row, uint32_t* out, size_t count) {
+  const size_t bytes = format == Format::kI8 ? w.cols : blocks_of(w.cols) * kQuantBlock / 2;
+  uint8_t* stored = reinterpret_cast<uint8_t*>(out);
+  std::memcpy(stored, static_cast<const uint8_t*>(w.data) + row * bytes, bytes);
+  std::memset(stored + bytes, format == Format::kI8 ? 0 : 0x88, count * sizeof(uint32_t) - bytes);
+  if (format == Format::kI4) {  // what the file has in its padding is nothing to us
+    if (w.cols % 2 != 0) stored[w.cols / 2] = static_cast<uint8_t>((stored[w.cols / 2] & 15) | 0x80);
+    std::memset(stored + (w.cols + 1) / 2, 0x88, bytes - (w.cols + 1) / 2);
+  }
+  for (size_t i = 0; i < count; ++i) out[i] = lane_bits<format>(out[i]);
+}
+
 template <Format format>
 void interleave_integers(const Matrix& w, size_t panel, uint8_t* out) {
-  constexpr size_t N = fields(format), kBits = element_bits(format);
-  const size_t stride = round_up(w.cols, 128), blocks = blocks_of(w.cols);
-  std::vector<uint8_t> integers(kLanes * stride, static_cast<uint8_t>(field_offset(format)));
+  constexpr size_t kLines = kPanelColumns / (2 * fields(format));
+  const size_t stride = round_up(w.cols, kPanelColumns) * element_bits(format) / 32, blocks = blocks_of(w.cols);
   const size_t rows = std::min(kLanes, w.rows - panel * kLanes);
-  for (size_t r = 0; r < rows; ++r) read_row(w, panel * kLanes + r, &integers[r * stride]);
+  std::vector<uint32_t> words(kLanes * stride, field_offset(format) * (format == Format::kI8 ? 0x01010101u : 0x11111111u));
+  for (size_t r = 0; r < rows; ++r) lane_words<format>(w, panel * kLanes + r, &words[r * stride], stride);
   for (size_t c = 0; c < w.cols; c += kPanelColumns) {
     uint16_t* scales = reinterpret_cast<uint16_t*>(out);
     for (size_t b = 0; b < 2; ++b) {
@@ -83,37 +111,46 @@ void interleave_integers(const Matrix& w, size_t panel, uint8_t* out) {
       }
     }
     uint32_t* lines = reinterpret_cast<uint32_t*>(out + 2 * kLanes * sizeof(uint16_t));
-    for (size_t line = 0; line < kPanelColumns / (2 * N); ++line, lines += kLanes) {
-      for (size_t r = 0; r < kLanes; ++r) {
-        const uint8_t* q = &integers[r * stride + c + line * 2 * N];
-        uint32_t word = 0;
-        for (size_t n = 0; n < N; ++n) {
-          word |= (static_cast<uint32_t>(q[2 * n]) | static_cast<uint32_t>(q[2 * n + 1]) << 16) << (n * kBits);
-        }
-        lines[r] = word;
+    const uint32_t* in = &words[c / kPanelColumns * kLines];
+    for (size_t line = 0; line < kLines; ++line) {
+      for (size_t r = 0; r < kLanes; ++r) lines[line * kLanes + r] = in[r * stride + line];
+    }
+    out = reinterpret_cast<uint8_t*>(lines + kLines * kLanes);
+  }
+}
+
+// The order of word_column, in loops over neighbours.
+template <Format format, RowOrder order>
+void lay_row(const Matrix& w, size_t row, uint8_t* out) {
+  constexpr size_t N = fields(format), kBits = element_bits(format);
+  constexpr size_t kRun = order == RowOrder::kDot ? kQuantBlock / N : kQuantBlock;  // words, and columns from field to field
+  std::vector<uint8_t> integers(round_up(w.cols, 128));
+  read_row(w, row, integers.data());
+  uint16_t* words = reinterpret_cast<uint16_t*>(out);
+  for (size_t c = 0; c < w.cols; c += N * kQuantBlock, words += kQuantBlock) {
+    uint16_t line[kQuantBlock];
+    for (size_t first = 0; first < kQuantBlock; first += kRun) {
+      const uint8_t* q = &integers[c + first * N];
+      for (size_t i = 0; i < kRun; ++i) {
+        unsigned word = 0;
+        for (size_t n = 0; n < N; ++n) word |= static_cast<unsigned>(q[n * kRun + i]) << (n * kBits);
+        line[first + i] = static_cast<uint16_t>(word);
       }
     }
-    out = reinterpret_cast<uint8_t*>(lines);
+    if (order == RowOrder::kDot) {
+      std::memcpy(words, line, sizeof(line));
+      continue;
+    }
+    for (size_t four = 0; four < 4; ++four) {
+      std::memcpy(words + 8 * four, line + 4 * four, 4 * sizeof(uint16_t));
+      std::memcpy(words + 8 * four + 4, line + 16 + 4 * four, 4 * sizeof(uint16_t));
+    }
   }
 }
 
 template <Format format>
 void lay_row(const Matrix& w, RowOrder order, size_t row, uint8_t* out) {
-  constexpr size_t N = fields(format), kBits = element_bits(format);
-  std::vector<uint8_t> integers(round_up(w.cols, 128));
-  read_row(w, row, integers.data());
-  size_t columns[kQuantBlock][N];
-  for (size_t i = 0; i < kQuantBlock; ++i) {
-    for (size_t n = 0; n < N; ++n) columns[i][n] = word_column(order, format, i, n);
-  }
-  uint16_t* words = reinterpret_cast<uint16_t*>(out);
-  for (size_t c = 0; c < w.cols; c += N * kQuantBlock, words += kQuantBlock) {
-    for (size_t i = 0; i < kQuantBlock; ++i) {
-      unsigned word = 0;
-      for (size_t n = 0; n < N; ++n) word |= static_cast<unsigned>(integers[c + columns[i][n]]) << (n * kBits);
-      words[i] = static_cast<uint16_t>(word);
-    }
-  }
+  return order == RowOrder::kDot ? lay_row<format, RowOrder::kDot>(w, row, out) : lay_row<format, RowOrder::kAxpy>(w, row, out);
 }
 
 // word * N + field of a column within its line: word_column the other way round.

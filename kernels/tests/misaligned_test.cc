@@ -31,7 +31,7 @@ class Placed {
 // `run(x, y)` has the same bits wherever x and y begin. Both are as long as the kernels read and write them: with other
 // numbers of columns they would be copied to memory that is aligned.
 template <class Run>
-void expect_same_bits(const Kernels& k, Format format, const char* what, const std::vector<float>& x, size_t results, const Run& run) {
+void expect_same_bits(const Kernels& k, BlockFormat format, const char* what, const std::vector<float>& x, size_t results, const Run& run) {
   Placed aligned_x(x, 0), aligned_y(results, 0);
   run(aligned_x.data(), aligned_y.data());
   const std::vector<float> expected = aligned_y.values();
@@ -42,15 +42,15 @@ void expect_same_bits(const Kernels& k, Format format, const char* what, const s
       run(odd_x.data(), odd_y.data());
       ++cases;
       CHECK(odd_y.values() == expected, "%s %s %s: x %zu and y %zu bytes further change the bits", k.isa,
-            kFormatNames[static_cast<size_t>(format)], what, 4 * x_offset, 4 * y_offset);
-      CHECK(odd_y.keeps_its_ends(), "%s %s: wrote beyond y", k.isa, what);
+            format.name(), what, 4 * x_offset, 4 * y_offset);
+      CHECK(odd_y.keeps_its_ends(), "%s %s %s: wrote beyond y", k.isa, format.name(), what);
     }
   }
 }
 
-void test_ffn(const Kernels& k, Format format, bool gated, size_t d_model, size_t tokens) {
+void test_ffn(const Kernels& k, BlockFormat format, bool gated, size_t d_model, size_t tokens) {
   std::mt19937 rng(static_cast<unsigned>(d_model + tokens));
-  const Weights weights({format, format}, d_model, 90, gated, Activation::kRelu, 0.0f, rng);
+  const Weights weights(format, d_model, 90, gated, Activation::kRelu, 0.0f, rng);
   const std::vector<float> x = normals(rng, tokens * d_model);
   expect_same_bits(k, format, gated ? "gated" : "plain", x, x.size(), [&](const float* from, float* to) {
     Scratch scratch;
@@ -66,7 +66,7 @@ void test_linear(const Kernels& k, Format format, size_t cols, size_t tokens) {
   const std::vector<float> bias = normals(rng, rows), x = normals(rng, tokens * cols);
   Arena arena(panels_bytes(w.matrix));
   const Panels panels = pack_panels(w.matrix, bias.data(), arena, 2);
-  expect_same_bits(k, format, "linear", x, tokens * rows, [&](const float* from, float* to) {
+  expect_same_bits(k, {format, format}, "linear", x, tokens * rows, [&](const float* from, float* to) {
     Scratch scratch;
     unsigned seed = 0;
     run_linear(k, panels, from, tokens, cols, to, {run_shuffled, &seed}, scratch);
@@ -74,9 +74,9 @@ void test_linear(const Kernels& k, Format format, size_t cols, size_t tokens) {
 }
 
 // Weights, scales and biases one byte further.
-void test_file(const Kernels& k, Format format) {
+void test_file(const Kernels& k, BlockFormat format) {
   std::mt19937 rng(4);
-  Weights weights({format, format}, 70, 90, true, Activation::kRelu, 0.0f, rng);
+  Weights weights(format, 70, 90, true, Activation::kRelu, 0.0f, rng);
   const std::vector<float> x = normals(rng, 3 * 70), expected = run(k, weights.ffn, x);
   std::vector<uint8_t> copies[9];
   const auto shifted = [&](const auto& from, size_t place) {
@@ -96,8 +96,7 @@ void test_file(const Kernels& k, Format format) {
   weights.ffn.up = pack_rows(weights.up.matrix, shifted(weights.b_up, 7), RowOrder::kDot, *weights.arena, 2);
   weights.ffn.down = pack_rows(weights.down.matrix, shifted(weights.b_down, 8), RowOrder::kAxpy, *weights.arena, 2);
   ++cases;
-  CHECK(run(k, weights.ffn, x) == expected, "%s %s: a file's weights at odd addresses change the bits", k.isa,
-        kFormatNames[static_cast<size_t>(format)]);
+  CHECK(run(k, weights.ffn, x) == expected, "%s %s: a file's weights at odd addresses change the bits", k.isa, format.name());
 }
 
 }  // namespace
@@ -105,13 +104,13 @@ void test_file(const Kernels& k, Format format) {
 int main(int argc, char** argv) {
   const bool brief = is_brief(argc, argv);
   for (const Kernels* k : variants_to_test(argc, argv)) {
-    for (const Format format : kAllFormats) {
+    for (const BlockFormat format : kBlockFormats) {
       test_file(*k, format);
       for (const size_t cols : {128, 256, 1024}) {
         for (const size_t tokens : {1, 2, 3, 9}) {
           if ((brief || k == &kScalarKernels) && cols * tokens > 512) continue;
           for (const bool gated : {true, false}) test_ffn(*k, format, gated, cols, tokens);
-          test_linear(*k, format, cols, tokens);
+          if (!format.mixed()) test_linear(*k, format.format, cols, tokens);
         }
       }
     }

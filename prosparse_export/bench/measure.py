@@ -18,6 +18,7 @@ import onnx
 import onnxruntime
 from numpy.typing import NDArray
 
+from prosparse_export.artifact_files import check_files
 from prosparse_export.bandwidth import measure_bandwidth
 from prosparse_export.bench.profile import profile_decode
 from prosparse_export.bench.result import BenchResult, LayerTime, Spread, Timing
@@ -26,7 +27,7 @@ from prosparse_export.cost_model import predict
 from prosparse_export.decoder import Decoder
 from prosparse_export.errors import ProSparseError
 from prosparse_export.graph_bytes import ffn_shape, other_bytes
-from prosparse_export.library import library_info
+from prosparse_export.library import check_library, library_info
 from prosparse_export.probe import FfnNode, ffn_nodes, read_graph
 from prosparse_export.runtime import SparseModel
 from prosparse_export.threads import default_threads
@@ -76,6 +77,8 @@ def bench(
             f"model: {path}: expected sparse feed-forward operators, got none", hint="export it without --allow-dense"
         )
     longest = max(options.context + options.tokens * (options.rounds + _WARM), *options.prefill)
+    check_files(path)
+    check_library()
     ids = np.resize(ids, max(longest, options.context + _SPARSITY_TOKENS))
     bandwidth = measure_bandwidth(threads)
     progress("load", 0, 0)

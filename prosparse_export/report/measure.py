@@ -15,8 +15,9 @@ from tokenizers import Tokenizer
 
 from prosparse_export.activity import Activity, LayerActivity, measure_activity
 from prosparse_export.artifact import read_manifest
+from prosparse_export.artifact_files import check_files
 from prosparse_export.errors import ProSparseError
-from prosparse_export.library import library_info
+from prosparse_export.library import check_library, library_info
 from prosparse_export.probe import ffn_nodes, read_graph
 from prosparse_export.report.speed import LayerSpeed, measure_speed
 
@@ -131,6 +132,9 @@ def measure(
     """
     options = options or ReportOptions()
     graph = read_graph(path)
+    check_files(path)
+    if options.speed:
+        check_library()
     ids = _tokenise(path, texts, options.tokens)
     activity = measure_activity(
         path,

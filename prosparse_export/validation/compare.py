@@ -20,7 +20,7 @@ from prosparse_export.activity import measure_activity
 from prosparse_export.approximate import approximate_again
 from prosparse_export.artifact import sha256_file
 from prosparse_export.errors import ProSparseError
-from prosparse_export.library import library_info
+from prosparse_export.library import check_library, library_info
 from prosparse_export.probe import unknown_to_the_library
 from prosparse_export.runtime import SparseModel
 from prosparse_export.stored_weights import as_stored
@@ -76,6 +76,7 @@ def validate(
     options = options or ValidationOptions()
     clock = _Clock(report or (lambda *_: None))
     subject = open_subject(Path(folder), Path(path), trust=trust_remote_code)
+    check_library()
     given = texts or [(BUNDLED, default_text()) if text is None else ("text", text)]
     documents = tokenise(load_tokenizer(subject.folder), given, options.tokens)
     with torch.no_grad():

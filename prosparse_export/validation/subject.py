@@ -9,6 +9,7 @@ from typing import Any
 
 import onnx
 
+from prosparse_export.artifact_files import check_files
 from prosparse_export.artifact import read_manifest, sha256_file
 from prosparse_export.errors import ProSparseError
 from prosparse_export.folder_settings import context_length
@@ -90,6 +91,7 @@ def open_subject(folder: Path, path: Path, *, trust: bool = False) -> Subject:
         hint = "the model folder comes first, then the .onnx file" if folder.suffix == ".onnx" else "check the path"
         raise ProSparseError(f"model folder: {folder}: expected a folder, got {got}", hint=hint)
     graph = read_graph(path)
+    check_files(path)
     manifest = read_manifest(path)
     source = manifest.get("source")
     if source is None:

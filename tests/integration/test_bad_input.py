@@ -12,12 +12,17 @@ import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
+import numpy as np
 import onnxruntime
 import pytest
 from conftest import COMMAND
 
-from prosparse_export import register
+from prosparse_export import export_model, register
+from prosparse_export.bench import bench
 from prosparse_export.errors import ProSparseError
+from prosparse_export.optimize import optimize_file
+from prosparse_export.report import measure
+from prosparse_export.validation import validate
 
 pytestmark = pytest.mark.integration
 Run = Callable[..., "subprocess.CompletedProcess[str]"]
@@ -229,6 +234,28 @@ def test_help_has_examples(run_cli: Run) -> None:
     child = run_cli("-h")
     assert child.returncode == 0
     assert "prosparse-export models/demo out/demo.onnx" in child.stdout
+
+
+def test_a_wrong_isa_is_found_first(
+    demo_folder: Path, demo_artifact: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Jobs that come to the kernels after minutes of PyTorch say it before they begin."""
+    monkeypatch.setenv("PROSPARSE_ISA", "sse9")
+    texts = [("text", "a text")]
+    jobs: list[Callable[[Callable[..., None]], object]] = [
+        lambda tell: export_model(demo_folder, tmp_path / "m.onnx", report=tell),
+        lambda tell: optimize_file(demo_artifact, tmp_path / "o.onnx", report=tell),
+        lambda tell: validate(demo_folder, demo_artifact, report=tell),
+        lambda tell: measure(demo_artifact, texts, report=tell),
+        lambda tell: bench(demo_artifact, np.arange(8), progress=tell),
+    ]
+    for job in jobs:
+        stages: list[str] = []
+        with pytest.raises(ProSparseError, match="PROSPARSE_ISA=sse9 cannot run here") as caught:
+            job(lambda stage, *_: stages.append(stage))  # noqa: B023
+        assert caught.value.hint is not None
+        assert "unset PROSPARSE_ISA" in caught.value.hint
+        assert stages == []
 
 
 def test_a_wrong_isa_has_a_hint(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -331,9 +331,11 @@ def test_truncated_data(demo_folder: Path, demo_artifact: Path, tmp_path: Path) 
     shutil.copytree(demo_artifact.parent, tmp_path, dirs_exist_ok=True)
     data = tmp_path / f"{demo_artifact.name}.data"
     os.truncate(data, data.stat().st_size - 5000)
-    with pytest.raises(ProSparseError, match=r"demo\.onnx") as caught:
-        check(demo_folder, tmp_path / demo_artifact.name)
-    assert "export" in str(caught.value.hint)
+    stages: list[str] = []
+    with pytest.raises(ProSparseError, match=r"demo\.onnx\.data: expected [\d,]+ bytes, got") as caught:
+        validate(demo_folder, tmp_path / demo_artifact.name, report=lambda stage, *_: stages.append(stage))
+    assert "copy" in str(caught.value.hint)
+    assert stages == []  # before PyTorch's model is loaded
 
 
 def test_racing_thread(demo_folder: Path, demo_artifact: Path, monkeypatch: pytest.MonkeyPatch) -> None:
