@@ -132,12 +132,12 @@ Tokens prepare(const Kernels& kernels, Format format, const float* x, size_t cou
   tokens.sums = sums;
   tokens.grouped_x = tokens.x;
   tokens.grouped_q = reinterpret_cast<const int32_t*>(q);
-  const bool digits = quantised && kernels.digits;
+  const bool integers = quantised && count < kernels.of[static_cast<size_t>(format)].wide_tokens, digits = integers && kernels.digits;
   if (count > 1 || digits) {
-    const size_t group = group_size(count, quantised ? kernels.int_group : kernels.float_group);
-    const size_t length = quantised ? stride / 2 : stride;  // 32-bit elements of a token
+    const size_t group = group_size(count, integers ? kernels.int_group : kernels.float_group);
+    const size_t length = integers ? stride / 2 : stride;  // 32-bit elements of a token
     int32_t* grouped = scratch.grouped.get<int32_t>(count * length);
-    const int32_t* in = quantised ? tokens.grouped_q : reinterpret_cast<const int32_t*>(tokens.x);
+    const int32_t* in = integers ? tokens.grouped_q : reinterpret_cast<const int32_t*>(tokens.x);
     parallel_for(parallel, (count + group - 1) / group, [&](size_t g) {
       const size_t first = g * group;
       const size_t together = std::min(group, count - first);

@@ -15,7 +15,7 @@ namespace {
 constexpr size_t kDownBytes = 512;
 constexpr size_t kUpRows = 32;
 // Several tokens in quantised formats work through tiles of rows that stay in the L2 cache.
-constexpr size_t kTileRows = 128;
+constexpr size_t kTileRows = 256;
 constexpr size_t kTileBytes = size_t{512} << 10;
 // d_model below which rows are too short for prefetching to gain. Measured by benchmarks/crossovers.py.
 #ifndef PROSPARSE_FIRST_PREFETCHED

@@ -60,7 +60,7 @@ void quantise(const float*, size_t, Format, int16_t*, int16_t*, float*, int32_t*
 
 #include "compact.inc"
 
-constexpr FormatKernels kAny = {stream, dot, axpy, tile, add_lists};
+constexpr FormatKernels kAny = {0, stream, dot, axpy, tile, add_lists};
 
 }  // namespace
 

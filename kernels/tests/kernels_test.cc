@@ -36,7 +36,7 @@ void test_stream(const Kernels& k, Format f, size_t rows, size_t cols, size_t to
   for (size_t t = 0; t < tokens; ++t) {
     for (size_t r = 0; r < rows; ++r) {
       double bound = 0.0;
-      const double exact = row_sum(w, r, &x[t * cols], bias[r], rounds(k, f), &bound);
+      const double exact = row_sum(w, r, &x[t * cols], bias[r], rounds(k, f) && tokens < k.of[static_cast<size_t>(f)].wide_tokens, &bound);
       expect(k, f, "stream", z[t * stride + r], exact, bound, cols);
       CHECK(z[t * stride + r] == split[t * stride + r], "%s stream depends on the split", k.isa);
     }
@@ -210,7 +210,7 @@ int main(int argc, char** argv) {
       for (const size_t cols : {1, 3, 15, 16, 17, 31, 32, 33, 63, 64, 65, 100, 127, 128, 129, 257, 576, 4097}) {
         if (brief && cols != 1 && cols != 33 && cols != 100 && cols != 257) continue;
         for (const size_t tokens : {1, 2, 3, 5, 8, 13, 27}) {
-          if (brief && tokens > 8) continue;
+          if (brief && tokens > 8 && (cols != 100 || tokens != 27)) continue;
           if (cols < 600 || tokens < 3) test_stream(*k, f, 21, cols, tokens);
         }
         for (const double density : {0.0, 0.1, 0.5, 1.0}) test_dot(*k, f, cols, density);

@@ -12,7 +12,8 @@
 // ed., section 3.1). Quantised formats multiply integers exactly and round the activations to 16 bits:
 // `stream` and `dot` per block of 32 columns, to multiples of max|x| / kSteps over that block; `axpy` per
 // chunk of kAxpyChunk list entries and column block, to multiples of max|h * scale| / kSteps. Half such a
-// step, times |integer|, is added to the bound for each product. The scalar variant does not round them.
+// step, times |integer|, is added to the bound for each product. The scalar variant does not round them, nor does
+// `stream` of so many tokens that it computes in float32.
 #ifndef PROSPARSE_KERNELS_H_
 #define PROSPARSE_KERNELS_H_
 
@@ -66,6 +67,8 @@ struct Part {
 };
 
 struct FormatKernels {
+  size_t wide_tokens;  // from which `stream` of a quantised format makes weights float32 and reads grouped_x; it rounds no x then
+
   // z[t * z_stride + r] = bias[r] + sum over c of w[r][c] * x[t][c], for the rows of panels [first, last)
   // and all tokens. z has room for whole panels.
   void (*stream)(const Panels& w, size_t first, size_t last, const Tokens& x, float* z, size_t z_stride);
