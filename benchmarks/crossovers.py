@@ -35,6 +35,7 @@ CONSTANTS: dict[str, tuple[str, tuple[int, ...], int]] = {  # definition, values
     "prefetch": ("PROSPARSE_FIRST_PREFETCHED", (0, 100_000), 0),
     "ahead": ("PROSPARSE_STREAM_AHEAD", (0, 1024, 2048, 3072, 4096), 0),
     "wide": ("PROSPARSE_WIDE_TOKENS", (2, 1_000_000), 1_000_000),
+    "split": ("PROSPARSE_SPLIT_TOKENS", (2, 1_000_000), 1_000_000),
 }
 CASES: dict[str, tuple[tuple[str, ...], tuple[str, ...], tuple[int, ...], tuple[float, ...]]] = {
     "common": (("tinyllama",), ("f32",), (8, 16, 32, 128), (0.5, 0.8, 0.89, 0.95)),
@@ -42,6 +43,7 @@ CASES: dict[str, tuple[tuple[str, ...], tuple[str, ...], tuple[int, ...], tuple[
     "prefetch": (("smollm2", "tinyllama"), ("f32", "bf16", "i8", "i4"), (1,), (0.89,)),
     "ahead": (("tinyllama",), ("f32", "bf16", "i8", "i4"), (1,), (0.89,)),
     "wide": (("tinyllama",), ("i8", "i4"), (4, 8, 12, 16, 24, 32, 128), (0.89,)),
+    "split": (("tinyllama",), ("f32", "f16", "bf16", "i8", "i4"), (4, 8, 16, 32, 128), (0.89,)),
 }
 
 

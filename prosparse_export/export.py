@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import gc
 import shutil
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -31,6 +30,7 @@ from prosparse_export.errors import ProSparseError
 from prosparse_export.expected_gain import expected_gain, layers_that_do_not_pay, measure_layers
 from prosparse_export.export_encoder_decoder import check_encoder_decoder, rewrite_encoder_decoder, write_encoder
 from prosparse_export.file_tensors import place_weights
+from prosparse_export.freed_memory import give_back
 from prosparse_export.genai_config import GENAI_CONFIG, genai_config
 from prosparse_export.library import check_library, library_path
 from prosparse_export.model_folder import load_model_folder, quiet
@@ -178,8 +178,7 @@ def export_model(
         except WeightRangeError as error:
             raise ProSparseError(f"weights: {error}", hint="choose another --weights: bf16 and f32 hold any") from error
         tell("check", 0, 0)
-        del graph  # what tracing left behind, before the artifact's weights come into memory
-        gc.collect()
+        del graph
         uses_library = options.with_library and bool(rewritten) and not options.plain
         _check(checkpoint, staging / output.name, manifest, uses_library=uses_library)
         if measured is not None and uses_library:
@@ -372,6 +371,7 @@ def _check(checkpoint: Checkpoint, path: Path, manifest: Mapping[str, Any], *, u
     ids = np.random.default_rng(0).integers(0, vocabulary, size=(1, _CHECK_TOKENS))
     with quiet(), as_stored(checkpoint, formats):
         expected = next(iter(model(input_ids=torch.from_numpy(ids)).values())).float().numpy()
+    give_back()
     actual, _ = SparseModel.open(path, library=uses_library).forward(ids, np.ones_like(ids))
     difference = float(np.abs(actual - expected).max())
     largest = max(1.0, float(np.abs(expected).max()))

@@ -16,7 +16,15 @@ import onnxruntime
 
 from prosparse_export.errors import ProSparseError
 
-__all__ = ["FOLDED_BYTES", "LibraryInfo", "check_library", "disabled_optimizers", "library_info", "library_path", "register"]
+__all__ = [
+    "FOLDED_BYTES",
+    "LibraryInfo",
+    "check_library",
+    "disabled_optimizers",
+    "library_info",
+    "library_path",
+    "register",
+]
 
 FOLDED_BYTES = 512 << 20  # see disabled_optimizers
 

@@ -52,6 +52,13 @@ Range piece(size_t total, size_t pieces, size_t index, size_t multiple) {
 
 namespace {
 
+// Whether tiles can take x: see kernels.h.
+bool can_split(const float* x, size_t count) {
+  bool can = true;
+  for (size_t i = 0; i < count; ++i) can &= x[i] == 0.0f || (std::fabs(x[i]) >= kSplitLeast && std::fabs(x[i]) < kSplitMostX);
+  return can;
+}
+
 bool is_tame(const float* x, size_t count) {
   bool tame = true;
   for (size_t i = 0; i < count; ++i) tame &= std::fabs(x[i]) < kLargest;
@@ -86,7 +93,7 @@ void side_by_side(const T* in, size_t group, size_t stride, size_t length, T* ou
 
 }  // namespace
 
-Tokens prepare(const Kernels& kernels, Format format, const float* x, size_t count, size_t cols, const Parallel& parallel,
+Tokens prepare(const Kernels& kernels, Format format, size_t panels, const float* x, size_t count, size_t cols, const Parallel& parallel,
                Scratch& scratch) {
   const bool quantised = is_quantised(format);
   Tokens tokens{};
@@ -98,6 +105,8 @@ Tokens prepare(const Kernels& kernels, Format format, const float* x, size_t cou
   float* padded = nullptr;
   if (tokens.stride != cols) tokens.x = padded = scratch.x.get<float>(count * tokens.stride);
   const size_t stride = tokens.stride, blocks = stride / kQuantBlock;
+  const size_t first_split = kernels.of[static_cast<size_t>(format)].split_tokens;
+  const bool split = first_split != 0 && count >= first_split;
   int16_t* q = quantised ? scratch.q.get<int16_t>(count * stride) : nullptr;
   float* scale = quantised ? scratch.scale.get<float>(count * blocks + kLanes) : nullptr;
   int16_t* q_dot = quantised ? scratch.q_dot.get<int16_t>(count * stride) : nullptr;
@@ -110,8 +119,11 @@ Tokens prepare(const Kernels& kernels, Format format, const float* x, size_t cou
       std::memcpy(padded + t * stride, x + t * cols, cols * sizeof(float));
       std::memset(padded + t * stride + cols, 0, (stride - cols) * sizeof(float));
     }
-    if (!quantised) return;
     const float* row = tokens.x + t * stride;
+    if (!quantised) {
+      if (split && !can_split(row, cols)) scratch.is_odd[t].store(true, std::memory_order_relaxed);
+      return;
+    }
     if (is_tame(row, stride)) {
       kernels.quantise(row, stride, format, q + t * stride, q_dot + t * stride, scale + t * blocks, starts + t * stride / 2,
                        sums + t * blocks);
@@ -130,6 +142,23 @@ Tokens prepare(const Kernels& kernels, Format format, const float* x, size_t cou
   tokens.q_dot = q_dot;
   tokens.starts = starts;
   tokens.sums = sums;
+  if (split) {
+    const size_t bytes = split_bytes(kLanes, cols);
+    uint8_t* tiles = scratch.split.get<uint8_t>(split_bytes(count, cols));
+    parallel_for(parallel, (count + kLanes - 1) / kLanes, [&](size_t b) {
+      uint8_t* out = tiles + b * bytes;
+      const size_t last = std::min(count, (b + 1) * kLanes);
+      bool all = last == (b + 1) * kLanes;
+      for (size_t t = b * kLanes; t < last; ++t) all &= !scratch.is_odd[t].load(std::memory_order_relaxed);
+      if (!all) std::memset(out, 0, bytes);
+      for (size_t t = b * kLanes; t < last; ++t) {
+        if (!scratch.is_odd[t].load(std::memory_order_relaxed)) kernels.split(tokens.x + t * stride, cols, out + t % kLanes * kLineBytes);
+      }
+    });
+    tokens.split = tiles;
+    tokens.split_sums = scratch.split_sums.get<float>(panels * split_sums_floats(count));
+    return tokens;
+  }
   tokens.grouped_x = tokens.x;
   tokens.grouped_q = reinterpret_cast<const int32_t*>(q);
   const bool integers = quantised && count < kernels.of[static_cast<size_t>(format)].wide_tokens, digits = integers && kernels.digits;
@@ -202,10 +231,7 @@ void stream_all(const Kernels& kernels, const Panels& w, size_t first, size_t la
   kernels.of[format].stream(w, first, last, x, z, z_stride);
   for (size_t t = 0; t < x.count; ++t) {
     if (!scratch.is_odd[t].load(std::memory_order_relaxed) || scratch.is_nan[t]) continue;
-    Tokens one = x;
-    one.count = 1;
-    one.x = x.x + t * x.stride;
-    kScalarKernels.of[format].stream(w, first, last, one, z + t * z_stride, z_stride);
+    (is_quantised(w.format) ? kScalarKernels : kernels).of[format].stream(w, first, last, one_of(x, t), z + t * z_stride, z_stride);
   }
 }
 

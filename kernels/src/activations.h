@@ -53,9 +53,9 @@ class Buffer {
 
 // Working memory of one call: bounded by kBlock tokens.
 struct Scratch {
-  Buffer x, q, q_dot, scale, starts, sums, grouped, z, active, a, h, y, work, tile_integers, tile_floats;
+  Buffer x, q, q_dot, scale, starts, sums, grouped, split, split_sums, turned, z, active, a, h, y, work, tile_integers, tile_floats;
   size_t counts[kBlock];
-  std::atomic<bool> is_odd[kBlock];  // to be computed by the scalar kernels
+  std::atomic<bool> is_odd[kBlock];  // to be computed by the scalar kernels or, in float formats, without tiles
   bool is_nan[kBlock];               // quantised formats: x has a NaN, so that all results are NaN
   std::thread::id ran_on[kPieces];   // by piece of the gate
   size_t threads = 1;                // the most that were seen to share a call
@@ -75,11 +75,12 @@ class ScratchPool {
   std::vector<std::unique_ptr<Scratch>> free_;
 };
 
-// Prepares x, [count, cols], for one format's kernels; count <= kBlock. Sets scratch.is_odd and is_nan.
-Tokens prepare(const Kernels& kernels, Format format, const float* x, size_t count, size_t cols, const Parallel& parallel,
+// Prepares x, [count, cols], for the kernels of one format and a product with so many panels; count <= kBlock. Sets scratch.is_odd and is_nan.
+Tokens prepare(const Kernels& kernels, Format format, size_t panels, const float* x, size_t count, size_t cols, const Parallel& parallel,
                Scratch& scratch);
 
-// z for panels [first, last) and all tokens, odd ones by the scalar kernels; not for those with a NaN.
+// z for panels [first, last) and all tokens, odd ones by the scalar kernels or without tiles; in quantised formats not for
+// those with a NaN.
 void stream_all(const Kernels& kernels, const Panels& w, size_t first, size_t last, const Tokens& x, const Scratch& scratch,
                 float* z, size_t z_stride);
 

@@ -50,9 +50,10 @@ struct Block {
   uint8_t* work;
   bool prefetch;
   const Tiles* tiles;  // null: one token, or a quantised format
+  const uint8_t* turned = nullptr;  // x in parts as tile_split reads them, or null
 
   const FormatKernels& kernels_for(const Rows& w, size_t token) const {
-    const bool is_odd = scratch.is_odd[token].load(std::memory_order_relaxed);
+    const bool is_odd = is_quantised(w.format) && scratch.is_odd[token].load(std::memory_order_relaxed);
     return (is_odd ? kScalarKernels : kernels).of[static_cast<size_t>(w.format)];
   }
 

@@ -2,6 +2,13 @@
 
 #include <cstring>
 
+#if defined(__x86_64__)
+#include <cpuid.h>
+#if defined(__linux__)
+#include <sys/syscall.h>
+#include <unistd.h>
+#endif
+#endif
 #if defined(__aarch64__) && defined(__linux__)
 #include <asm/hwcap.h>
 #include <sys/auxv.h>
@@ -24,6 +31,21 @@ bool has_avx512() {
          __builtin_cpu_supports("avx512dq") && __builtin_cpu_supports("avx512vl");
 }
 bool has_vnni() { return has_avx512() && __builtin_cpu_supports("avx512vnni"); }
+#if defined(PROSPARSE_AMX)
+// Linux gives the tiles' registers to processes that ask (Documentation/arch/x86/xstate.rst).
+bool has_amx() {
+#if defined(__linux__)
+  unsigned a = 0, b = 0, c = 0, d = 0;
+  constexpr unsigned kTiles = 1u << 24, kBfloat16 = 1u << 22;
+  if (!has_vnni() || __get_cpuid_count(7, 0, &a, &b, &c, &d) == 0 || (d & kTiles) == 0 || (d & kBfloat16) == 0) return false;
+  constexpr long kRequest = 0x1023, kTileData = 18;
+  static const bool granted = syscall(SYS_arch_prctl, kRequest, kTileData) == 0;
+  return granted;
+#else
+  return false;
+#endif
+}
+#endif
 #elif defined(__aarch64__) && defined(__linux__)
 bool has_dotprod() { return (getauxval(AT_HWCAP) & HWCAP_ASIMDDP) != 0; }
 #elif defined(__aarch64__) && defined(__APPLE__)
@@ -41,6 +63,9 @@ bool has_dotprod() { return false; }
 const std::vector<Variant>& compiled_variants() {
   static const std::vector<Variant> variants = {
 #if defined(__x86_64__)
+#if defined(PROSPARSE_AMX)
+      {&kAmxKernels, has_amx},
+#endif
       {&kAvx512VnniKernels, has_vnni},
       {&kAvx512Kernels, has_avx512},
       {&kAvx2Kernels, has_avx2},

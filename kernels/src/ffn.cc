@@ -90,7 +90,7 @@ void run_ffn(const Kernels& kernels, const Ffn& ffn, const float* x, size_t toke
                 ffn,
                 parallel,
                 scratch,
-                prepare(kernels, ffn.gate.format, x + first * ffn.d_model, count, ffn.d_model, parallel, scratch),
+                prepare(kernels, ffn.gate.format, ffn.gate.count(), x + first * ffn.d_model, count, ffn.d_model, parallel, scratch),
                 y_padded != nullptr ? y_padded : out,
                 padded,
                 z_stride,
@@ -117,7 +117,7 @@ void run_linear(const Kernels& kernels, const Panels& w, const float* x, size_t 
   float* z = padded != w.rows ? scratch.z.get<float>(std::min(tokens, kBlock) * padded) : nullptr;
   for (size_t first = 0; first < tokens; first += kBlock) {
     const size_t count = std::min(kBlock, tokens - first);
-    const Tokens block = prepare(kernels, w.format, x + first * cols, count, cols, parallel, scratch);
+    const Tokens block = prepare(kernels, w.format, w.count(), x + first * cols, count, cols, parallel, scratch);
     float* out = y + first * w.rows;
     parallel_for(parallel, kPieces, [&](size_t i) {
       const Range panels = piece(w.count(), kPieces, i, 2);

@@ -60,10 +60,10 @@ void quantise(const float*, size_t, Format, int16_t*, int16_t*, float*, int32_t*
 
 #include "compact.inc"
 
-constexpr FormatKernels kAny = {0, stream, dot, axpy, tile, add_lists};
+constexpr FormatKernels kAny = {0, 0, stream, dot, axpy, tile, add_lists, nullptr};
 
 }  // namespace
 
-const Kernels kScalarKernels = {"scalar", 1, 1, false, quantise, compact, {kAny, kAny, kAny, kAny, kAny}};
+const Kernels kScalarKernels = {"scalar", 1, 1, false, quantise, compact, {kAny, kAny, kAny, kAny, kAny}, nullptr, nullptr};
 
 }  // namespace prosparse

@@ -8,6 +8,7 @@
 #include "dispatch.h"
 #include "half.h"
 #include "in_parallel.h"
+#include "prosparse/kernels.h"
 
 namespace prosparse {
 namespace {
@@ -170,6 +171,31 @@ size_t place_of(RowOrder order, Format format, size_t column) {
   return places[order == RowOrder::kDot][format == Format::kI8][column];
 }
 
+// Whether tiles can take these weights; see kernels.h. Numbers without their sign are in the order of their bits.
+template <class T>
+bool is_wild(const uint8_t* in, size_t count, T sign, T least, T most) {
+  bool wild = false;
+  for (size_t i = 0; i < count; ++i) {
+    const T bits = element<T>(in, i) & static_cast<T>(~sign);
+    wild |= (bits != 0 && bits < least) || bits >= most;
+  }
+  return wild;
+}
+
+bool is_wild(const Matrix& w, size_t first, size_t last) {
+  const uint8_t* in = static_cast<const uint8_t*>(w.data) + first * w.cols * element_bits(w.format) / 8;
+  const size_t count = (std::min(last, w.rows) - first) * w.cols;
+  uint32_t least, most;
+  std::memcpy(&least, &kSplitLeast, 4);
+  std::memcpy(&most, &kSplitMostWeight, 4);
+  switch (w.format) {
+    case Format::kF32: return is_wild<uint32_t>(in, count, 0x80000000, least, most);
+    case Format::kF16: return is_wild<uint16_t>(in, count, 0x8000, 0, 0x7c00);
+    case Format::kBF16: return is_wild<uint16_t>(in, count, 0x8000, static_cast<uint16_t>(least >> 16), static_cast<uint16_t>(most >> 16));
+    default: return false;
+  }
+}
+
 const float* copy_bias(const void* bias, size_t count, size_t padded, Arena& arena) {
   float* copy = reinterpret_cast<float*>(arena.take(padded * sizeof(float)));
   std::memcpy(copy, bias, count * sizeof(float));
@@ -181,20 +207,24 @@ size_t bias_bytes(size_t count) { return round_up(count, 128) * sizeof(float) + 
 }  // namespace
 
 size_t panels_bytes(const Matrix& w) {
-  return round_up(panel_bytes(w.format, w.cols) * ((w.rows + kLanes - 1) / kLanes) + kSlack, kLineBytes) + bias_bytes(w.rows);
+  return round_up(panel_bytes(w.format, w.cols) * ((w.rows + kLanes - 1) / kLanes) + kSlack, kLineBytes) + bias_bytes(w.rows) +
+         round_up((w.rows + kLanes - 1) / kLanes, kLineBytes);
 }
 
 size_t rows_bytes(const Matrix& w) {
   const size_t data = w.rows * row_bytes(w.format, w.cols);
   const size_t scales = is_quantised(w.format) ? w.rows * scale_stride(w.cols) * 2 : 0;
-  return round_up(data + kSlack, kLineBytes) + round_up(scales + kSlack, kLineBytes) + bias_bytes(std::max(w.rows, w.cols));
+  return round_up(data + kSlack, kLineBytes) + round_up(scales + kSlack, kLineBytes) + bias_bytes(std::max(w.rows, w.cols)) +
+         round_up(w.rows, kLineBytes);
 }
 
 Panels pack_panels(const Matrix& w, const void* bias, Arena& arena, unsigned threads) {
-  Panels p{w.format, nullptr, nullptr, w.rows, w.cols, panel_bytes(w.format, w.cols), stream_ahead(w.format)};
+  Panels p{w.format, nullptr, nullptr, w.rows, w.cols, panel_bytes(w.format, w.cols), nullptr, stream_ahead(w.format)};
   uint8_t* data = arena.take(p.count() * p.panel_bytes + kSlack);
+  uint8_t* wild = is_quantised(w.format) ? nullptr : arena.take(p.count());
   in_parallel(p.count(), threads, [&](size_t i) {
     uint8_t* out = data + i * p.panel_bytes;
+    if (wild != nullptr) wild[i] = is_wild(w, i * kLanes, (i + 1) * kLanes);
     switch (w.format) {
       case Format::kF32: return interleave(w, i, reinterpret_cast<uint32_t*>(out));
       case Format::kF16:
@@ -204,6 +234,7 @@ Panels pack_panels(const Matrix& w, const void* bias, Arena& arena, unsigned thr
     }
   });
   p.data = data;
+  p.wild = wild;
   p.bias = copy_bias(bias, w.rows, round_up(w.rows, kLanes), arena);
   return p;
 }
@@ -219,8 +250,10 @@ Rows pack_rows(const Matrix& w, const void* bias, RowOrder order, Arena& arena, 
   uint8_t* data = arena.take(w.rows * p.row_bytes + kSlack);
   const size_t size = element_bits(w.format) / 8, blocks = blocks_of(w.cols);
   uint16_t* scales = is_quantised(w.format) ? reinterpret_cast<uint16_t*>(arena.take(w.rows * p.scale_stride * 2 + kSlack)) : nullptr;
+  uint8_t* wild = is_quantised(w.format) || order == RowOrder::kAxpy ? nullptr : arena.take(w.rows);
   in_parallel(w.rows, threads, [&](size_t r) {
     uint8_t* out = data + r * p.row_bytes;
+    if (wild != nullptr) wild[r] = is_wild(w, r, r + 1);
     if (scales != nullptr) std::memcpy(scales + r * p.scale_stride, static_cast<const uint8_t*>(w.scales) + r * blocks * 2, blocks * 2);
     if (w.format == Format::kI8) return lay_row<Format::kI8>(w, order, r, out);
     if (w.format == Format::kI4) return lay_row<Format::kI4>(w, order, r, out);
@@ -228,6 +261,7 @@ Rows pack_rows(const Matrix& w, const void* bias, RowOrder order, Arena& arena, 
   });
   p.data = data;
   p.scales = scales;
+  p.wild = wild;
   p.bias = order == RowOrder::kDot ? copy_bias(bias, w.rows, w.rows, arena) : copy_bias(bias, w.cols, round_up(w.cols, 128), arena);
   return p;
 }

@@ -38,7 +38,7 @@ void count(const Block& block, size_t tile) {
   for (size_t k = first; k < last; ++k) {
     if (tiles.seen[k] == 0) continue;
     tiles.used[first + static_cast<size_t>(used++)] = static_cast<int32_t>(k);
-    if (tokens > kMemoryBound && tiles.seen[k] * kCommon < tokens) continue;
+    if (block.turned != nullptr ? block.ffn.up.wild[k] != 0 : tokens > kMemoryBound && tiles.seen[k] * kCommon < tokens) continue;
     tiles.common[first + static_cast<size_t>(common++)] = static_cast<int32_t>(k);
   }
   tiles.used_counts[tile] = used;
@@ -74,6 +74,9 @@ struct UpTile {
   uint8_t place[kTile];  // in v; kTile: a neuron that only some tokens compute
 };
 
+// Whether a token's x is not among the parts that tiles read.
+bool is_alone(const Block& block, size_t token) { return block.turned != nullptr && block.scratch.is_odd[token].load(std::memory_order_relaxed); }
+
 void start_up(const Block& block, UpTile& up) {
   const Tiles& tiles = *block.tiles;
   const size_t first = up.index * kTile, common = static_cast<size_t>(tiles.common_counts[up.index]);
@@ -84,13 +87,15 @@ void start_up(const Block& block, UpTile& up) {
     std::fill_n(up.v + k * tiles.v_stride, tiles.v_stride, block.ffn.up.bias[rows[k]]);
   }
   std::fill_n(up.rare_counts, block.x.count, size_t{0});
-  if (tiles.common_counts[up.index] == tiles.used_counts[up.index]) return;
+  const bool all_common = tiles.common_counts[up.index] == tiles.used_counts[up.index];
   for (size_t t = 0; t < block.x.count; ++t) {
+    const bool alone = is_alone(block, t);
+    if (all_common && !alone) continue;
     const List list = tiles.list(block, t, up.index);
     size_t n = 0;
     for (size_t i = 0; i < list.count; ++i) {
       up.rare[t * kTile + n] = list.active[i];
-      n += up.place[static_cast<size_t>(list.active[i]) - first] == kTile;
+      n += alone || up.place[static_cast<size_t>(list.active[i]) - first] == kTile;
     }
     up.rare_counts[t] = n;
   }
@@ -103,9 +108,10 @@ void finish_up(const Block& block, const UpTile& up) {
   for (size_t t = 0; t < block.x.count; ++t) {
     const List list = tiles.list(block, t, up.index);
     const float* next = up.rare_v + t * kTile;
+    const bool alone = is_alone(block, t);
     for (size_t i = 0; i < list.count; ++i, ++out) {
       const size_t at = up.place[static_cast<size_t>(list.active[i]) - first];
-      float value = at == kTile ? *next++ : up.v[at * tiles.v_stride + t];
+      float value = alone || at == kTile ? *next++ : up.v[at * tiles.v_stride + t];
       if (block.ffn.activation == Activation::kDrelu && value <= 0.0f) value = 0.0f;
       tiles.active[out] = list.active[i];
       block.h[out] = value * list.a[i];
@@ -138,7 +144,9 @@ void up(const Block& block, Range range, size_t last_tile, size_t index) {
       if (ahead.count == 0 && end < ffn.d_model) ahead = next_tile(tiles.common, tiles.common_counts, range.begin, range.end, end);
       if (ahead.count == 0) ahead = next_tile(tiles.common, tiles.common_counts, range.end, last_tile, 0);
       if (!block.prefetch) ahead.count = 0;
-      if (common != 0) {
+      if (common != 0 && block.turned != nullptr) {
+        kernels.tile_split(ffn.up, block.turned, tokens, tiles.common + tile * kTile, common, col, cols, ahead, one.v, tiles.v_stride);
+      } else if (common != 0) {
         kernels.tile(ffn.up, tiles.x + col * tokens, kUpColumns, tokens, tiles.common + tile * kTile, common, col, cols, ahead, one.v, tiles.v_stride);
       }
       for (size_t t = 0; t < tokens; ++t) {
@@ -219,8 +227,18 @@ void run_tiles(Block& block) {
   const Ffn& ffn = block.ffn;
   const Tiles& tiles = *block.tiles;
   const auto tile_piece = [&](size_t i) { return piece(tiles.count, kPieces, i, 1); };
+  const bool split = block.x.split != nullptr && ffn.gated;
+  if (split) {
+    const size_t bytes = split_bytes(kLanes, ffn.d_model), blocks = (block.x.count + kLanes - 1) / kLanes;
+    uint8_t* turned = block.scratch.turned.get<uint8_t>(bytes * blocks);
+    parallel_for(block.parallel, blocks, [&](size_t b) {
+      for (size_t at = b * bytes; at < (b + 1) * bytes; at += kSplitTile) block.kernels.turn(block.x.split + at, turned + at);
+    });
+    block.turned = turned;
+  }
   parallel_for(block.parallel, block.x.count, [&](size_t t) {
     find_starts(block, t);
+    if (split) return;
     for (size_t col = 0; col < ffn.d_model && ffn.gated; col += kUpColumns) {
       const float* from = block.x.x + t * block.x.stride + col;
       std::copy(from, from + std::min(kUpColumns, block.x.stride - col), tiles.x + col * block.x.count + t * kUpColumns);

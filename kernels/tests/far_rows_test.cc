@@ -59,7 +59,7 @@ void test_format(const Kernels& k, Format f) {
   const SparseMemory z(2 * kRows * sizeof(float));
   for (const size_t tokens : {size_t{1}, size_t{2}}) {
     Scratch scratch;
-    const Tokens prepared = prepare(k, f, x.data(), tokens, kCols, kSerial, scratch);
+    const Tokens prepared = prepare(k, f, far.panels.count(), x.data(), tokens, kCols, kSerial, scratch);
     run.stream(far.panels, kFirst / kLanes, kRows / kLanes, prepared, z.as<float>(), kRows);
     for (size_t r = 0; r < kFew * tokens; ++r) {
       double bound = 0.0;
@@ -70,7 +70,7 @@ void test_format(const Kernels& k, Format f) {
   std::vector<int32_t> active;
   for (size_t r = 0; r < kFew; r += 2) active.push_back(static_cast<int32_t>(kFirst + r));
   Scratch scratch;
-  const Tokens prepared = prepare(k, f, x.data(), kTokens, kCols, kSerial, scratch);
+  const Tokens prepared = prepare(k, f, 0, x.data(), kTokens, kCols, kSerial, scratch);
   for (const bool prefetch : {false, true}) {
     std::vector<float> u(active.size());
     run.dot(far.dot, prepared, 1, active.data(), active.size(), 0, kCols, prefetch, u.data());

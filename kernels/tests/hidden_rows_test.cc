@@ -63,7 +63,8 @@ int main(int argc, char** argv) {
   for (const Kernels* k : variants_to_test(argc, argv)) {
     for (const BlockFormat format : kBlockFormats) {
       for (const bool gated : {true, false}) {
-        for (const size_t tokens : {1, 3, 14}) {
+        for (const size_t tokens : {1, 3, 14, 67}) {
+          if (tokens > 14 && k->of[static_cast<size_t>(format.format)].split_tokens == 0) continue;
           if (k != &kScalarKernels || tokens == 3) test_hidden_rows(*k, format, tokens, gated);
         }
       }

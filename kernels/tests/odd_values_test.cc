@@ -187,6 +187,11 @@ int main(int argc, char** argv) {
         test_linear(*k, format.format, 37, 70, tokens);
         test_linear(*k, format.format, 64, 128, tokens);
       }
+      if (!brief && k->of[static_cast<size_t>(format.format)].split_tokens != 0) {
+        test_block(*k, format, 64, 130, 67, true, Activation::kRelu, 0.0f);
+        test_block(*k, format, 130, 3, 67, false, Activation::kRelu2, 0.5f);
+        if (!format.mixed()) test_linear(*k, format.format, 37, 70, 67);
+      }
       for (const Kind kind : {Kind::kNumber, Kind::kPlus, Kind::kMinus, Kind::kNan}) {
         CHECK(seen[static_cast<size_t>(kind)] > 1000, "%zu results of kind %d", seen[static_cast<size_t>(kind)], static_cast<int>(kind));
       }

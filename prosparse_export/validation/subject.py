@@ -9,8 +9,8 @@ from typing import Any
 
 import onnx
 
-from prosparse_export.artifact_files import check_files
 from prosparse_export.artifact import read_manifest, sha256_file
+from prosparse_export.artifact_files import check_files
 from prosparse_export.errors import ProSparseError
 from prosparse_export.folder_settings import context_length
 from prosparse_export.model_folder import load_model_folder

@@ -13,7 +13,8 @@
 // `stream` and `dot` per block of 32 columns, to multiples of max|x| / kSteps over that block; `axpy` per
 // chunk of kAxpyChunk list entries and column block, to multiples of max|h * scale| / kSteps. Half such a
 // step, times |integer|, is added to the bound for each product. The scalar variant does not round them, nor does
-// `stream` of so many tokens that it computes in float32.
+// `stream` of so many tokens that it computes in float32. By tiles (Kernels::split) a product is up to five, and no
+// activation is rounded, but the weights of quantised formats are, to 2^-16 of each: gamma(3 * n + 4), and the same half step.
 #ifndef PROSPARSE_KERNELS_H_
 #define PROSPARSE_KERNELS_H_
 
@@ -41,7 +42,19 @@ struct Tokens {
   // The same, for groups of tokens side by side as `stream` reads them; see Kernels::group.
   const float* grouped_x;
   const int32_t* grouped_q;
+  // For tiles; see Kernels::split. Null: not so many tokens, or no tiles. Then grouped_x and grouped_q are not set.
+  const uint8_t* split;
+  float* split_sums;  // beside it, for `stream` to work in: for each panel of the matrix split_sums_floats(count)
 };
+
+// One of the tokens, alone, in a float format.
+inline Tokens one_of(const Tokens& x, size_t token) {
+  Tokens one = x;
+  one.count = 1;
+  one.grouped_x = one.x = x.x + token * x.stride;
+  one.split = nullptr;
+  return one;
+}
 
 // Of `count` tokens, `most` at a time, how many go side by side: groups of about one size, as a small one reads as much.
 constexpr size_t group_size(size_t count, size_t most) {
@@ -67,6 +80,7 @@ struct Part {
 };
 
 struct FormatKernels {
+  size_t split_tokens;  // from which `stream` reads split x; 0: never
   size_t wide_tokens;  // from which `stream` of a quantised format makes weights float32 and reads grouped_x; it rounds no x then
 
   // z[t * z_stride + r] = bias[r] + sum over c of w[r][c] * x[t][c], for the rows of panels [first, last)
@@ -95,6 +109,11 @@ struct FormatKernels {
   // rows[0, count), which lie within [first, first + kTile). work has room for kTile * kMostTileColumns floats.
   void (*add_lists)(const Rows& w, size_t first, const int32_t* rows, size_t count, size_t col, size_t cols, const Ahead& ahead,
                     const Part* parts, size_t tokens, float* y, size_t y_stride, float* work);
+
+  // `tile` for split tokens, [blocks of 16][steps] as Kernels::turn leaves them; null where there are no tiles. None of the
+  // rows is wild.
+  void (*tile_split)(const Rows& w, const uint8_t* x, size_t tokens, const int32_t* rows, size_t count, size_t col, size_t cols,
+                     const Ahead& ahead, float* v, size_t v_stride);
 };
 
 constexpr size_t axpy_work(size_t cols) {  // sums, scaled activations as float, then as pairs, their maxima
@@ -116,13 +135,32 @@ struct Kernels {
   // 16 entries beyond the result. active, a: room for count + 16. Returns how many.
   size_t (*compact)(const float* z, size_t count, float threshold, int32_t* active, float* a);
   FormatKernels of[kFormats];
+
+  // Tiles: `stream` of many tokens reads x in parts of 8 bits, each a bfloat16. `split` writes one row of 32 columns for each
+  // part into tiles of kSplitTile bytes, [steps of 32 columns][kSplitParts]; 16 tokens share a tile. `turn` makes a tile's
+  // pairs of columns its rows, as tile_split reads them.
+  void (*split)(const float* x, size_t cols, uint8_t* row);
+  void (*turn)(const uint8_t* tile, uint8_t* turned);
 };
+
+constexpr size_t kSplitStep = 32, kSplitParts = 3, kSplitTile = 1024;
+constexpr size_t kMostSplit = 128;  // tokens
+constexpr size_t split_sums_floats(size_t tokens) { return round_up(tokens, kLanes) * kLanes; }
+constexpr size_t split_bytes(size_t tokens, size_t cols) {
+  return (tokens + kLanes - 1) / kLanes * ((cols + kSplitStep - 1) / kSplitStep) * kSplitParts * kSplitTile;
+}
+// What parts cannot hold: they lose what is too small, and infinities would meet with other signs.
+constexpr float kSplitLeast = 1e-30f, kSplitMostX = 1e30f, kSplitMostWeight = 1e8f;
 
 extern const Kernels kScalarKernels;  // the reference: double accumulators, no cleverness
 #if defined(__x86_64__)
 extern const Kernels kAvx2Kernels;
 extern const Kernels kAvx512Kernels;
 extern const Kernels kAvx512VnniKernels;
+#if defined(__clang__) ? __clang_major__ >= 12 : __GNUC__ >= 11
+#define PROSPARSE_AMX  // compilers that know it
+extern const Kernels kAmxKernels;
+#endif
 #elif defined(__aarch64__)
 extern const Kernels kNeonKernels;
 extern const Kernels kNeonDotKernels;
