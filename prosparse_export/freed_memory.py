@@ -1,4 +1,4 @@
-"""What is freed but still held by the allocator goes back to the system before an artifact's weights come into memory."""
+"""Freed memory goes back to the system before an artifact's weights come: an allocator would keep it."""
 
 from __future__ import annotations
 
