@@ -89,28 +89,38 @@ def size(path: Path) -> int:
     return sum(file.stat().st_size for file in files if file.is_file())
 
 
-def candidates(weights: str, checkpoint: Path, ours: Path, plain: Path | None, work: Path) -> dict[str, Path]:
-    """Write what the engines need; return their models by name, ours first."""
-    result = {"ours": ours, "ours, dense": ours}
-    folder = work / f"ort-{weights}"
-    dense = folder / "model.onnx" if folder.is_dir() else write_dense(ours, folder)
-    result["onnxruntime, our loop"] = dense
-    try:
-        import onnxruntime_genai  # noqa: F401
+def candidates(
+    weights: str, checkpoint: Path, ours: Path, plain: Path | None, work: Path, without: tuple[str, ...]
+) -> dict[str, Path]:
+    """Write what the engines need; return their models by name, ours first, those `without` a use left out."""
 
-        result["onnxruntime-genai"] = dense
-    except ImportError as error:
-        click.echo(f"left out: onnxruntime-genai: {error}", err=True)
+    def wanted(name: str) -> bool:
+        return not name.startswith(without or ("-",))
+
+    result = {name: ours for name in ("ours", "ours, dense") if wanted(name)}
+    folder = work / f"ort-{weights}"
+    if wanted("onnxruntime, our loop") or wanted("onnxruntime-genai"):
+        dense = folder / "model.onnx" if folder.is_dir() else write_dense(ours, folder)
+        if wanted("onnxruntime, our loop"):
+            result["onnxruntime, our loop"] = dense
+        try:
+            if wanted("onnxruntime-genai"):
+                import onnxruntime_genai  # noqa: F401
+
+                result["onnxruntime-genai"] = dense
+        except ImportError as error:
+            click.echo(f"left out: onnxruntime-genai: {error}", err=True)
     kind = {"i4": "Q4_0", "i4i8": "Q4_0", "i8": "Q8_0", "f16": "F16"}[weights]
     try:
-        import llama_cpp  # noqa: F401
-        from engines_llama import write_gguf
+        if wanted(f"llama.cpp {kind}"):
+            import llama_cpp  # noqa: F401
+            from engines_llama import write_gguf
 
-        path = work / f"{kind}.gguf"
-        result[f"llama.cpp {kind}"] = path if path.is_file() else write_gguf(checkpoint, path, kind)
+            path = work / f"{kind}.gguf"
+            result[f"llama.cpp {kind}"] = path if path.is_file() else write_gguf(checkpoint, path, kind)
     except (ImportError, OSError) as error:
         click.echo(f"left out: llama.cpp: {error}", err=True)
-    if plain is not None and is_quantised(weights):
+    if plain is not None and is_quantised(weights) and wanted("OpenVINO"):
         try:
             from engines_openvino import write_openvino
 
@@ -219,8 +229,7 @@ def main(
     found: list[Row] = []
     for ours in artifacts:
         weights = str(read_manifest(ours)["weight_format"])
-        models = candidates(weights, checkpoint, ours, plain, work)
-        models = {name: path for name, path in models.items() if not name.startswith(without or ("-",))}
+        models = candidates(weights, checkpoint, ours, plain, work, without)
         if prepare:
             click.echo("\n".join(map(str, models.values())))
             continue

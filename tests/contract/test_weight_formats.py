@@ -153,8 +153,8 @@ def test_random_cases() -> None:
 def test_same_bits_for_any_threads(weights: custom_ops.FfnFormat) -> None:
     inputs, _ = make("gated", weights, 512, 1000, np.random.default_rng(0), shift=20.0)
     model = weights_model(custom_ops.sparse_gated_ffn(weights), inputs, 2, activation="relu", threshold=0.0)
-    x = np.random.default_rng(1).standard_normal((29, 512)).astype(np.float32)
-    for n in (1, 3, 29):
+    x = np.random.default_rng(1).standard_normal((70, 512)).astype(np.float32)
+    for n in (1, 3, 29, 70):
         expected = session(model, library=True, threads=1).run(None, {"x": x[:n]})[0]
         for threads in (2, 3, 4):
             actual = session(model, library=True, threads=threads).run(None, {"x": x[:n]})[0]
