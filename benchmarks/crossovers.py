@@ -6,9 +6,11 @@
 Two are of several tokens in float formats (kernels/src/tiles.cc): a neuron is computed for all tokens at once if it is
 active for one in `common` of them; up to `memory` tokens always. One is of single tokens and all formats
 (kernels/src/ffn.cc): rows are prefetched from d_model = `prefetch` on. One is of gate_proj and dense products of
-single tokens (kernels/src/dispatch.cc): `ahead` bytes further on are asked for. Printed: milliseconds a layer of the
-build that the head names, and each build's time as a multiple of it, medians of paired ratios: above 1 it is slower.
-Needs cmake.
+single tokens (kernels/src/dispatch.cc): `ahead` bytes further on are asked for. Two are of many tokens: panels of i8
+and i4 become float32 from `wide` tokens on (kernels/src/int_kernels.inc; measured without AMX, which takes so many),
+and AMX takes 16-bit and quantised formats from `split` tokens on (kernels/src/amx_kernels.inc). Printed: milliseconds
+a layer of the build that the head names, and each build's time as a multiple of it, medians of paired ratios: above 1
+it is slower. Needs cmake.
 """
 
 from __future__ import annotations
@@ -43,7 +45,7 @@ CASES: dict[str, tuple[tuple[str, ...], tuple[str, ...], tuple[int, ...], tuple[
     "prefetch": (("smollm2", "tinyllama"), ("f32", "bf16", "i8", "i4"), (1,), (0.89,)),
     "ahead": (("tinyllama",), ("f32", "bf16", "i8", "i4"), (1,), (0.89,)),
     "wide": (("tinyllama",), ("i8", "i4"), (4, 8, 12, 16, 24, 32, 128), (0.89,)),
-    "split": (("tinyllama",), ("f32", "f16", "bf16", "i8", "i4"), (4, 8, 16, 32, 128), (0.89,)),
+    "split": (("tinyllama",), ("f16", "bf16", "i8", "i4"), (4, 8, 16, 32, 128), (0.89,)),
 }
 
 
@@ -79,6 +81,11 @@ def sessions(
 def rows(name: str, threads: int, rounds: int, folder: Path) -> Iterator[str]:
     """Yield the lines of one constant's table."""
     _, values, base = CONSTANTS[name]
+    if name == "wide" and library_info().isa_used == "avx512-amx":
+        os.environ["PROSPARSE_ISA"] = "avx512-vnni"
+    elif name == "split" and library_info().isa_used != "avx512-amx":
+        yield "\nsplit: left out, this machine has no AMX"
+        return
     libraries = {value: build(folder, name, value) for value in values}
     own = str(base)
     shapes, formats, counts, sparsities = CASES[name]

@@ -52,13 +52,6 @@ Range piece(size_t total, size_t pieces, size_t index, size_t multiple) {
 
 namespace {
 
-// Whether tiles can take x: see kernels.h.
-bool can_split(const float* x, size_t count) {
-  bool can = true;
-  for (size_t i = 0; i < count; ++i) can &= x[i] == 0.0f || (std::fabs(x[i]) >= kSplitLeast && std::fabs(x[i]) < kSplitMostX);
-  return can;
-}
-
 bool is_tame(const float* x, size_t count) {
   bool tame = true;
   for (size_t i = 0; i < count; ++i) tame &= std::fabs(x[i]) < kLargest;
@@ -121,7 +114,7 @@ Tokens prepare(const Kernels& kernels, Format format, size_t panels, const float
     }
     const float* row = tokens.x + t * stride;
     if (!quantised) {
-      if (split && !can_split(row, cols)) scratch.is_odd[t].store(true, std::memory_order_relaxed);
+      if (split && !is_tame(row, cols)) scratch.is_odd[t].store(true, std::memory_order_relaxed);
       return;
     }
     if (is_tame(row, stride)) {

@@ -16,10 +16,11 @@
 namespace prosparse {
 
 constexpr size_t kBlock = 128;  // tokens that share one pass over the weights
+static_assert(kBlock <= kMostSplit);
 constexpr size_t kPieces = 16;  // parts of the gate
 // Quantised kernels take magnitudes below this, so that no product with a scale overflows. A token beyond, or
 // with a NaN, is computed by the scalar kernels, which follow IEEE 754.
-constexpr float kLargest = 1e30f;
+constexpr float kLargest = kSplitMostX;
 // Floats in a way of the L1 cache: rows as far apart as a multiple of it push each other out.
 constexpr size_t kWay = 1024;
 

@@ -2,12 +2,10 @@
 
 #include <cstring>
 
-#if defined(__x86_64__)
+#if defined(PROSPARSE_AMX)
 #include <cpuid.h>
-#if defined(__linux__)
 #include <sys/syscall.h>
 #include <unistd.h>
-#endif
 #endif
 #if defined(__aarch64__) && defined(__linux__)
 #include <asm/hwcap.h>
@@ -32,19 +30,17 @@ bool has_avx512() {
 }
 bool has_vnni() { return has_avx512() && __builtin_cpu_supports("avx512vnni"); }
 #if defined(PROSPARSE_AMX)
-// Linux gives the tiles' registers to processes that ask (Documentation/arch/x86/xstate.rst).
+// Linux gives the tiles' registers to processes that ask for them (Documentation/arch/x86/xstate.rst), for good: after that
+// it refuses alternate signal stacks that could not hold them. So only who will use them asks.
+constexpr long kSupported = 0x1021, kRequest = 0x1023, kTileData = 18;
 bool has_amx() {
-#if defined(__linux__)
   unsigned a = 0, b = 0, c = 0, d = 0;
   constexpr unsigned kTiles = 1u << 24, kBfloat16 = 1u << 22;
   if (!has_vnni() || __get_cpuid_count(7, 0, &a, &b, &c, &d) == 0 || (d & kTiles) == 0 || (d & kBfloat16) == 0) return false;
-  constexpr long kRequest = 0x1023, kTileData = 18;
-  static const bool granted = syscall(SYS_arch_prctl, kRequest, kTileData) == 0;
-  return granted;
-#else
-  return false;
-#endif
+  uint64_t features = 0;
+  return syscall(SYS_arch_prctl, kSupported, &features) == 0 && (features >> kTileData & 1) != 0;
 }
+bool request_tiles() { return syscall(SYS_arch_prctl, kRequest, kTileData) == 0; }
 #endif
 #elif defined(__aarch64__) && defined(__linux__)
 bool has_dotprod() { return (getauxval(AT_HWCAP) & HWCAP_ASIMDDP) != 0; }
@@ -64,7 +60,7 @@ const std::vector<Variant>& compiled_variants() {
   static const std::vector<Variant> variants = {
 #if defined(__x86_64__)
 #if defined(PROSPARSE_AMX)
-      {&kAmxKernels, has_amx},
+      {&kAmxKernels, has_amx, request_tiles},
 #endif
       {&kAvx512VnniKernels, has_vnni},
       {&kAvx512Kernels, has_avx512},
@@ -109,7 +105,7 @@ Choice choose_variant(const char* forced) {
   const bool is_forced = forced != nullptr && *forced != '\0';
   for (const Variant& variant : compiled_variants()) {
     if (is_forced && std::strcmp(forced, variant.kernels->isa) != 0) continue;
-    if (variant.is_supported()) return {variant.kernels, ""};
+    if (variant.is_supported() && (variant.request == nullptr || variant.request())) return {variant.kernels, ""};
   }
   return {nullptr, std::string("PROSPARSE_ISA=") + forced + " cannot run here: this build has " +
                        variant_names(false) + "; this machine runs " + variant_names(true)};

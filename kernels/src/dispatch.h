@@ -12,6 +12,7 @@ namespace prosparse {
 struct Variant {
   const Kernels* kernels;
   bool (*is_supported)();  // by the processor and by the operating system
+  bool (*request)() = nullptr;  // what is to be asked of the system before it runs; false if refused
 };
 
 // Best first; "scalar" is last and runs anywhere.

@@ -11,7 +11,7 @@
 #include <type_traits>
 #include <utility>
 
-#define PROSPARSE_TARGET "avx512f,avx512bw,avx512dq,avx512vl,avx512vnni,avx512bf16,avx2,fma,f16c,amx-tile,amx-bf16"
+#define PROSPARSE_TARGET "avx512f,avx512bw,avx512dq,avx512vl,avx512vnni,avx2,fma,f16c,amx-tile,amx-bf16"
 #define PROSPARSE_ATTRIBUTE __attribute__((target(PROSPARSE_TARGET)))
 #define PROSPARSE_DOT4
 #include "target_begin.inc"
@@ -24,10 +24,27 @@ namespace {
 #include "int_kernels.inc"
 #include "amx_kernels.inc"
 
+}  // namespace
+#include "target_end.inc"
+
+// From here on for any processor: this runs when the library is loaded.
+namespace {
+
+// The variant without tiles, but for what is here. That one is a constant: it is there before this runs.
+template <Format format>
+FormatKernels with_tiles() {
+  FormatKernels kernels = kAvx512VnniKernels.of[static_cast<size_t>(format)];
+  constexpr size_t kFirst = split_tokens(format);
+  kernels.split_tokens = kFirst;
+  kernels.stream = stream_tiles<format>;
+  if constexpr (!is_quantised(format)) kernels.tile_split = tile_split<format>;
+  return kernels;
+}
+
 Kernels all() {
-  Kernels kernels = kAvx512VnniKernels;  // a constant: it is there before this runs
+  Kernels kernels = kAvx512VnniKernels;
   kernels.isa = "avx512-amx";
-  kernels.quantise = quantise;
+  kernels.quantise = quantise;  // the same code again
   kernels.compact = compact;
   kernels.split = split_x;
   kernels.turn = turn_tile;
@@ -39,7 +56,6 @@ Kernels all() {
 }
 
 }  // namespace
-#include "target_end.inc"
 
 const Kernels kAmxKernels = all();
 

@@ -171,30 +171,19 @@ size_t place_of(RowOrder order, Format format, size_t column) {
   return places[order == RowOrder::kDot][format == Format::kI8][column];
 }
 
-// Whether tiles can take these weights; see kernels.h. Numbers without their sign are in the order of their bits.
-template <class T>
-bool is_wild(const uint8_t* in, size_t count, T sign, T least, T most) {
+// Whether tiles can take these rows; see kernels.h. Numbers without their sign are in the order of their bits.
+bool is_wild(const Matrix& w, size_t first, size_t last) {
+  const uint8_t* in = static_cast<const uint8_t*>(w.data) + first * w.cols * sizeof(uint16_t);
+  const size_t count = (std::min(last, w.rows) - first) * w.cols;
+  uint32_t most;
+  std::memcpy(&most, &kSplitMostWeight, sizeof(most));
+  const uint16_t limit = w.format == Format::kF16 ? 0x7c00 : static_cast<uint16_t>(most >> 16);
   bool wild = false;
-  for (size_t i = 0; i < count; ++i) {
-    const T bits = element<T>(in, i) & static_cast<T>(~sign);
-    wild |= (bits != 0 && bits < least) || bits >= most;
-  }
+  for (size_t i = 0; i < count; ++i) wild |= (element<uint16_t>(in, i) & 0x7fff) >= limit;
   return wild;
 }
 
-bool is_wild(const Matrix& w, size_t first, size_t last) {
-  const uint8_t* in = static_cast<const uint8_t*>(w.data) + first * w.cols * element_bits(w.format) / 8;
-  const size_t count = (std::min(last, w.rows) - first) * w.cols;
-  uint32_t least, most;
-  std::memcpy(&least, &kSplitLeast, 4);
-  std::memcpy(&most, &kSplitMostWeight, 4);
-  switch (w.format) {
-    case Format::kF32: return is_wild<uint32_t>(in, count, 0x80000000, least, most);
-    case Format::kF16: return is_wild<uint16_t>(in, count, 0x8000, 0, 0x7c00);
-    case Format::kBF16: return is_wild<uint16_t>(in, count, 0x8000, static_cast<uint16_t>(least >> 16), static_cast<uint16_t>(most >> 16));
-    default: return false;
-  }
-}
+bool may_be_wild(Format format) { return format == Format::kF16 || format == Format::kBF16; }
 
 const float* copy_bias(const void* bias, size_t count, size_t padded, Arena& arena) {
   float* copy = reinterpret_cast<float*>(arena.take(padded * sizeof(float)));
@@ -221,7 +210,7 @@ size_t rows_bytes(const Matrix& w) {
 Panels pack_panels(const Matrix& w, const void* bias, Arena& arena, unsigned threads) {
   Panels p{w.format, nullptr, nullptr, w.rows, w.cols, panel_bytes(w.format, w.cols), nullptr, stream_ahead(w.format)};
   uint8_t* data = arena.take(p.count() * p.panel_bytes + kSlack);
-  uint8_t* wild = is_quantised(w.format) ? nullptr : arena.take(p.count());
+  uint8_t* wild = may_be_wild(w.format) ? arena.take(p.count()) : nullptr;
   in_parallel(p.count(), threads, [&](size_t i) {
     uint8_t* out = data + i * p.panel_bytes;
     if (wild != nullptr) wild[i] = is_wild(w, i * kLanes, (i + 1) * kLanes);
@@ -250,7 +239,7 @@ Rows pack_rows(const Matrix& w, const void* bias, RowOrder order, Arena& arena, 
   uint8_t* data = arena.take(w.rows * p.row_bytes + kSlack);
   const size_t size = element_bits(w.format) / 8, blocks = blocks_of(w.cols);
   uint16_t* scales = is_quantised(w.format) ? reinterpret_cast<uint16_t*>(arena.take(w.rows * p.scale_stride * 2 + kSlack)) : nullptr;
-  uint8_t* wild = is_quantised(w.format) || order == RowOrder::kAxpy ? nullptr : arena.take(w.rows);
+  uint8_t* wild = may_be_wild(w.format) && order == RowOrder::kDot ? arena.take(w.rows) : nullptr;
   in_parallel(w.rows, threads, [&](size_t r) {
     uint8_t* out = data + r * p.row_bytes;
     if (wild != nullptr) wild[r] = is_wild(w, r, r + 1);

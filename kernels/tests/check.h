@@ -34,7 +34,7 @@ inline std::vector<const Kernels*> variants_to_test(int argc, char** argv) {
   for (const Variant& variant : compiled_variants()) {
     const char* isa = variant.kernels->isa;
     if (wanted != nullptr && std::strcmp(wanted, isa) != 0) continue;
-    if (variant.is_supported()) {
+    if (variant.is_supported() && (variant.request == nullptr || variant.request())) {
       chosen.push_back(variant.kernels);
     } else {
       std::printf("left out: %s is not supported here\n", isa);

@@ -208,7 +208,7 @@ int main(int argc, char** argv) {
       if (k != &kScalarKernels) test_block(*k, f, 2100, 300, 3, true, Activation::kRelu, 20.0f);
       if (k != &kScalarKernels) test_block(*k, f, 2100, 300, 1, true, Activation::kRelu, 20.0f);  // down_proj in parts
       if (f.mixed()) continue;
-      if (k != &kScalarKernels && f.format == Format::kF32) test_wide(*k, f);
+      if (k != &kScalarKernels && !is_quantised(f.format)) test_wide(*k, f);
       if (k != &kScalarKernels) test_block(*k, f, 64, 160, 131, true, Activation::kRelu, 5.0f);
       if (k != &kScalarKernels) test_extremes(*k, f, 33, 11009, 1);
       if (k != &kScalarKernels) test_extremes(*k, f, 4097, 19, 2);

@@ -18,7 +18,7 @@ void expect(const Kernels& k, Format f, const char* kernel, double actual, doubl
 
 bool rounds(const Kernels& k, Format f) { return is_quantised(f) && &k != &kScalarKernels; }
 
-// Multiplies a row by a power of two that takes it out of what tiles can hold.
+// Multiplies a row by a power of two: beyond what tiles can hold, or to where they lose all that is not the first part.
 void make_wild(Stored& w, size_t row, int power) {
   for (size_t i = row * w.matrix.cols; i < (row + 1) * w.matrix.cols; ++i) {
     const float value = static_cast<float>(std::ldexp(w.values[i], power));
@@ -37,7 +37,7 @@ void make_wild(Stored& w, size_t row, int power) {
 void test_stream(const Kernels& k, Format f, size_t rows, size_t cols, size_t tokens) {
   std::mt19937 rng(static_cast<unsigned>(rows * 1000 + cols + tokens));
   Stored w(f, rows, cols, rng);
-  if (rows > 20 && tokens % 2 == 1 && (f == Format::kF32 || f == Format::kBF16)) make_wild(w, 3, 40), make_wild(w, rows - 1, -115);
+  if (rows > 20 && tokens % 2 == 1 && (f == Format::kF32 || f == Format::kBF16)) make_wild(w, 3, 110), make_wild(w, rows - 1, -40);
   std::vector<float> bias = normals(rng, rows);
   if (rows > 20) bias[rows - 1] = 0.0f;
   const std::vector<float> x = normals(rng, tokens * cols);
@@ -60,6 +60,34 @@ void test_stream(const Kernels& k, Format f, size_t rows, size_t cols, size_t to
       CHECK(z[t * stride + r] == split[t * stride + r], "%s stream depends on the split", k.isa);
     }
     CHECK(z[t * stride + stride - 1] == -7.0f, "%s stream wrote between rows of z", k.isa);
+  }
+}
+
+// A row of NaNs, one of infinities (x has both signs: their sum is NaN), and all other rows as without them.
+void test_poisoned_panels(const Kernels& k, Format f, size_t tokens) {
+  std::mt19937 rng(static_cast<unsigned>(tokens));
+  const size_t rows = 40, cols = 97;
+  Stored w(f, rows, cols, rng);
+  poison_row(w, 5, 0);
+  poison_row(w, 20, 1);
+  const std::vector<float> bias = normals(rng, rows), x = normals(rng, tokens * cols);
+  Arena arena(panels_bytes(w.matrix));
+  const Panels panels = pack_panels(w.matrix, bias.data(), arena, 2);
+  Scratch scratch;
+  const Tokens prepared = prepare(k, f, panels.count(), x.data(), tokens, cols, kSerial, scratch);
+  const size_t stride = panels.count() * kLanes;
+  std::vector<float> z(tokens * stride);
+  stream_all(k, panels, 0, panels.count(), prepared, scratch, z.data(), stride);
+  for (size_t t = 0; t < tokens; ++t) {
+    for (size_t r = 0; r < rows; ++r) {
+      double bound = 0.0;
+      const double exact = row_sum(w, r, &x[t * cols], bias[r], false, &bound);
+      if (r != 5 && r != 20) {
+        expect(k, f, "stream beside poisoned rows", z[t * stride + r], exact, bound, cols);
+      } else {
+        CHECK(std::isnan(z[t * stride + r]), "%s %s stream hides what row %zu holds", k.isa, kFormatNames[static_cast<size_t>(f)], r);
+      }
+    }
   }
 }
 
@@ -242,6 +270,9 @@ int main(int argc, char** argv) {
             if (!is_quantised(f)) test_tokens(*k, f, cols, tokens, density);
           }
         }
+      }
+      for (const size_t tokens : {1, 9, 67}) {
+        if (!is_quantised(f) && (!brief || tokens == 9)) test_poisoned_panels(*k, f, tokens);
       }
       test_stream(*k, f, 1, 8, 2);
       test_stream(*k, f, 80, 40, 4);

@@ -15,6 +15,7 @@
 // step, times |integer|, is added to the bound for each product. The scalar variant does not round them, nor does
 // `stream` of so many tokens that it computes in float32. By tiles (Kernels::split) a product is up to five, and no
 // activation is rounded, but the weights of quantised formats are, to 2^-16 of each: gamma(3 * n + 4), and the same half step.
+// Tiles flush what is below 2^-126 to 0: n * 2^-98 is added; and what is within 2^-8 of the largest float may be infinite.
 #ifndef PROSPARSE_KERNELS_H_
 #define PROSPARSE_KERNELS_H_
 
@@ -39,15 +40,16 @@ struct Tokens {
   const float* scale;   // [tokens][stride / 32]
   const int32_t* starts; // [tokens][stride / 2], 16 per line: -field_offset times what q_dot's pairs add up to
   const int32_t* sums;  // [tokens][stride / 32]: -field_offset times the sum of a block
-  // The same, for groups of tokens side by side as `stream` reads them; see Kernels::group.
+  // The same, for groups of tokens side by side as `stream` reads them; see Kernels::float_group and int_group.
   const float* grouped_x;
   const int32_t* grouped_q;
-  // For tiles; see Kernels::split. Null: not so many tokens, or no tiles. Then grouped_x and grouped_q are not set.
+  // For tiles; see Kernels::split. Null: not so many tokens, or no tiles. Else grouped_x and grouped_q are not set, and
+  // tokens that cannot be split are zeros here: `stream` leaves them to stream_all.
   const uint8_t* split;
   float* split_sums;  // beside it, for `stream` to work in: for each panel of the matrix split_sums_floats(count)
 };
 
-// One of the tokens, alone, in a float format.
+// One of the tokens, alone: for float formats, and for the scalar variant.
 inline Tokens one_of(const Tokens& x, size_t token) {
   Tokens one = x;
   one.count = 1;
@@ -149,16 +151,16 @@ constexpr size_t split_sums_floats(size_t tokens) { return round_up(tokens, kLan
 constexpr size_t split_bytes(size_t tokens, size_t cols) {
   return (tokens + kLanes - 1) / kLanes * ((cols + kSplitStep - 1) / kSplitStep) * kSplitParts * kSplitTile;
 }
-// What parts cannot hold: they lose what is too small, and infinities would meet with other signs.
-constexpr float kSplitLeast = 1e-30f, kSplitMostX = 1e30f, kSplitMostWeight = 1e8f;
+// From here on products of parts might be infinite, and meet with other signs.
+constexpr float kSplitMostX = 1e30f, kSplitMostWeight = 1e8f;
 
 extern const Kernels kScalarKernels;  // the reference: double accumulators, no cleverness
 #if defined(__x86_64__)
 extern const Kernels kAvx2Kernels;
 extern const Kernels kAvx512Kernels;
 extern const Kernels kAvx512VnniKernels;
-#if defined(__clang__) ? __clang_major__ >= 12 : __GNUC__ >= 11
-#define PROSPARSE_AMX  // compilers that know it
+#if defined(__linux__) && !defined(PROSPARSE_NO_AMX) && (defined(__clang__) ? __clang_major__ >= 12 : __GNUC__ >= 11)
+#define PROSPARSE_AMX
 extern const Kernels kAmxKernels;
 #endif
 #elif defined(__aarch64__)

@@ -55,7 +55,7 @@ struct Panels {
   const float* bias;  // [rows, rounded up to 16]
   size_t rows, cols;
   size_t panel_bytes;
-  const uint8_t* wild;  // [count()], float formats: whether a weight of the panel is too large, too small or no number for tiles
+  const uint8_t* wild;  // [count()], 16-bit formats: whether a weight of the panel is too large for tiles or no number
   size_t ahead;  // bytes beyond what one token's stream reads that it asks the memory for; 0: none
   size_t count() const { return (rows + kLanes - 1) / kLanes; }
 };
@@ -71,7 +71,7 @@ struct Rows {
   size_t padded_cols;      // multiple of 16; quantised: of a line's columns
   size_t row_bytes;
   size_t scale_stride;     // blocks of padded_cols
-  const uint8_t* wild;     // [rows], float formats in kDot order: as of Panels
+  const uint8_t* wild;     // [rows], 16-bit formats in kDot order: as of Panels
 };
 
 // Column within its line of field `field` of word `word` (0 to 31).
