@@ -270,7 +270,7 @@ FOREIGN: dict[str, tuple[Callable[[], ModelProto], int, list[str]]] = {
     ),
     "everything in float16": (lambda: model(GATED, halves(), **F16), 1, []),
     "initializers as inputs, IR 3": (in_old_ir, 1, []),
-    "an initializer that a caller may replace": (overridable, 0, ["its weight is computed in the graph"]),
+    "an initializer that a caller may replace": (overridable, 0, ["may be replaced by the caller"]),
     "a local function": (
         lambda: model(
             "z = MatMul (x, w_up)\nh = pkg.Act (z)\ny = MatMul (h, w_down)", functions=FUNCTION, imports=', "pkg" : 1'
@@ -306,7 +306,7 @@ FOREIGN: dict[str, tuple[Callable[[], ModelProto], int, list[str]]] = {
             **ROWS,
         ),
         0,
-        ["FusedGemm has its ReLU inside"],
+        ["FusedGemm '/mlp/FusedGemm_h' has its ReLU inside"],
     ),
     "in the body of If": (in_if, 0, ["it is in the body of If"]),
     "in the body of Loop": (in_loop, 0, ["it is in the body of Loop"]),
