@@ -10,7 +10,6 @@ from __future__ import annotations
 
 from collections.abc import Callable, Collection, Iterator
 
-import numpy as np
 import onnx_ir as ir
 
 from graph_passes.activation_pattern import match_activation
@@ -63,8 +62,8 @@ def overlooked_relus(
     A ReLU is:
     1. what `match_activation` takes for one;
     2. a fused product with a ReLU of its own;
-    3. rounding to unsigned integers with 0 as their zero point, right after a product: exporters of quantised files
-       leave the ReLU before it out, since the rounding does the same.
+    3. rounding to integers whose smallest stands for 0, right after a product: exporters of quantised files leave the
+       ReLU before it out, since the rounding does the same.
     """
     for node in graph:
         if id(node) in taken or not node.outputs:
@@ -84,7 +83,9 @@ def overlooked_relus(
             if inside:
                 reason = f"{_what(node)} has its ReLU inside: export without onnxruntime's own fusions"
             elif folded:
-                reason = f"its activations are quantised, and its ReLU is folded into {_what(node)} (zero point 0)"
+                reason = (
+                    f"its activations are quantised: its ReLU is folded into {_what(node)}, where no number is negative"
+                )
             else:
                 reason = _reason(node, before, after, linears, search)
             yield node, reason
@@ -100,7 +101,7 @@ def _has_relu_inside(node: ir.Node) -> bool:
 
 def _rounds_negatives_to_zero(node: ir.Node, search: ProductSearch) -> bool:
     """Tell whether a ReLU is folded into ``node``; one that rounds what a ReLU has made already is none."""
-    if not _is_unsigned_from_zero(node):
+    if not _has_none_below_zero(node):
         return False
     value = node.inputs[0]
     if is_product(node):
@@ -110,23 +111,25 @@ def _rounds_negatives_to_zero(node: ir.Node, search: ProductSearch) -> bool:
             return False
         inputs = [other for other in maker.inputs if other is not None and search.products(other, forward=False)[0]]
         value = inputs[0] if inputs else None
-    return value is not None and value.producer() is not None and not _is_unsigned_from_zero(value.producer())
+    return value is not None and value.producer() is not None and not _has_none_below_zero(value.producer())
 
 
 def _is_rounding_with_sign(node: ir.Node) -> bool:
-    return node.op_type in _ZERO_POINT and not _is_unsigned_from_zero(node)
+    return node.op_type in _ZERO_POINT and not _has_none_below_zero(node)
 
 
-def _is_unsigned_from_zero(node: ir.Node | None) -> bool:
+def _has_none_below_zero(node: ir.Node | None) -> bool:
     place = _ZERO_POINT.get(node.op_type) if node is not None else None
     if node is None or place is None:
         return False
     zero = node.inputs[place] if len(node.inputs) > place else None
-    if zero is None:  # uint8 from 0 is the default
+    if zero is None:  # it is 0 then, of uint8 if nothing else is said
         dtype = ir.DataType(node.attributes.get_int("output_dtype", 0) or ir.DataType.UINT8)
         return dtype.name.startswith("UINT")
     numbers = constant_array(zero, most=1 << 20)  # one for each neuron at most
-    return zero.dtype is not None and zero.dtype.name.startswith("UINT") and numbers is not None and not np.any(numbers)
+    if numbers is None or zero.dtype is None or not zero.dtype.is_integer():
+        return False
+    return bool((numbers == zero.dtype.min).all())
 
 
 def _reason(
