@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import subprocess
 import sys
 from collections.abc import Callable
@@ -389,6 +390,19 @@ def test_bad_input_is_one_line(name: str, tmp_path: Path) -> None:
     assert hint.startswith("hint: ")
     assert ("upgrade onnx" in hint) == (name == "opset of the future")
     assert not (tmp_path / "out").exists()
+
+
+def test_bad_input_is_one_line_in_a_terminal_too(tmp_path: Path) -> None:
+    """Where log lines of onnx_ir would be seen, which pytest keeps away."""
+    (tmp_path / "in.onnx").write_bytes(BAD["an output made by no node"][0]())
+    command = [sys.executable, "-m", "prosparse_export", "optimize", "-q", "in.onnx", "out/m.onnx"]
+    environment = {**os.environ, "PYTHONPATH": os.pathsep.join(sys.path)}
+    child = subprocess.run(command, capture_output=True, text=True, check=False, cwd=tmp_path, env=environment)
+    assert child.returncode == 1
+    assert child.stderr.splitlines() == [
+        "error: model: in.onnx: nothing makes the output 'nowhere'",
+        "hint: copy or export the file again",
+    ]
 
 
 def test_opset_by_its_other_name(tmp_path: Path) -> None:
