@@ -202,6 +202,21 @@ def relu_in_if() -> ModelProto:
     return model(text, x=f"float[b, s, {D_MODEL}] x, bool c")
 
 
+def product_in_if() -> ModelProto:
+    """up_proj in both branches of an If, the ReLU and down_proj outside."""
+    kind = f"float[b, s, {D_FF}]"
+    one, two = f"({kind} t) {{ t = MatMul (x, w_up) }}", f"({kind} e) {{ e = MatMul (x, w_gate) }}"
+    text = f"z = If (c) <then_branch = one () => {one}, else_branch = two () => {two}>"
+    return model(f"{text}\nh = Relu (z)\ny = MatMul (h, w_down)", x=f"float[b, s, {D_MODEL}] x, bool c")
+
+
+def relu_in_scan() -> ModelProto:
+    """A Scan over the batch, whose body reads the ReLU's input as its own."""
+    body = f"step (float[s, {D_FF}] v) => (float[s, {D_FF}] w) {{ w = Relu (v) }}"
+    scan = f"h = Scan <num_scan_inputs = 1, body = {body}> (z)"
+    return model(f"z = MatMul (x, w_up)\n{scan}\ny = MatMul (h, w_down)")
+
+
 def rounded() -> Arrays:
     """Matrices of int8 with one scale, for products of integers."""
     arrays: Arrays = {"s_one": np.float32(0.01), "i_zero": np.int8(0), "u_zero": np.uint8(0)}
@@ -505,6 +520,16 @@ FOREIGN: dict[str, tuple[Callable[[], ModelProto], int, list[str]]] = {
         ["the weight of MatMul '/mlp/MatMul_z' is its first input"],
     ),
     "a ReLU in the bodies of If, products outside": (relu_in_if, 0, ["in the body of If '/mlp/If_h', and MatMul"] * 2),
+    "a product in the body of If, its ReLU outside": (
+        product_in_if,
+        0,
+        ["MatMul '/mlp/MatMul_t' is in the body of If '/mlp/If_z'"],
+    ),
+    "a ReLU in the body of Scan, products outside": (
+        relu_in_scan,
+        0,
+        ["in the body of Scan '/mlp/Scan_h', and MatMul"],
+    ),
     "far from its product, through operators that nobody listed": (
         lambda: model(
             "z0 = MatMul (x, w_up)\n"
