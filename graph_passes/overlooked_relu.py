@@ -14,7 +14,8 @@ import onnx_ir as ir
 
 from graph_passes.activation_pattern import match_activation
 from graph_passes.between_products import MOST_VALUES, ProductSearch, is_convolution, is_product
-from graph_passes.linear import Linear, constant_array
+from graph_passes.linear import Linear
+from graph_passes.rounded_relu import rounds_negatives_to_zero
 from graph_passes.weight_source import nbits_weight, weight_behind
 
 __all__ = ["overlooked_relus"]
@@ -29,29 +30,6 @@ _NORMS = frozenset(
         "BatchNormalization",
     ]
 )
-# What may stand between a product and the QuantizeLinear that its ReLU was folded into: nothing that is never negative.
-_KEEPS_SIGNS = frozenset(
-    [
-        "Add",
-        "BiasAdd",
-        "Cast",
-        "Concat",
-        "DequantizeLinear",
-        "Dropout",
-        "Flatten",
-        "Identity",
-        "Mul",
-        "Reshape",
-        "Slice",
-        "Split",
-        "Squeeze",
-        "Sub",
-        "Transpose",
-        "Unsqueeze",
-    ]
-)
-# Operators that round to integers: the place of the zero point of what they give.
-_ZERO_POINT = {"QuantizeLinear": 2, "QLinearMatMul": 7, "QGemm": 8, "QLinearAdd": 7}
 
 
 def overlooked_relus(
@@ -69,7 +47,7 @@ def overlooked_relus(
         if id(node) in taken or not node.outputs:
             continue
         inside = _has_relu_inside(node)
-        folded = not inside and _rounds_negatives_to_zero(node, search)
+        folded = not inside and rounds_negatives_to_zero(node, search)
         before, is_cut = [node], False
         if not (inside or folded):
             found = match_activation(node.outputs[0])
@@ -97,39 +75,6 @@ def _has_relu_inside(node: ir.Node) -> bool:
     attribute = node.attributes.get("activation")
     is_text = attribute is not None and attribute.type == ir.AttributeType.STRING
     return is_product(node) and is_text and attribute.as_string() in ("Relu", "ThresholdedRelu")  # type: ignore[union-attr]
-
-
-def _rounds_negatives_to_zero(node: ir.Node, search: ProductSearch) -> bool:
-    """Tell whether a ReLU is folded into ``node``; one that rounds what a ReLU has made already is none."""
-    if not _has_none_below_zero(node):
-        return False
-    value = node.inputs[0]
-    if is_product(node):
-        return True
-    while value is not None and (maker := value.producer()) is not None and not is_product(maker):
-        if maker.op_type not in _KEEPS_SIGNS and not _is_rounding_with_sign(maker):
-            return False
-        inputs = [other for other in maker.inputs if other is not None and search.products(other, forward=False)[0]]
-        value = inputs[0] if inputs else None
-    return value is not None and value.producer() is not None and not _has_none_below_zero(value.producer())
-
-
-def _is_rounding_with_sign(node: ir.Node) -> bool:
-    return node.op_type in _ZERO_POINT and not _has_none_below_zero(node)
-
-
-def _has_none_below_zero(node: ir.Node | None) -> bool:
-    place = _ZERO_POINT.get(node.op_type) if node is not None else None
-    if node is None or place is None:
-        return False
-    zero = node.inputs[place] if len(node.inputs) > place else None
-    if zero is None:  # it is 0 then, of uint8 if nothing else is said
-        dtype = ir.DataType(node.attributes.get_int("output_dtype", 0) or ir.DataType.UINT8)
-        return dtype.name.startswith("UINT")
-    numbers = constant_array(zero, most=1 << 20)  # one for each neuron at most
-    if numbers is None or zero.dtype is None or not zero.dtype.is_integer():
-        return False
-    return bool((numbers == zero.dtype.min).all())
 
 
 def _reason(
