@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Collection
 from dataclasses import dataclass
 
 import numpy as np
@@ -11,6 +12,10 @@ import onnx_ir as ir
 from graph_passes.linear import scalar_constant
 
 __all__ = ["Activation", "describe_activation", "match_activation", "without_identities"]
+
+# Activations that are spelled with more than one operator, or with a longer name, by what tells them apart.
+_NAMES = {"Erf": "Gelu", "Gelu": "Gelu", "Tanh": "Gelu (tanh)", "Sigmoid": "Silu"}
+_COMPARISONS = frozenset(["Less", "LessOrEqual", "Greater", "GreaterOrEqual"])
 
 
 @dataclass(frozen=True)
@@ -28,7 +33,8 @@ class Activation:
 def match_activation(value: ir.Value) -> Activation | None:
     """Return the activation whose result ``value`` is, or None.
 
-    1. ``Relu(z)``, ``Max(z, 0)``, ``Clip(z, 0)`` with no upper bound below float32's largest: relu;
+    1. ``Relu(z)``, ``Max(z, 0)``, ``Clip(z, 0)`` with no upper bound below float32's largest: relu; a 0 may be
+       spread to a shape;
     2. ``Where(z <= t, 0, z)`` and its mirror images, ``z * Cast(z > t)``: fatrelu, or relu for t = 0.
        Where the graph keeps the boundary (``z >= t``), the threshold becomes the next float below t,
        which selects exactly the same numbers;
@@ -47,7 +53,7 @@ def match_activation(value: ir.Value) -> Activation | None:
             return _relu(node.inputs[0])
         case "Max" if len(node.inputs) == 2:
             for z, zero in (node.inputs, node.inputs[::-1]):
-                if scalar_constant(zero) == 0.0:
+                if z is not None and _is_zero(zero) and _is_as_large(node, z):
                     return _relu(z)
         case "Clip":
             if _clips_below_zero_only(node):
@@ -68,16 +74,27 @@ def match_activation(value: ir.Value) -> Activation | None:
     return None
 
 
-def describe_activation(ops: set[str]) -> str:
-    """Name an activation that is not a ReLU by the operators it is made of, for a message."""
-    if "Erf" in ops or "Gelu" in ops:
-        return "Gelu"
-    if "Tanh" in ops:
-        return "Gelu (tanh)"
-    if "Sigmoid" in ops:
-        return "Silu"
-    shapeless = ops - {"Mul", "Cast", "Expand", "Identity", "Shape"}
-    return " and ".join(sorted(shapeless)) or "a plain product"
+def describe_activation(interior: Collection[ir.Node], *, gated: bool) -> str:
+    """Return why the nodes between up_proj and down_proj are no ReLU, by the operators that they are."""
+    ops = {f"{node.domain}::{node.op_type}" if node.domain else node.op_type for node in interior}
+    what = "gate" if gated else "activation"
+    if named := next((name for op, name in _NAMES.items() if op in ops), ""):
+        return f"{what} is {named}, not a ReLU"
+    shapeless = ops - {"Mul", "Cast", "Expand", "Identity", "Shape", "ConstantOfShape"}
+    relus = [node for node in interior if any(match_activation(value) for value in node.outputs)]
+    if relus and shapeless <= {relus[-1].op_type, *_COMPARISONS, "Not"}:
+        # There is a ReLU and no other activation: what else stands there is what keeps the block from being read.
+        others = [n for n in interior if n not in relus and n.op_type in ("Mul", "Cast") and not _combines(n)]
+        names = ", ".join(f"{n.op_type} {n.name or n.outputs[0].name or ''!r}" for n in reversed(others))
+        return f"beside its ReLU stands {names or 'another product'}: expected the ReLU alone"
+    return f"{what} is {' and '.join(sorted(shapeless)) or 'a plain product'}, not a ReLU"
+
+
+def _combines(node: ir.Node) -> bool:
+    """Tell whether ``node`` makes a mask, or combines two values of the block: no product by a number."""
+    if node.op_type == "Cast":
+        return _comparison(node.inputs[0]) is not None
+    return all(value is not None and scalar_constant(value) is None for value in node.inputs)
 
 
 def without_identities(value: ir.Value) -> ir.Value:
@@ -119,10 +136,12 @@ def _comparison(value: ir.Value | None) -> tuple[ir.Value, float, bool] | None:
     node = value.producer() if value is not None else None
     if node is None or node.domain != "":
         return None
+    if node.op_type == "Cast" and node.attributes.get_int("to", 0) == ir.DataType.BOOL:  # masked_fill
+        return _comparison(node.inputs[0])
     if node.op_type == "Not":
         inner = _comparison(node.inputs[0])
         return (inner[0], inner[1], not inner[2]) if inner is not None else None
-    if node.op_type not in ("Less", "LessOrEqual", "Greater", "GreaterOrEqual"):
+    if node.op_type not in _COMPARISONS:
         return None
     left, right = node.inputs
     below, strict = node.op_type.startswith("Less"), not node.op_type.endswith("OrEqual")
@@ -143,7 +162,7 @@ def _from_where(node: ir.Node) -> Activation | None:
         return None
     z, threshold, active = condition
     kept, zeroed = (node.inputs[1], node.inputs[2]) if active else (node.inputs[2], node.inputs[1])
-    return _above(z, threshold, kept) if _is_zero(zeroed) else None
+    return _above(z, threshold, kept) if _is_zero(zeroed) and _is_as_large(node, z) else None
 
 
 def _above(compared: ir.Value, threshold: float, kept: ir.Value | None) -> Activation | None:
@@ -170,17 +189,31 @@ def _silu_input(value: ir.Value) -> ir.Value | None:
 
 
 def _is_zero(value: ir.Value | None) -> bool:
-    """Tell whether ``value`` is the constant 0, or that expanded to some shape."""
+    """Tell whether ``value`` is the constant 0, or that in some shape: Expand, or ConstantOfShape (zeros_like)."""
     node = value.producer() if value is not None else None
     if node is not None and node.op_type == "Expand" and node.domain == "":
         value = node.inputs[0]
+        node = value.producer() if value is not None else None
+    if node is not None and node.op_type == "ConstantOfShape" and node.domain == "":
+        fill = node.attributes.get("value")
+        return fill is None or not np.any(fill.as_tensor().numpy())  # without one it is float32's 0
     return scalar_constant(value) == 0.0
+
+
+def _is_as_large(node: ir.Node, z: ir.Value) -> bool:
+    """Tell whether ``node`` gives as many numbers as ``z`` has, as far as shapes are known: zeros may be larger."""
+    one, other = node.outputs[0].shape, z.shape
+    if one is None or other is None:
+        return True
+    return len(one) == len(other) and all(
+        a == b for a, b in zip(one, other, strict=True) if isinstance(a, int) and isinstance(b, int)
+    )
 
 
 def _from_mask(node: ir.Node) -> Activation | None:
     for z, mask in (node.inputs, node.inputs[::-1]):
         cast = mask.producer() if mask is not None else None
-        if cast is None or cast.op_type != "Cast":
+        if cast is None or cast.op_type != "Cast" or cast.domain != "":
             continue
         condition = _comparison(cast.inputs[0])
         if condition is not None and condition[2]:

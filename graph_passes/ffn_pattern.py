@@ -9,14 +9,15 @@ from dataclasses import dataclass, replace
 import onnx_ir as ir
 
 from graph_passes.activation_pattern import Activation, describe_activation, match_activation, without_identities
+from graph_passes.between_products import ProductSearch, bodies_of
 from graph_passes.linear import Linear, find_linears, module_scope
 from graph_passes.overlooked_relu import overlooked_relus
 
 __all__ = ["FfnMatch", "FfnOutcome", "find_ffns"]
 
 # What may stand between up_proj and down_proj. Anything else (a Softmax, a norm's ReduceMean) means
-# that the second product does not belong to a feed-forward block. Shape and Expand make a constant as
-# large as the activations, which is how torch.nn.functional.threshold is exported.
+# that the second product does not belong to a feed-forward block. Shape with Expand or ConstantOfShape makes
+# a constant as large as the activations, which is how threshold and zeros_like are exported.
 _ELEMENTWISE = frozenset(
     [
         "Abs",
@@ -26,6 +27,7 @@ _ELEMENTWISE = frozenset(
         "Cast",
         "Celu",
         "Clip",
+        "ConstantOfShape",
         "Div",
         "Dropout",
         "Elu",
@@ -131,12 +133,17 @@ class FfnMatch:
     interior: tuple[ir.Node, ...] = ()
 
 
-def find_ffns(graph: ir.Graph) -> list[FfnMatch]:
+def find_ffns(graph: ir.Graph, search: ProductSearch | None = None) -> list[FfnMatch]:
     """Return every feed-forward block of ``graph``, in order, rewritable or not.
 
     A ReLU between two products that is in none of them is a block too (overlooked_relu.py), and so is every block in
     the body of an If, Loop or Scan; neither can be rewritten.
+
+    Args:
+        graph: where to look.
+        search: of the graph around, where ``graph`` is a body.
     """
+    search = search or ProductSearch(graph)
     linears = find_linears(graph)
     matches: list[FfnMatch] = []
     ends: dict[int, FfnMatch] = {}
@@ -152,26 +159,20 @@ def find_ffns(graph: ir.Graph) -> list[FfnMatch]:
         matches.append(match)
     order = {id(node): position for position, node in enumerate(graph)}
     taken = {id(node) for match in matches for node in match.interior}
-    for node, reason in overlooked_relus(graph, linears, taken):
+    for node, reason in overlooked_relus(graph, linears, taken, search):
         module = module_scope(node).rpartition(".")[0]
         name = node.name or node.outputs[0].name or ""
         matches.append(FfnMatch(_layer(module, len(matches)), module, None, None, None, "", 0.0, reason, name, (node,)))
     matches.sort(key=lambda match: order.get(id(match.interior[0]), 0))
-    return matches + list(_in_bodies(graph))
+    return matches + list(_in_bodies(graph, search))
 
 
-def _in_bodies(graph: ir.Graph) -> Iterator[FfnMatch]:
+def _in_bodies(graph: ir.Graph, search: ProductSearch) -> Iterator[FfnMatch]:
     for node in graph:
-        for attribute in node.attributes.values():
-            bodies: list[ir.Graph] = []
-            if attribute.type == ir.AttributeType.GRAPH:
-                bodies = [attribute.as_graph()]
-            elif attribute.type == ir.AttributeType.GRAPHS:
-                bodies = list(attribute.as_graphs())
-            for body in bodies:
-                for match in find_ffns(body):
-                    where = f"it is in the body of {node.op_type} {node.name or node.outputs[0].name!r}"
-                    yield replace(match, reason=match.reason or where)
+        for body in bodies_of(node):
+            for match in find_ffns(body, search):
+                where = f"it is in the body of {node.op_type} {node.name or node.outputs[0].name!r}"
+                yield replace(match, reason=match.reason or where)
 
 
 def _layer(module: str, ordinal: int) -> int:
@@ -190,8 +191,7 @@ def _match(down: Linear, linears: dict[ir.Value, Linear], ordinal: int) -> FfnMa
     gate, up, activation, threshold = _classify(down.x, linears)
     if up is None:
         up = sources[-1]
-        ops = describe_activation({node.op_type for node in interior})
-        reason = f"{'gate' if len(sources) == 2 else 'activation'} is {ops}, not a ReLU"
+        reason = describe_activation(interior, gated=len(sources) == 2)
     else:
         reason = _check(gate, up, down, interior)
     last = down.output.producer()

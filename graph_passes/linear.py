@@ -104,7 +104,7 @@ def _from_matmul(node: ir.Node) -> Linear | None:
     if node.op_type != "MatMul" or node.domain != "" or node.inputs[0] is None or is_parameter(node.inputs[0]):
         return None
     matrix = weight_behind(node.inputs[1])
-    if matrix is None:
+    if isinstance(matrix, str):
         return None
     weight, transposed = matrix
     output, bias = _added_bias(node.outputs[0], weight.shape[0 if transposed else 1])
@@ -119,7 +119,7 @@ def _from_gemm(node: ir.Node) -> Linear | None:
         return None
     matrix = weight_behind(node.inputs[1])
     bias = node.inputs[2] if len(node.inputs) > 2 else None
-    if matrix is None:
+    if isinstance(matrix, str):
         return None
     weight, transposed = matrix
     in_major = transposed == bool(attributes.get_int("transB", 0))
@@ -133,7 +133,7 @@ def _from_gemm(node: ir.Node) -> Linear | None:
 
 
 def _from_nbits(node: ir.Node) -> Linear | None:
-    if node.op_type != "MatMulNBits" or node.domain != "com.microsoft" or node.inputs[0] is None:
+    if node.op_type != "MatMulNBits" or node.domain != "com.microsoft" or not node.inputs or node.inputs[0] is None:
         return None
     weight = nbits_weight(node)
     if isinstance(weight, str):

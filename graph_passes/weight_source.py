@@ -14,6 +14,7 @@ __all__ = ["Weight", "is_parameter", "nbits_weight", "weight_behind"]
 
 Kind = Literal["float", "qdq", "nbits"]
 _FLOATS = frozenset({ir.DataType.FLOAT, ir.DataType.FLOAT16, ir.DataType.BFLOAT16})
+_COMPUTED = "is computed in the graph: expected a constant matrix"
 
 
 @dataclass(frozen=True)
@@ -49,8 +50,8 @@ def is_parameter(value: ir.Value | None) -> bool:
     return value is not None and value.is_initializer() and value.const_value is not None and not value.is_graph_input()
 
 
-def weight_behind(value: ir.Value | None) -> tuple[Weight, bool] | None:
-    """Return the matrix behind ``value`` and whether it is stored transposed, or None if there is none.
+def weight_behind(value: ir.Value | None) -> tuple[Weight, bool] | str:
+    """Return the matrix behind ``value`` and whether it is stored transposed, or why there is none.
 
     1. an initializer;
     2. ``Transpose``, ``Identity`` of case 1, any number of times, in any order;
@@ -59,48 +60,68 @@ def weight_behind(value: ir.Value | None) -> tuple[Weight, bool] | None:
     """
     transposed, product = False, None
     while value is not None and not is_parameter(value):
+        if value.is_initializer() and value.is_graph_input():
+            return "may be replaced by the caller, since it is an input too: expected an initializer alone"
         node = value.producer()
         if node is None or node.domain != "" or not node.inputs:
-            return None
+            return _COMPUTED
         if node.op_type == "Transpose" and list(node.attributes.get_ints("perm", [1, 0])) == [1, 0]:
             transposed = not transposed
         elif node.op_type == "Cast" and node.attributes.get_int("to", 0) == ir.DataType.FLOAT:
             source = node.inputs[0]
-            if source is None or not is_parameter(source) or source.dtype is None or source.dtype not in _FLOATS:
-                return None
+            if source is None or not is_parameter(source) or source.dtype is None:
+                return _COMPUTED
+            if source.dtype not in _FLOATS:
+                return _of_type(source.dtype)
             product = ir.DataType.FLOAT
         elif node.op_type == "DequantizeLinear":
             weight = _dequantised(node)
-            return (weight, transposed) if weight is not None else None
+            return weight if isinstance(weight, str) else (weight, transposed)
         elif node.op_type != "Identity":
-            return None
+            return _COMPUTED
         value = node.inputs[0]
     tensor = value.const_value if value is not None else None
-    if tensor is None or value is None or len(tensor.shape) != 2 or tensor.dtype not in _FLOATS:
-        return None
+    if tensor is None or value is None:
+        return _COMPUTED
+    if tensor.dtype not in _FLOATS:
+        return _of_type(tensor.dtype)
+    if len(tensor.shape) != 2:
+        return f"has {len(tensor.shape)} dimensions: expected a matrix"
     shape = tuple(tensor.shape.numpy())
     return Weight(value, (shape[0], shape[1]), product or tensor.dtype, "float", tensor.numpy), transposed
 
 
-def _dequantised(node: ir.Node) -> Weight | None:
-    integers, scale, *rest = node.inputs
+def _of_type(dtype: ir.DataType) -> str:
+    return f"is {dtype.name}: expected FLOAT, FLOAT16 or BFLOAT16"
+
+
+def _dequantised(node: ir.Node) -> Weight | str:
+    integers, scale, *rest = [*node.inputs, None][:3]
     zero = rest[0] if rest else None
     if not (is_parameter(integers) and is_parameter(scale)) or (zero is not None and not is_parameter(zero)):
-        return None
+        return _COMPUTED
     assert integers is not None
     assert scale is not None
     tensor, scales = integers.const_value, scale.const_value
-    if tensor is None or scales is None or len(tensor.shape) != 2:
-        return None
+    assert tensor is not None
+    assert scales is not None
+    if len(tensor.shape) != 2:
+        return f"has {len(tensor.shape)} dimensions: expected a matrix"
     zeros = zero.const_value if zero is not None else None
     axis = node.attributes.get_int("axis", 1)
     block = node.attributes.get_int("block_size", 0)
+    rows, cols = tuple(tensor.shape.numpy())
+    for what, parameter in (("scales", scales), ("zero points", zeros)):
+        if parameter is not None and not _fits(tuple(parameter.shape.numpy()), (rows, cols), axis, block):
+            blocks = f" in blocks of {block}" if block else ""
+            got = f"{what} of shape {list(parameter.shape.numpy())} along axis {axis}{blocks}"
+            return f"has {got}: expected some that fit its shape {[rows, cols]}"
 
     def each(parameter: NDArray[np.generic]) -> NDArray[np.float32]:
         numbers = parameter.astype(np.float32)
         if block:
             wide: NDArray[np.float32] = np.repeat(numbers, block, axis=axis)
-            return wide[: tensor.shape[0], : tensor.shape[1]]
+            return wide[:rows, :cols]
         if numbers.size == 1:
             return numbers.reshape(1, 1)
         return numbers.reshape([-1, 1] if axis in (0, -2) else [1, -1])
@@ -111,8 +132,18 @@ def _dequantised(node: ir.Node) -> Weight | None:
             numbers = numbers - each(zeros.numpy())
         return numbers * each(scales.numpy())
 
-    shape = tuple(tensor.shape.numpy())
-    return Weight(integers, (shape[0], shape[1]), scales.dtype, "qdq", read)
+    return Weight(integers, (rows, cols), scales.dtype, "qdq", read)
+
+
+def _fits(shape: tuple[int, ...], matrix: tuple[int, int], axis: int, block: int) -> bool:
+    """Tell whether a DequantizeLinear's parameter of ``shape`` fits a matrix: one number, one per line, or blocks."""
+    if not -2 <= axis <= 1 or block < 0:
+        return False
+    if not block:
+        return shape in ((), (1,), (matrix[axis],))
+    blocks = list(matrix)
+    blocks[axis] = -(-matrix[axis] // block)
+    return list(shape) == blocks
 
 
 def nbits_weight(node: ir.Node) -> Weight | str:
@@ -130,8 +161,8 @@ def nbits_weight(node: ir.Node) -> Weight | str:
         return f"MatMulNBits has {bits} bits in blocks of {block}: expected 4 in blocks of 32"
     if order is not None:
         return "MatMulNBits has columns in another order (g_idx)"
-    if cols % block:
-        return f"MatMulNBits has {cols} columns: expected a multiple of {block}"
+    if cols % block or not rows > 0 < cols:
+        return f"MatMulNBits has N = {rows}, K = {cols}: expected K a multiple of {block}"
     if not (is_parameter(integers) and is_parameter(scales)):
         return "MatMulNBits has weights that are no initializers"
     assert integers is not None
@@ -141,6 +172,10 @@ def nbits_weight(node: ir.Node) -> Weight | str:
     tensor, scale_tensor = integers.const_value, scales.const_value
     assert tensor is not None
     assert scale_tensor is not None
+    for what, stored, size in (("bytes", tensor, rows * cols // 2), ("scales", scale_tensor, rows * cols // block)):
+        if stored.size != size or (what == "bytes" and stored.dtype != ir.DataType.UINT8):
+            got = f"{stored.size} {what} ({stored.dtype.name})"
+            return f"MatMulNBits has {got}: expected {size} for N = {rows}, K = {cols}"
 
     def digits() -> tuple[NDArray[np.uint8], NDArray[np.floating]]:
         packed = tensor.numpy().reshape(rows, cols // 2)

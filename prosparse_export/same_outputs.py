@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import json
+import math
 from pathlib import Path
 
 import numpy as np
 import onnxruntime
 from numpy.typing import NDArray
 
+from prosparse_export.errors import ProSparseError
 from prosparse_export.library import register
 
 __all__ = ["largest_difference"]
@@ -31,21 +33,36 @@ def largest_difference(one: Path, other: Path, *, library: bool) -> tuple[float,
         one: the file that ``other`` was made of; onnxruntime runs it as it is.
         other: the new file.
         library: register the operator library for ``other``.
+
+    Raises:
+        ProSparseError: ``one`` runs and ``other`` does not.
     """
     try:
         before = _session(one, library=False, as_written=True)
         feeds = _feeds(before, _head_size(one.parent))
         expected = before.run(None, feeds)
     except Exception as error:  # onnxruntime's exceptions share no base class
-        return f"onnxruntime does not run the source on made-up inputs: {' '.join(str(error).split())[:200]}"
+        return f"onnxruntime does not run the source on made-up inputs: {_line(error)}"
     del before  # its weights, before those of the other file come
-    actual = _session(other, library=library, as_written=True).run(None, feeds)
+    try:
+        actual = _session(other, library=library, as_written=True).run(None, feeds)
+    except Exception as error:
+        raise ProSparseError(
+            f"check: {other.name}: onnxruntime runs the source, but not the new file: {_line(error)}",
+            hint="please report this file's exporter",
+        ) from error
     difference, size = 0.0, 0.0
     for x, y in zip(expected, actual, strict=True):
         if isinstance(x, np.ndarray) and np.issubdtype(x.dtype, np.floating) and x.size:
+            if x.shape != y.shape:
+                return math.inf, size
             size = max(size, float(np.abs(x).astype(np.float64).max()))
             difference = float(np.maximum(difference, np.abs(x.astype(np.float64) - y).max()))  # keeps a NaN
     return difference, size
+
+
+def _line(error: Exception) -> str:
+    return " ".join(str(error).split())[:200]
 
 
 def _session(path: Path, *, library: bool, as_written: bool = False) -> onnxruntime.InferenceSession:

@@ -1,87 +1,192 @@
 """Count feed-forward blocks of the ReLU family without our matcher: another walk, in other words.
 
-Reachability over the whole graph by names, not by objects, on the serialised model: a ReLU counts if some product
-with a parameter reaches it through anything but products and Softmax, and it reaches such a product likewise.
+Reachability over the whole graph by names, not by objects, on the serialised model, with local functions inlined by
+onnx and the bodies of If, Loop and Scan laid flat into the graph around them: a ReLU counts if some product reaches it
+through anything but products, Softmax and attention, and it reaches a product likewise.
+
+Nothing here comes from graph_passes. Where the two still differ by intent, it is for blocks without a ReLU: those that
+the matcher lists as "not a ReLU" (silu, Relu6) are no part of this count.
 """
 
 from __future__ import annotations
 
+import itertools
+import math
 from collections import defaultdict
+from collections.abc import Iterator
 
 import numpy as np
+import onnx.inliner
 import onnx_ir as ir
-from onnx import GraphProto, NodeProto, numpy_helper
+from onnx import AttributeProto, GraphProto, ModelProto, NodeProto, TensorProto, helper, numpy_helper
 
-PRODUCTS = {"MatMul", "Gemm", "MatMulNBits", "MatMulInteger", "QLinearMatMul", "FusedMatMul", "FusedGemm"}
-WALLS = PRODUCTS | {"Softmax", "Conv", "GroupQueryAttention", "MultiHeadAttention", "Loop", "If", "Scan", "GRU", "LSTM"}
-# Ways that do not lead from a ReLU to its down_proj: the token's own residual goes around them.
-SIDES = {"Shape", "Size", "Equal", "LessOrEqual", "Less", "Greater", "GreaterOrEqual"}
+LINKS = "a body's input or output"
+COMPARISONS = {"LessOrEqual", "Less", "Greater", "GreaterOrEqual"}
+WALLS = {"Softmax", "LogSoftmax", "Hardmax", "Shape", "Size", "GRU", "LSTM", "RNN", "MoE", "QMoE"}
+SMALLEST = {TensorProto.UINT8: 0, TensorProto.UINT16: 0, TensorProto.INT8: -128, TensorProto.INT16: -32768}
+# Of what rounds: where its zero point is. Between it and the product, what may be below zero.
+ZERO_POINTS = {"QuantizeLinear": 2, "QLinearMatMul": 7, "QGemm": 8, "QLinearAdd": 7}
+SIGNED = {"Add", "Sub", "Mul", "BiasAdd", "Cast", "Concat", "DequantizeLinear", "Dropout", "Flatten", "Identity"}
+SIGNED |= {"Reshape", "Slice", "Split", "Squeeze", "Transpose", "Unsqueeze", LINKS}
 
 
-def count_relu_shapes(graph: ir.Graph | GraphProto) -> int:
-    """Return how many ReLUs lie between two products with parameters; bodies of If and Loop are counted too."""
-    proto = ir.to_proto(graph) if isinstance(graph, ir.Graph) else graph
-    constants = {i.name: i for i in proto.initializer}
-    values = {
-        n.output[0]: n.attribute[0].t for n in proto.node if n.op_type == "Constant" and n.attribute[0].HasField("t")
-    }
-    made = {name: node for node in proto.node for name in node.output}
-    readers: dict[str, list[tuple[NodeProto, int]]] = defaultdict(list)
-    for node in proto.node:
-        for place, name in enumerate(node.input):
-            readers[name].append((node, place))
+def count_relu_shapes(source: ir.Graph | GraphProto | ModelProto) -> int:
+    """Return how many ReLUs lie between two products."""
+    if isinstance(source, ModelProto):
+        source = onnx.inliner.inline_local_functions(source).graph
+    return _Flat(ir.to_proto(source) if isinstance(source, ir.Graph) else source).count()
 
-    def number(name: str) -> float | None:
-        tensor = constants.get(name) or values.get(name)
-        if tensor is None and name in made and made[name].op_type in ("Expand", "Identity", "Cast"):
-            return number(made[name].input[0])
-        if tensor is None or int(np.prod(tensor.dims)) != 1 or tensor.data_location:
+
+class _Flat:
+    def __init__(self, graph: GraphProto) -> None:
+        self.constants: dict[str, TensorProto] = {}
+        self.made: dict[str, list[NodeProto]] = defaultdict(list)
+        self.readers: dict[str, list[tuple[NodeProto, int]]] = defaultdict(list)
+        self.nodes: list[NodeProto] = []
+        self._numbers = itertools.count()
+        self._lay(graph, {}, "")
+        for node in self.nodes:
+            for name in node.output:
+                self.made[name].append(node)
+            for place, name in enumerate(node.input):
+                self.readers[name].append((node, place))
+
+    def _lay(self, graph: GraphProto, outer: dict[str, str], prefix: str) -> dict[str, str]:
+        """Add the nodes of ``graph``, what it defines behind ``prefix``; return its names as they are now."""
+        defined = [v.name for v in graph.input] + [i.name for i in graph.initializer]
+        defined += [name for node in graph.node for name in node.output]
+        names = {**outer, **{name: prefix + name for name in defined if name}}
+        self.constants |= {names[i.name]: i for i in graph.initializer}
+        for node in graph.node:
+            copy = NodeProto()
+            copy.CopyFrom(node)
+            copy.input[:] = [names.get(name, name) for name in node.input]
+            copy.output[:] = [names.get(name, name) for name in node.output]
+            self.nodes.append(copy)
+            if node.op_type == "Constant" and node.attribute[0].type == AttributeProto.TENSOR:
+                self.constants[copy.output[0]] = node.attribute[0].t
+            for body in [a.g for a in node.attribute if a.type == AttributeProto.GRAPH]:
+                inner = self._lay(body, names, f"{prefix}{next(self._numbers)}/")
+                skipped = node.op_type == "Loop"  # its body gives the condition first
+                pairs = zip(copy.input, (inner[v.name] for v in body.input), strict=False)
+                outputs = [inner.get(v.name, v.name) for v in body.output][skipped:]
+                pairs = [*pairs, *zip(outputs, copy.output, strict=False)]
+                self.nodes += [helper.make_node(LINKS, [one], [other]) for one, other in pairs if one and other]
+        return names
+
+    def count(self) -> int:
+        count = 0
+        for node in self.nodes:
+            before = self.is_fused(node) or any(self.reaches(z, forward=False) for z in self.before_relu(node))
+            count += before and self.reaches(node.output[0], forward=True)
+        return count
+
+    def number(self, name: str) -> float | None:
+        """Return the one number of a constant, or that every number of it is."""
+        tensor = self.constants.get(name)
+        if tensor is None:
+            node = self.maker(name)
+            if node is not None and node.op_type in ("Expand", "Identity", "Cast", LINKS):
+                return self.number(node.input[0])
+            if node is not None and node.op_type == "ConstantOfShape":
+                return float(numpy_helper.to_array(node.attribute[0].t).reshape(-1)[0]) if node.attribute else 0.0
+            return None
+        if int(np.prod(tensor.dims)) != 1 or tensor.data_location:
             return None
         return float(numpy_helper.to_array(tensor).reshape(-1)[0])
 
-    def is_relu(node: NodeProto) -> bool:
-        if node.op_type == "Relu":
-            return True
-        if node.op_type == "Max":
-            return len(node.input) == 2 and 0.0 in (number(node.input[0]), number(node.input[1]))
-        if node.op_type == "Clip" and len(node.input) > 1:
-            return number(node.input[1]) == 0.0 and (
-                len(node.input) < 3 or not number(node.input[2]) or number(node.input[2]) > 1e30
-            )  # type: ignore[operator]
-        if node.op_type == "Where":  # keeps a value where that value is large enough
-            test = made.get(node.input[0])
-            kept = [name for name in node.input[1:] if number(name) != 0.0]
-            return test is not None and len(kept) == 1 and test.op_type in SIDES and kept[0] in test.input
-        return False
+    def maker(self, name: str) -> NodeProto | None:
+        nodes = self.made.get(name, [])
+        return nodes[0] if len(nodes) == 1 else None
 
-    def reaches_product(name: str, forward: bool) -> bool:
+    def compared(self, name: str) -> set[str]:
+        """Return what is compared with a number to make the mask ``name``."""
+        node = self.maker(name)
+        if node is not None and node.op_type in ("Not", "Cast", "Identity"):
+            return self.compared(node.input[0])
+        if node is None or node.op_type not in COMPARISONS:
+            return set()
+        return {i for i in node.input if self.number(i) is None} if len(node.input) == 2 else set()
+
+    def before_relu(self, node: NodeProto) -> Iterator[str]:
+        """Yield the pre-activation where ``node`` is a ReLU."""
+        attributes = {a.name: helper.get_attribute_value(a) for a in node.attribute}
+        inputs = list(node.input)
+        if node.op_type in ("Relu", "ThresholdedRelu"):
+            yield inputs[0]
+        elif node.op_type == "Max" and len(inputs) == 2:
+            yield from (z for z, zero in (inputs, inputs[::-1]) if self.number(zero) == 0.0)
+        elif node.op_type == "Clip":
+            low = self.number(inputs[1]) if len(inputs) > 1 else attributes.get("min")
+            high = self.number(inputs[2]) if len(inputs) > 2 and inputs[2] else attributes.get("max", math.inf)
+            if low == 0.0 and high is not None and high > 1e30:
+                yield inputs[0]
+        elif node.op_type == "Where":  # keeps a value where that value, or its size, is large enough
+            kept = [name for name in inputs[1:] if self.number(name) != 0.0]
+            if len(kept) == 1 and kept[0] in self.originals(self.compared(inputs[0])):
+                yield kept[0]
+        elif node.op_type == "Mul":
+            for z, mask in (inputs, inputs[::-1]):
+                if z in self.originals(self.compared(mask)):
+                    yield z
+
+    def originals(self, names: set[str]) -> set[str]:
+        """Return ``names`` and what they are the absolute values of."""
+        makers = [self.maker(name) for name in names]
+        return names | {node.input[0] for node in makers if node is not None and node.op_type == "Abs"}
+
+    def is_fused(self, node: NodeProto) -> bool:
+        """Tell whether a product has a ReLU inside, or rounds what is below zero to zero."""
+        activation = next((a.s for a in node.attribute if a.name == "activation"), b"")
+        if is_product(node) and activation in (b"Relu", b"ThresholdedRelu"):
+            return True
+        return self.is_clipping(node) and (is_product(node) or self.comes_from_product(node.input[0]))
+
+    def is_clipping(self, node: NodeProto) -> bool:
+        place = ZERO_POINTS.get(node.op_type)
+        if place is None or len(node.input) <= place:
+            return place == 2
+        zero = self.constants.get(node.input[place])
+        return zero is not None and bool((numpy_helper.to_array(zero) == SMALLEST.get(zero.data_type)).all())
+
+    def comes_from_product(self, name: str) -> bool:
+        return any(
+            not self.is_clipping(node)
+            and (
+                is_product(node)
+                or ((node.op_type in SIGNED or node.op_type in ZERO_POINTS) and self.comes_from_product(node.input[0]))
+            )
+            for node in self.made[name]
+        )
+
+    def is_constant(self, name: str) -> bool:
+        if name in self.constants or not name:
+            return True
+        return name in self.made and all(self.is_constant(i) for node in self.made[name] for i in node.input)
+
+    def reaches(self, name: str, forward: bool) -> bool:
         queue, seen = [name], {name}
         while queue:
             name = queue.pop()
-            if forward:
-                for node, place in readers[name]:
-                    if node.op_type in PRODUCTS and place == 0:
+            for node, place in self.readers[name] if forward else ((n, 0) for n in self.made.get(name, [])):
+                if is_product(node):
+                    second = 3 if node.op_type in ("QLinearMatMul", "QGemm") else 1
+                    on_the_right = place == second and "Conv" not in node.op_type and self.is_constant(node.input[0])
+                    if not forward or place == 0 or on_the_right or node.op_type == "Einsum":
                         return True
-                    if node.op_type not in WALLS | SIDES and not (node.op_type == "Add" and is_residual(node, name)):
-                        queue += [o for o in node.output if o not in seen]
-                        seen.update(node.output)
-            elif name in made:
-                node = made[name]
-                if node.op_type in PRODUCTS:
-                    return True
-                if node.op_type not in WALLS | SIDES:
-                    queue += [i for i in node.input if i not in seen]
-                    seen.update(node.input)
+                elif node.op_type not in WALLS and "Attention" not in node.op_type and "Conv" not in node.op_type:
+                    is_rounding = node.op_type == "DynamicQuantizeLinear"  # its scale is no activation
+                    if not is_rounding or forward or name == node.output[0]:
+                        more = (node.output[:1] if is_rounding else node.output) if forward else node.input
+                        queue += [o for o in more if o and o not in seen]
+                        seen.update(more)
         return False
 
-    def is_residual(node: NodeProto, name: str) -> bool:
-        return all(other == name or (other not in constants and other not in values) for other in node.input)
 
-    count = sum(
-        is_relu(node)
-        and reaches_product(next(i for i in node.input if number(i) is None or node.op_type == "Relu"), False)
-        and reaches_product(node.output[0], True)
-        for node in proto.node
-    )
-    bodies = [a.g for node in proto.node for a in node.attribute if a.HasField("g")]
-    return count + sum(count_relu_shapes(body) for body in bodies)
+def is_product(node: NodeProto) -> bool:
+    """Tell whether ``node`` multiplies by a matrix, a convolution of width 1 included."""
+    if "Conv" in node.op_type:
+        attributes = {a.name: helper.get_attribute_value(a) for a in node.attribute}
+        kernel = attributes.get("kernel_shape", [0])
+        return set(kernel) == {1} and attributes.get("group", 1) == 1
+    return any(part in node.op_type for part in ("MatMul", "Gemm", "Einsum"))

@@ -28,7 +28,7 @@ FILES = {
     "k_neighbors_regressor.onnx": ("sklearn MLP", 2),
     "light_bvlc_alexnet.onnx": ("image classifier, weights made in the graph", 2),
     "light_zfnet512.onnx": ("image classifier, weights made in the graph", 2),
-    "light_squeezenet.onnx": ("image classifier without products", 0),
+    "light_squeezenet.onnx": ("image classifier, all of its products are convolutions", 16),
 }
 
 

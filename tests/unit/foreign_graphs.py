@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from pathlib import Path
+from tempfile import TemporaryDirectory
 
 import numpy as np
 import onnx
@@ -163,8 +165,75 @@ def in_loop() -> ModelProto:
     return model(text + f"y = Loop (n, start, x) <body = step {body}>")
 
 
+def quantised_by_onnxruntime(kind: str) -> ModelProto:
+    """Return what onnxruntime's own quantisers make of a block: "dynamic", or static, as "QDQ QInt8"."""
+    from onnxruntime import quantization
+
+    class Inputs(quantization.CalibrationDataReader):  # type: ignore[misc]
+        def __init__(self) -> None:
+            rng = np.random.default_rng(1)
+            self._rest = [{"x": rng.standard_normal((2, 4, D_MODEL)).astype(np.float32)} for _ in range(4)]
+
+        def get_next(self) -> dict[str, NDArray[np.float32]] | None:
+            return self._rest.pop() if self._rest else None
+
+    with TemporaryDirectory() as folder:
+        source, target = Path(folder, "in.onnx"), Path(folder, "out.onnx")
+        onnx.save(model(PLAIN.format("Relu (z)"), opset=21, ir_version=10), source)
+        if kind == "dynamic":
+            quantization.quantize_dynamic(source, target)
+        else:
+            form, _, integer = kind.partition(" ")
+            options = {
+                "quant_format": quantization.QuantFormat[form],
+                "activation_type": quantization.QuantType[integer],
+            }
+            quantization.quantize_static(source, target, Inputs(), **options)
+        return onnx.load(target)
+
+
+def relu_in_if() -> ModelProto:
+    """Products outside of an If, the ReLU in both of its branches."""
+    kind = f"float[b, s, {D_FF}]"
+    branches = (
+        f"then_branch = one () => ({kind} t) {{ t = Relu (z) }}, else_branch = two () => ({kind} e) {{ e = Relu (z) }}"
+    )
+    text = f"z = MatMul (x, w_up)\nh = If (c) <{branches}>\ny = MatMul (h, w_down)"
+    return model(text, x=f"float[b, s, {D_MODEL}] x, bool c")
+
+
+def product_in_if() -> ModelProto:
+    """up_proj in both branches of an If, the ReLU and down_proj outside."""
+    kind = f"float[b, s, {D_FF}]"
+    one, two = f"({kind} t) {{ t = MatMul (x, w_up) }}", f"({kind} e) {{ e = MatMul (x, w_gate) }}"
+    text = f"z = If (c) <then_branch = one () => {one}, else_branch = two () => {two}>"
+    return model(f"{text}\nh = Relu (z)\ny = MatMul (h, w_down)", x=f"float[b, s, {D_MODEL}] x, bool c")
+
+
+def relu_in_scan() -> ModelProto:
+    """A Scan over the batch, whose body reads the ReLU's input as its own."""
+    body = f"step (float[s, {D_FF}] v) => (float[s, {D_FF}] w) {{ w = Relu (v) }}"
+    scan = f"h = Scan <num_scan_inputs = 1, body = {body}> (z)"
+    return model(f"z = MatMul (x, w_up)\n{scan}\ny = MatMul (h, w_down)")
+
+
+def rounded() -> Arrays:
+    """Matrices of int8 with one scale, for products of integers."""
+    arrays: Arrays = {"s_one": np.float32(0.01), "i_zero": np.int8(0), "u_zero": np.uint8(0)}
+    for name in ("up", "down"):
+        arrays[f"i_{name}"] = np.rint(weights()[f"w_{name}"] * 100).astype(np.int8)
+    return {**arrays, "b_up": weights()["b_up"]}
+
+
+def as_convolutions() -> Arrays:
+    return {f"c_{name}": np.ascontiguousarray(weights()[f"w_{name}"].T[..., None]) for name in ("up", "down")}
+
+
 F16 = {"x": f"float16[b, s, {D_MODEL}] x", "y": f"float16[b, s, {D_MODEL}] y"}
 ROWS = {"x": f"float[b, {D_MODEL}] x", "y": f"float[b, {D_MODEL}] y"}
+F64 = {"x": f"double[b, s, {D_MODEL}] x", "y": f"double[b, s, {D_MODEL}] y"}
+MASK = "z = MatMul (x, w_up)\nc = Greater (z, t)\n{}\ny = MatMul (h, w_down)"
+THRESHOLD = {**weights(), "t": np.float32(0.125)}
 FUNCTION = """<domain: "pkg", opset_import: ["" : 18]> Act (z) => (h) { h = Relu (z) }"""
 
 # name: (the model, blocks rewritten, what the reason of each other block contains)
@@ -270,7 +339,7 @@ FOREIGN: dict[str, tuple[Callable[[], ModelProto], int, list[str]]] = {
     ),
     "everything in float16": (lambda: model(GATED, halves(), **F16), 1, []),
     "initializers as inputs, IR 3": (in_old_ir, 1, []),
-    "an initializer that a caller may replace": (overridable, 0, ["its weight is computed in the graph"]),
+    "an initializer that a caller may replace": (overridable, 0, ["may be replaced by the caller"]),
     "a local function": (
         lambda: model(
             "z = MatMul (x, w_up)\nh = pkg.Act (z)\ny = MatMul (h, w_down)", functions=FUNCTION, imports=', "pkg" : 1'
@@ -306,7 +375,7 @@ FOREIGN: dict[str, tuple[Callable[[], ModelProto], int, list[str]]] = {
             **ROWS,
         ),
         0,
-        ["FusedGemm has its ReLU inside"],
+        ["FusedGemm '/mlp/FusedGemm_h' has its ReLU inside"],
     ),
     "in the body of If": (in_if, 0, ["it is in the body of If"]),
     "in the body of Loop": (in_loop, 0, ["it is in the body of Loop"]),
@@ -337,6 +406,170 @@ FOREIGN: dict[str, tuple[Callable[[], ModelProto], int, list[str]]] = {
         ),
         0,
         ["input width 32 differs from output width 8"],
+    ),
+    "torch.where with zeros_like, from the tracing exporter": (
+        lambda: model(MASK.format("s = Shape (z)\no = ConstantOfShape (s)\nh = Where (c, z, o)"), THRESHOLD),
+        1,
+        [],
+    ),
+    "torch.maximum with zeros_like, from the tracing exporter": (
+        lambda: model(PLAIN.replace("h = {}", "s = Shape (z)\no = ConstantOfShape (s)\nh = Max (o, z)")),
+        1,
+        [],
+    ),
+    "zeros_like of one number, expanded": (
+        lambda: model(
+            MASK.format(
+                "s = Shape (z)\no = ConstantOfShape <value = float[1] {0}> (one)\ne = Expand (o, s)\n"
+                "h = Where (c, z, e)"
+            ),
+            {**THRESHOLD, "one": np.array([1])},
+        ),
+        1,
+        [],
+    ),
+    "ones_like is no ReLU": (
+        lambda: model(
+            MASK.format("s = Shape (z)\no = ConstantOfShape <value = float[1] {1}> (s)\nh = Where (c, z, o)"), THRESHOLD
+        ),
+        0,
+        ["not a ReLU"],
+    ),
+    "masked_fill": (
+        lambda: model(
+            "z = MatMul (x, w_up)\nc = LessOrEqual (z, t)\nm = Cast <to = 9> (c)\nh = Where (m, zero, z)\n"
+            "y = MatMul (h, w_down)",
+            THRESHOLD,
+        ),
+        1,
+        [],
+    ),
+    "a product with a mask": (
+        lambda: model(MASK.format("m = Cast <to = 1> (c)\nh = Mul (m, z)"), THRESHOLD),
+        1,
+        [],
+    ),
+    "Where behind Not": (lambda: model(MASK.format("n = Not (c)\nh = Where (n, zero, z)"), THRESHOLD), 1, []),
+    "quantize_dynamic": (
+        lambda: quantised_by_onnxruntime("dynamic"),
+        0,
+        ["its activations are quantised (MatMulInteger"],
+    ),
+    "quantize_static, QDQ": (
+        lambda: quantised_by_onnxruntime("QDQ QInt8"),
+        0,
+        ["its activations are quantised: its ReLU is folded into QuantizeLinear"],
+    ),
+    "quantize_static, QDQ of unsigned integers": (
+        lambda: quantised_by_onnxruntime("QDQ QUInt8"),
+        0,
+        ["its activations are quantised: its ReLU is folded into QuantizeLinear"],
+    ),
+    "quantize_static, QOperator": (
+        lambda: quantised_by_onnxruntime("QOperator QUInt8"),
+        0,
+        ["its activations are quantised: its ReLU is folded into QLinearMatMul"],
+    ),
+    "MatMulIntegerToFloat": (
+        lambda: model(
+            "xq, xs, xz = DynamicQuantizeLinear (x)\n"
+            "z = com.microsoft.MatMulIntegerToFloat (xq, i_up, xs, s_one, xz, i_zero, b_up)\nr = Relu (z)\n"
+            "hq, hs, hz = DynamicQuantizeLinear (r)\n"
+            "y = com.microsoft.MatMulIntegerToFloat (hq, i_down, hs, s_one, hz, i_zero)",
+            rounded(),
+            imports=MS,
+        ),
+        0,
+        ["its activations are quantised (MatMulIntegerToFloat"],
+    ),
+    "DynamicQuantizeMatMul": (
+        lambda: model(
+            "z = com.microsoft.DynamicQuantizeMatMul (x, i_up, s_one, i_zero, b_up)\nr = Relu (z)\n"
+            "y = com.microsoft.DynamicQuantizeMatMul (r, i_down, s_one, i_zero)",
+            rounded(),
+            imports=MS,
+        ),
+        0,
+        ["its activations are quantised (DynamicQuantizeMatMul"],
+    ),
+    "convolutions of width 1": (
+        lambda: model(
+            "c = Transpose <perm = [0, 2, 1]> (x)\nz = Conv <kernel_shape = [1]> (c, c_up)\nr = Relu (z)\n"
+            "q = Conv <kernel_shape = [1]> (r, c_down)\ny = Transpose <perm = [0, 2, 1]> (q)",
+            as_convolutions(),
+        ),
+        0,
+        ["its products are convolutions"],
+    ),
+    "convolutions of width 3": (
+        lambda: model(
+            "c = Transpose <perm = [0, 2, 1]> (x)\nz = Conv <pads = [1, 1]> (c, c_up)\nr = Relu (z)\n"
+            "q = Conv <pads = [1, 1]> (r, c_down)\ny = Transpose <perm = [0, 2, 1]> (q)",
+            {name: np.repeat(array, 3, -1) for name, array in as_convolutions().items()},
+        ),
+        0,
+        [],
+    ),
+    "weights on the left": (
+        lambda: model(
+            "c = Transpose <perm = [0, 2, 1]> (x)\nz = MatMul (w_up, c)\nr = Relu (z)\n"
+            "q = MatMul (w_down, r)\ny = Transpose <perm = [0, 2, 1]> (q)",
+            transposed(),
+        ),
+        0,
+        ["the weight of MatMul '/mlp/MatMul_z' is its first input"],
+    ),
+    "a ReLU in the bodies of If, products outside": (relu_in_if, 0, ["in the body of If '/mlp/If_h', and MatMul"] * 2),
+    "a product in the body of If, its ReLU outside": (
+        product_in_if,
+        0,
+        ["MatMul '/mlp/MatMul_t' is in the body of If '/mlp/If_z'"],
+    ),
+    "a ReLU in the body of Scan, products outside": (
+        relu_in_scan,
+        0,
+        ["in the body of Scan '/mlp/Scan_h', and MatMul"],
+    ),
+    "far from its product, through operators that nobody listed": (
+        lambda: model(
+            "z0 = MatMul (x, w_up)\n"
+            + "\n".join(f"z{i + 1} = {'Softsign' if i % 2 else 'LpNormalization'} (z{i})" for i in range(80))
+            + "\nh = Relu (z80)\ny = MatMul (h, w_down)"
+        ),
+        0,
+        ["its structure is unknown (LpNormalization, Softsign)"],
+    ),
+    "ReLU attention": (
+        lambda: model("k = Transpose <perm = [0, 2, 1]> (x)\np = MatMul (x, k)\nr = Relu (p)\ny = MatMul (r, x)"),
+        0,
+        ["the weight of MatMul '/mlp/MatMul_p' is computed in the graph"],
+    ),
+    "ReLU after Softmax": (
+        lambda: model("z = MatMul (x, w_up)\ns = Softmax (z)\nh = Relu (s)\ny = MatMul (h, w_down)"),
+        0,
+        [],
+    ),
+    "everything in double": (
+        lambda: model(PLAIN.format("Relu (z)"), {k: v.astype(np.float64) for k, v in weights().items()}, **F64),
+        0,
+        ["is DOUBLE: expected FLOAT, FLOAT16 or BFLOAT16"],
+    ),
+    "a ReLU times a number": (
+        lambda: model("z = MatMul (x, w_up)\nr = Relu (z)\nh = Mul (r, two)\ny = MatMul (h, w_down)"),
+        0,
+        ["beside its ReLU stands Mul '/mlp/Mul_h': expected the ReLU alone"],
+    ),
+    "a gate times a number": (
+        lambda: model(GATED.replace("a = Relu (z)", "r = Relu (z)\na = Mul (two, r)")),
+        0,
+        ["beside its ReLU stands Mul '/mlp/Mul_a': expected the ReLU alone"],
+    ),
+    "a ReLU in float16 and back": (
+        lambda: model(
+            "z = MatMul (x, w_up)\nr = Relu (z)\ni = Cast <to = 10> (r)\nh = Cast <to = 1> (i)\ny = MatMul (h, w_down)"
+        ),
+        0,
+        ["beside its ReLU stands Cast '/mlp/Cast_i', Cast '/mlp/Cast_h'"],
     ),
     "silu": (
         lambda: model(

@@ -7,7 +7,7 @@ import onnx_ir as ir
 import pytest
 from graphs import D_FF, D_MODEL, evaluate, ffn_graph
 
-from graph_passes import FfnOutcome, FuseSparseFfnPass
+from graph_passes import FfnOutcome, FuseSparseFfnPass, between_products
 
 SILU = "g = Sigmoid (z)\ns = Mul (g, z)\nn = Abs (s)"
 GATED = {
@@ -131,6 +131,18 @@ def test_refuses_a_hidden_value_that_others_use() -> None:
     outcomes: list[FfnOutcome] = []
     assert not FuseSparseFfnPass(outcomes)(model).modified
     assert outcomes[0].reason == "'h' is used outside of the block too"
+
+
+def test_a_search_that_ends_early_says_so(monkeypatch: pytest.MonkeyPatch) -> None:
+    nodes = "\n".join(f"n{i + 1} = Softsign (n{i})" for i in range(20)).replace("(n0)", "(z)")
+    model = ffn_graph(f"{nodes}\nh = Relu (n20)", gated=False)
+    outcomes: list[FfnOutcome] = []
+    FuseSparseFfnPass(outcomes)(model)
+    assert [o.reason for o in outcomes] == ["its structure is unknown (Softsign)"]
+    monkeypatch.setattr(between_products, "MOST_VALUES", 10)
+    outcomes.clear()
+    assert not FuseSparseFfnPass(outcomes)(model).modified
+    assert [o.reason[:23] for o in outcomes] == ["no product found within"]
 
 
 def test_a_computed_weight_is_no_linear_layer() -> None:

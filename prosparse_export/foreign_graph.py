@@ -1,0 +1,94 @@
+"""Whether the graph of a foreign ONNX file can run at all: every node and output has what it is made of."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+
+import onnx
+import onnx_ir as ir
+from onnx_ir.passes import common
+
+from prosparse_export.errors import ProSparseError
+
+__all__ = ["AGAIN", "check_graph", "graphs_of"]
+
+AGAIN = "copy or export the file again"
+
+
+def check_graph(path: Path, model: ir.Model) -> None:
+    """Check ``model``, which came from ``path``.
+
+    Raises:
+        ProSparseError: it is cyclic, a node lacks an input or an output, or nothing makes a value that is read.
+    """
+    for function in model.functions.values():
+        _check_nodes(path, function, function.opset_imports or model.opset_imports)
+    for graph in _graphs(model.graph):
+        _check_nodes(path, graph, model.opset_imports)
+    try:
+        common.TopologicalSortPass()(model)
+    except (ValueError, ir.passes.PassError) as error:
+        raise ProSparseError(f"model: {path}: expected a graph without cycles, got one", hint=AGAIN) from error
+    for graph in _graphs(model.graph):
+        for node in graph:
+            for value in node.inputs:
+                if value is not None and not _is_made(value, graph, model.graph):
+                    raise ProSparseError(
+                        f"model: {path}: node {_name(node)}: nothing makes its input {value.name!r}", hint=AGAIN
+                    )
+        for value in graph.outputs:
+            if not _is_made(value, graph, model.graph):
+                raise ProSparseError(f"model: {path}: nothing makes the output {value.name!r}", hint=AGAIN)
+
+
+def graphs_of(model: ir.Model) -> Iterator[ir.Graph | ir.Function]:
+    """Yield the graph, the local functions, and the bodies of If, Loop and Scan in either."""
+    yield from _graphs(model.graph)
+    for function in model.functions.values():
+        yield from _graphs(function)
+
+
+def _graphs(graph: ir.Graph | ir.Function) -> Iterator[ir.Graph | ir.Function]:
+    yield graph
+    for node in graph:
+        for attribute in node.attributes.values():
+            if attribute.is_ref():
+                continue
+            if attribute.type == ir.AttributeType.GRAPH:
+                yield from _graphs(attribute.as_graph())
+            elif attribute.type == ir.AttributeType.GRAPHS:
+                for body in attribute.as_graphs():
+                    yield from _graphs(body)
+
+
+def _is_made(value: ir.Value, graph: ir.Graph | ir.Function, outermost: ir.Graph) -> bool:
+    if value.producer() is not None or value.is_initializer() or value in graph.inputs:
+        return True
+    return graph is not outermost and value.is_graph_input()  # of a graph around this body
+
+
+def _check_nodes(path: Path, graph: ir.Graph | ir.Function, imports: Mapping[str, int]) -> None:
+    """Compare the inputs and outputs of standard operators with their definition; others are not known here."""
+    for node in graph:
+        opset = imports.get("")
+        if node.domain != "" or opset is None or not onnx.defs.has(node.op_type, opset, ""):
+            continue
+        schema = onnx.defs.get_schema(node.op_type, opset, "")
+        if not schema.min_input <= len(node.inputs) <= schema.max_input or len(node.outputs) < schema.min_output:
+            most = f" to {schema.max_input}" if schema.max_input != schema.min_input else ""
+            raise ProSparseError(
+                f"model: {path}: node {_name(node)}: {node.op_type} has {len(node.inputs)} inputs and "
+                f"{len(node.outputs)} outputs: expected {schema.min_input}{most} and {schema.min_output} or more",
+                hint=AGAIN,
+            )
+        for value, formal in zip(node.inputs, schema.inputs, strict=False):
+            if value is None and formal.option == onnx.defs.OpSchema.FormalParameterOption.Single:
+                raise ProSparseError(
+                    f"model: {path}: node {_name(node)}: {node.op_type} has no input {formal.name}: expected one",
+                    hint=AGAIN,
+                )
+
+
+def _name(node: ir.Node) -> str:
+    return repr(node.name or (node.outputs[0].name if node.outputs else "") or node.op_type)

@@ -1,0 +1,266 @@
+"""``prosparse optimize`` on files that are no valid ONNX, or not all there: one line, a hint, and nothing written."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+from collections.abc import Callable
+from pathlib import Path
+
+import numpy as np
+import onnx
+import onnx_ir as ir
+import pytest
+from click.testing import CliRunner
+from foreign_graphs import (
+    FUNCTION,
+    GATED,
+    MS,
+    PLAIN,
+    QDQ,
+    ROWS,
+    Arrays,
+    model,
+    nbits,
+    nbits_arrays,
+    qdq_arrays,
+    weights,
+)
+from onnx import ModelProto
+
+from prosparse_export import ProSparseError, optimize_file
+from prosparse_export.artifact import write_artifact
+from prosparse_export.cli import main
+
+pytestmark = pytest.mark.integration
+
+
+def cyclic() -> bytes:
+    proto = model(PLAIN.format("Relu (z)"))
+    proto.graph.node[0].input[0] = "y"
+    return bytes(proto.SerializeToString())
+
+
+def dangling() -> bytes:
+    proto = model(PLAIN.format("Relu (z)"))
+    del proto.graph.initializer[:]
+    return bytes(proto.SerializeToString())
+
+
+def of_opset(number: int) -> bytes:
+    proto = model(PLAIN.format("Relu (z)"))
+    proto.opset_import[0].version = number
+    return bytes(proto.SerializeToString())
+
+
+def external(length: int, location: str = "weights.bin", offset: object = 0) -> bytes:
+    proto = model(PLAIN.format("Relu (z)"))
+    tensor = proto.graph.initializer[0]
+    tensor.ClearField("raw_data")
+    tensor.data_location = 1
+    for key, value in (("location", location), ("offset", offset), ("length", length)):
+        tensor.external_data.add(key=key, value=str(value))
+    return bytes(proto.SerializeToString())
+
+
+def changed(nodes: str, change: Callable[[ModelProto], object], arrays: Arrays | None = None, **options: str) -> bytes:
+    proto = model(nodes, arrays, **options)
+    change(proto)
+    return bytes(proto.SerializeToString())
+
+
+def without_input(kind: str, nodes: str, **options: str) -> bytes:
+    """The model of ``nodes`` whose first node of ``kind`` lacks its last required input."""
+
+    def drop(proto: ModelProto) -> None:
+        node = next(node for node in proto.graph.node if node.op_type == kind)
+        del node.input[-2 if kind == "Gemm" else -1 :]  # its bias may be missing
+
+    return changed(nodes, drop, **options)
+
+
+def in_domain(domain: str, opset: int) -> bytes:
+    def rename(proto: ModelProto) -> None:
+        proto.opset_import[0].domain, proto.opset_import[0].version = domain, opset
+
+    return changed(PLAIN.format("Relu (z)"), rename)
+
+
+WHERE = "z = MatMul (x, w_up)\nc = Less (z, zero)\nh = Where (c, zero, z)\ny = MatMul (h, w_down)"
+POW = "z = MatMul (x, w_up)\nr = Relu (z)\nh = Pow (r, two)\ny = MatMul (h, w_down)"
+CALL = "z = MatMul (x, w_up)\nh = pkg.Act (z)\ny = MatMul (h, w_down)"
+ENDLESS = '<domain: "pkg", opset_import: ["" : 18, "pkg" : 1]> Act (z) => (h) { h = pkg.Act (z) }'
+OTHER_OPSET = '<domain: "pkg", opset_import: ["" : 13]> Act (z) => (h) { h = Relu (z) }'
+
+
+BAD: dict[str, tuple[Callable[[], bytes], str]] = {
+    "text": (lambda: b"this is no protobuf" * 9, "expected an ONNX file, got 171 bytes"),
+    "empty": (lambda: b"", "got an empty one"),
+    "truncated": (lambda: model(GATED).SerializeToString()[:-1000], "expected an ONNX file, got"),
+    "cyclic": (cyclic, "expected a graph without cycles"),
+    "a value from nowhere": (dangling, "nothing makes its input 'w_up'"),
+    "opset of the future": (lambda: of_opset(99), "opset 99: expected 1 to"),
+    "external data missing": (lambda: external(8192), "expected its weights in"),
+    "MatMul of one input": (lambda: without_input("MatMul", GATED), "MatMul has 1 inputs and 1 outputs: expected 2"),
+    "Relu of no input": (lambda: without_input("Relu", GATED), "Relu has 0 inputs and 1 outputs: expected 1"),
+    "Relu of an input without name": (
+        lambda: changed(GATED, lambda p: p.graph.node[2].input.__setitem__(0, "")),
+        "Relu has no input X",
+    ),
+    "Gemm of one input": (
+        lambda: without_input("Gemm", "z = Gemm (x, w_up, b_up)\nh = Relu (z)\ny = Gemm (h, w_down, b_down)", **ROWS),
+        "Gemm has 1 inputs and 1 outputs: expected 2 to 3",
+    ),
+    "Less of one input": (lambda: without_input("Less", WHERE), "Less has 1 inputs"),
+    "Where of two inputs": (lambda: without_input("Where", WHERE), "Where has 2 inputs"),
+    "Pow of one input": (lambda: without_input("Pow", POW), "Pow has 1 inputs"),
+    "Mul of one input": (lambda: without_input("Mul", GATED), "Mul has 1 inputs"),
+    "Relu of no input in a function": (
+        lambda: changed(
+            CALL, lambda p: p.functions[0].node[0].ClearField("input"), functions=FUNCTION, imports=', "pkg" : 1'
+        ),
+        "Relu has 0 inputs",
+    ),
+    "a function that calls itself": (
+        lambda: changed(CALL, lambda _: None, functions=ENDLESS, imports=', "pkg" : 1'),
+        "Cyclic dependency detected between functions: pkg::Act -> pkg::Act",
+    ),
+    "a function of another opset": (
+        lambda: changed(CALL, lambda _: None, functions=OTHER_OPSET, imports=', "pkg" : 1'),
+        "Opset mismatch when inlining function 'pkg::Act'",
+    ),
+    "an output made twice": (
+        lambda: changed(GATED, lambda p: p.graph.node[1].output.__setitem__(0, "z")),
+        'Original declaration %"z"',
+    ),
+    "an output made by no node": (
+        lambda: changed(GATED, lambda p: setattr(p.graph.output[0], "name", "nowhere")),
+        "nothing makes the output 'nowhere'",
+    ),
+    "numbers of an unknown type": (
+        lambda: changed(GATED, lambda p: setattr(p.graph.initializer[0], "data_type", 99)),
+        "99 is not a valid DataType",
+    ),
+    "fewer numbers than the shape": (
+        lambda: changed(GATED, lambda p: p.graph.initializer[0].dims.__setitem__(0, 1000)),
+        "w_gate: expected 256000 bytes, as its shape [1000, 64] says, got 8192",
+    ),
+    "no numbers": (
+        lambda: changed(GATED, lambda p: p.graph.initializer[0].ClearField("raw_data")),
+        "w_gate: expected 2048 numbers, as its shape [32, 64] says, got 0",
+    ),
+    "fewer numbers than the shape, in a list": (
+        lambda: changed(
+            GATED,
+            lambda p: p.graph.initializer[0].ClearField("raw_data") or p.graph.initializer[0].float_data.append(1.0),
+        ),
+        "w_gate: expected 2048 numbers, as its shape [32, 64] says, got 1",
+    ),
+    "an offset that is no number": (lambda: external(8192, offset="abc"), "invalid literal for int"),
+    "an offset below 0": (lambda: external(8192, offset=-5), "External data offset must be non-negative"),
+    "data shorter than the shape": (lambda: external(100, "in.onnx"), "expected 8192 bytes, as its shape says"),
+    "data out of the folder": (lambda: external(8192, "../secret.bin"), "got '../secret.bin', which leads out of it"),
+    "data out of the folder, hidden": (
+        lambda: external(8192, "a/../../secret.bin"),
+        "'../secret.bin', which leads out",
+    ),
+    "data at an absolute path": (lambda: external(8192, "/secret.bin"), "got '/secret.bin', which leads out of it"),
+    "MatMulNBits of another shape": (
+        lambda: changed(
+            nbits(), lambda _: None, {**nbits_arrays(), "q_up": np.zeros((3, 1, 16), np.uint8)}, imports=MS
+        ),
+        "MatMulNBits has 48 bytes (UINT8): expected 1024 for N = 64, K = 32",
+    ),
+    "MatMulNBits of no input": (
+        lambda: changed(nbits(), lambda p: p.graph.node[0].ClearField("input"), nbits_arrays(), imports=MS),
+        "MatMulNBits has weights that are no initializers",
+    ),
+    "DequantizeLinear of another shape": (
+        lambda: changed(QDQ, lambda _: None, {**qdq_arrays(), "s_w_up": np.ones(5, np.float32)}),
+        "has scales of shape [5] along axis 1: expected some that fit its shape [32, 64]",
+    ),
+    "opset 0": (lambda: of_opset(0), "opset 0: expected 1 to"),
+    "opset below 0": (lambda: of_opset(-3), "opset -3: expected 1 to"),
+    "no opset": (lambda: in_domain("pkg", 18), "opset of ai.onnx is not stated"),
+    "nothing to do": (lambda: model("y = Relu (x)").SerializeToString(), "no feed-forward block was found"),
+    "opset 11": (lambda: of_opset(11), "opset is 11: expected 13 or newer"),
+}
+
+
+@pytest.mark.parametrize("name", BAD)
+def test_bad_input_is_one_line(name: str, tmp_path: Path) -> None:
+    build, message = BAD[name]
+    (tmp_path / "in").mkdir()
+    source = tmp_path / "in" / "in.onnx"
+    source.write_bytes(build())
+    (tmp_path / "secret.bin").write_bytes(bytes(8192))  # where it is read, nothing else is wrong
+    result = CliRunner().invoke(main, ["optimize", "-q", "--weights", "f32", str(source), str(tmp_path / "out/m.onnx")])
+    assert result.exit_code == 1, result.output
+    assert result.stdout == ""
+    error, hint = result.stderr.splitlines()
+    assert error.startswith(f"error: model: {source}: ")
+    assert message in error
+    assert hint.startswith("hint: ")
+    assert ("upgrade onnx" in hint) == (name == "opset of the future")
+    assert not (tmp_path / "out").exists()
+
+
+def test_bad_input_is_one_line_in_a_terminal_too(tmp_path: Path) -> None:
+    """Where log lines of onnx_ir would be seen, which pytest keeps away."""
+    (tmp_path / "in.onnx").write_bytes(BAD["an output made by no node"][0]())
+    command = [sys.executable, "-m", "prosparse_export", "optimize", "-q", "in.onnx", "out/m.onnx"]
+    environment = {**os.environ, "PYTHONPATH": os.pathsep.join(sys.path)}
+    child = subprocess.run(command, capture_output=True, text=True, check=False, cwd=tmp_path, env=environment)
+    assert child.returncode == 1
+    assert child.stderr.splitlines() == [
+        "error: model: in.onnx: nothing makes the output 'nowhere'",
+        "hint: copy or export the file again",
+    ]
+
+
+def test_opset_by_its_other_name(tmp_path: Path) -> None:
+    (tmp_path / "in.onnx").write_bytes(in_domain("ai.onnx", 18))
+    result = optimize_file(tmp_path / "in.onnx", tmp_path / "out" / "m.onnx")
+    assert len(result.rewritten) == 1
+    assert {i.domain: i.version for i in onnx.load(result.path).opset_import} == {"": 18, "com.prosparse": 1}
+    assert result.manifest["check"]["outputs_compared"]
+
+
+def test_files_of_the_hugging_face_cache(tmp_path: Path) -> None:
+    """There, the .onnx and its data are links to files of other names in another folder."""
+    snapshot = tmp_path / "snapshots" / "revision"
+    for folder in (tmp_path / "blobs", snapshot):
+        folder.mkdir(parents=True)
+    (tmp_path / "blobs" / "one").write_bytes(external(8192, "in.onnx_data"))
+    (tmp_path / "blobs" / "two").write_bytes(weights()["w_up"].tobytes())
+    (snapshot / "in.onnx").symlink_to("../../blobs/one")
+    (snapshot / "in.onnx_data").symlink_to("../../blobs/two")
+    result = optimize_file(snapshot / "in.onnx", tmp_path / "out" / "m.onnx")
+    assert result.manifest["check"]["outputs_compared"], result.manifest["check"]
+    assert result.manifest["check"]["largest_difference"] < 1e-5
+    stored = {i.name: onnx.numpy_helper.to_array(i) for i in onnx.load(result.path).graph.initializer}
+    w_up = next(node for node in onnx.load(result.path).graph.node if node.domain == "com.prosparse").input[1]
+    np.testing.assert_array_equal(stored[w_up], weights()["w_up"].T)
+
+
+def test_a_new_file_that_does_not_run_is_an_error(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    from prosparse_export import optimize
+
+    def cut(model: ir.Model, staging: Path, name: str, *rest: object) -> None:
+        write_artifact(model, staging, name, *rest)  # type: ignore[arg-type]
+        (staging / name).write_bytes((staging / name).read_bytes()[:-20])
+
+    monkeypatch.setattr(optimize, "write_artifact", cut)
+    (tmp_path / "in.onnx").write_bytes(model(GATED).SerializeToString())
+    with pytest.raises(ProSparseError, match="onnxruntime runs the source, but not the new file") as caught:
+        optimize_file(tmp_path / "in.onnx", tmp_path / "out" / "m.onnx")
+    assert caught.value.hint
+    assert not (tmp_path / "out").exists()
+
+
+def test_external_data_that_was_cut_off(tmp_path: Path) -> None:
+    (tmp_path / "in.onnx").write_bytes(external(8192))
+    (tmp_path / "weights.bin").write_bytes(b"0" * 4000)
+    with pytest.raises(ProSparseError, match=r"expected 8192 bytes in .*weights.bin, got 4000"):
+        optimize_file(tmp_path / "in.onnx", tmp_path / "out" / "m.onnx")
