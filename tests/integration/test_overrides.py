@@ -110,6 +110,7 @@ def test_bad_overrides_are_one_line(name: str, tmp_path: Path) -> None:
     with pytest.raises(ProSparseError) as caught:
         export_model(folder, tmp_path / "out" / "m.onnx", ExportOptions(**options))  # type: ignore[arg-type]
     assert message in str(caught.value)
+    assert caught.value.hint
     assert "\n" not in str(caught.value)
     assert not (tmp_path / "out").exists()
 
