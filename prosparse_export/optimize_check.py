@@ -36,8 +36,9 @@ def output_bound(rewritten: Sequence[FfnOutcome], weights: FfnFormat | None, *, 
     """Return by how much an output may change at most, as a share of the largest one.
 
     Where weights are rounded, products err independently of each other, so their errors add as squares: in a block
-    up and down, and the gate; relu2 doubles what its argument errs by. Of MatMulNBits' digits down_proj's alone
-    change, and the other scales become float16.
+    up and down, and the gate; relu2 doubles what its argument errs by. Under FATReLU about as large a share of
+    neurons as the error comes to lie on the other side of the threshold, and moves by all of it. Of MatMulNBits'
+    digits down_proj's alone change, and the other scales become float16.
     """
     bound = _HALF if halves else _FLOAT
     squares = 0.0
@@ -48,6 +49,7 @@ def output_bound(rewritten: Sequence[FfnOutcome], weights: FfnFormat | None, *, 
             first = "f16"
         squares += (_ERROR[first] * (2.0 if outcome.activation == "relu2" else 1.0)) ** 2 + _ERROR[down] ** 2
         squares += _ERROR[first] ** 2 if "Gated" in outcome.op else 0.0
+        squares += _ERROR[first] if outcome.threshold else 0.0
     return min(bound + _MARGIN * math.sqrt(squares), _UNRELATED)
 
 

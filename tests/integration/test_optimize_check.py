@@ -106,3 +106,5 @@ def test_the_bound_stays_finite(tmp_path: Path) -> None:
     assert output_bound([replace(block, activation="relu2")], "i8", halves=True) > output_bound(
         [block], "i8", halves=True
     )
+    flips = output_bound([replace(block, activation="fatrelu", threshold=0.1)], "i4", halves=False)
+    assert output_bound([block], "i4", halves=False) < flips < 2.0
