@@ -53,7 +53,10 @@ def check_approximation(wanted: Approximation) -> None:
             hint="give text like that which the model will see: --calibrate FILE",
         )
     if wanted.activation != "silu":
-        raise ProSparseError(f"approximation: expected silu, got {wanted.activation!r}")
+        raise ProSparseError(
+            f"approximation: expected silu, got {wanted.activation!r}",
+            hint="silu is the only activation that it approximates; a model with ReLU needs no --approximate",
+        )
     if not 0.0 < wanted.keep < 1.0:
         raise ProSparseError(
             f"approximation: keep: expected a share between 0 and 1, got {wanted.keep:g}",
@@ -112,7 +115,10 @@ def approximate_again(model: PreTrainedModel, recorded: dict[str, Any]) -> None:
         with quiet():
             apply_thresholded_silu(silu_blocks(model), recorded["thresholds"])
     except (TrainingError, ValueError) as error:
-        raise ProSparseError(f"approximation: prosparse.json is of another model: {error}") from error
+        raise ProSparseError(
+            f"approximation: prosparse.json is of another model: {error}",
+            hint="give the model folder that the artifact was exported from, or export again",
+        ) from error
 
 
 def _rows(model: PreTrainedModel, folder: Path, wanted: Approximation) -> tuple[list[torch.Tensor], dict[str, str]]:

@@ -57,7 +57,11 @@ class Decoder:
         self._present = {value.name: value.name.replace("past_key_values.", "present.", 1) for value in past}
         missing = next((name for name in self._present.values() if name not in outputs), None)
         if missing or not past:
-            raise ProSparseError(f"model: {path}: expected a decoder with a KV cache, got no output {missing}")
+            raise ProSparseError(
+                f"model: {path}: expected a decoder with a KV cache, got "
+                + (f"no output {missing}" if missing else "no input past_key_values.N.key"),
+                hint="give a decoder that prosparse-export wrote",
+            )
         slots = capacity if in_place else 0
         self._cache = {
             value.name: _bound(np.empty((batch, value.shape[1], slots, value.shape[3]), _TYPES[value.type]))
@@ -78,7 +82,10 @@ class Decoder:
             ProSparseError: the prompts are longer than the capacity, or onnxruntime fails.
         """
         if ids.shape[1] > self._capacity:
-            raise ProSparseError(f"prompt: expected at most {self._capacity} tokens, got {ids.shape[1]}")
+            raise ProSparseError(
+                f"prompt: expected at most {self._capacity} tokens, got {ids.shape[1]}",
+                hint="shorten the prompt, or ask for a decoder of more capacity",
+            )
         part = PREFILL_TOKENS if self._batch == 1 else ids.shape[1]  # GroupQueryAttention's limit for larger batches
         positions = np.maximum(mask.cumsum(-1) - 1, 0)
         logits = np.empty((0, 0, 0), np.float32)
@@ -105,7 +112,10 @@ class Decoder:
             ProSparseError: the cache is full, or onnxruntime fails.
         """
         if self._width >= self._capacity:
-            raise ProSparseError(f"context: expected at most {self._capacity} tokens, got one more")
+            raise ProSparseError(
+                f"context: expected at most {self._capacity} tokens, got one more",
+                hint="end here, or ask for a decoder of more capacity",
+            )
         assert self._step is not None
         np.copyto(self._tokens, tokens)
         for row, slot in enumerate(self._slots):  # plain integers: for a few rows an operation on arrays costs more
@@ -170,7 +180,10 @@ class Decoder:
         try:
             self._session.run_with_iobinding(io)
         except Exception as error:  # onnxruntime's exceptions share no base class
-            raise ProSparseError(f"model: {self._path}: {' '.join(str(error).split())}") from error
+            raise ProSparseError(
+                f"model: {self._path}: {' '.join(str(error).split())}",
+                hint="check the token ids, the memory, and the files: `prosparse info ONNX_FILE --verify`",
+            ) from error
 
 
 def _bound(array: NDArray[np.generic]) -> onnxruntime.OrtValue:

@@ -209,5 +209,8 @@ def _run(
     try:
         outputs: list[NDArray[np.float32]] = session.run(None, feeds)
     except Exception as error:  # onnxruntime's exceptions share no base class
-        raise ProSparseError(f"model: {path}: {' '.join(str(error).split())}") from error
+        raise ProSparseError(
+            f"model: {path}: {' '.join(str(error).split())}",
+            hint="token ids must be below vocab_size, and ids and mask of one shape, [batch, tokens]",
+        ) from error
     return outputs

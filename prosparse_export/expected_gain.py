@@ -142,5 +142,8 @@ def _decode_seconds(path: Path, ids: Sequence[int], threads: int) -> float:
         decoder.step(np.array([token]))
         times.append(time.perf_counter() - began)
     if not times:
-        raise ProSparseError(f"model: {path}: no decode step was timed")
+        raise ProSparseError(
+            f"model: {path}: expected decode steps to time, got none",
+            hint="leave out --calibrate: the export does not need it; and please report this",
+        )
     return float(np.median(times[1:]))

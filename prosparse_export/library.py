@@ -89,7 +89,10 @@ def library_info() -> LibraryInfo:
     try:
         function = ctypes.CDLL(str(path)).prosparse_ops_info
     except (OSError, AttributeError) as error:
-        raise ProSparseError(f"operator library: {path}: cannot be loaded: {error}") from error
+        raise ProSparseError(
+            f"operator library: {path}: cannot be loaded: {error}",
+            hint="it is of another system or version: run `pip install .` in the project's folder to build it anew",
+        ) from error
     function.restype = ctypes.c_char_p
     values = json.loads(function().decode())
     return LibraryInfo(

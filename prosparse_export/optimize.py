@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import re
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -17,13 +18,13 @@ from prosparse_export.artifact import MANIFEST, Sidecars, artifact_folder, sha25
 from prosparse_export.errors import ProSparseError
 from prosparse_export.foreign_file import read_foreign_file
 from prosparse_export.library import check_library, library_path
-from prosparse_export.same_outputs import largest_difference
+from prosparse_export.optimize_check import check_outputs, has_halves
 
 __all__ = ["OptimizeOptions", "OptimizeResult", "optimize_file"]
 
 _DOMAIN = "com.prosparse"
 _FUNCTIONS_SINCE = 8  # the IR version that brought functions
-_BOUND = {"f32": 1e-4, "f16": 2e-2, "bf16": 2e-2}  # of the largest output; a half rounds at every node
+_FORMAT = re.compile("(i4i8|bf16|f16|f32|i8|i4)$")  # at the end of an operator's name
 
 
 @dataclass(frozen=True)
@@ -56,7 +57,8 @@ class OptimizeResult:
         path: the graph.
         rewritten: feed-forward blocks that became sparse operators.
         refused: those that did not, with their reasons.
-        already: sparse operators that the file had before.
+        already: operators of ours that the file had before; they stay as they are.
+        already_formats: in which formats their weights are and stay.
         manifest: contents of prosparse.json.
     """
 
@@ -64,6 +66,7 @@ class OptimizeResult:
     rewritten: tuple[FfnOutcome, ...]
     refused: tuple[FfnOutcome, ...]
     already: int
+    already_formats: tuple[str, ...]
     manifest: dict[str, Any]
 
 
@@ -89,7 +92,8 @@ def optimize_file(
     with artifact_folder(output, overwrite=options.overwrite) as staging:
         tell("load", 0, 0)
         model = read_foreign_file(source)
-        already = sum(node.domain == _DOMAIN for node in model.graph)
+        already = [_FORMAT.findall(node.op_type.lower())[0] for node in model.graph if node.domain == _DOMAIN]
+        halves = has_halves(model)
         tell("rewrite", 0, 0)
         outcomes: list[FfnOutcome] = []
         with _without_log_lines():  # onnx's shape inference has opinions on other exporters' files
@@ -111,10 +115,16 @@ def optimize_file(
         except WeightRangeError as error:
             raise ProSparseError(f"weights: {error}", hint="choose another --weights: bf16 and f32 hold any") from error
         tell("check", 0, 0)
-        manifest["check"] = _check(source, staging / output.name, rewritten, options)
+        manifest["check"] = {"outputs_compared": False, "reason": "not asked for (--no-check)"}
+        if options.check:
+            # Operators that were there run as their bodies in the source, so they do in the result.
+            uses_library = options.with_library and not options.plain and not already
+            manifest["check"] = check_outputs(
+                source, staging / output.name, rewritten, options.weights, halves=halves, library=uses_library
+            )
         write_manifest(staging, manifest)
         tell("publish", 0, 0)
-    return OptimizeResult(output, rewritten, refused, already, manifest)
+    return OptimizeResult(output, rewritten, refused, len(already), tuple(sorted(set(already))), manifest)
 
 
 @contextmanager
@@ -127,29 +137,6 @@ def _without_log_lines() -> Iterator[None]:
         logging.disable(disabled)
 
 
-def _check(
-    source: Path, written: Path, rewritten: tuple[FfnOutcome, ...], options: OptimizeOptions
-) -> dict[str, object]:
-    """Compare outputs; a rewrite that keeps the numbers must keep the outputs."""
-    if not options.check:
-        return {"outputs_compared": False, "reason": "not asked for (--no-check)"}
-    found = largest_difference(source, written, library=options.with_library and not options.plain)
-    if isinstance(found, str):
-        return {"outputs_compared": False, "reason": found}
-    difference, size = found
-    formats = {o.op.removeprefix("SparseGatedFFN").removeprefix("SparseFFN").lower() for o in rewritten}
-    bound = max((_BOUND.get(name, float("inf")) for name in formats), default=_BOUND["f32"])
-    if options.weights not in (None, "f32") or any(o.source == "nbits" for o in rewritten):
-        bound = float("inf")  # rounded on request, or MatMulNBits rounds activations: the difference is recorded
-    if not difference <= bound * max(1.0, size):
-        raise ProSparseError(
-            f"check: {written.name}: outputs differ from the source's: expected at most {bound * max(1.0, size):g}, "
-            f"got {difference:g}",
-            hint="please report this file's exporter",
-        )
-    return {"outputs_compared": True, "largest_difference": difference, "largest_output": size}
-
-
 def _nothing_rewritten(source: Path, refused: tuple[FfnOutcome, ...]) -> ProSparseError:
     reason = f"{refused[0].node}: {refused[0].reason}" if refused else "no feed-forward block was found"
     others = f" ({len(refused) - 1} more refused)" if len(refused) > 1 else ""
@@ -160,20 +147,22 @@ def _nothing_rewritten(source: Path, refused: tuple[FfnOutcome, ...]) -> ProSpar
 
 
 def _manifest(
-    source: Path, model: ir.Model, outcomes: list[FfnOutcome], already: int, options: OptimizeOptions
+    source: Path, model: ir.Model, outcomes: list[FfnOutcome], already: list[str], options: OptimizeOptions
 ) -> dict[str, Any]:
+    rewritten = sum(not o.reason for o in outcomes)
     digest = sha256_file(source)  # the graph; its weights may be many GB
     return {
         "format": 1,
         "versions": {name: version(name) for name in ("prosparse-export", "onnx", "onnx-ir", "onnxruntime")},
         "source": {"file": source.name, "sha256": digest, "producer": model.producer_name or ""},
         "opset_imports": dict(sorted(model.opset_imports.items())),
-        "weight_format": options.weights or "as in the source",
+        "weight_format": (options.weights if rewritten else None) or "as in the source",  # of the blocks rewritten
         "plain": options.plain,
         "ffn": {
-            "rewritten": sum(not o.reason for o in outcomes),
+            "rewritten": rewritten,
             "refused": sum(bool(o.reason) for o in outcomes),
-            "already": already,
+            "already": len(already),
+            "already_formats": sorted(set(already)),
             "layers": [vars(o) for o in outcomes],
         },
     }

@@ -236,7 +236,9 @@ class SparseModel:
                 )
             count = max(self.context - width, 1)
         if count < 1:
-            raise ProSparseError(f"max_new_tokens: expected at least 1, got {count}")
+            raise ProSparseError(
+                f"max_new_tokens: expected at least 1, got {count}", hint="say how many tokens are wanted"
+            )
         if self.context is not None and width + count > self.context:
             left = self.context - width
             raise ProSparseError(
@@ -348,7 +350,9 @@ class SparseModel:
             )
         stops = (stop,) if isinstance(stop, str) else tuple(stop)
         if any(not text for text in stops):
-            raise ProSparseError("stop: expected strings of at least one character, got an empty one")
+            raise ProSparseError(
+                "stop: expected strings of at least one character, got an empty one", hint="leave the empty one out"
+            )
         if any(not prompt for prompt in prompts):  # the tokenizer may make a first token of nothing
             raise ProSparseError("prompt: expected some text, got none", hint="give some text to continue")
         texts = [TextStream(self.tokenizer, stops) for _ in prompts]

@@ -41,13 +41,19 @@ class Sampling:
     seed: int | None = None
 
     def __post_init__(self) -> None:
-        for name, value, right, range_ in (
-            ("temperature", self.temperature, 0.0 <= self.temperature < math.inf, "a number >= 0"),
-            ("top_k", self.top_k, self.top_k >= 0, "a whole number >= 0"),
-            ("top_p", self.top_p, 0.0 < self.top_p <= 1.0, "a number above 0 and up to 1"),
+        for name, value, right, range_, hint in (
+            (
+                "temperature",
+                self.temperature,
+                0.0 <= self.temperature < math.inf,
+                "a number >= 0",
+                "0 takes the likeliest token",
+            ),
+            ("top_k", self.top_k, self.top_k >= 0, "a whole number >= 0", "0 takes all tokens"),
+            ("top_p", self.top_p, 0.0 < self.top_p <= 1.0, "a number above 0 and up to 1", "1 takes all tokens"),
         ):
             if not right:
-                raise ProSparseError(f"{name}: expected {range_}, got {value}")
+                raise ProSparseError(f"{name}: expected {range_}, got {value}", hint=hint)
 
 
 class Sampler:

@@ -34,6 +34,7 @@ class Family:
         encoder_decoder: two graphs; the decoder generates from the encoder's states.
         refused: part of the error, where there is no export.
         note: what the table says of it, if not that part.
+        router: end of the module path of small networks between two products that are no FFN and are not counted.
         fields: what config.json says instead of what transformers wrote.
     """
 
@@ -49,6 +50,7 @@ class Family:
     encoder_decoder: bool = False
     refused: str = ""
     note: str = ""
+    router: str = ""
     fields: dict[str, Any] = field(default_factory=dict)
 
     def save(self, folder: Path) -> None:
@@ -130,7 +132,7 @@ GEMMA3N = {
     "altup_num_inputs": 2,
     "sliding_window": 8,
 }
-FATRELU = {"model_type": "sparsellama", "hidden_act": "fatrelu", "hidden_act_param": 0.01}
+FATRELU = {"hidden_act": "fatrelu", "hidden_act_param": 0.01}
 WINDOW = "its mask is more than causal order and padding"
 GATED, PLAIN = "SparseGatedFFNF32", "SparseFFNF32"
 
@@ -144,7 +146,7 @@ FAMILIES = [
         GATED,
         "fatrelu",
         threshold=0.01,
-        fields={**FATRELU, "architectures": ["SparseLlamaForCausalLM"]},
+        fields={**FATRELU, "model_type": "sparsellama", "architectures": ["SparseLlamaForCausalLM"]},
     ),
     Family(
         "Mistral, sliding window",
@@ -154,6 +156,14 @@ FAMILIES = [
         attention=WINDOW,
     ),
     Family(
+        "Mistral with FATReLU",
+        lambda: hf.MistralForCausalLM(hf.MistralConfig(**grouped(hidden_act="relu", sliding_window=None))),
+        GATED,
+        "fatrelu",
+        threshold=0.01,
+        fields=FATRELU,
+    ),
+    Family(
         "Bamboo, TurboSparse-Mistral (dReLU)",
         lambda: hf.MistralForCausalLM(hf.MistralConfig(**grouped(hidden_act="relu", sliding_window=None))),
         GATED,
@@ -161,6 +171,14 @@ FAMILIES = [
         fields={"model_type": "bamboo", "architectures": ["BambooForCausalLM"], "hidden_act": "relu"},
     ),
     Family("Qwen2", lambda: hf.Qwen2ForCausalLM(hf.Qwen2Config(**grouped(hidden_act="relu"))), GATED, "relu"),
+    Family(
+        "Qwen2 with FATReLU",
+        lambda: hf.Qwen2ForCausalLM(hf.Qwen2Config(**grouped(hidden_act="relu"))),
+        GATED,
+        "fatrelu",
+        threshold=0.01,
+        fields=FATRELU,
+    ),
     Family("Qwen3", lambda: hf.Qwen3ForCausalLM(hf.Qwen3Config(**grouped(hidden_act="relu"))), GATED, "relu"),
     Family("Gemma", lambda: hf.GemmaForCausalLM(hf.GemmaConfig(**grouped(hidden_act="relu"))), GATED, "relu"),
     Family(
@@ -188,6 +206,7 @@ FAMILIES = [
             }
         ),
         attention=WINDOW,
+        router=".altup",
     ),
     Family("OPT", lambda: hf.OPTForCausalLM(hf.OPTConfig(**opt())), PLAIN, "relu"),
     Family(

@@ -12,6 +12,7 @@ from transformers import PreTrainedModel
 from transformers.activations import ACT2FN
 
 from prosparse_models.activation import FatReLU, set_drelu, set_ffn_activation
+from prosparse_models.activation_keys import ACTIVATION_KEYS
 from prosparse_models.errors import CheckpointError
 from prosparse_models.model_config import ModelConfig
 
@@ -25,6 +26,8 @@ def override_activation(
     folder: Path, config: ModelConfig, activation: str | None, threshold: float | None
 ) -> tuple[ModelConfig, Mapping[str, Mapping[str, object]]]:
     """Return ``config`` as the caller wants it, and what that changes.
+
+    Its values name no activation then: `put_activation` writes the wanted one under the family's own key.
 
     Raises:
         CheckpointError: the two do not go together, or are no activation and no threshold.
@@ -43,15 +46,17 @@ def override_activation(
             f"threshold: {folder}: expected fatrelu, got {used!r}", hint="leave the threshold out, or pass fatrelu"
         )
     if threshold is not None and not 0.0 <= threshold < math.inf:
-        raise CheckpointError(f"threshold: {folder}: expected a finite number >= 0, got {threshold:g}")
+        raise CheckpointError(
+            f"threshold: {folder}: expected a finite number >= 0, got {threshold:g}",
+            hint="0.01 and 0.03 are published",
+        )
     if threshold is None and used == "fatrelu" and stated != "fatrelu":
         raise CheckpointError(f"threshold: {folder}: fatrelu needs one, got none", hint="0.01 and 0.03 are published")
-    changed = {**config.values, "hidden_act": used}
+    changed = {k: v for k, v in config.values.items() if k not in (*ACTIVATION_KEYS, "hidden_act_param")}
     overrides: dict[str, Mapping[str, object]] = {"activation": {"config": stated, "used": used}}
     new_threshold = 0.0
     if used == "fatrelu":
         new_threshold = config.threshold if threshold is None else float(threshold)
-        changed["hidden_act_param"] = new_threshold
         overrides["threshold"] = {"config": config.threshold, "used": new_threshold}
     return replace(config, values=changed, activation=used, threshold=new_threshold, thresholds=()), overrides
 
@@ -73,6 +78,9 @@ def apply_activation(
         blocks = set_ffn_activation(model, module)
     if blocks == 0:
         raise CheckpointError(
-            f"model folder: {folder}: hidden_act is {activation}: expected FFN blocks that can have it, "
-            f"got none in {type(model).__name__}"
+            f"model folder: {folder}: activation {activation}: expected FFN blocks that can have it, "
+            f"got none in {type(model).__name__}",
+            hint="drelu needs gate_proj, up_proj and down_proj of their own; leave it out, or name relu or fatrelu"
+            if activation == "drelu"
+            else "leave out the activation and the threshold, or correct hidden_act in config.json",
         )

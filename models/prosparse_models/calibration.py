@@ -112,7 +112,10 @@ def calibrate(
     limit = math.inf
     start = run(0.0)
     if not math.isfinite(start.measurement.perplexity):
-        raise TrainingError(f"calibrate: expected a finite perplexity at t = 0, got {start.measurement.perplexity}")
+        raise TrainingError(
+            f"calibrate: expected a finite perplexity at t = 0, got {start.measurement.perplexity}",
+            hint="the model itself gives no numbers on this text: check its weights, or the text",
+        )
     limit = start.measurement.perplexity * (1.0 + budget)
     knobs = [1e-4, 1e-3, 1e-2] if per_layer else sorted(c for c in candidates if c > 0)
     for knob in knobs:

@@ -26,6 +26,7 @@ from transformers.models.auto.modeling_auto import (
     MODEL_MAPPING,
 )
 
+from prosparse_models.activation_keys import ACTIVATION_KEYS, exported_activation, put_activation
 from prosparse_models.activation_override import apply_activation, override_activation
 from prosparse_models.calibration_file import read_calibration
 from prosparse_models.errors import CheckpointError
@@ -33,7 +34,7 @@ from prosparse_models.ffn_blocks import find_ffn_blocks
 from prosparse_models.file_weights import FileWeights
 from prosparse_models.gaussian_topk import fix_gaussian_topk
 from prosparse_models.minicpm import fold_minicpm_scales
-from prosparse_models.model_config import ACTIVATION_KEYS, ModelConfig, read_model_config
+from prosparse_models.model_config import ModelConfig, read_model_config
 from prosparse_models.substitution import set_thresholds
 from prosparse_models.weight_files import check_weight_files, stored_dtype
 
@@ -107,6 +108,8 @@ def load_checkpoint(
     calibration = read_calibration(folder, config.activation, _hidden_act_param(config))
     files = check_weight_files(folder)
     hf_config = _hf_config(folder, config, trust_remote_code, encoder_decoder=encoder_decoder)
+    if overrides:
+        put_activation(hf_config, config.activation)
     auto = AutoModel if _is_bare(config) else AutoModelForSeq2SeqLM if encoder_decoder else AutoModelForCausalLM
     weights = None
     try:
@@ -129,7 +132,8 @@ def load_checkpoint(
         ) from error
     _check_complete(folder, info)
     trained = config.activation or str(getattr(hf_config, "hidden_act", "") or "")
-    if trained == "fatrelu" and (config.thresholds or config.values.get("hidden_act") != "fatrelu"):
+    is_elsewhere = not overrides and config.values.get("hidden_act") != "fatrelu"
+    if trained == "fatrelu" and (config.thresholds or is_elsewhere):
         _set_thresholds(model, config, folder, weights)  # per layer, or in a family that names its activation otherwise
     else:
         apply_activation(folder, model, config, trained, is_override=bool(overrides))
@@ -257,12 +261,9 @@ def _check_complete(folder: Path, info: Mapping[str, Any]) -> None:
 
 def _exported_config(hf_config: PretrainedConfig, config: ModelConfig, activation: str) -> dict[str, Any]:
     values: dict[str, Any] = hf_config.to_dict()
-    if activation in ("fatrelu", "drelu"):
-        values.update({key: activation for key in ACTIVATION_KEYS if isinstance(values.get(key), str)})
-    elif activation and "hidden_act" in values:
+    if activation and "hidden_act" in values:
         values["hidden_act"] = activation
-    if activation == "fatrelu":
-        values["hidden_act_param"] = _hidden_act_param(config)
+    values.update(exported_activation(activation, _hidden_act_param(config)))
     for name in ("auto_map", "_name_or_path"):
         values.pop(name, None)
     return values

@@ -13,12 +13,10 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from prosparse_models.activation_keys import named_activation
 from prosparse_models.errors import CheckpointError
 
-__all__ = ["ACTIVATION_KEYS", "ModelConfig", "read_model_config"]
-
-# Where the configs of transformers keep the name of the feed-forward activation.
-ACTIVATION_KEYS = ("hidden_act", "hidden_activation", "activation_function", "activation", "mlp_hidden_act")
+__all__ = ["ModelConfig", "read_model_config"]
 
 # Architectures of released sparse checkpoints -> the transformers model type that they are.
 _LLAMA_ALIKE = {
@@ -90,7 +88,10 @@ def read_model_config(folder: Path) -> ModelConfig:
             f"config.json: {path}: expected JSON, got {error}", hint="copy the file again from where it came"
         ) from error
     if not isinstance(values, dict):
-        raise CheckpointError(f"config.json: {path}: expected a JSON object, got {type(values).__name__}")
+        raise CheckpointError(
+            f"config.json: {path}: expected a JSON object, got {type(values).__name__}",
+            hint="copy the file again from where it came",
+        )
     for key, kind in (("architectures", list), ("model_type", str), ("auto_map", dict)):
         if values.get(key) is not None and not isinstance(values[key], kind):
             raise CheckpointError(
@@ -113,8 +114,7 @@ def read_model_config(folder: Path) -> ModelConfig:
     if stated in _ACTIVATION_OF_CODE:
         cleaned["hidden_act"] = _ACTIVATION_OF_CODE[stated]
     cleaned.setdefault("model_type", stated)
-    named = (cleaned.get(key) for key in ACTIVATION_KEYS)
-    activation = next((value for value in named if isinstance(value, str)), "")
+    activation = named_activation(cleaned)
     thresholds = _thresholds(cleaned, activation, path)
     return ModelConfig(
         values=cleaned,

@@ -9,9 +9,9 @@ from transformers import PreTrainedModel
 from transformers.activations import ACT2FN
 
 from prosparse_models.activation import FatReLU, set_up_relu
+from prosparse_models.activation_keys import ACTIVATION_KEYS
 from prosparse_models.errors import TrainingError
 from prosparse_models.ffn_blocks import FfnBlock
-from prosparse_models.model_config import ACTIVATION_KEYS
 
 __all__ = ["ACTIVATIONS", "saved_fields", "set_thresholds", "substitute_activation"]
 

@@ -81,8 +81,12 @@ def optimize_command(
         click.echo(f"{outcome.node}: {outcome.reason}", err=True)
     if not result.manifest["check"]["outputs_compared"]:
         click.echo(f"not compared: {result.manifest['check']['reason']}", err=True)
+    if chosen is not None and result.already and result.already_formats != (chosen,):
+        click.echo(f"hint: for {chosen} in operators of ours, export the model again with --weights {chosen}", err=True)
     if as_json:
         click.echo(json.dumps(result.manifest, indent=2))
         return
-    already = f"; {result.already} operators of ours were there before" if result.already else ""
+    already = ""
+    if result.already:
+        already = f"; {result.already} operators of ours were there before and stay {', '.join(result.already_formats)}"
     click.echo(f"{result.path}: {len(result.rewritten)} FFNs rewritten, {len(result.refused)} refused{already}")

@@ -176,11 +176,12 @@ def sparsify_command(
 def _list(ctx: click.Context, _: click.Parameter, value: bool) -> None:
     if not value or ctx.resilient_parsing:
         return
+    from prosparse_models.errors import TrainingError
     from prosparse_models.recipe import load_recipe, recipe_names
 
     try:
         for name in recipe_names():
             click.echo(f"{name:14} {load_recipe(name).description}")
-    except ValueError as error:
-        raise ProSparseError(str(error)) from error
+    except TrainingError as error:
+        raise ProSparseError(str(error), hint=error.hint) from error
     ctx.exit()

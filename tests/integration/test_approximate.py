@@ -214,4 +214,9 @@ def test_bad_arguments_are_one_line(name: str, swiglu: Path, text: Path, tmp_pat
     result = CliRunner().invoke(main, ["export", str(swiglu), str(tmp_path / "out" / "m.onnx"), *arguments, "-q"])
     assert result.exit_code == code, result.output
     assert message in result.stderr
+    if code == 1:
+        error, hint = result.stderr.splitlines()
+        assert (error[:7], hint[:6]) == ("error: ", "hint: ")
+    else:  # click's usage errors point to the help instead
+        assert "--help" in result.stderr
     assert not (tmp_path / "out").exists()

@@ -50,6 +50,16 @@ def test_silu_in_config_and_relu_in_code(tmp_path: Path) -> None:
     torch.testing.assert_close(a, z.clamp(min=0), rtol=0, atol=0)
 
 
+def test_export_of_silu_in_config_and_relu_in_code(tmp_path: Path) -> None:
+    result = export_model(make(tmp_path / "m", **SAKANA), tmp_path / "out" / "m.onnx")
+    assert [o.activation for o in result.rewritten] == ["relu"]
+    assert result.manifest["overrides"] == {}  # it is what the code has, and nobody asked for it
+    config = json.loads((tmp_path / "out" / "config.json").read_text())
+    assert (config["model_type"], config["hidden_act"]) == ("llama", "relu")
+    plain = make(tmp_path / "plain")  # the same weights in a llama that says relu: PyTorch without our reading of it
+    assert_logits(result.path, LlamaForCausalLM.from_pretrained(plain).eval())
+
+
 def test_threshold_restores_what_the_llama_format_lost(tmp_path: Path) -> None:
     folder = make(tmp_path / "m")
     z, a = activations(folder, threshold=0.33)
@@ -110,6 +120,7 @@ def test_bad_overrides_are_one_line(name: str, tmp_path: Path) -> None:
     with pytest.raises(ProSparseError) as caught:
         export_model(folder, tmp_path / "out" / "m.onnx", ExportOptions(**options))  # type: ignore[arg-type]
     assert message in str(caught.value)
+    assert caught.value.hint
     assert "\n" not in str(caught.value)
     assert not (tmp_path / "out").exists()
 
@@ -134,3 +145,17 @@ def test_plain_export_is_standard_onnx(tmp_path: Path) -> None:
     assert len(result.rewritten) == 1
     assert not any("prosparse_ops" in path.name for path in result.path.parent.iterdir())
     onnx.checker.check_model(str(result.path), full_check=True)
+    assert_logits(result.path, load_checkpoint(folder).model)
+
+
+def assert_logits(path: Path, model: torch.nn.Module) -> None:
+    """The artifact gives the model's logits, and not those of the same model with SiLU."""
+    ids = np.random.default_rng(0).integers(3, VOCAB, (2, 9))
+    actual, _ = load(path, library=False).forward(ids, np.ones_like(ids))
+    with torch.no_grad():
+        expected = model(input_ids=torch.from_numpy(ids)).logits.numpy()
+        model.model.layers[0].mlp.act_fn = torch.nn.SiLU()
+        silu = model(input_ids=torch.from_numpy(ids)).logits.numpy()
+    bound = (8 * D_MODEL + D_FF) * 2.0**-22 * np.abs(expected).max()
+    assert np.abs(actual - expected).max() <= bound
+    assert np.abs(actual - silu).max() > 100 * bound

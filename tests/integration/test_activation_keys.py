@@ -1,0 +1,122 @@
+"""An activation override in families that do not call it hidden_act: config.json, manifest, numbers, and a reload."""
+
+from __future__ import annotations
+
+import json
+import shutil
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+import transformers as hf
+from families import D_FF, D_MODEL, FAMILIES, VOCAB
+from numpy.typing import NDArray
+
+from prosparse_export import ExportOptions, ProSparseError, export_model, load
+from prosparse_export.encoder_decoder import EncoderDecoder
+from prosparse_models import load_checkpoint
+
+pytestmark = pytest.mark.integration
+T, TOKENS = 0.3, 7
+IDS = np.random.default_rng(0).integers(3, VOCAB, (2, TOKENS))
+FATRELU = {"hidden_act": "fatrelu", "hidden_act_param": T}
+CASES: dict[str, tuple[str, dict[str, Any], dict[str, Any]]] = {
+    "OPT, relu2": ("OPT", {"activation": "relu2"}, {"activation_function": "relu2"}),
+    "OPT, threshold": ("OPT", {"threshold": T}, {"activation_function": "relu", **FATRELU}),
+    "T5, relu2": ("T5 (v1.0)", {"activation": "relu2"}, {"feed_forward_proj": "relu2", "dense_act_fn": "relu2"}),
+    "T5, threshold": ("T5 (v1.0)", {"threshold": T}, {"feed_forward_proj": "relu", "dense_act_fn": "relu", **FATRELU}),
+    "gated T5, relu2": (
+        "T5, gated relu",
+        {"activation": "relu2"},
+        {"feed_forward_proj": "gated-relu2", "dense_act_fn": "relu2", "is_gated_act": True},
+    ),
+    "gated T5, threshold": (
+        "T5, gated relu",
+        {"threshold": T},
+        {"feed_forward_proj": "gated-relu", "dense_act_fn": "relu", **FATRELU},
+    ),
+    "Gemma 3, threshold": ("Gemma 3", {"threshold": T}, {"hidden_activation": "relu", **FATRELU}),
+}
+OF_OURS = ("hidden_act", "hidden_act_param")
+
+
+class Activation(torch.nn.Module):
+    """What the override asks for, written again."""
+
+    def __init__(self, options: dict[str, Any]) -> None:
+        super().__init__()
+        self.threshold = options.get("threshold")
+
+    def forward(self, z: torch.Tensor) -> torch.Tensor:
+        return z.clamp(min=0) ** 2 if self.threshold is None else torch.where(z > self.threshold, z, 0.0)
+
+
+@torch.no_grad()
+def logits(model: torch.nn.Module, is_pair: bool) -> NDArray[np.float32]:
+    ids = torch.from_numpy(IDS)
+    return model(input_ids=ids, **({"decoder_input_ids": ids} if is_pair else {})).logits.numpy()  # type: ignore[no-any-return]
+
+
+def by_hand(folder: Path, options: dict[str, Any], is_pair: bool) -> NDArray[np.float32]:
+    """PyTorch, loaded by transformers alone, with the activation put into each block by name."""
+    auto = hf.AutoModelForSeq2SeqLM if is_pair else hf.AutoModelForCausalLM
+    model = auto.from_pretrained(folder).eval()
+    names = ("activation_fn", "act", "act_fn")
+    blocks = [m for m in model.modules() if any(hasattr(m, n) for n in names) and list(m.children())]
+    assert len(blocks) == (1 if "OPT" in type(model).__name__ else 2)
+    for block in blocks:
+        setattr(block, next(n for n in names if hasattr(block, n)), Activation(options))
+    return logits(model, is_pair)
+
+
+@pytest.mark.parametrize("name", CASES)
+def test_config_manifest_and_numbers_agree(name: str, tmp_path: Path) -> None:
+    family_name, options, keys = CASES[name]
+    family = next(f for f in FAMILIES if f.name == family_name)
+    folder, is_pair = tmp_path / "m", family.encoder_decoder
+    family.save(folder)
+    result = export_model(folder, tmp_path / "out" / "m.onnx", ExportOptions(**options))
+    activation = "fatrelu" if "threshold" in options else "relu2"
+    assert {o.activation for o in result.rewritten} == {activation}
+    manifest = json.loads((tmp_path / "out" / "prosparse.json").read_text())
+    expected: dict[str, Any] = {"activation": {"config": "relu", "used": activation}}
+    if "threshold" in options:
+        expected["threshold"] = {"config": 0.0, "used": T}
+    assert manifest["overrides"] == expected
+
+    config = json.loads((tmp_path / "out" / "config.json").read_text())
+    assert {key: config.get(key) for key in keys} == keys
+    assert all(key in keys or key not in config for key in OF_OURS)
+    auto = hf.AutoModelForSeq2SeqLM if is_pair else hf.AutoModelForCausalLM
+    auto.from_config(hf.AutoConfig.from_pretrained(tmp_path / "out"))  # transformers knows all that it says
+
+    wanted = by_hand(folder, options, is_pair)
+    if is_pair:
+        pair = EncoderDecoder.open(result.path)
+        actual, _ = pair.forward(IDS, pair.encode(IDS, np.ones_like(IDS)))
+    else:
+        actual, _ = load(result.path).forward(IDS, np.ones_like(IDS))
+    additions = 2 * (8 * D_MODEL + D_FF + TOKENS) + 7 * D_MODEL + TOKENS  # as rounding_bound of test_families.py
+    bound = 2 * additions * 2.0**-24 * max(1.0, float(np.abs(wanted).max()))
+    assert np.abs(actual - wanted).max() <= bound
+    without = logits(load_checkpoint(folder, encoder_decoder=is_pair).model, is_pair)
+    assert np.abs(actual - without).max() > 100 * bound
+
+    reloaded = shutil.copytree(folder, tmp_path / "again")
+    shutil.copy(tmp_path / "out" / "config.json", reloaded / "config.json")
+    again = load_checkpoint(reloaded, encoder_decoder=is_pair)
+    assert (again.activation, again.threshold) == (activation, options.get("threshold", 0.0))
+    overridden = load_checkpoint(folder, encoder_decoder=is_pair, **options).model
+    assert np.array_equal(logits(again.model, is_pair), logits(overridden, is_pair))
+    assert {key: again.config.get(key) for key in keys} == keys
+
+
+@pytest.mark.parametrize("name", ["OPT", "T5, gated relu"])
+def test_drelu_needs_its_three_matrices(name: str, tmp_path: Path) -> None:
+    next(f for f in FAMILIES if f.name == name).save(tmp_path / "m")
+    with pytest.raises(ProSparseError, match="activation drelu: expected FFN blocks that can have it, got none") as e:
+        export_model(tmp_path / "m", tmp_path / "out" / "m.onnx", ExportOptions(activation="drelu"))
+    assert e.value.hint is not None
+    assert "gate_proj" in e.value.hint

@@ -1,0 +1,52 @@
+"""``prosparse optimize`` on a whole model that has our operators already."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import numpy as np
+import onnx
+import pytest
+from click.testing import CliRunner
+from families import FAMILIES, VOCAB
+
+from prosparse_export import ExportOptions, export_model, load
+from prosparse_export.cli import main
+
+pytestmark = pytest.mark.integration
+
+
+def operators(path: Path) -> list[str]:
+    return [node.op_type for node in onnx.load(path).graph.node if node.domain == "com.prosparse"]
+
+
+@pytest.mark.parametrize(("stored", "asked"), [("f32", "i8"), ("i8", "f32"), ("f32", "source"), ("i8", "i8")])
+def test_operators_keep_their_format_and_the_manifest_says_so(stored: str, asked: str, tmp_path: Path) -> None:
+    family = next(f for f in FAMILIES if f.name == "LLaMA (ReluLLaMA)")
+    family.save(tmp_path / "m")
+    first = export_model(tmp_path / "m", tmp_path / "one" / "m.onnx", ExportOptions(weights=stored)).path  # type: ignore[arg-type]
+    paths = [first]
+    for name in ("two", "three"):
+        path = tmp_path / name / "m.onnx"
+        result = CliRunner().invoke(main, ["optimize", str(paths[-1]), str(path), "--weights", asked, "-q"])
+        assert result.exit_code == 0, result.output
+        paths.append(path)
+        manifest = json.loads((path.parent / "prosparse.json").read_text())
+        count = len(operators(first))
+        assert manifest["weight_format"] == "as in the source"
+        assert (manifest["ffn"]["already"], manifest["ffn"]["already_formats"]) == (count, [stored])
+        assert manifest["ffn"]["rewritten"] == 0
+        assert manifest["check"]["outputs_compared"]
+        assert manifest["check"]["largest_difference"] == 0.0
+        assert f"{count} operators of ours were there before and stay {stored}" in result.stdout
+        assert ("hint: for " in result.stderr) == (asked not in ("source", stored))
+        assert operators(path) == operators(first)
+    for name in ("config.json", "generation_config.json"):
+        (paths[-1].parent / name).write_bytes((first.parent / name).read_bytes())
+    ids = np.random.default_rng(0).integers(3, VOCAB, (2, 9))
+    for library in (True, False):
+        expected, actual = (
+            load(path, library=library).forward(ids, np.ones_like(ids))[0] for path in (first, paths[-1])
+        )
+        np.testing.assert_array_equal(actual, expected)
