@@ -292,7 +292,9 @@ def function_proto(
     if name not in names():
         raise KeyError(name)
     without_strings = without_strings or activation == "silu"
-    if name.startswith("Linear") or (opset >= OPSET_OF_STRINGS and not without_strings):
+    if name.startswith("Linear"):
+        activation = "none" if without_strings else ""  # for runtimes without strings, digits by arithmetic too
+    elif opset >= OPSET_OF_STRINGS and not without_strings:
         activation = ""
     elif not activation:
         raise OpsetError(f"opset {opset} cannot compare strings: expected {OPSET_OF_STRINGS} or newer")

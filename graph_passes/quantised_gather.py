@@ -29,12 +29,15 @@ def gathered_rows(new: tape.Tape, stored: Sequence[ir.Value], ids: ir.Value, wei
     scales = new.op("Cast", [new.op("Gather", [stored[1], ids], {"axis": 0})], {"to": ir.DataType.FLOAT})
     scales = new.op("Unsqueeze", [scales, _constant(new, np.array([-1]))])
     if weights == "i4":
-        even = new.op("BitwiseAnd", [rows, _constant(new, np.array(15, np.uint8))])
-        odd = new.op("BitShift", [rows, _constant(new, np.array(4, np.uint8))], {"direction": "RIGHT"})
+        # By arithmetic in float32, exact for bytes: OpenVINO 2026.4 gives other numbers for BitwiseAnd.
+        bytes_ = new.op("Cast", [rows], {"to": ir.DataType.FLOAT})
+        sixteen = _constant(new, np.array(16.0, np.float32))
+        odd = new.op("Floor", [new.op("Div", [bytes_, sixteen])])
+        even = new.op("Sub", [bytes_, new.op("Mul", [odd, sixteen])])
         last = _constant(new, np.array([-1]))
         columns = [new.op("Unsqueeze", [half, last]) for half in (even, odd)]
         rows = new.op("Concat", columns, {"axis": -1})
-    numbers = new.op("Cast", [rows], {"to": ir.DataType.FLOAT})
+    numbers = rows if weights == "i4" else new.op("Cast", [rows], {"to": ir.DataType.FLOAT})
     if weights == "i4":
         numbers = new.op("Sub", [numbers, _constant(new, np.array(8.0, np.float32))])
     # A 0 copies a dimension: batch, sequence.

@@ -130,9 +130,8 @@ MODELS = [
 ]
 
 
-I4 = pytest.mark.xfail(strict=True, reason="Linear's plain body and the embedding take i4 apart by BitwiseAnd")
 STORED = [("unaligned", "f16"), ("unaligned", "i8"), ("LLaMA (ReluLLaMA)", "i8")]
-IN_4_BITS = [pytest.param(name, "i4", marks=I4) for name in ("unaligned", "LLaMA (ReluLLaMA)", "OPT")]
+IN_4_BITS = [(name, "i4") for name in ("unaligned", "LLaMA (ReluLLaMA)", "OPT")]
 
 
 @pytest.mark.parametrize(("name", "stored"), [*((name, "f32") for name in MODELS), *STORED, *IN_4_BITS])
