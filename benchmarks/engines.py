@@ -132,7 +132,7 @@ def candidates(
     return result
 
 
-def opened(name: str, path: Path, threads: int, context: int) -> Loaded:
+def opened(name: str, path: Path, threads: int, context: int, *, llama_repacked: bool) -> Loaded:
     """Load an engine."""
     makers: dict[str, Callable[[], Engine]] = {
         "ours": lambda: Ours(path, threads),
@@ -144,7 +144,7 @@ def opened(name: str, path: Path, threads: int, context: int) -> Loaded:
     elif name.startswith("llama.cpp"):
         from engines_llama import LlamaCpp
 
-        makers[name] = lambda: LlamaCpp(path, threads, context)
+        makers[name] = lambda: LlamaCpp(path, threads, context, repacked=llama_repacked)
     elif name.startswith("OpenVINO"):
         from engines_openvino import OpenVino
 
@@ -202,6 +202,11 @@ def rows(
 @click.option("--prefill", type=int, multiple=True, default=(128, 512), show_default=True)
 @click.option("--rounds", type=int, default=9, show_default=True)
 @click.option("--without", multiple=True, help="Engines to leave out, by the beginning of their names.")
+@click.option(
+    "--llama-repacked/--llama-as-stored",
+    default=True,
+    help="llama.cpp's weights in its own order for this processor, or as in the file: where the former crashes.",
+)
 @click.option("--prepare", is_flag=True, help="Write the engines' models and stop.")
 @click.option("--json", "json_file", type=click.Path(path_type=Path))
 def main(
@@ -215,6 +220,7 @@ def main(
     prefill: tuple[int, ...],
     rounds: int,
     without: tuple[str, ...],
+    llama_repacked: bool,
     prepare: bool,
     json_file: Path | None,
 ) -> None:
@@ -234,7 +240,10 @@ def main(
             click.echo("\n".join(map(str, models.values())))
             continue
         for count in threads:
-            engines = [opened(name, path, count, max(total, *prefill) + 8) for name, path in models.items()]
+            longest = max(total, *prefill) + 8
+            engines = [
+                opened(name, path, count, longest, llama_repacked=llama_repacked) for name, path in models.items()
+            ]
             for loaded in engines:
                 click.echo(
                     f"{weights} {count}T {loaded.name:22} load {loaded.load_seconds:6.2f} s,"

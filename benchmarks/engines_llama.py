@@ -83,13 +83,14 @@ def write_gguf(checkpoint: Path, path: Path, kind: str) -> Path:
 class LlamaCpp:
     """A GGUF file in llama.cpp, through its C interface; logits of the last token only."""
 
-    def __init__(self, path: Path, threads: int, context: int) -> None:
+    def __init__(self, path: Path, threads: int, context: int, *, repacked: bool = True) -> None:
         import llama_cpp
 
         self._c = llama_cpp
         self._silent = llama_cpp.llama_log_callback(lambda *_: None)
         llama_cpp.llama_log_set(self._silent, ctypes.c_void_p(0))
         model = llama_cpp.llama_model_default_params()
+        model.use_extra_bufts = repacked
         self._model = llama_cpp.llama_model_load_from_file(str(path).encode(), model)
         options = llama_cpp.llama_context_default_params()
         options.n_ctx, options.n_batch, options.n_ubatch = context, 512, 512

@@ -71,8 +71,15 @@ class OpenVino:
 
     def __init__(self, path: Path, threads: int) -> None:
         config = {"INFERENCE_NUM_THREADS": threads, "PERFORMANCE_HINT": "LATENCY"}
-        compiled = ov.Core().compile_model(path, "CPU", config)
-        self._request = compiled.create_infer_request()
+        model = ov.Core().read_model(path)
+        for (
+            variable
+        ) in model.get_variables():  # an empty state would have a batch of 0, and the graph asks it for its size
+            info = variable.info
+            info.data_shape = ov.PartialShape([1, info.data_shape[1], -1, info.data_shape[3]])
+            variable.update(info)
+        model.reshape({value.get_any_name(): ov.PartialShape([1, -1]) for value in model.inputs})
+        self._request = ov.Core().compile_model(model, "CPU", config).create_infer_request()
         self._length = 0
 
     def _run(self, ids: np.ndarray) -> None:
