@@ -54,10 +54,10 @@ HEAD = """# Optimize: the graph passes on files from other exporters
 
 ## Files that nobody here made
 
-From the packages {packages}, and from onnx's own test data. None holds a
-transformer with ReLU, so nothing in them can be rewritten; each block is found and has its reason. "ReLUs" counts ReLUs between
-two products by code that shares nothing with the matcher. Written by
-`PROSPARSE_WRITE_TABLES=1 pytest tests/integration/test_real_files.py`.
+From the packages {packages},
+and from onnx's own test data. None holds a transformer with ReLU, so nothing in them can be rewritten; each block is
+found and has its reason. "ReLUs" counts ReLUs between two products by code that shares nothing with the matcher.
+Written by `PROSPARSE_WRITE_TABLES=1 pytest tests/integration/test_real_files.py`.
 
 | file | what | opset | ReLUs | refused | reason |
 |---|---|---|---|---|---|
