@@ -3,8 +3,7 @@
 from __future__ import annotations
 
 import logging
-import re
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from importlib.metadata import version
@@ -14,6 +13,7 @@ from typing import Any
 import onnx_ir as ir
 
 from graph_passes import FfnFormat, FfnOutcome, WeightRangeError, optimize_pipeline
+from graph_passes.custom_ops import format_in
 from prosparse_export.artifact import MANIFEST, Sidecars, artifact_folder, sha256_file, write_artifact, write_manifest
 from prosparse_export.errors import ProSparseError
 from prosparse_export.foreign_file import read_foreign_file
@@ -24,7 +24,6 @@ __all__ = ["OptimizeOptions", "OptimizeResult", "optimize_file"]
 
 _DOMAIN = "com.prosparse"
 _FUNCTIONS_SINCE = 8  # the IR version that brought functions
-_FORMAT = re.compile("(i4i8|bf16|f16|f32|i8|i4)$")  # at the end of an operator's name
 
 
 @dataclass(frozen=True)
@@ -92,7 +91,7 @@ def optimize_file(
     with artifact_folder(output, overwrite=options.overwrite) as staging:
         tell("load", 0, 0)
         model = read_foreign_file(source)
-        already = [_FORMAT.findall(node.op_type.lower())[0] for node in model.graph if node.domain == _DOMAIN]
+        already = [format_in(node.op_type) for node in model.graph if node.domain == _DOMAIN]
         halves = has_halves(model)
         tell("rewrite", 0, 0)
         outcomes: list[FfnOutcome] = []
@@ -147,7 +146,7 @@ def _nothing_rewritten(source: Path, refused: tuple[FfnOutcome, ...]) -> ProSpar
 
 
 def _manifest(
-    source: Path, model: ir.Model, outcomes: list[FfnOutcome], already: list[str], options: OptimizeOptions
+    source: Path, model: ir.Model, outcomes: list[FfnOutcome], already: Sequence[str], options: OptimizeOptions
 ) -> dict[str, Any]:
     rewritten = sum(not o.reason for o in outcomes)
     digest = sha256_file(source)  # the graph; its weights may be many GB

@@ -9,7 +9,8 @@ from typing import Any
 
 import onnx_ir as ir
 
-from graph_passes import FfnFormat, FfnOutcome
+from graph_passes import FfnFormat, FfnOutcome, format_of, is_quantised
+from graph_passes.custom_ops import format_in
 from prosparse_export.errors import ProSparseError
 from prosparse_export.float_products import float_products
 from prosparse_export.same_outputs import largest_difference
@@ -43,9 +44,9 @@ def output_bound(rewritten: Sequence[FfnOutcome], weights: FfnFormat | None, *, 
     bound = _HALF if halves else _FLOAT
     squares = 0.0
     for outcome in rewritten if weights is not None else ():
-        stored = outcome.op.removeprefix("SparseGatedFFN").removeprefix("SparseFFN").lower()
-        first, down = (stored[:2], stored[2:]) if stored == "i4i8" else (stored, stored)
-        if outcome.source == "nbits" and first in ("i8", "i4"):
+        stored = format_in(outcome.op)
+        first, down = format_of(stored, is_down=False), format_of(stored, is_down=True)
+        if outcome.source == "nbits" and is_quantised(first):
             first = "f16"
         squares += (_ERROR[first] * (2.0 if outcome.activation == "relu2" else 1.0)) ** 2 + _ERROR[down] ** 2
         squares += _ERROR[first] ** 2 if "Gated" in outcome.op else 0.0

@@ -25,8 +25,7 @@ T element(const void* array, size_t i) {
 
 size_t panel_bytes(Format format, size_t cols) {
   if (!is_quantised(format)) return cols * kLanes * element_bits(format) / 8;
-  const size_t part = kPanelColumns / kQuantBlock * kLanes * 2 + kPanelColumns * kLanes * element_bits(format) / 8;
-  return (cols + kPanelColumns - 1) / kPanelColumns * part;
+  return (cols + kPanelColumns - 1) / kPanelColumns * panel_part_bytes(format);
 }
 
 size_t line_columns(Format format) { return is_quantised(format) ? fields(format) * kQuantBlock : kLanes; }
@@ -265,7 +264,7 @@ double panel_weight(const Panels& w, size_t row, size_t col) {
     default: break;
   }
   const size_t N = fields(w.format), bits = element_bits(w.format);
-  panel += col / kPanelColumns * (2 * kLanes * 2 + kPanelColumns * kLanes * bits / 8);
+  panel += col / kPanelColumns * panel_part_bytes(w.format);
   const float scale = f16_to_float(reinterpret_cast<const uint16_t*>(panel)[col % kPanelColumns / kQuantBlock * kLanes + lane]);
   const size_t line = col % kPanelColumns / (2 * N), place = col % (2 * N);
   const uint32_t word = reinterpret_cast<const uint32_t*>(panel + 2 * kLanes * 2)[line * kLanes + lane];

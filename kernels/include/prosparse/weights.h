@@ -39,6 +39,8 @@ constexpr size_t element_bits(Format f) {
 constexpr size_t fields(Format f) { return 16 / element_bits(f); }      // per 16-bit word, quantised only
 constexpr int field_offset(Format f) { return f == Format::kI8 ? 128 : 8; }
 constexpr size_t round_up(size_t n, size_t multiple) { return (n + multiple - 1) / multiple * multiple; }
+// Bytes of kPanelColumns columns of a quantised panel, scales first.
+constexpr size_t panel_part_bytes(Format f) { return kPanelColumns / kQuantBlock * kLanes * 2 + kPanelColumns * kLanes * element_bits(f) / 8; }
 constexpr size_t blocks_of(size_t cols) { return (cols + kQuantBlock - 1) / kQuantBlock; }
 
 // A matrix in a model file. `scales`, float16, is null for float formats. Either may begin at any byte.
