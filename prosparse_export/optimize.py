@@ -13,7 +13,7 @@ from typing import Any
 import onnx_ir as ir
 
 from graph_passes import FfnFormat, FfnOutcome, WeightRangeError, optimize_pipeline
-from graph_passes.custom_ops import format_in
+from graph_passes.custom_ops import format_in, names
 from prosparse_export.artifact import MANIFEST, Sidecars, artifact_folder, sha256_file, write_artifact, write_manifest
 from prosparse_export.errors import ProSparseError
 from prosparse_export.foreign_file import read_foreign_file
@@ -91,7 +91,13 @@ def optimize_file(
     with artifact_folder(output, overwrite=options.overwrite) as staging:
         tell("load", 0, 0)
         model = read_foreign_file(source)
-        already = [format_in(node.op_type) for node in model.graph if node.domain == _DOMAIN]
+        ours = [node.op_type for node in model.graph if node.domain == _DOMAIN]
+        if unknown := sorted(set(ours) - set(names())):
+            raise ProSparseError(
+                f"model: {source}: expected operators of {_DOMAIN} that this version knows, got {', '.join(unknown)}",
+                hint="a newer version wrote it: upgrade prosparse-export",
+            )
+        already = [format_in(op) for op in ours]
         halves = has_halves(model)
         tell("rewrite", 0, 0)
         outcomes: list[FfnOutcome] = []

@@ -10,8 +10,9 @@ import onnx
 import pytest
 from click.testing import CliRunner
 from families import FAMILIES, VOCAB
+from onnx import TensorProto, helper
 
-from prosparse_export import ExportOptions, export_model, load
+from prosparse_export import ExportOptions, ProSparseError, export_model, load, optimize_file
 from prosparse_export.cli import main
 
 pytestmark = pytest.mark.integration
@@ -50,3 +51,15 @@ def test_operators_keep_their_format_and_the_manifest_says_so(stored: str, asked
             load(path, library=library).forward(ids, np.ones_like(ids))[0] for path in (first, paths[-1])
         )
         np.testing.assert_array_equal(actual, expected)
+
+
+def test_operators_of_a_newer_version_are_named(tmp_path: Path) -> None:
+    node = helper.make_node("SparseFFNI2", ["x"], ["y"], domain="com.prosparse")
+    values = [helper.make_tensor_value_info(name, TensorProto.FLOAT, [None, 8]) for name in "xy"]
+    graph = helper.make_graph([node], "g", values[:1], values[1:])
+    opsets = [helper.make_opsetid("", 20), helper.make_opsetid("com.prosparse", 1)]
+    onnx.save(helper.make_model(graph, opset_imports=opsets, ir_version=9), tmp_path / "m.onnx")
+    with pytest.raises(ProSparseError, match="this version knows, got SparseFFNI2") as caught:
+        optimize_file(tmp_path / "m.onnx", tmp_path / "out" / "m.onnx")
+    assert "upgrade" in str(caught.value.hint)
+    assert not (tmp_path / "out").exists()
