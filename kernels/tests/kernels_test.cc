@@ -63,14 +63,16 @@ void test_stream(const Kernels& k, Format f, size_t rows, size_t cols, size_t to
   }
 }
 
-// A row of NaNs, one of infinities (x has both signs: their sum is NaN), and all other rows as without them.
+// A row of NaNs, one of infinities (x has one sign, parts of it would have both), and all other rows as without them.
 void test_poisoned_panels(const Kernels& k, Format f, size_t tokens) {
   std::mt19937 rng(static_cast<unsigned>(tokens));
   const size_t rows = 40, cols = 97;
   Stored w(f, rows, cols, rng);
   poison_row(w, 5, 0);
   poison_row(w, 20, 1);
-  const std::vector<float> bias = normals(rng, rows), x = normals(rng, tokens * cols);
+  const std::vector<float> bias = normals(rng, rows);
+  std::vector<float> x = normals(rng, tokens * cols);
+  for (float& value : x) value = std::abs(value);
   Arena arena(panels_bytes(w.matrix));
   const Panels panels = pack_panels(w.matrix, bias.data(), arena, 2);
   Scratch scratch;
@@ -85,7 +87,7 @@ void test_poisoned_panels(const Kernels& k, Format f, size_t tokens) {
       if (r != 5 && r != 20) {
         expect(k, f, "stream beside poisoned rows", z[t * stride + r], exact, bound, cols);
       } else {
-        CHECK(std::isnan(z[t * stride + r]), "%s %s stream hides what row %zu holds", k.isa, kFormatNames[static_cast<size_t>(f)], r);
+        CHECK(r == 5 ? std::isnan(z[t * stride + r]) : z[t * stride + r] == INFINITY, "%s %s stream hides what row %zu holds", k.isa, kFormatNames[static_cast<size_t>(f)], r);
       }
     }
   }
