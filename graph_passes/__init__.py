@@ -10,6 +10,8 @@ from graph_passes.fuse_sparse_ffn import FuseSparseFfnPass
 from graph_passes.inline_operators import InlineOperatorsPass
 from graph_passes.keep_logits import LOGITS_TO_KEEP, KeepLogitsPass
 from graph_passes.name_interface import NameInterfacePass
+from graph_passes.pack_qkv import PackQkvPass
+from graph_passes.packed_names import parts_of
 from graph_passes.pipeline import export_pipeline, optimize_pipeline
 from graph_passes.weight_format import WeightRangeError, dequantise, quantise, rounded
 
@@ -29,12 +31,14 @@ __all__ = [
     "KeepLogitsPass",
     "LinearOutcome",
     "NameInterfacePass",
+    "PackQkvPass",
     "WeightRangeError",
     "dequantise",
     "export_pipeline",
     "format_of",
     "is_quantised",
     "optimize_pipeline",
+    "parts_of",
     "quantise",
     "rounded",
 ]

@@ -17,6 +17,7 @@ import onnx_ir as ir
 from onnx_ir import tape
 
 from graph_passes.linear import constant_array, scalar_constant
+from graph_passes.merged_heads import merged_heads
 
 __all__ = ["FuseGroupQueryAttentionPass"]
 
@@ -190,18 +191,6 @@ def _output(value: ir.Value) -> ir.Value | None:
     return value
 
 
-def _merged(new: tape.Tape, value: ir.Value) -> ir.Value:
-    """Return ``[batch, sequence, heads * head_dim]`` of ``[batch, heads, sequence, head_dim]``."""
-    transpose = _producer(value, "Transpose")
-    split = _producer(transpose.inputs[0], "Reshape") if transpose is not None else None
-    if transpose is not None and list(transpose.attributes.get_ints("perm", [])) == [0, 2, 1, 3] and split is not None:
-        source = split.inputs[0]
-        if source is not None and (source.shape is None or source.shape.rank() == 3):
-            return source
-    flat = new.op("Transpose", [value], {"perm": [0, 2, 1, 3]})
-    return new.op("Reshape", [flat, new.op("Constant", [], {"value_ints": [0, 0, -1]})])
-
-
 def _mask_refusal(bias: ir.Value) -> str | None:
     """Return why ``bias`` is more than causal order and padding, or None.
 
@@ -285,7 +274,7 @@ def _turn_back(graph: ir.Graph, rows: ir.Value) -> None:
 
 def _rewrite(graph: ir.Graph, found: _Attention, seqlens: ir.Value, total: ir.Value) -> None:
     new = tape.Tape()
-    q, k, v = (_merged(new, value) for value in (found.q, found.k, found.v))
+    q, k, v = (merged_heads(new, value) for value in (found.q, found.k, found.v))
     results = new.op_multi_out(
         "GroupQueryAttention",
         [q, k, v, found.past_k, found.past_v, seqlens, total],

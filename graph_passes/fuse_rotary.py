@@ -6,6 +6,7 @@ import onnx_ir as ir
 from onnx_ir import tape
 
 from graph_passes.linear import constant_array, scalar_constant
+from graph_passes.merged_heads import merged_heads
 
 __all__ = ["FuseRotaryEmbeddingPass"]
 
@@ -121,9 +122,7 @@ def _rewrite(
     if key not in caches:
         caches[key] = _caches(new, cos, sin, width // 2)
     cos_cache, sin_cache, row = caches[key]
-    flat = new.op("Transpose", [t], {"perm": [0, 2, 1, 3]})
-    flat = new.op("Reshape", [flat, new.op("Constant", [], {"value_ints": [0, 0, -1]})])
-    turned = new.op("RotaryEmbedding", [flat, row, cos_cache, sin_cache], domain="com.microsoft")
+    turned = new.op("RotaryEmbedding", [merged_heads(new, t), row, cos_cache, sin_cache], domain="com.microsoft")
     shape = new.op("Constant", [], {"value_ints": [0, 0, -1 if not isinstance(heads, int) else heads, width]})
     split = new.op("Reshape", [turned, shape])
     result = new.op("Transpose", [split], {"perm": [0, 2, 1, 3]})

@@ -11,10 +11,10 @@ import onnx_ir as ir
 
 from graph_passes.weight_source import Weight, is_parameter, nbits_weight, weight_behind
 
-__all__ = ["Linear", "constant_array", "find_linears", "is_parameter", "module_scope", "scalar_constant"]
+__all__ = ["SCOPES", "Linear", "constant_array", "find_linears", "is_parameter", "module_scope", "scalar_constant"]
 
 _SLICE = re.compile(r"\.slice\([^)]*\)")
-_SCOPES = "pkg.torch.onnx.name_scopes"
+SCOPES = "pkg.torch.onnx.name_scopes"
 
 
 @dataclass(frozen=True)
@@ -89,7 +89,7 @@ def scalar_constant(value: ir.Value | None) -> float | None:
 
 def module_scope(node: ir.Node) -> str:
     """Return the path of the PyTorch module that ``node`` came from, or ""."""
-    raw = node.metadata_props.get(_SCOPES)
+    raw = node.metadata_props.get(SCOPES)
     if not raw:
         return ""
     try:

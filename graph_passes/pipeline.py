@@ -17,6 +17,7 @@ from graph_passes.fuse_sparse_ffn import FuseSparseFfnPass
 from graph_passes.inline_operators import InlineOperatorsPass
 from graph_passes.keep_logits import KeepLogitsPass
 from graph_passes.name_interface import NameInterfacePass
+from graph_passes.pack_qkv import PackQkvPass
 
 __all__ = ["export_pipeline", "optimize_pipeline"]
 
@@ -31,6 +32,7 @@ def export_pipeline(
     linears: list[LinearOutcome] | None = None,
     dense: Mapping[str, str] | None = None,
     plain: bool = False,
+    positions: int | None = None,
 ) -> ir.passes.Sequential:
     """Return the passes that every export applies, first to last.
 
@@ -44,12 +46,15 @@ def export_pipeline(
         linears: receives one entry per matrix that is stored in ``other_weights``, if that is not f32.
         dense: feed-forward blocks that stay as they are: reasons by the module path of down_proj.
         plain: write standard ONNX instead of our operators.
+        positions: the longest text, in tokens, if it is known.
     """
     fusions: list[ir.passes.PassBase] = []
     if fuse_attention:
         fusions = [
             FuseRotaryEmbeddingPass(),
             FuseGroupQueryAttentionPass(refusals),  # after rotary: takes its Reshape and Transpose away
+            common.RemoveUnusedNodesPass(),  # what read q, k and v before
+            PackQkvPass(positions),
             FuseSkipRmsNormPass(),
         ]
     return ir.passes.Sequential(

@@ -14,7 +14,16 @@ import onnx_ir as ir
 import torch
 from transformers import AutoTokenizer
 
-from graph_passes import FfnFormat, FfnOutcome, Format, LinearOutcome, WeightRangeError, export_pipeline, format_of
+from graph_passes import (
+    FfnFormat,
+    FfnOutcome,
+    Format,
+    LinearOutcome,
+    WeightRangeError,
+    export_pipeline,
+    format_of,
+    parts_of,
+)
 from prosparse_export.approximate import Approximation, approximate, check_approximation
 from prosparse_export.artifact import (
     MANIFEST,
@@ -30,6 +39,7 @@ from prosparse_export.errors import ProSparseError
 from prosparse_export.expected_gain import expected_gain, layers_that_do_not_pay, measure_layers
 from prosparse_export.export_encoder_decoder import check_encoder_decoder, rewrite_encoder_decoder, write_encoder
 from prosparse_export.file_tensors import place_weights
+from prosparse_export.folder_settings import context_in
 from prosparse_export.freed_memory import give_back
 from prosparse_export.genai_config import GENAI_CONFIG, genai_config
 from prosparse_export.library import check_library, library_path
@@ -156,6 +166,7 @@ def export_model(
             linears=linears,
             dense=layers_that_do_not_pay(measured, weights) if measured is not None else None,
             plain=options.plain,
+            positions=context_in(checkpoint.config),
         )(graph)
         rewritten = tuple(o for o in outcomes if not o.reason)
         refused = tuple(o for o in outcomes if o.reason)
@@ -307,7 +318,10 @@ def _manifest(
             "refused": sum(bool(o.reason) for o in outcomes),
             "layers": [vars(o) for o in outcomes],
         },
-        "linear": {"weight_format": other_weights, "modules": [linear.module for linear in linears]},
+        "linear": {
+            "weight_format": other_weights,
+            "modules": [part for linear in linears for part in parts_of(linear.module)],
+        },
     }
     if checkpoint.calibration is not None:
         manifest["calibration"] = _searched(checkpoint.calibration)

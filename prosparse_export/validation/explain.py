@@ -16,7 +16,7 @@ from functools import cache
 import numpy as np
 from numpy.typing import NDArray
 
-from graph_passes import is_quantised
+from graph_passes import is_quantised, parts_of
 from prosparse_export.probe import FfnNode
 from prosparse_export.stored_weights import INTEGER_STEP, as_stored, with_stored_weights
 from prosparse_export.validation.between import Between
@@ -194,7 +194,7 @@ class _Search:
         outside = self._subject.outside if self._kept is None else {}
         blocks = [self._subject.linears[node.module] for node in self._nodes]
         with as_stored(self._checkpoint, outside):
-            modules = [site.module for site in self._sites]
+            modules = [parts_of(site.module)[0] for site in self._sites]  # packed ones read the same
             return run_forced(self._checkpoint.model, blocks, case.trace.outputs, modules, case.ids)
 
     def _share(self, case: _Case, layer: int) -> float:

@@ -14,6 +14,7 @@ from transformers.pytorch_utils import Conv1D
 
 from graph_passes.custom_ops import DOMAIN, FfnFormat, format_in
 from graph_passes.linear import find_linears
+from graph_passes.packed_names import parts_of
 from prosparse_export.stored_weights import stored_arrays
 from prosparse_export.validation.operators import linear_error, stored_values
 from prosparse_models import Checkpoint
@@ -28,7 +29,7 @@ class LinearSite:
     """One linear layer.
 
     Attributes:
-        module: PyTorch's module.
+        module: PyTorch's module, or several whose matrices are packed into one, as graph_passes.parts_of reads it.
         op: ``Linear*``, MatMul or Gemm.
         weights: the format of its matrix.
         position: place of its node in the graph.
@@ -53,9 +54,10 @@ class LinearSite:
 def linear_sites(graph: onnx.ModelProto, model: torch.nn.Module) -> list[LinearSite]:
     """Return the linear layers of ``graph`` that are named as one of ``model``'s matrices, in the graph's order."""
     modules = {name for name, module in model.named_modules() if _has_matrix(module)}
+    known = {node.name for node in graph.graph.node if modules.issuperset(parts_of(node.name))}
     sites = []
     for position, node in enumerate(graph.graph.node):
-        if node.domain == DOMAIN and node.op_type.startswith("Linear") and node.name in modules:
+        if node.domain == DOMAIN and node.op_type.startswith("Linear") and node.name in known:
             weights = format_in(node.op_type)
             x, *stored, bias = node.input
             sites.append(
@@ -64,7 +66,7 @@ def linear_sites(graph: onnx.ModelProto, model: torch.nn.Module) -> list[LinearS
     places = {node.name: position for position, node in enumerate(graph.graph.node)}
     for linear in find_linears(ir.from_proto(graph).graph).values():
         product = linear.product
-        if (product.name or "") not in modules or linear.weight.dtype != ir.DataType.FLOAT:
+        if (product.name or "") not in known or linear.weight.dtype != ir.DataType.FLOAT:
             continue
         name, matrix = product.name or "", linear.weight.value.name or ""
         bias = (linear.bias.name or "") if linear.bias is not None else ""
@@ -98,20 +100,32 @@ def load_linear(
     Returns:
         the initializers; the matrix ``[out, in]``; the bias ``[out]``, zeros where there is none.
     """
-    layer = checkpoint.model.get_submodule(site.module)
-    weight = layer.weight.detach() if checkpoint.weights is None else checkpoint.weights.values(layer.weight)
-    if isinstance(layer, Conv1D):  # [in, out]
-        weight = weight.T
-    arrays = stored_arrays(weight, site.weights, is_down=False)
-    matrix = stored_values(arrays, weight.shape[1])
+    parts = [_part(checkpoint, module, site.weights) for module in parts_of(site.module)]
+    if len(parts) == 1:  # no copy
+        arrays, matrix, bias = parts[0]
+    else:
+        arrays = [np.concatenate(pieces) for pieces in zip(*(part[0] for part in parts), strict=True)]
+        matrix, bias = (np.concatenate([part[i] for part in parts]) for i in (1, 2))
     if site.transposed:
         arrays = [arrays[0].T]
     expected = dict(zip(site.stored, arrays, strict=True))
-    bias = getattr(layer, "bias", None)
-    values = np.zeros(len(matrix), np.float32) if bias is None else bias.detach().float().numpy()
     if site.bias:
-        expected[site.bias] = values
-    return expected, matrix, values
+        expected[site.bias] = bias
+    return expected, matrix, bias
+
+
+def _part(
+    checkpoint: Checkpoint, module: str, weights: FfnFormat
+) -> tuple[list[NDArray[np.generic]], NDArray[np.float32], NDArray[np.float32]]:
+    """Return one module's matrix as it is stored, its numbers ``[out, in]`` and its bias ``[out]``."""
+    layer = checkpoint.model.get_submodule(module)
+    weight = layer.weight.detach() if checkpoint.weights is None else checkpoint.weights.values(layer.weight)
+    if isinstance(layer, Conv1D):  # [in, out]
+        weight = weight.T
+    arrays = stored_arrays(weight, weights, is_down=False)
+    bias = getattr(layer, "bias", None)
+    values = np.zeros(len(weight), np.float32) if bias is None else bias.detach().float().numpy()
+    return arrays, stored_values(arrays, weight.shape[1]), values
 
 
 def exact_linear(

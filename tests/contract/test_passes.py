@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections import Counter
+
 import numpy as np
 import onnx_ir as ir
 import onnxruntime
@@ -35,7 +37,7 @@ def traced() -> ir.Model:
 
 def pipeline() -> ir.passes.Sequential:
     """Every pass with something to do."""
-    return export_pipeline([], other_weights="f16")
+    return export_pipeline([], other_weights="f16", positions=64)
 
 
 def before_pass(traced: ir.Model, index: int) -> ir.Model:
@@ -88,13 +90,16 @@ def test_pipeline_keeps_the_numbers(traced: ir.Model, shape: tuple[int, int, int
     batch, sequence, past, pads = shape
     values = feeds(traced, batch, sequence, past, pads)
     expected = run(traced, values)
-    for fuse in (True, False):
+    for fuse, positions in ((True, 64), (True, None), (False, 64)):
         refusals: list[str] = []
-        model = export_pipeline([], refusals, fuse_attention=fuse)(traced.clone()).model
+        model = export_pipeline([], refusals, fuse_attention=fuse, positions=positions)(traced.clone()).model
         assert refusals == []
-        kinds = {node.op_type for node in model.graph}
+        kinds = Counter(node.op_type for node in model.graph)
         assert ("GroupQueryAttention" in kinds, "Softmax" in kinds) == (fuse, not fuse)
-        assert ("RotaryEmbedding" in kinds, "SkipSimplifiedLayerNormalization" in kinds) == (fuse, fuse)
+        assert "SkipSimplifiedLayerNormalization" in kinds or not fuse
+        assert kinds["RotaryEmbedding"] == (2 * LAYERS if fuse and positions is None else 0)
+        products = 1 + LAYERS * (2 if fuse and positions else 4)  # lm_head; q, k, v and o, or packed ones and o
+        assert kinds["MatMul"] == products + (0 if fuse else 2 * LAYERS)  # scores and values
         actual = run(model, dict(zip(asked(model), values.values(), strict=True)))
         real = values["attention_mask"][:, past:] == 1
         # Two layers of sums of at most 80 terms, in another order; logits are of order 1.

@@ -1,0 +1,163 @@
+"""One product for q, k and v, and the rotation inside attention: of a small model's token that is a tenth."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+import onnx_ir as ir
+from numpy.typing import NDArray
+from onnx_ir import tape
+
+from graph_passes.linear import SCOPES, Linear, find_linears
+from graph_passes.packed_names import packed_name
+from graph_passes.position_tables import PositionTables
+
+__all__ = ["PackQkvPass"]
+
+
+class PackQkvPass(ir.passes.InPlacePass):
+    """Give ``GroupQueryAttention`` one product with the matrices of q_proj, k_proj and v_proj, one after the other.
+
+    1. The three read one input, nothing else reads what they give, all have float32 matrices as traced (so before they
+       are stored in other formats) and module paths; biases are packed too.
+    2. Rotary embedding between them and the operator moves into it, with tables of cos and sin by position. The
+       operator counts positions by attention_mask, so position_ids is not read any more.
+
+    An attention that has rotary embedding otherwise (angles that depend on the text's length, a part of each head,
+    norms between) keeps its three products.
+
+    Args:
+        positions: the longest text, in tokens; None if it is unknown, so that no tables can be made.
+    """
+
+    def __init__(self, positions: int | None = None) -> None:
+        super().__init__()
+        self._positions = positions
+
+    def call(self, model: ir.Model) -> ir.passes.PassResult:
+        """Rewrite ``model``."""
+        graph = model.graph
+        linears = find_linears(graph)
+        tables = PositionTables(graph, self._positions)
+        packed: dict[tuple[ir.Value, ...], ir.Value] = {}
+        count = 0
+        for node in list(graph):
+            if node.op_type == "GroupQueryAttention" and node.domain == "com.microsoft":
+                found = _match(node, linears, tables)
+                if found is not None:
+                    _rewrite(graph, node, found, packed)
+                    count += 1
+        return ir.passes.PassResult(model, modified=count > 0)
+
+
+@dataclass(frozen=True)
+class _Packable:
+    parts: tuple[Linear, Linear, Linear]  # q, k, v
+    name: str
+    tables: tuple[ir.Value, ...]  # cos, sin; none without rotary embedding
+
+
+def _match(node: ir.Node, linears: dict[ir.Value, Linear], tables: PositionTables) -> _Packable | None:
+    q, k, v = node.inputs[:3]
+    if len(node.inputs) != 7 or q is None or k is None or v is None:  # packed already, or with more than we know of
+        return None
+    rotations = [_rotary(value) for value in (q, k)]
+    if rotations[0] is not None and rotations[1] is not None:
+        first, second = rotations[0], rotations[1]
+        if list(first.inputs[1:]) != list(second.inputs[1:]) or any(
+            len(r.outputs[0].uses()) != 1 for r in (first, second)
+        ):
+            return None
+        q, k = first.inputs[0], second.inputs[0]
+    elif rotations != [None, None]:
+        return None
+    parts = tuple(linears[value] for value in (q, k, v) if value in linears)
+    if len(parts) != 3 or not _are_alike(parts):
+        return None
+    name = packed_name([part.module for part in parts])
+    if not name:
+        return None
+    if rotations[0] is None:
+        return _Packable(parts, name, ())
+    found = tables.table(rotations[0].inputs[2], "Cos"), tables.table(rotations[0].inputs[3], "Sin")
+    return _Packable(parts, name, found) if found[0] is not None and found[1] is not None else None  # type: ignore[arg-type]
+
+
+def _rotary(value: ir.Value) -> ir.Node | None:
+    node = value.producer()
+    return node if node is not None and node.op_type == "RotaryEmbedding" and node.domain == "com.microsoft" else None
+
+
+def _are_alike(parts: Sequence[Linear]) -> bool:
+    return all(
+        part.x is parts[0].x
+        and part.in_major == parts[0].in_major
+        and part.product.op_type == "MatMul"
+        and part.weight.kind == "float"
+        and part.weight.dtype == part.weight.product == ir.DataType.FLOAT
+        and len(part.output.uses()) == 1
+        and not part.output.is_graph_output()
+        for part in parts
+    )
+
+
+def _rewrite(graph: ir.Graph, node: ir.Node, found: _Packable, packed: dict[tuple[ir.Value, ...], ir.Value]) -> None:
+    parts = found.parts
+    matrices = tuple(part.weight.value for part in parts)
+    if matrices not in packed:  # a module that runs twice has its matrices once
+        packed[matrices] = _add(graph, _matrix(parts, f"{found.name}.weight" + ("_t" if parts[0].in_major else "")))
+    matrix = packed[matrices]
+    new = tape.Tape()
+    if not parts[0].in_major:
+        matrix = new.op("Transpose", [matrix], {"perm": [1, 0]})
+    scope = {SCOPES: repr(["", found.name, "linear"])}
+    y = new.op("MatMul", [parts[0].x, matrix], metadata_props=scope)
+    if any(part.bias is not None for part in parts):
+        y = new.op("Add", [y, _add(graph, _bias(parts, f"{found.name}.bias"))], metadata_props=scope)
+    shape = parts[0].output.shape
+    y.type = parts[0].output.type
+    if shape is not None:
+        y.shape = ir.Shape([*shape[:-1], sum(part.d_out for part in parts)])
+    attributes = {name: attribute.value for name, attribute in node.attributes.items()}
+    results = new.op_multi_out(
+        "GroupQueryAttention",
+        [y, None, None, *node.inputs[3:], *found.tables],
+        attributes | ({"do_rotary": 1} if found.tables else {}),
+        num_outputs=3,
+        domain="com.microsoft",
+    )
+    for old, result in zip(node.outputs, results, strict=True):
+        result.type, result.shape = old.type, old.shape
+    ir.convenience.replace_nodes_and_values(graph, node, [node], list(new.nodes), list(node.outputs), list(results))
+
+
+def _matrix(parts: Sequence[Linear], name: str) -> ir.LazyTensor:
+    axis = 1 if parts[0].in_major else 0
+    shape = [0, 0]
+    shape[axis], shape[1 - axis] = sum(part.d_out for part in parts), parts[0].d_in
+    reads = [part.weight.read for part in parts]
+
+    def read() -> ir.TensorProtocol:
+        return ir.tensor(np.concatenate([one() for one in reads], axis), name=name)
+
+    return ir.LazyTensor(read, dtype=ir.DataType.FLOAT, shape=ir.Shape(shape), name=name)
+
+
+def _bias(parts: Sequence[Linear], name: str) -> ir.TensorProtocol:
+    return ir.tensor(np.concatenate([_numbers(part) for part in parts]), name=name)
+
+
+def _numbers(part: Linear) -> NDArray[np.float32]:
+    if part.bias is None or part.bias.const_value is None:
+        return np.zeros(part.d_out, np.float32)
+    numbers: NDArray[np.float32] = part.bias.const_value.numpy().reshape(-1)
+    return numbers
+
+
+def _add(graph: ir.Graph, tensor: ir.TensorProtocol) -> ir.Value:
+    kind = ir.TensorType(tensor.dtype)
+    value = ir.Value(name=tensor.name, shape=ir.Shape(tensor.shape.numpy()), type=kind, const_value=tensor)
+    graph.register_initializer(value)
+    return value

@@ -1,0 +1,22 @@
+"""Names of products that stand for several modules of the model: ``model.layers.0.self_attn.q_proj+k_proj+v_proj``."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+__all__ = ["packed_name", "parts_of"]
+
+
+def packed_name(modules: Sequence[str]) -> str:
+    """Return one name for sibling modules, in order; "" where they are no siblings."""
+    parents = {module.rpartition(".")[0] for module in modules}
+    leaves = [module.rpartition(".")[2] for module in modules]
+    if len(parents) != 1 or not all(leaves) or any("+" in leaf for leaf in leaves):
+        return ""
+    return ".".join(filter(None, (*parents, "+".join(leaves))))
+
+
+def parts_of(name: str) -> list[str]:
+    """Return the module paths that ``name`` stands for: itself, if it is of one module."""
+    parent, dot, leaves = name.rpartition(".")
+    return [f"{parent}{dot}{leaf}" for leaf in leaves.split("+")]

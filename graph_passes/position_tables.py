@@ -1,0 +1,96 @@
+"""cos and sin of rotary embedding for every position, where the graph computes them from position_ids alone."""
+
+from __future__ import annotations
+
+import numpy as np
+import onnx_ir as ir
+from numpy.typing import NDArray
+
+from graph_passes.linear import constant_array, scalar_constant
+
+__all__ = ["PositionTables"]
+
+_MOST_FREQUENCIES = 4096
+_KEEPING = frozenset({"Cast", "Unsqueeze", "GatherElements", "Identity"})  # what a token's position goes through
+
+
+class PositionTables:
+    """The tables that one run of a pass adds to ``graph``.
+
+    Args:
+        graph: to which they are added.
+        positions: rows of a table, or None if no longest text is known.
+    """
+
+    def __init__(self, graph: ir.Graph, positions: int | None) -> None:
+        self._graph = graph
+        self._positions = positions
+        self._made: dict[tuple[str, bytes, float], ir.Value] = {}
+
+    def table(self, cache: ir.Value | None, function: str) -> ir.Value | None:
+        """Return an initializer ``[positions, head_dim / 2]`` that has what ``cache`` has for each token.
+
+        None where the angles are more than position times a constant frequency: scaled by the length of the text, say.
+
+        Args:
+            cache: input of RotaryEmbedding: rows of ``Cos`` or ``Sin`` (fuse_rotary.py).
+            function: Cos or Sin.
+        """
+        found = _frequencies(cache, function)
+        if found is None or self._positions is None:
+            return None
+        frequencies, scale = found
+        key = (function, frequencies.tobytes(), scale)
+        if key not in self._made:
+            angles = np.arange(self._positions, dtype=np.float32)[:, None] * frequencies
+            values = (np.cos if function == "Cos" else np.sin)(angles) * np.float32(scale)
+            self._made[key] = self._add(f"prosparse.rotary_{function.lower()}.{len(self._made) // 2}", values)
+        return self._made[key]
+
+    def _add(self, name: str, values: NDArray[np.float32]) -> ir.Value:
+        tensor = ir.tensor(values, name=name)
+        shape, kind = ir.Shape(values.shape), ir.TensorType(ir.DataType.FLOAT)
+        value = ir.Value(name=name, shape=shape, type=kind, const_value=tensor)
+        self._graph.register_initializer(value)
+        return value
+
+
+def _frequencies(cache: ir.Value | None, function: str) -> tuple[NDArray[np.float32], float] | None:
+    """Return the frequencies ``[head_dim / 2]`` and the factor of the table behind ``cache``."""
+    for op_type in ("Reshape", "Slice"):  # the first half of a row
+        node = _standard(cache, op_type)
+        cache = node.inputs[0] if node is not None else None
+    scale = 1.0
+    node = _standard(cache, "Mul")
+    if node is not None:
+        number = next((n for n in map(scalar_constant, node.inputs) if n is not None), None)
+        cache = next((v for v in node.inputs if v is not None and scalar_constant(v) is None), None)
+        if number is None:
+            return None
+        scale = number
+    curve = _standard(cache, function)
+    halves = _standard(curve.inputs[0], "Concat") if curve is not None else None
+    product = _standard(halves.inputs[0], "Mul") if halves is not None else None
+    if product is None:
+        return None
+    for position, frequency in (product.inputs, product.inputs[::-1]):
+        numbers = constant_array(frequency, most=_MOST_FREQUENCIES)
+        if numbers is not None and numbers.dtype == np.float32 and _is_position(position):
+            return numbers.reshape(-1), scale
+    return None
+
+
+def _is_position(value: ir.Value | None) -> bool:
+    while value is not None and not value.is_graph_input():
+        node = value.producer()
+        if node is None or node.domain != "" or node.op_type not in _KEEPING:
+            return False
+        if node.op_type == "Cast" and node.attributes.get_int("to", 0) not in (ir.DataType.FLOAT, ir.DataType.INT64):
+            return False
+        value = node.inputs[0]
+    return value is not None and value.name == "position_ids"
+
+
+def _standard(value: ir.Value | None, op_type: str) -> ir.Node | None:
+    node = value.producer() if value is not None else None
+    return node if node is not None and node.domain == "" and node.op_type == op_type else None
