@@ -10,11 +10,13 @@ import onnx_ir as ir
 from numpy.typing import NDArray
 from onnx_ir import tape
 
-from graph_passes.linear import SCOPES, Linear, find_linears
+from graph_passes.linear import SCOPES, Linear, find_linears, scalar_constant
 from graph_passes.packed_names import packed_name
 from graph_passes.position_tables import PositionTables
 
 __all__ = ["PackQkvPass"]
+
+_ROTARY_WIDTH = 16  # GroupQueryAttention rotates heads of a multiple of so many elements
 
 
 class PackQkvPass(ir.passes.InPlacePass):
@@ -24,6 +26,7 @@ class PackQkvPass(ir.passes.InPlacePass):
        are stored in other formats) and module paths; biases are packed too.
     2. Rotary embedding between them and the operator moves into it, with tables of cos and sin by position. The
        operator counts positions by attention_mask, so position_ids is not read any more.
+    3. A constant that scales the queries (OPT) goes into the operator's own scale.
 
     An attention that has rotary embedding otherwise (angles that depend on the text's length, a part of each head,
     norms between) keeps its three products.
@@ -56,7 +59,8 @@ class PackQkvPass(ir.passes.InPlacePass):
 class _Packable:
     parts: tuple[Linear, Linear, Linear]  # q, k, v
     name: str
-    tables: tuple[ir.Value, ...]  # cos, sin; none without rotary embedding
+    tables: tuple[ir.Value, ...] = ()  # cos, sin; none without rotary embedding
+    scale: float = 1.0  # of the queries
 
 
 def _match(node: ir.Node, linears: dict[ir.Value, Linear], tables: PositionTables) -> _Packable | None:
@@ -73,6 +77,7 @@ def _match(node: ir.Node, linears: dict[ir.Value, Linear], tables: PositionTable
         q, k = first.inputs[0], second.inputs[0]
     elif rotations != [None, None]:
         return None
+    q, scale = _unscaled(q)
     parts = tuple(linears[value] for value in (q, k, v) if value in linears)
     if len(parts) != 3 or not _are_alike(parts):
         return None
@@ -80,14 +85,29 @@ def _match(node: ir.Node, linears: dict[ir.Value, Linear], tables: PositionTable
     if not name:
         return None
     if rotations[0] is None:
-        return _Packable(parts, name, ())
+        return _Packable(parts, name, scale=scale)
+    if parts[0].d_out // node.attributes.get_int("num_heads", 1) % _ROTARY_WIDTH:
+        return None
     found = tables.table(rotations[0].inputs[2], "Cos"), tables.table(rotations[0].inputs[3], "Sin")
-    return _Packable(parts, name, found) if found[0] is not None and found[1] is not None else None  # type: ignore[arg-type]
+    if found[0] is None or found[1] is None:
+        return None
+    return _Packable(parts, name, (found[0], found[1]), scale)
 
 
 def _rotary(value: ir.Value) -> ir.Node | None:
     node = value.producer()
     return node if node is not None and node.op_type == "RotaryEmbedding" and node.domain == "com.microsoft" else None
+
+
+def _unscaled(value: ir.Value | None) -> tuple[ir.Value | None, float]:
+    """Return what a constant scales, and the constant."""
+    node = value.producer() if value is not None else None
+    if value is not None and node is not None and node.op_type == "Mul" and node.domain == "":
+        for inner, factor in (node.inputs, node.inputs[::-1]):
+            number = scalar_constant(factor)
+            if number is not None and len(value.uses()) == 1:
+                return inner, number
+    return value, 1.0
 
 
 def _are_alike(parts: Sequence[Linear]) -> bool:
@@ -121,6 +141,7 @@ def _rewrite(graph: ir.Graph, node: ir.Node, found: _Packable, packed: dict[tupl
     if shape is not None:
         y.shape = ir.Shape([*shape[:-1], sum(part.d_out for part in parts)])
     attributes = {name: attribute.value for name, attribute in node.attributes.items()}
+    attributes["scale"] = node.attributes.get_float("scale", 0.0) * found.scale
     results = new.op_multi_out(
         "GroupQueryAttention",
         [y, None, None, *node.inputs[3:], *found.tables],

@@ -8,7 +8,7 @@ from numpy.typing import NDArray
 
 from graph_passes.linear import constant_array, scalar_constant
 
-__all__ = ["PositionTables"]
+__all__ = ["PositionTables", "position_table"]
 
 _MOST_FREQUENCIES = 4096
 _KEEPING = frozenset({"Cast", "Unsqueeze", "GatherElements", "Identity"})  # what a token's position goes through
@@ -42,8 +42,7 @@ class PositionTables:
         frequencies, scale = found
         key = (function, frequencies.tobytes(), scale)
         if key not in self._made:
-            angles = np.arange(self._positions, dtype=np.float32)[:, None] * frequencies
-            values = (np.cos if function == "Cos" else np.sin)(angles) * np.float32(scale)
+            values = position_table(function.lower(), frequencies, self._positions, scale)
             self._made[key] = self._add(f"prosparse.rotary_{function.lower()}.{len(self._made) // 2}", values)
         return self._made[key]
 
@@ -53,6 +52,26 @@ class PositionTables:
         value = ir.Value(name=name, shape=shape, type=kind, const_value=tensor)
         self._graph.register_initializer(value)
         return value
+
+
+def position_table(
+    function: str, frequencies: NDArray[np.float32], positions: int, scale: float
+) -> NDArray[np.float32]:
+    """Return ``scale * function(position * frequency)`` as float32, ``[positions, frequencies]``.
+
+    The angles are float32 numbers, as PyTorch has them; their function is computed in float64, so that no processor
+    gives other bits.
+
+    Args:
+        function: cos or sin.
+        frequencies: of each pair of a head's elements.
+        positions: from 0.
+        scale: what rotary embeddings for long texts multiply both by.
+    """
+    angles = np.arange(positions, dtype=np.float32)[:, None] * frequencies
+    exact = (np.cos if function == "cos" else np.sin)(angles.astype(np.float64))
+    values: NDArray[np.float32] = exact.astype(np.float32) * np.float32(scale)
+    return values
 
 
 def _frequencies(cache: ir.Value | None, function: str) -> tuple[NDArray[np.float32], float] | None:

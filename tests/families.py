@@ -13,7 +13,7 @@ import transformers as hf
 from transformers import PreTrainedModel
 
 VOCAB = 96
-D_MODEL, D_FF, HEADS, LAYERS = 32, 64, 4, 1
+D_MODEL, D_FF, HEADS, LAYERS = 64, 64, 4, 1
 LONGEST = 64
 
 
@@ -30,6 +30,7 @@ class Family:
         reasons: why blocks stay dense.
         blocks: feed-forward blocks that become operators.
         attention: start of the reason why attention is not fused, or "".
+        packed: q, k and v become one product.
         encoder: hidden states, no cache, no generation.
         encoder_decoder: two graphs; the decoder generates from the encoder's states.
         refused: part of the error, where there is no export.
@@ -48,6 +49,7 @@ class Family:
     attention: str = ""
     encoder: bool = False
     encoder_decoder: bool = False
+    packed: bool = False
     refused: str = ""
     note: str = ""
     router: str = ""
@@ -81,7 +83,7 @@ def sizes(**more: Any) -> dict[str, Any]:
 
 def grouped(**more: Any) -> dict[str, Any]:
     """Sizes of models with grouped queries."""
-    return sizes(num_key_value_heads=2, head_dim=8, **more)
+    return sizes(num_key_value_heads=2, head_dim=16, **more)
 
 
 def two_layers(values: dict[str, Any]) -> dict[str, Any]:
@@ -138,7 +140,11 @@ GATED, PLAIN = "SparseGatedFFNF32", "SparseFFNF32"
 
 FAMILIES = [
     Family(
-        "LLaMA (ReluLLaMA)", lambda: hf.LlamaForCausalLM(hf.LlamaConfig(**grouped(hidden_act="relu"))), GATED, "relu"
+        "LLaMA (ReluLLaMA)",
+        lambda: hf.LlamaForCausalLM(hf.LlamaConfig(**grouped(hidden_act="relu"))),
+        GATED,
+        "relu",
+        packed=True,
     ),
     Family(
         "LLaMA with FATReLU (ProSparse-LLaMA-2)",
@@ -147,6 +153,7 @@ FAMILIES = [
         "fatrelu",
         threshold=0.01,
         fields={**FATRELU, "model_type": "sparsellama", "architectures": ["SparseLlamaForCausalLM"]},
+        packed=True,
     ),
     Family(
         "Mistral, sliding window",
@@ -162,6 +169,7 @@ FAMILIES = [
         "fatrelu",
         threshold=0.01,
         fields=FATRELU,
+        packed=True,
     ),
     Family(
         "Bamboo, TurboSparse-Mistral (dReLU)",
@@ -169,8 +177,15 @@ FAMILIES = [
         GATED,
         "drelu",
         fields={"model_type": "bamboo", "architectures": ["BambooForCausalLM"], "hidden_act": "relu"},
+        packed=True,
     ),
-    Family("Qwen2", lambda: hf.Qwen2ForCausalLM(hf.Qwen2Config(**grouped(hidden_act="relu"))), GATED, "relu"),
+    Family(
+        "Qwen2",
+        lambda: hf.Qwen2ForCausalLM(hf.Qwen2Config(**grouped(hidden_act="relu"))),
+        GATED,
+        "relu",
+        packed=True,
+    ),
     Family(
         "Qwen2 with FATReLU",
         lambda: hf.Qwen2ForCausalLM(hf.Qwen2Config(**grouped(hidden_act="relu"))),
@@ -178,9 +193,16 @@ FAMILIES = [
         "fatrelu",
         threshold=0.01,
         fields=FATRELU,
+        packed=True,
     ),
     Family("Qwen3", lambda: hf.Qwen3ForCausalLM(hf.Qwen3Config(**grouped(hidden_act="relu"))), GATED, "relu"),
-    Family("Gemma", lambda: hf.GemmaForCausalLM(hf.GemmaConfig(**grouped(hidden_act="relu"))), GATED, "relu"),
+    Family(
+        "Gemma",
+        lambda: hf.GemmaForCausalLM(hf.GemmaConfig(**grouped(hidden_act="relu"))),
+        GATED,
+        "relu",
+        packed=True,
+    ),
     Family(
         "Gemma 3",
         lambda: hf.Gemma3ForCausalLM(
@@ -208,12 +230,19 @@ FAMILIES = [
         attention=WINDOW,
         router=".altup",
     ),
-    Family("OPT", lambda: hf.OPTForCausalLM(hf.OPTConfig(**opt())), PLAIN, "relu"),
+    Family(
+        "OPT",
+        lambda: hf.OPTForCausalLM(hf.OPTConfig(**opt())),
+        PLAIN,
+        "relu",
+        packed=True,
+    ),
     Family(
         "OPT-350m (norms after, project_in, project_out)",
         lambda: hf.OPTForCausalLM(hf.OPTConfig(**opt(word_embed_proj_dim=16, do_layer_norm_before=False))),
         PLAIN,
         "relu",
+        packed=True,
     ),
     Family(
         "GPT-NeoX",
@@ -245,7 +274,13 @@ FAMILIES = [
         "relu2",
         attention="the heads are not merged",
     ),
-    Family("Arcee AFM", lambda: hf.ArceeForCausalLM(hf.ArceeConfig(**grouped(hidden_act="relu2"))), PLAIN, "relu2"),
+    Family(
+        "Arcee AFM",
+        lambda: hf.ArceeForCausalLM(hf.ArceeConfig(**grouped(hidden_act="relu2"))),
+        PLAIN,
+        "relu2",
+        packed=True,
+    ),
     Family(
         "NanoChat",
         lambda: hf.NanoChatForCausalLM(hf.NanoChatConfig(**grouped(hidden_act="relu2"))),
@@ -260,13 +295,20 @@ FAMILIES = [
         "relu2",
         attention="the heads are not merged",
     ),
-    Family("Jais-2", lambda: hf.Jais2ForCausalLM(hf.Jais2Config(**grouped(hidden_act="relu2"))), PLAIN, "relu2"),
+    Family(
+        "Jais-2",
+        lambda: hf.Jais2ForCausalLM(hf.Jais2Config(**grouped(hidden_act="relu2"))),
+        PLAIN,
+        "relu2",
+        packed=True,
+    ),
     Family(
         "BitNet b1.58",
         lambda: hf.BitNetForCausalLM(hf.BitNetConfig(**grouped(hidden_act="relu2"))),
         "",
         "",
         reasons=frozenset({"a norm stands between the activation and down_proj: it needs every neuron"}),
+        packed=True,
     ),
     Family(
         "Mixtral-type experts",

@@ -22,6 +22,7 @@ from prosparse_export.probe import initializer
 from prosparse_export.stored_weights import stored_arrays
 from prosparse_export.validation.linear_sites import comparable, exact_linear, linear_sites, load_linear
 from prosparse_export.validation.operators import exact_ffn, load_weights
+from prosparse_export.validation.rotary_tables import expected_tables
 from prosparse_export.validation.subject import Subject
 from prosparse_export.validation.trace import Probe
 from prosparse_models import Checkpoint
@@ -173,10 +174,15 @@ def _bytes_of(array: NDArray[np.generic]) -> NDArray[np.uint8]:
 def _elsewhere(
     checkpoint: Checkpoint, subject: Subject, seen: Mapping[str, bool]
 ) -> Iterator[dict[str, NDArray[np.generic]]]:
-    """Yield what initializers outside the operators should hold: embeddings in a format, and float32 by name."""
+    """Yield what initializers outside the operators should hold: embeddings, tables of rotary ones, float32 by name."""
     parameters = dict(checkpoint.model.named_parameters(remove_duplicate=False))
     for tensor in subject.graph.graph.initializer:
         if tensor.name in seen:
+            continue
+        tables = expected_tables(checkpoint.model, tensor.name, tensor.dims[0] if tensor.dims else 0)
+        if tables:
+            own_table = initializer(subject.graph, subject.path.parent, tensor.name)
+            yield {tensor.name: next((t for t in tables if np.array_equal(t, own_table)), tables[0])}
             continue
         match = _ELSEWHERE.fullmatch(tensor.name)
         path = f"{match[1]}.weight" if match else tensor.name

@@ -37,6 +37,7 @@ class Measured:
     refused: tuple[FfnOutcome, ...]
     attention: tuple[str, ...]
     fused_attention: bool
+    packed: bool
     shapes: int
     sparsity: float
     largest_difference: float
@@ -71,21 +72,29 @@ def measure(family: Family) -> Measured:
             sparse: Any = (EncoderDecoder.open if family.encoder_decoder else load)(output, library=library)
             differences += reference.differences(sparse)
             greedy += reference.greedy_differs(sparse, rounding_bound(size))
-        shapes = 0
+        shapes, packed = 0, False
         for path in (output, encoder_path(output)) if family.encoder_decoder else (output,):
             graph = ir.load(path).graph
+            packed = packed or all_are_packed(graph)
             shapes += count_relu_shapes(graph) + sum(node.domain == "com.prosparse" for node in graph)
         return Measured(
             result.rewritten,
             result.refused,
             result.attention_refusals,
             result.manifest["attention"] == "GroupQueryAttention",
+            packed,
             shapes,
             reference.sparsity,
             float(np.max(differences)),  # keeps a NaN
             rounding_bound(size),
             greedy,
         )
+
+
+def all_are_packed(graph: ir.Graph) -> bool:
+    """Tell whether every attention takes q, k and v from one product."""
+    attentions = [node for node in graph if node.op_type == "GroupQueryAttention"]
+    return bool(attentions) and all(node.inputs[1] is None and node.inputs[2] is None for node in attentions)
 
 
 class Reference:
@@ -266,6 +275,7 @@ def test_family(family: Family) -> None:
     assert len(found.rewritten) == (family.blocks if family.op else 0)
     assert {(o.op, o.activation) for o in found.rewritten} <= {(family.op, family.activation)}
     assert all(o.threshold == pytest.approx(family.threshold, abs=1e-8) for o in found.rewritten)
+    assert found.packed == family.packed
     assert all((o.d_model, o.d_ff) == (D_MODEL, D_FF) for o in found.rewritten)
     assert {o.reason for o in found.refused} == family.reasons
     of_relu = [o for o in found.refused if "not a ReLU" not in o.reason]
@@ -292,6 +302,7 @@ An encoder-decoder becomes two files: `OUT.onnx`, the decoder, and `OUT.encoder.
   rounding of sums in another order, with and without the operator library.
 - **generates**: 16 greedy tokens of three left-padded prompts are PyTorch's, with and without the library.
 - **attention**: fused (GroupQueryAttention), or plain where the reason below the table holds; both are exact.
+  Packed: q_proj, k_proj and v_proj are one product, and rotary embedding is part of attention.
 - **zeros**: share of zeros at down_proj's input. The weights are random: what training gives is in the papers.
 
 """
@@ -310,7 +321,7 @@ def table() -> str:
         cells += [outcome.op.removesuffix("F32") if outcome else "dense", outcome.activation if outcome else "-"]
         cells.append("yes" if found.largest_difference <= found.bound else "NO")
         generates = "-" if family.encoder else "yes" if found.greedy_differs == 0 else "NO"
-        cells += [generates, "fused" if found.fused_attention else "plain"]
+        cells += [generates, "fused, packed" if found.packed else "fused" if found.fused_attention else "plain"]
         cells.append(f"{found.sparsity:.0%}" if outcome else "-")
         lines.append("| " + " | ".join(cells) + " |")
         notes += [f"- {family.name}: {reason}." for reason in sorted({o.reason for o in refused})]

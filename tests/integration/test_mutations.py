@@ -31,6 +31,7 @@ pytestmark = pytest.mark.integration
 Edit = Callable[[onnx.ModelProto], None]
 SMALL = ValidationOptions(tokens=160, context=96, greedy=12, step_tokens=24, explain=True)  # default limits
 LAYER = 2
+HEAD_COUNTS = ("num_heads", "kv_num_heads")
 
 
 @pytest.fixture(scope="session")
@@ -226,6 +227,36 @@ def test_one_wrong_scale_outside_the_ffns(demo_folder: Path, demo_i4i8: Path, tm
     assert result.findings[0].run.endswith("o_proj.weight.i4_scale")
 
 
+@pytest.mark.parametrize("part", ["q_proj", "k_proj", "v_proj"])
+def test_one_wrong_scale_in_a_packed_product(part: str, demo_folder: Path, demo_i4i8: Path, tmp_path: Path) -> None:
+    packed = f"model.layers.{LAYER}.self_attn.q_proj+k_proj+v_proj"
+
+    def edit(model: onnx.ModelProto) -> None:
+        node = next(n for n in model.graph.node if n.name == packed)
+        heads, kv_heads = (next(a.i for a in attention(model).attribute if a.name == n) for n in HEAD_COUNTS)
+        rows = next(tuple(t.dims) for t in model.graph.initializer if t.name == node.input[2])[0]
+        each = rows // (heads + 2 * kv_heads)
+        row = {"q_proj": 0, "k_proj": heads, "v_proj": heads + kv_heads}[part] * each + 1
+        change_weight(model, node.input[2], lambda s: s.__setitem__((row, 1), s[row, 1] * np.float16(1.02)))
+
+    result = check(demo_folder, changed(demo_i4i8, tmp_path, edit))
+    assert_named(result, LAYER, "LinearI4")
+    assert result.findings[0].run.endswith(f"{packed}.weight.i4_scale")
+
+
+@pytest.mark.parametrize("table", ["cos", "sin"])
+def test_one_wrong_angle_behind_the_text(table: str, demo_folder: Path, demo_artifact: Path, tmp_path: Path) -> None:
+    name = f"prosparse.rotary_{table}.0"
+
+    def edit(model: onnx.ModelProto) -> None:
+        change_weight(model, name, lambda t: t.__setitem__((-1, 2), np.nextafter(t[-1, 2], np.float32(2))))
+
+    result = check(demo_folder, changed(demo_artifact, tmp_path, edit))
+    assert failed(result) == ["stored weights"]
+    assert result.stored_weights is not None
+    assert result.stored_weights.wrong == (name,)
+
+
 def test_one_wrong_number_of_a_norm(demo_folder: Path, demo_i4i8: Path, tmp_path: Path) -> None:
     def edit(model: onnx.ModelProto) -> None:
         change_weight(model, f"model.layers.{LAYER}.input_layernorm.weight", lambda w: w.__setitem__(3, w[3] * 1.001))
@@ -400,7 +431,7 @@ def test_the_demo_passes_at_the_same_limits(
     for artifact in (demo_artifact, demo_i4i8, demo_f16):
         result = check(demo_folder, artifact)
         assert result.passed, failed(result)
-        assert len(result.operators) == 5 * (1 + 4) + 1  # FFN, q, k, v, o; lm_head
+        assert len(result.operators) == 5 * (1 + 2) + 1  # FFN, q, k and v in one, o; lm_head
         assert result.stored_weights is not None
         assert result.stored_weights.share > 0.999
         subject = open_subject(demo_folder, artifact)

@@ -100,7 +100,7 @@ def test_what_was_computed_from_a_placeholder_is_named(folder: Path) -> None:
 def test_matrices_outside_the_ffns_are_stored_once_in_the_format(i4: Path) -> None:
     model = onnx.load(i4, load_external_data=False)
     kinds = [node.op_type for node in model.graph.node]
-    assert kinds.count("LinearI4") == 2 * 4 + 1
+    assert kinds.count("LinearI4") == 2 * 2 + 1
     assert kinds.count("SparseGatedFFNI4") == 2
     assert kinds.count("MatMul") <= 1  # the rotary angles
     head = next(node for node in model.graph.node if node.name == "lm_head")
@@ -141,7 +141,7 @@ def test_low_memory_has_the_rounded_weights_too(folder: Path, i4: Path) -> None:
     assert low.exact_against == "PyTorch with the stored weights"
     assert low.comparisons == usual.comparisons
     assert low.operators == usual.operators
-    assert len(low.operators) == 2 * (1 + 4) + 1  # FFN, q, k, v, o; lm_head
+    assert len(low.operators) == 2 * (1 + 2) + 1  # FFN, q with k and v, o; lm_head
     assert low.passed
 
 
@@ -161,7 +161,7 @@ def test_calibration_leaves_blocks_dense_that_gain_nothing(folder: Path, tmp_pat
     assert second["speedup"] == pytest.approx(3 / (1 + 2 * active))
     assert 1.0 < manifest["expected"]["decode_speedup"] < second["speedup"]
     kinds = [n.op_type for n in onnx.load(result.path, load_external_data=False).graph.node]
-    assert kinds.count("LinearF16") == 2 * 4 + 1 + 3  # the dense block's too
+    assert kinds.count("LinearF16") == 2 * 2 + 1 + 3  # the dense block's too
 
 
 def test_files_are_checked(i4: Path, tmp_path: Path) -> None:
