@@ -382,7 +382,8 @@ def _check(checkpoint: Checkpoint, path: Path, manifest: Mapping[str, Any], *, u
     model = checkpoint.model
     formats = stored_formats(manifest)
     vocabulary = int(model.config.get_text_config().vocab_size)
-    ids = np.random.default_rng(0).integers(0, vocabulary, size=(1, _CHECK_TOKENS))
+    tokens = min(_CHECK_TOKENS, context_in(checkpoint.config) or _CHECK_TOKENS)
+    ids = np.random.default_rng(0).integers(0, vocabulary, size=(1, tokens))
     with quiet(), as_stored(checkpoint, formats):
         expected = next(iter(model(input_ids=torch.from_numpy(ids)).values())).float().numpy()
     give_back()

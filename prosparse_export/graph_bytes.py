@@ -13,6 +13,7 @@ from prosparse_export.probe import FfnNode
 __all__ = ["ffn_shape", "initializer_bytes", "other_bytes"]
 
 _BITS = {1: 32, 10: 16, 16: 16, 2: 8, 3: 8, 6: 32, 7: 64, 9: 8, 21: 4, 22: 4}  # onnx.TensorProto's types
+_LOOKING_UP = frozenset({"Gather", "GroupQueryAttention"})  # a row or so of their initializers
 
 
 def initializer_bytes(tensor: onnx.TensorProto) -> int:
@@ -31,13 +32,14 @@ def ffn_shape(model: onnx.ModelProto, node: FfnNode, sparsity: float) -> Ffn:
 def other_bytes(model: onnx.ModelProto, context: int) -> int:
     """Return the bytes outside the sparse blocks that a token reads: other weights and ``context`` tokens of cache.
 
-    Rows of an embedding are looked up, not read through, so what only Gather reads does not count.
+    Rows of an embedding are looked up, not read through, so what only Gather reads does not count; nor do attention's
+    tables of cos and sin.
     """
     sizes = {tensor.name: initializer_bytes(tensor) for tensor in model.graph.initializer}
     read: set[str] = set()
     for node in model.graph.node:
         sparse = node.domain == DOMAIN and "FFN" in node.op_type
-        if not sparse and node.op_type != "Gather":
+        if not sparse and node.op_type not in _LOOKING_UP:
             read.update(name for name in node.input if name in sizes)
     cache: int = 0
     for value in model.graph.input:

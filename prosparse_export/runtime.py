@@ -187,6 +187,8 @@ class SparseModel:
             hint = None
             if len(ids) > 1 and ids.shape[1] > 1 and cache.length > 0:
                 hint = "with --attention fused, a batch can be continued by one token at a time only"
+            if self.context is not None and mask.shape[1] > self.context:
+                hint = f"shorten the text: the model takes at most {self.context} tokens, and these are {mask.shape[1]}"
             raise ProSparseError(f"model: {self.path}: {' '.join(str(error).split())}", hint=hint) from error
         return logits, Cache(dict(zip(self._past, present, strict=True)))
 

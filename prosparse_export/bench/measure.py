@@ -98,13 +98,14 @@ def bench(
             models.append(SparseModel.open(path, threads=threads))
     timings = [_decode(models, ids, options, progress)]
     timings += [_prefill(models, ids, length, options, progress) for length in options.prefill]
+    shown = ids[: min(_SPARSITY_TOKENS, sparse.context or _SPARSITY_TOKENS)]
     del models, sparse  # one copy of the weights at a time from here on
     progress("layers", 0, 0)
     blocks, others = profile_decode(
         path, nodes, ids[: options.context + options.tokens], options.context, threads=threads
     )
     sparsities = measure_sparsity(
-        path, graph, nodes, ids[:_SPARSITY_TOKENS], threads=threads, progress=lambda d, t: progress("sparsity", d, t)
+        path, graph, nodes, shown, threads=threads, progress=lambda d, t: progress("sparsity", d, t)
     )
     return _result(
         path,

@@ -17,6 +17,7 @@ from prosparse_export.activity import Activity, LayerActivity, measure_activity
 from prosparse_export.artifact import read_manifest
 from prosparse_export.artifact_files import check_files
 from prosparse_export.errors import ProSparseError
+from prosparse_export.folder_settings import context_length
 from prosparse_export.library import check_library, library_info
 from prosparse_export.probe import ffn_nodes, read_graph
 from prosparse_export.report.speed import LayerSpeed, measure_speed
@@ -33,7 +34,7 @@ class ReportOptions:
 
     Attributes:
         tokens: at most so many tokens of text.
-        context: tokens per window.
+        context: tokens per window; no more than the model takes.
         speed: time every layer, sparse against dense.
         threads: intra-op threads of the timed runs.
     """
@@ -93,7 +94,7 @@ class Report:
         name: the graph's file.
         sparsity: mean over layers.
         tokens: measured.
-        context: tokens per window.
+        context: tokens per window; no more than the model takes.
         texts: names, in the order of `LayerReport.by_text`.
         layers: in the graph's order.
         positions: upper ends of the groups of `LayerReport.by_position`.
@@ -136,17 +137,18 @@ def measure(
     if options.speed:
         check_library()
     ids = _tokenise(path, texts, options.tokens)
+    context = min(options.context, context_length(path.parent) or options.context)
     activity = measure_activity(
         path,
         ids,
-        context=options.context,
+        context=context,
         progress=lambda done, total: report("activity", done, total),
     )
     nodes = ffn_nodes(graph)
     speeds: list[LayerSpeed | None] = [None] * len(nodes)
     if options.speed:
         report("speed", 0, 0)
-        speeds = list(measure_speed(path, nodes, ids[0][:64], threads=options.threads, report=report))
+        speeds = list(measure_speed(path, nodes, ids[0][: min(64, context)], threads=options.threads, report=report))
     ends = _position_groups(activity)
     gated = [node.gated for node in nodes]
     layers = tuple(
@@ -158,7 +160,7 @@ def measure(
         name=path.name,
         sparsity=activity.sparsity,
         tokens=len(activity.texts),
-        context=options.context,
+        context=context,
         texts=tuple(name for name, _ in texts),
         layers=layers,
         positions=tuple(ends),
