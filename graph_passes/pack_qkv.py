@@ -44,7 +44,7 @@ class PackQkvPass(ir.passes.InPlacePass):
         graph = model.graph
         linears = find_linears(graph)
         tables = PositionTables(graph, self._positions)
-        packed: dict[tuple[ir.Value, ...], ir.Value] = {}
+        packed: dict[tuple[ir.Value, ...], _Packed] = {}
         count = 0
         for node in list(graph):
             if node.op_type == "GroupQueryAttention" and node.domain == "com.microsoft":
@@ -53,6 +53,12 @@ class PackQkvPass(ir.passes.InPlacePass):
                     _rewrite(graph, node, found, packed)
                     count += 1
         return ir.passes.PassResult(model, modified=count > 0)
+
+
+@dataclass(frozen=True)
+class _Packed:
+    matrix: ir.Value
+    bias: ir.Value | None
 
 
 @dataclass(frozen=True)
@@ -67,15 +73,12 @@ def _match(node: ir.Node, linears: dict[ir.Value, Linear], tables: PositionTable
     q, k, v = node.inputs[:3]
     if len(node.inputs) != 7 or q is None or k is None or v is None:  # packed already, or with more than we know of
         return None
-    rotations = [_rotary(value) for value in (q, k)]
-    if rotations[0] is not None and rotations[1] is not None:
-        first, second = rotations[0], rotations[1]
-        if list(first.inputs[1:]) != list(second.inputs[1:]) or any(
-            len(r.outputs[0].uses()) != 1 for r in (first, second)
-        ):
+    rotation, other = _rotary(q), _rotary(k)
+    if rotation is not None and other is not None:
+        if rotation.inputs[1:] != other.inputs[1:] or len(q.uses()) != 1 or len(k.uses()) != 1:
             return None
-        q, k = first.inputs[0], second.inputs[0]
-    elif rotations != [None, None]:
+        q, k = rotation.inputs[0], other.inputs[0]
+    elif rotation is not other:
         return None
     q, scale = _unscaled(q)
     parts = tuple(linears[value] for value in (q, k, v) if value in linears)
@@ -84,11 +87,11 @@ def _match(node: ir.Node, linears: dict[ir.Value, Linear], tables: PositionTable
     name = packed_name([part.module for part in parts])
     if not name:
         return None
-    if rotations[0] is None:
+    if rotation is None:
         return _Packable(parts, name, scale=scale)
     if parts[0].d_out // node.attributes.get_int("num_heads", 1) % _ROTARY_WIDTH:
         return None
-    found = tables.table(rotations[0].inputs[2], "Cos"), tables.table(rotations[0].inputs[3], "Sin")
+    found = tables.table(rotation.inputs[2], "Cos"), tables.table(rotation.inputs[3], "Sin")
     if found[0] is None or found[1] is None:
         return None
     return _Packable(parts, name, (found[0], found[1]), scale)
@@ -123,19 +126,21 @@ def _are_alike(parts: Sequence[Linear]) -> bool:
     )
 
 
-def _rewrite(graph: ir.Graph, node: ir.Node, found: _Packable, packed: dict[tuple[ir.Value, ...], ir.Value]) -> None:
+def _rewrite(graph: ir.Graph, node: ir.Node, found: _Packable, packed: dict[tuple[ir.Value, ...], _Packed]) -> None:
     parts = found.parts
-    matrices = tuple(part.weight.value for part in parts)
-    if matrices not in packed:  # a module that runs twice has its matrices once
-        packed[matrices] = _add(graph, _matrix(parts, f"{found.name}.weight" + ("_t" if parts[0].in_major else "")))
-    matrix = packed[matrices]
+    key = tuple(value for part in parts for value in (part.weight.value, part.bias) if value is not None)
+    if key not in packed:  # a module that runs twice has its matrices once
+        matrix = _add(graph, _matrix(parts, f"{found.name}.weight" + ("_t" if parts[0].in_major else "")))
+        has_bias = any(part.bias is not None for part in parts)
+        packed[key] = _Packed(matrix, _add(graph, _bias(parts, f"{found.name}.bias")) if has_bias else None)
+    matrix, bias = packed[key].matrix, packed[key].bias
     new = tape.Tape()
     if not parts[0].in_major:
         matrix = new.op("Transpose", [matrix], {"perm": [1, 0]})
     scope = {SCOPES: repr(["", found.name, "linear"])}
     y = new.op("MatMul", [parts[0].x, matrix], metadata_props=scope)
-    if any(part.bias is not None for part in parts):
-        y = new.op("Add", [y, _add(graph, _bias(parts, f"{found.name}.bias"))], metadata_props=scope)
+    if bias is not None:
+        y = new.op("Add", [y, bias], metadata_props=scope)
     shape = parts[0].output.shape
     y.type = parts[0].output.type
     if shape is not None:
@@ -155,14 +160,15 @@ def _rewrite(graph: ir.Graph, node: ir.Node, found: _Packable, packed: dict[tupl
 
 
 def _matrix(parts: Sequence[Linear], name: str) -> ir.LazyTensor:
-    axis = 1 if parts[0].in_major else 0
-    shape = [0, 0]
-    shape[axis], shape[1 - axis] = sum(part.d_out for part in parts), parts[0].d_in
+    in_major = parts[0].in_major
+    shape = [sum(part.d_out for part in parts), parts[0].d_in]
     reads = [part.weight.read for part in parts]
 
     def read() -> ir.TensorProtocol:
-        return ir.tensor(np.concatenate([one() for one in reads], axis), name=name)
+        rows = np.concatenate([one().T if in_major else one() for one in reads])  # as PyTorch has them: no strided copy
+        return ir.tensor(rows.T if in_major else rows, name=name)
 
+    shape = shape[::-1] if in_major else shape
     return ir.LazyTensor(read, dtype=ir.DataType.FLOAT, shape=ir.Shape(shape), name=name)
 
 
