@@ -86,7 +86,8 @@ def measure_activity(
     nodes = ffn_nodes(read_graph(path))
     if not nodes:
         raise ProSparseError(
-            f"model: {path}: expected sparse feed-forward operators, got none", hint="export it without --allow-dense"
+            f"model: {path}: expected sparse feed-forward operators, got none",
+            hint="export it without --plain, or without --allow-dense to see why no block is sparse",
         )
     if "encoder" in read_manifest(path):
         raise ProSparseError(

@@ -63,7 +63,7 @@ def artifact_folder(output: Path, *, overwrite: bool) -> Iterator[Path]:
     exists without what it needs.
 
     Raises:
-        ProSparseError: a file is in the way, the folder is not writable, or the disk is full.
+        ProSparseError: a file is in the way, the folder holds another artifact or is not writable, or the disk is full.
     """
     if output.suffix != ".onnx":
         raise ProSparseError(
@@ -75,6 +75,7 @@ def artifact_folder(output: Path, *, overwrite: bool) -> Iterator[Path]:
         )
     if output.exists() and not overwrite:
         raise ProSparseError(f"output: {output}: exists already", hint="choose another name or pass --overwrite")
+    _check_alone(output)
     created = _make_parents(output.parent)
     staging = None
     try:
@@ -175,6 +176,22 @@ def sha256_file(path: Path) -> str:
         while block := stream.read(1 << 20):
             digest.update(block)
     return digest.hexdigest()
+
+
+def _check_alone(output: Path) -> None:
+    """Refuse a folder with another artifact, before any work: its manifest and tokenizer would become this one's."""
+    try:
+        files = read_manifest(output).get("files")
+    except ProSparseError:
+        return  # damaged: no artifact can rely on it
+    graphs = [name for name in (files if isinstance(files, dict) else {}) if name.endswith(".onnx")]
+    others = [name for name in graphs if (output.parent / name).is_file()]
+    if others and output.name not in graphs:
+        free = output.parent / output.stem / output.name
+        raise ProSparseError(
+            f"output: {output.parent}: expected a folder of its own, got that of {others[0]}",
+            hint=f"an artifact is all of its folder: choose another, for instance {free}",
+        )
 
 
 def _make_parents(folder: Path) -> list[Path]:

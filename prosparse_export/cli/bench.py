@@ -19,8 +19,8 @@ _PLOTS = (".png", ".svg", ".pdf")
 _EXAMPLES = """
 Examples:
   prosparse bench out/demo.onnx
-  prosparse bench out/7b.onnx --threads 2 --prefill 128 --prefill 512 --rounds 15
-  prosparse bench out/7b.onnx --no-dense --json numbers.json --plot chart.png
+  prosparse bench out/7b/m.onnx --threads 2 --prefill 128 --prefill 512 --rounds 15
+  prosparse bench out/7b/m.onnx --no-dense --json numbers.json --plot chart.png
 """
 
 

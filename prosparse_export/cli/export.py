@@ -20,11 +20,11 @@ __all__ = ["export_command"]
 _EXAMPLES = """
 Examples:
   prosparse-export models/demo out/demo.onnx
-  prosparse-export prosparse-llama-2-7b out/7b.onnx --weights i4 -v
+  prosparse-export prosparse-llama-2-7b out/7b/m.onnx --weights i4 -v
   prosparse-export models/demo out/demo.onnx --calibrate mytext.txt   # what speed to expect
   prosparse-export models/demo out/demo.onnx --attention plain --overwrite
-  prosparse-export MiniCPM-S-1B-sft-llama-format out/1b.onnx --threshold 0.03
-  prosparse-export SmolLM2-135M out/lossy.onnx --approximate silu --keep 0.5 --calibrate text.txt   # LOSSY
+  prosparse-export MiniCPM-S-1B-sft-llama-format out/1b/m.onnx --threshold 0.03
+  prosparse-export SmolLM2-135M out/lossy/m.onnx --approximate silu --keep 0.5 --calibrate text.txt   # LOSSY
 """
 
 

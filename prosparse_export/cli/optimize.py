@@ -21,7 +21,7 @@ Examples:
   prosparse optimize model.onnx out/model.onnx
   prosparse optimize model.onnx out/model.onnx --allow-dense        # only list why nothing can be sparse
   prosparse optimize int4/model.onnx out/model.onnx --weights i4i8  # MatMulNBits: digits kept, down_proj rounded
-  prosparse optimize model.onnx out/plain.onnx --plain              # for OpenVINO and others
+  prosparse optimize model.onnx out/plain/model.onnx --plain              # for OpenVINO and others
 """
 
 

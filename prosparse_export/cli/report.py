@@ -17,7 +17,7 @@ _EXAMPLES = """
 Examples:
   prosparse report out/demo.onnx                                # writes out/demo.report.html
   prosparse report out/demo.onnx -o page.html --png charts/ --json numbers.json
-  prosparse report out/7b.onnx --text code.txt --text prose.txt --max-tokens 20000
+  prosparse report out/7b/m.onnx --text code.txt --text prose.txt --max-tokens 20000
 """
 
 

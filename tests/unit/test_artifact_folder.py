@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 from pathlib import Path
 
@@ -62,3 +63,30 @@ def test_refuses_a_folder_as_output(tmp_path: Path) -> None:
         artifact_folder(tmp_path / "m.onnx", overwrite=True),
     ):
         pass
+
+
+@pytest.mark.parametrize("overwrite", [True, False])
+def test_refuses_the_folder_of_another_artifact_before_any_work(overwrite: bool, tmp_path: Path) -> None:
+    files = {name: {"bytes": 1, "sha256": ""} for name in ("m.encoder.onnx", "m.onnx", "m.onnx.data")}
+    before = {"m.onnx": "graph", "m.encoder.onnx": "graph", "prosparse.json": json.dumps({"files": files})}
+    fill(tmp_path, before)
+    entered = False
+    with (
+        pytest.raises(ProSparseError, match=r"expected a folder of its own, got that of m\.") as error,
+        artifact_folder(tmp_path / "n.onnx", overwrite=overwrite),
+    ):
+        entered = True
+    assert not entered
+    assert str(tmp_path / "n" / "n.onnx") in (error.value.hint or "")
+    assert contents(tmp_path) == before
+    with artifact_folder(tmp_path / "m.onnx", overwrite=True) as staging:  # its own, both graphs of it
+        fill(staging, {"m.onnx": "new", "prosparse.json": "{}"})
+    assert contents(tmp_path)["m.onnx"] == "new"
+
+
+@pytest.mark.parametrize("manifest", ['{"files": {"gone.onnx": {}}}', '{"files": 3}', "{}", "damaged"])
+def test_takes_a_folder_whose_artifact_is_gone(manifest: str, tmp_path: Path) -> None:
+    fill(tmp_path, {"prosparse.json": manifest})
+    with artifact_folder(tmp_path / "n.onnx", overwrite=True) as staging:
+        fill(staging, {"n.onnx": "new"})
+    assert contents(tmp_path)["n.onnx"] == "new"
