@@ -11,6 +11,9 @@ from graph_passes.linear import constant_array, scalar_constant
 __all__ = ["PositionTables", "position_table"]
 
 _MOST_FREQUENCIES = 4096
+_MOST_BYTES = (
+    32 << 20
+)  # of a table: 131,072 positions with heads of 128; of models for a million it would be half a file
 _KEEPING = frozenset({"Cast", "Unsqueeze", "GatherElements", "Identity"})  # what a token's position goes through
 
 
@@ -30,7 +33,8 @@ class PositionTables:
     def table(self, cache: ir.Value | None, function: str) -> ir.Value | None:
         """Return an initializer ``[positions, head_dim / 2]`` that has what ``cache`` has for each token.
 
-        None where the angles are more than position times a constant frequency: scaled by the length of the text, say.
+        None where the table would be large, or the angles are more than position times a constant frequency: scaled by
+        the length of the text, say.
 
         Args:
             cache: input of RotaryEmbedding: rows of ``Cos`` or ``Sin`` (fuse_rotary.py).
@@ -40,6 +44,8 @@ class PositionTables:
         if found is None or self._positions is None:
             return None
         frequencies, scale = found
+        if self._positions * frequencies.nbytes > _MOST_BYTES:
+            return None
         key = (function, frequencies.tobytes(), scale)
         if key not in self._made:
             values = position_table(function.lower(), frequencies, self._positions, scale)
