@@ -18,6 +18,7 @@ from onnx_ir import tape
 
 from graph_passes.linear import constant_array, scalar_constant
 from graph_passes.merged_heads import merged_heads
+from graph_passes.standard_nodes import producer
 
 __all__ = ["FuseGroupQueryAttentionPass"]
 
@@ -84,16 +85,11 @@ class _Attention:
     kv_heads: int
 
 
-def _producer(value: ir.Value | None, *op_types: str) -> ir.Node | None:
-    node = value.producer() if value is not None else None
-    return node if node is not None and node.domain == "" and node.op_type in op_types else None
-
-
 def _match(softmax: ir.Node) -> _Attention | str:
-    added = _producer(softmax.inputs[0], "Add")
+    added = producer(softmax.inputs[0], "Add")
     if added is None:
         return "no mask is added to the scores"
-    scores = _producer(added.inputs[0], "MatMul")
+    scores = producer(added.inputs[0], "MatMul")
     bias = added.inputs[1]
     if scores is None or bias is None:
         return "the scores are no plain product of queries and keys"
@@ -135,7 +131,7 @@ def _match(softmax: ir.Node) -> _Attention | str:
 
 def _unscaled(value: ir.Value | None) -> tuple[ir.Value, float]:
     assert value is not None
-    node = _producer(value, "Mul")
+    node = producer(value, "Mul")
     if node is not None:
         for inner, factor in (node.inputs, node.inputs[::-1]):
             number = scalar_constant(factor)
@@ -159,12 +155,12 @@ def _cache(value: ir.Value | None) -> ir.Node | None:
     Repetition must be ``Unsqueeze`` on axis 2, then ``Expand``: neighbouring heads share a KV head,
     which is the operator's order too.
     """
-    while (node := _producer(value, *_RESHAPING)) is not None:
+    while (node := producer(value, *_RESHAPING)) is not None:
         axes = constant_array(node.inputs[1]) if node.op_type == "Unsqueeze" else None
         if node.op_type == "Unsqueeze" and (axes is None or axes.tolist() != [2]):
             return None
         value = node.inputs[0]
-    node = _producer(value, "Concat")
+    node = producer(value, "Concat")
     if node is None or len(node.inputs) != 2 or node.attributes.get_int("axis", 0) not in (-2, 2):
         return None
     past, present = node.inputs[0], node.outputs[0]

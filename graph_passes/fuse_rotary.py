@@ -17,7 +17,7 @@ class FuseRotaryEmbeddingPass(ir.passes.InPlacePass):
     ``t`` is ``[batch, heads, sequence, head_dim]``; ``cos`` and ``sin`` are computed in the graph,
     ``[batch, sequence, head_dim]``, with equal halves. They stay in the graph and become the
     operator's cache with one row per token, so every way of scaling the angles, and any length,
-    stays as exported; a table per position would fix both.
+    stays as exported. Where a table per position has the same numbers, pack_qkv.py makes one.
 
     The result leaves as Reshape and Transpose of ``[batch, sequence, heads * head_dim]``, which the
     attention pass takes apart again.

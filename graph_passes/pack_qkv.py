@@ -1,4 +1,4 @@
-"""One product for q, k and v, and the rotation inside attention: of a small model's token that is a tenth."""
+"""One product for q, k and v, and the rotation inside attention: six operators a layer for ten."""
 
 from __future__ import annotations
 
@@ -108,7 +108,7 @@ def _unscaled(value: ir.Value | None) -> tuple[ir.Value | None, float]:
     if value is not None and node is not None and node.op_type == "Mul" and node.domain == "":
         for inner, factor in (node.inputs, node.inputs[::-1]):
             number = scalar_constant(factor)
-            if number is not None and len(value.uses()) == 1:
+            if number and len(value.uses()) == 1:  # not 0, which the operator takes for its default
                 return inner, number
     return value, 1.0
 

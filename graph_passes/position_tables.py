@@ -7,13 +7,13 @@ import onnx_ir as ir
 from numpy.typing import NDArray
 
 from graph_passes.linear import constant_array, scalar_constant
+from graph_passes.standard_nodes import producer
 
 __all__ = ["PositionTables", "position_table"]
 
 _MOST_FREQUENCIES = 4096
-_MOST_BYTES = (
-    32 << 20
-)  # of a table: 131,072 positions with heads of 128; of models for a million it would be half a file
+# Of a table: 131,072 positions with heads of 128. Of a model for a million it would be half the file.
+_MOST_BYTES = 32 << 20
 _KEEPING = frozenset({"Cast", "Unsqueeze", "GatherElements", "Identity"})  # what a token's position goes through
 
 
@@ -83,19 +83,19 @@ def position_table(
 def _frequencies(cache: ir.Value | None, function: str) -> tuple[NDArray[np.float32], float] | None:
     """Return the frequencies ``[head_dim / 2]`` and the factor of the table behind ``cache``."""
     for op_type in ("Reshape", "Slice"):  # the first half of a row
-        node = _standard(cache, op_type)
+        node = producer(cache, op_type)
         cache = node.inputs[0] if node is not None else None
     scale = 1.0
-    node = _standard(cache, "Mul")
+    node = producer(cache, "Mul")
     if node is not None:
         number = next((n for n in map(scalar_constant, node.inputs) if n is not None), None)
         cache = next((v for v in node.inputs if v is not None and scalar_constant(v) is None), None)
         if number is None:
             return None
         scale = number
-    curve = _standard(cache, function)
-    halves = _standard(curve.inputs[0], "Concat") if curve is not None else None
-    product = _standard(halves.inputs[0], "Mul") if halves is not None else None
+    curve = producer(cache, function)
+    halves = producer(curve.inputs[0], "Concat") if curve is not None else None
+    product = producer(halves.inputs[0], "Mul") if halves is not None else None
     if product is None:
         return None
     for position, frequency in (product.inputs, product.inputs[::-1]):
@@ -114,8 +114,3 @@ def _is_position(value: ir.Value | None) -> bool:
             return False
         value = node.inputs[0]
     return value is not None and value.name == "position_ids"
-
-
-def _standard(value: ir.Value | None, op_type: str) -> ir.Node | None:
-    node = value.producer() if value is not None else None
-    return node if node is not None and node.domain == "" and node.op_type == op_type else None

@@ -133,11 +133,13 @@ def expected_gain(
 
 def _decode_seconds(path: Path, ids: Sequence[int], threads: int) -> float:
     """Return the median time of a decode step over the text's tokens."""
-    tokens = np.resize(np.asarray(ids, np.int64), _CONTEXT + _STEPS)
-    decoder = SparseModel.open(path, threads=threads).decoder(1, len(tokens))
-    decoder.prefill(tokens[None, :_CONTEXT], np.ones((1, _CONTEXT), np.int64))
+    model = SparseModel.open(path, threads=threads)
+    tokens = np.resize(np.asarray(ids, np.int64), min(_CONTEXT + _STEPS, model.context or _CONTEXT + _STEPS))
+    decoder = model.decoder(1, len(tokens))
+    prompt = max(len(tokens) - _STEPS, 1)
+    decoder.prefill(tokens[None, :prompt], np.ones((1, prompt), np.int64))
     times = []
-    for token in tokens[_CONTEXT:]:
+    for token in tokens[prompt:]:
         began = time.perf_counter()
         decoder.step(np.array([token]))
         times.append(time.perf_counter() - began)

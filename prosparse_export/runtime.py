@@ -148,12 +148,13 @@ class SparseModel:
         return cls(session, path, read_tokenizer(folder), stop_tokens(folder), context_length(folder), in_place, past)
 
     def decoder(self, batch: int, capacity: int) -> Decoder:
-        """Return the inner loop for ``batch`` texts of at most ``capacity`` tokens each.
+        """Return the inner loop for ``batch`` texts of at most ``capacity`` tokens each, or as the model's context has.
 
         Raises:
             ProSparseError: the model has no cache, so that it is no decoder.
         """
         self._check_cache()
+        capacity = min(capacity, self.context or capacity)
         return Decoder(self.session, self.path, batch=batch, capacity=capacity, in_place=self.in_place)
 
     def _check_cache(self) -> None:
@@ -188,7 +189,9 @@ class SparseModel:
             if len(ids) > 1 and ids.shape[1] > 1 and cache.length > 0:
                 hint = "with --attention fused, a batch can be continued by one token at a time only"
             if self.context is not None and mask.shape[1] > self.context:
-                hint = f"shorten the text: the model takes at most {self.context} tokens, and these are {mask.shape[1]}"
+                hint = (
+                    f"shorten the text: the model takes at most {self.context} tokens with padding, got {mask.shape[1]}"
+                )
             raise ProSparseError(f"model: {self.path}: {' '.join(str(error).split())}", hint=hint) from error
         return logits, Cache(dict(zip(self._past, present, strict=True)))
 

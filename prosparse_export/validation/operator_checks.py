@@ -179,7 +179,9 @@ def _elsewhere(
     for tensor in subject.graph.graph.initializer:
         if tensor.name in seen:
             continue
-        tables = expected_tables(checkpoint.model, tensor.name, tensor.dims[0] if tensor.dims else 0)
+        tables = expected_tables(
+            checkpoint.model, tensor.name, subject.positions or (tensor.dims[0] if tensor.dims else 0)
+        )
         if tables:
             own_table = initializer(subject.graph, subject.path.parent, tensor.name)
             yield {tensor.name: next((t for t in tables if np.array_equal(t, own_table)), tables[0])}

@@ -29,7 +29,7 @@ def expected_tables(model: torch.nn.Module, name: str, positions: int) -> list[N
     tables = []
     for path, frequencies in model.named_buffers():
         module, _, buffer = path.rpartition(".")
-        if buffer.endswith("inv_freq"):
+        if buffer.endswith("inv_freq") and "original" not in buffer:  # that is what it was before any scaling
             owner = model.get_submodule(module)
             scale = float(getattr(owner, buffer.removesuffix("inv_freq") + "attention_scaling", 1.0))
             tables.append(position_table(match[1], frequencies.float().numpy(), positions, scale))

@@ -18,6 +18,7 @@ from graph_passes import LinearOutcome, export_pipeline, parts_of
 from graph_passes.packed_names import packed_name
 from graph_passes.position_tables import position_table
 from prosparse_export.trace import trace
+from prosparse_export.validation.rotary_tables import expected_tables
 
 LAYERS, DIM, LONGEST, VOCAB = 2, 16, 64, 96
 SIZES = {
@@ -216,6 +217,14 @@ def test_tables_are_pytorchs_within_an_ulp() -> None:
         table = position_table(name, frequencies, LONGEST, rotary.attention_scaling)
         assert table.dtype == np.float32
         np.testing.assert_allclose(table, expected, rtol=0, atol=2 * 2.0**-24 * rotary.attention_scaling)
+
+
+def test_validate_expects_the_models_own_tables_alone() -> None:
+    model = llama(YARN)
+    (table,) = expected_tables(model, "prosparse.rotary_sin.0", LONGEST)
+    scale = model.model.rotary_emb.attention_scaling
+    np.testing.assert_array_equal(table, position_table("sin", model.model.rotary_emb.inv_freq.numpy(), LONGEST, scale))
+    assert expected_tables(model, "model.norm.weight", LONGEST) == []
 
 
 def test_names() -> None:

@@ -12,6 +12,7 @@ from click.testing import CliRunner
 
 from prosparse_export import ProSparseError, export_model, load
 from prosparse_export.cli import main
+from prosparse_export.validation import default_text
 
 pytestmark = pytest.mark.integration
 LONGEST = 40
@@ -40,17 +41,34 @@ def test_forward_takes_as_many_and_no_more(artifact: Path) -> None:
             model.forward(text, mask, past)
         assert (
             error.value.hint
-            == f"shorten the text: the model takes at most {LONGEST} tokens, and these are {LONGEST + 1}"
+            == f"shorten the text: the model takes at most {LONGEST} tokens with padding, got {LONGEST + 1}"
         )
 
 
+def test_a_decoder_has_no_more_room_than_the_model(artifact: Path) -> None:
+    model = load(artifact)
+    decoder = model.decoder(1, LONGEST + 10)
+    ids = np.arange(3, 3 + LONGEST)[None]
+    decoder.prefill(ids[:, :-1], np.ones_like(ids[:, :-1]))
+    last = decoder.step(ids[:, -1]).copy()
+    whole, _ = model.forward(ids, np.ones_like(ids))
+    np.testing.assert_allclose(last, whole[:, -1], atol=1e-3 * np.abs(whole).max())
+    with pytest.raises(ProSparseError, match=f"context: expected at most {LONGEST} tokens"):
+        decoder.step(ids[:, -1])
+    with pytest.raises(ProSparseError, match=f"prompt: expected at most {LONGEST} tokens"):
+        model.decoder(1, 100).prefill(np.ones((1, 50), np.int64), np.ones((1, 50), np.int64))
+
+
 def test_commands_give_no_more(folder: Path, artifact: Path, tmp_path: Path) -> None:
+    text = tmp_path / "text.txt"
+    text.write_text(default_text()[:6000])
     page, values = tmp_path / "r.html", tmp_path / "b.json"
     small = ["--context", "8", "--tokens", "4", "--rounds", "3", "--prefill", "16", "--json", values]
     commands: list[list[object]] = [
         ["validate", folder, artifact, "--max-tokens", "160", "--greedy", "4", "--step-tokens", "8", "--explain"],
         ["report", artifact, "-o", page, "--no-speed"],
         ["bench", artifact, *small],
+        ["export", folder, tmp_path / "calibrated" / "m.onnx", "--calibrate", text],
     ]
     for command in commands:
         result = CliRunner().invoke(main, [*map(str, command), "-q"])
