@@ -72,9 +72,8 @@ class OpenVino:
     def __init__(self, path: Path, threads: int) -> None:
         config = {"INFERENCE_NUM_THREADS": threads, "PERFORMANCE_HINT": "LATENCY"}
         model = ov.Core().read_model(path)
-        for (
-            variable
-        ) in model.get_variables():  # an empty state would have a batch of 0, and the graph asks it for its size
+        # An empty state would have a batch of 0, and the graph asks it for its size.
+        for variable in model.get_variables():
             info = variable.info
             info.data_shape = ov.PartialShape([1, info.data_shape[1], -1, info.data_shape[3]])
             variable.update(info)
