@@ -16,7 +16,7 @@ from dataclasses import dataclass
 import onnx_ir as ir
 from onnx_ir import tape
 
-from graph_passes.linear import constant_array, scalar_constant
+from graph_passes.linear import constant_array, unscaled
 from graph_passes.merged_heads import merged_heads
 from graph_passes.standard_nodes import producer
 
@@ -95,8 +95,8 @@ def _match(softmax: ir.Node) -> _Attention | str:
         return "the scores are no plain product of queries and keys"
     if (mask := _mask_refusal(bias)) is not None:
         return mask
-    q, q_scale = _unscaled(scores.inputs[0])
-    k, k_scale = _unscaled(scores.inputs[1])
+    q, q_scale = unscaled(scores.inputs[0])
+    k, k_scale = unscaled(scores.inputs[1])
     keys = _cache(k)
     uses = list(_unguarded(softmax.outputs[0]).uses())
     if len(uses) != 1 or uses[0].node.op_type != "MatMul" or uses[0].idx != 0:
@@ -127,17 +127,6 @@ def _match(softmax: ir.Node) -> _Attention | str:
         heads=q_shape[1],
         kv_heads=kv_shape[1],
     )
-
-
-def _unscaled(value: ir.Value | None) -> tuple[ir.Value, float]:
-    assert value is not None
-    node = producer(value, "Mul")
-    if node is not None:
-        for inner, factor in (node.inputs, node.inputs[::-1]):
-            number = scalar_constant(factor)
-            if number is not None and inner is not None:
-                return inner, number
-    return value, 1.0
 
 
 def _unguarded(weights: ir.Value) -> ir.Value:

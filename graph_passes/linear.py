@@ -9,9 +9,19 @@ from dataclasses import dataclass
 import numpy as np
 import onnx_ir as ir
 
+from graph_passes.standard_nodes import producer
 from graph_passes.weight_source import Weight, is_parameter, nbits_weight, weight_behind
 
-__all__ = ["SCOPES", "Linear", "constant_array", "find_linears", "is_parameter", "module_scope", "scalar_constant"]
+__all__ = [
+    "SCOPES",
+    "Linear",
+    "constant_array",
+    "find_linears",
+    "is_parameter",
+    "module_scope",
+    "scalar_constant",
+    "unscaled",
+]
 
 _SLICE = re.compile(r"\.slice\([^)]*\)")
 SCOPES = "pkg.torch.onnx.name_scopes"
@@ -85,6 +95,18 @@ def scalar_constant(value: ir.Value | None) -> float | None:
     """Return the number in a one-element constant, or None."""
     array = constant_array(value, most=1)
     return float(array.reshape(-1)[0]) if array is not None and array.size == 1 else None
+
+
+def unscaled(value: ir.Value | None) -> tuple[ir.Value, float]:
+    """Return what ``value`` scales by a constant, and the constant; else ``value`` itself and 1."""
+    assert value is not None
+    node = producer(value, "Mul")
+    if node is not None:
+        for inner, factor in (node.inputs, node.inputs[::-1]):
+            number = scalar_constant(factor)
+            if number is not None and inner is not None:
+                return inner, number
+    return value, 1.0
 
 
 def module_scope(node: ir.Node) -> str:

@@ -10,7 +10,7 @@ import onnx_ir as ir
 from numpy.typing import NDArray
 from onnx_ir import tape
 
-from graph_passes.linear import SCOPES, Linear, find_linears, scalar_constant
+from graph_passes.linear import SCOPES, Linear, find_linears, unscaled
 from graph_passes.packed_names import packed_name
 from graph_passes.position_tables import PositionTables
 
@@ -44,7 +44,7 @@ class PackQkvPass(ir.passes.InPlacePass):
         graph = model.graph
         linears = find_linears(graph)
         tables = PositionTables(graph, self._positions)
-        packed: dict[tuple[ir.Value, ...], _Packed] = {}
+        packed: dict[tuple[object, ...], _Packed] = {}
         count = 0
         for node in list(graph):
             if node.op_type == "GroupQueryAttention" and node.domain == "com.microsoft":
@@ -80,7 +80,9 @@ def _match(node: ir.Node, linears: dict[ir.Value, Linear], tables: PositionTable
         q, k = rotation.inputs[0], other.inputs[0]
     elif rotation is not other:
         return None
-    q, scale = _unscaled(q)
+    q, scale = unscaled(q)
+    if not scale:  # which the operator takes for its default
+        return None
     parts = tuple(linears[value] for value in (q, k, v) if value in linears)
     if len(parts) != 3 or not _are_alike(parts):
         return None
@@ -102,17 +104,6 @@ def _rotary(value: ir.Value) -> ir.Node | None:
     return node if node is not None and node.op_type == "RotaryEmbedding" and node.domain == "com.microsoft" else None
 
 
-def _unscaled(value: ir.Value | None) -> tuple[ir.Value | None, float]:
-    """Return what a constant scales, and the constant."""
-    node = value.producer() if value is not None else None
-    if value is not None and node is not None and node.op_type == "Mul" and node.domain == "":
-        for inner, factor in (node.inputs, node.inputs[::-1]):
-            number = scalar_constant(factor)
-            if number and len(value.uses()) == 1:  # not 0, which the operator takes for its default
-                return inner, number
-    return value, 1.0
-
-
 def _are_alike(parts: Sequence[Linear]) -> bool:
     return all(
         part.x is parts[0].x
@@ -126,13 +117,14 @@ def _are_alike(parts: Sequence[Linear]) -> bool:
     )
 
 
-def _rewrite(graph: ir.Graph, node: ir.Node, found: _Packable, packed: dict[tuple[ir.Value, ...], _Packed]) -> None:
+def _rewrite(graph: ir.Graph, node: ir.Node, found: _Packable, packed: dict[tuple[object, ...], _Packed]) -> None:
     parts = found.parts
-    key = tuple(value for part in parts for value in (part.weight.value, part.bias) if value is not None)
+    key = tuple((part.weight.value, part.in_major, part.bias) for part in parts)
     if key not in packed:  # a module that runs twice has its matrices once
-        matrix = _add(graph, _matrix(parts, f"{found.name}.weight" + ("_t" if parts[0].in_major else "")))
+        new = tape.Tape(graph)
+        matrix = new.initializer(_matrix(parts, f"{found.name}.weight" + ("_t" if parts[0].in_major else "")))
         has_bias = any(part.bias is not None for part in parts)
-        packed[key] = _Packed(matrix, _add(graph, _bias(parts, f"{found.name}.bias")) if has_bias else None)
+        packed[key] = _Packed(matrix, new.initializer(_bias(parts, f"{found.name}.bias")) if has_bias else None)
     matrix, bias = packed[key].matrix, packed[key].bias
     new = tape.Tape()
     if not parts[0].in_major:
@@ -181,10 +173,3 @@ def _numbers(part: Linear) -> NDArray[np.float32]:
         return np.zeros(part.d_out, np.float32)
     numbers: NDArray[np.float32] = part.bias.const_value.numpy().reshape(-1)
     return numbers
-
-
-def _add(graph: ir.Graph, tensor: ir.TensorProtocol) -> ir.Value:
-    kind = ir.TensorType(tensor.dtype)
-    value = ir.Value(name=tensor.name, shape=ir.Shape(tensor.shape.numpy()), type=kind, const_value=tensor)
-    graph.register_initializer(value)
-    return value

@@ -5,6 +5,7 @@ from __future__ import annotations
 import numpy as np
 import onnx_ir as ir
 from numpy.typing import NDArray
+from onnx_ir import tape
 
 from graph_passes.linear import constant_array, scalar_constant
 from graph_passes.standard_nodes import producer
@@ -49,15 +50,9 @@ class PositionTables:
         key = (function, frequencies.tobytes(), scale)
         if key not in self._made:
             values = position_table(function.lower(), frequencies, self._positions, scale)
-            self._made[key] = self._add(f"prosparse.rotary_{function.lower()}.{len(self._made) // 2}", values)
+            tensor = ir.tensor(values, name=f"prosparse.rotary_{function.lower()}.{len(self._made) // 2}")
+            self._made[key] = tape.Tape(self._graph).initializer(tensor)
         return self._made[key]
-
-    def _add(self, name: str, values: NDArray[np.float32]) -> ir.Value:
-        tensor = ir.tensor(values, name=name)
-        shape, kind = ir.Shape(values.shape), ir.TensorType(ir.DataType.FLOAT)
-        value = ir.Value(name=name, shape=shape, type=kind, const_value=tensor)
-        self._graph.register_initializer(value)
-        return value
 
 
 def position_table(
