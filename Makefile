@@ -3,7 +3,7 @@ PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
 DEMO := out/demo.onnx
-SOURCES := $(shell find kernels prosparse_export graph_passes models/prosparse_models -name '*.py' -o -name '*.cc' -o -name '*.h' -o -name 'CMakeLists.txt')
+SOURCES := $(shell find native prosparse_export graph_passes models/prosparse_models -name '*.py' -o -name '*.cc' -o -name '*.h' -o -name 'CMakeLists.txt')
 
 .PHONY: demo test check clean
 

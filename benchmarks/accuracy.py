@@ -23,8 +23,8 @@ import click
 import numpy as np
 
 from prosparse_export import export_model
-from prosparse_export.export import ExportOptions
-from prosparse_export.runtime import SparseModel
+from prosparse_export.export.export import ExportOptions
+from prosparse_export.runtime.model import SparseModel
 from prosparse_export.validation import Validation, ValidationOptions, default_text, read_text, validate
 
 _ROUNDS, _STEPS = 7, 24

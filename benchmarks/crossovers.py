@@ -3,12 +3,12 @@
     python benchmarks/crossovers.py --threads 2                     # f32, TinyLlama's shape
     python benchmarks/crossovers.py --constant prefetch --threads 1
 
-Two are of several tokens in float formats (kernels/src/tiles.cc): a neuron is computed for all tokens at once if it is
+Two are of several tokens in float formats (native/src/tiles.cc): a neuron is computed for all tokens at once if it is
 active for one in `common` of them; up to `memory` tokens always. One is of single tokens and all formats
-(kernels/src/ffn.cc): rows are prefetched from d_model = `prefetch` on. One is of gate_proj and dense products of
-single tokens (kernels/src/dispatch.cc): `ahead` bytes further on are asked for. Two are of many tokens: panels of i8
-and i4 become float32 from `wide` tokens on (kernels/src/int_kernels.inc; measured without AMX, which takes so many),
-and AMX takes 16-bit and quantised formats from `split` tokens on (kernels/src/amx_kernels.inc). Printed: milliseconds
+(native/src/ffn.cc): rows are prefetched from d_model = `prefetch` on. One is of gate_proj and dense products of
+single tokens (native/src/dispatch.cc): `ahead` bytes further on are asked for. Two are of many tokens: panels of i8
+and i4 become float32 from `wide` tokens on (native/src/int_kernels.inc; measured without AMX, which takes so many),
+and AMX takes 16-bit and quantised formats from `split` tokens on (native/src/amx_kernels.inc). Printed: milliseconds
 a layer of the build that the head names, and each build's time as a multiple of it, medians of paired ratios: above 1
 it is slower. Needs cmake.
 """
@@ -28,9 +28,9 @@ import numpy as np
 from ffn import SHAPES, interleave
 from ffn_models import Blocks, Run
 
-from prosparse_export.library import library_info
+from prosparse_export.runtime.operator_library import library_info
 
-KERNELS = Path(__file__).resolve().parent.parent / "kernels"
+KERNELS = Path(__file__).resolve().parent.parent / "native"
 CONSTANTS: dict[str, tuple[str, tuple[int, ...], int]] = {  # definition, values, the one that others are held to
     "common": ("PROSPARSE_COMMON", (1, 2, 4, 8, 16, 1000), 4),
     "memory": ("PROSPARSE_MEMORY_BOUND", (1, 2, 4, 8, 16), 4),

@@ -17,7 +17,7 @@ import click
 import numpy as np
 
 import prosparse_export
-from prosparse_export.runtime import Cache, SparseModel
+from prosparse_export.runtime.model import Cache, SparseModel
 
 
 class TimedSession:

@@ -31,8 +31,8 @@ from engines_ort import GenAi, write_dense
 from engines_ours import Ours
 
 from graph_passes import is_quantised
-from prosparse_export.artifact import read_manifest
-from prosparse_export.library import library_info
+from prosparse_export.artifact.writer import read_manifest
+from prosparse_export.runtime.operator_library import library_info
 
 _PAUSE = 0.05  # seconds between engines: threads of the one before stop spinning
 

@@ -16,7 +16,7 @@ from onnx import TensorProto, helper
 
 from graph_passes import dequantise, format_of, is_quantised, quantise
 from graph_passes.custom_ops import format_in
-from prosparse_export.probe import initializer, read_graph
+from prosparse_export.analysis.debug_session import initializer, read_graph
 
 _BLOCK = 32
 

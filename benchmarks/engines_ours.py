@@ -8,7 +8,7 @@ from pathlib import Path
 import numpy as np
 
 import prosparse_export
-from prosparse_export.decoder import Decoder
+from prosparse_export.runtime.decode_loop import Decoder
 
 
 class Ours:

@@ -22,7 +22,7 @@ import numpy as np
 from ffn_models import Blocks, Run, Shape, ort_dense, ort_linear, own_linear
 
 from graph_passes import FFN_FORMATS
-from prosparse_export.library import library_info
+from prosparse_export.runtime.operator_library import library_info
 
 SHAPES = {
     "llama-2-7b": Shape("llama-2-7b", 4096, 11008),

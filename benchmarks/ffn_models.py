@@ -19,7 +19,7 @@ from onnx import TensorProto, helper
 
 from graph_passes import custom_ops, dequantise, format_of
 from prosparse_export import register
-from prosparse_export.cost_model import Ffn, bits_per_weight
+from prosparse_export.analysis.roofline import Ffn, bits_per_weight
 
 Run = Callable[[], object]
 Array = NDArray[np.generic]

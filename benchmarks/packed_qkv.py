@@ -17,7 +17,7 @@ import click
 import numpy as np
 
 from prosparse_export import ExportOptions, export_model, load
-from prosparse_export.runtime import SparseModel
+from prosparse_export.runtime.model import SparseModel
 
 FORMATS = ["f32", "f16", "bf16", "i8", "i4"]
 _CONTEXT, _TOKENS = 128, 32

@@ -17,10 +17,10 @@ import torch
 from torch import nn
 
 from graph_passes.custom_ops import Format
-from graph_passes.weight_format import rounded
+from graph_passes.weights.weight_format import rounded
 from prosparse_export.validation import default_text
 from prosparse_models import load_checkpoint
-from prosparse_models.tokenizer import load_tokenizer
+from prosparse_models.loading.tokenizer import load_tokenizer
 
 GROUPS = ("embed", "attn", "gate_proj", "up_proj")
 

@@ -23,9 +23,9 @@ from typing import Any
 import torch
 
 from prosparse_models import find_ffn_blocks, load_checkpoint, measure
-from prosparse_models.recipe import load_recipe
-from prosparse_models.tokenizer import load_tokenizer
-from prosparse_models.training_text import TextSource, evaluation_rows
+from prosparse_models.loading.tokenizer import load_tokenizer
+from prosparse_models.training.recipe import load_recipe
+from prosparse_models.training.training_text import TextSource, evaluation_rows
 
 DEVICE = "cuda" if torch.cuda.is_available() else "cpu"
 

@@ -20,7 +20,7 @@ from torch.profiler import ProfilerActivity, profile
 from transformers import LlamaConfig, LlamaForCausalLM
 
 from prosparse_models import find_ffn_blocks, substitute_activation
-from prosparse_models.regularizer import ActivationL1
+from prosparse_models.training.regularizer import ActivationL1
 
 
 def main() -> None:

@@ -30,14 +30,15 @@ import torch
 
 from graph_passes import FFN_FORMATS, is_quantised
 from prosparse_export import export_model
-from prosparse_export.artifact import read_manifest
-from prosparse_export.export import ExportOptions
-from prosparse_export.model_folder import load_model_folder, quiet
-from prosparse_export.runtime import Cache, SparseModel
+from prosparse_export.artifact.writer import read_manifest
+from prosparse_export.export.export import ExportOptions
+from prosparse_export.export.load import load_model_folder
+from prosparse_export.quiet import quiet
+from prosparse_export.runtime.model import Cache, SparseModel
+from prosparse_export.text.windows import load_tokenizer, tokenise, windows
 from prosparse_export.validation import ValidationOptions, default_text, validate
 from prosparse_export.validation.exactness import generate_greedily, pad_left
 from prosparse_export.validation.reference import cut_prompts, torch_forward
-from prosparse_export.validation.text import load_tokenizer, tokenise, windows
 
 PARTS = ("PyTorch", "without library", "with library", "validate")
 

@@ -1,7 +1,6 @@
 """Graph passes: ``onnx_ir.Model`` in, ``onnx_ir.Model`` out. No torch, no onnxruntime, no disk."""
 
 from graph_passes.custom_ops import FFN_FORMATS, FORMATS, FfnFormat, Format, format_of, is_quantised
-from graph_passes.ffn_pattern import FfnOutcome
 from graph_passes.fuse_attention import FuseGroupQueryAttentionPass
 from graph_passes.fuse_linear import FuseLinearPass, LinearOutcome
 from graph_passes.fuse_norms import FuseSkipRmsNormPass
@@ -11,9 +10,10 @@ from graph_passes.inline_operators import InlineOperatorsPass
 from graph_passes.keep_logits import LOGITS_TO_KEEP, KeepLogitsPass
 from graph_passes.name_interface import NameInterfacePass
 from graph_passes.pack_qkv import PackQkvPass
-from graph_passes.packed_names import parts_of
+from graph_passes.patterns.ffn_pattern import FfnOutcome
 from graph_passes.pipeline import export_pipeline, optimize_pipeline
-from graph_passes.weight_format import WeightRangeError, dequantise, quantise, rounded
+from graph_passes.weights.packed_names import parts_of
+from graph_passes.weights.weight_format import WeightRangeError, dequantise, quantise, rounded
 
 __all__ = [
     "FFN_FORMATS",

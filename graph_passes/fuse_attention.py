@@ -16,9 +16,9 @@ from dataclasses import dataclass
 import onnx_ir as ir
 from onnx_ir import tape
 
-from graph_passes.linear import constant_array, unscaled
-from graph_passes.merged_heads import merged_heads
-from graph_passes.standard_nodes import producer
+from graph_passes.patterns.linear import constant_array, unscaled
+from graph_passes.patterns.merged_heads import merged_heads
+from graph_passes.patterns.standard_nodes import producer
 
 __all__ = ["FuseGroupQueryAttentionPass"]
 

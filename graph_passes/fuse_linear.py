@@ -8,10 +8,10 @@ import onnx_ir as ir
 from onnx_ir import tape
 
 from graph_passes import custom_ops
-from graph_passes.linear import Linear, find_linears, module_scope
-from graph_passes.quantised_gather import gathered_rows
-from graph_passes.store_weight import WeightStore
-from graph_passes.weight_source import Weight, is_parameter
+from graph_passes.patterns.linear import Linear, find_linears, module_scope
+from graph_passes.weights.quantized_gather import gathered_rows
+from graph_passes.weights.store_weight import WeightStore
+from graph_passes.weights.weight_source import Weight, is_parameter
 
 __all__ = ["FuseLinearPass", "LinearOutcome"]
 

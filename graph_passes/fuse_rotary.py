@@ -5,8 +5,8 @@ from __future__ import annotations
 import onnx_ir as ir
 from onnx_ir import tape
 
-from graph_passes.linear import constant_array, scalar_constant
-from graph_passes.merged_heads import merged_heads
+from graph_passes.patterns.linear import constant_array, scalar_constant
+from graph_passes.patterns.merged_heads import merged_heads
 
 __all__ = ["FuseRotaryEmbeddingPass"]
 

@@ -9,9 +9,9 @@ import onnx_ir as ir
 from onnx_ir import tape
 
 from graph_passes import custom_ops
-from graph_passes.ffn_pattern import FfnMatch, FfnOutcome, find_ffns
-from graph_passes.linear import Linear
-from graph_passes.store_weight import WeightStore
+from graph_passes.patterns.ffn_pattern import FfnMatch, FfnOutcome, find_ffns
+from graph_passes.patterns.linear import Linear
+from graph_passes.weights.store_weight import WeightStore
 
 __all__ = ["FuseSparseFfnPass"]
 

@@ -6,7 +6,7 @@ import numpy as np
 import onnx_ir as ir
 from onnx_ir import tape
 
-from graph_passes.linear import Linear, find_linears
+from graph_passes.patterns.linear import Linear, find_linears
 
 __all__ = ["LOGITS_TO_KEEP", "KeepLogitsPass"]
 

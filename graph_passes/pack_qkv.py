@@ -10,9 +10,9 @@ import onnx_ir as ir
 from numpy.typing import NDArray
 from onnx_ir import tape
 
-from graph_passes.linear import SCOPES, Linear, find_linears, unscaled
-from graph_passes.packed_names import packed_name
-from graph_passes.position_tables import PositionTables
+from graph_passes.patterns.linear import SCOPES, Linear, find_linears, unscaled
+from graph_passes.patterns.position_tables import PositionTables
+from graph_passes.weights.packed_names import packed_name
 
 __all__ = ["PackQkvPass"]
 

@@ -8,7 +8,6 @@ import onnx_ir as ir
 from onnx_ir.passes import common
 
 from graph_passes.custom_ops import DOMAIN, FfnFormat, Format
-from graph_passes.ffn_pattern import FfnOutcome
 from graph_passes.fuse_attention import FuseGroupQueryAttentionPass
 from graph_passes.fuse_linear import FuseLinearPass, LinearOutcome
 from graph_passes.fuse_norms import FuseSkipRmsNormPass
@@ -18,6 +17,7 @@ from graph_passes.inline_operators import InlineOperatorsPass
 from graph_passes.keep_logits import KeepLogitsPass
 from graph_passes.name_interface import NameInterfacePass
 from graph_passes.pack_qkv import PackQkvPass
+from graph_passes.patterns.ffn_pattern import FfnOutcome
 
 __all__ = ["export_pipeline", "optimize_pipeline"]
 

@@ -17,10 +17,10 @@ from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
     from prosparse_export.errors import ProSparseError
-    from prosparse_export.export import ExportOptions, export_model
-    from prosparse_export.library import library_path, register
-    from prosparse_export.optimize import OptimizeOptions, optimize_file
-    from prosparse_export.runtime import load
+    from prosparse_export.export.export import ExportOptions, export_model
+    from prosparse_export.optimize.optimize import OptimizeOptions, optimize_file
+    from prosparse_export.runtime.model import load
+    from prosparse_export.runtime.operator_library import library_path, register
     from prosparse_export.validation import validate
 
 __all__ = [
@@ -40,10 +40,10 @@ _HOME = {
     "ProSparseError": "errors",
     "export_model": "export",
     "OptimizeOptions": "optimize",
-    "library_path": "library",
-    "load": "runtime",
+    "library_path": "runtime.operator_library",
+    "load": "runtime.model",
     "optimize_file": "optimize",
-    "register": "library",
+    "register": "runtime.operator_library",
     "validate": "validation",
 }
 

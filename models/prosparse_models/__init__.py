@@ -5,13 +5,13 @@ that transformers has no model type for.
 """
 
 from prosparse_models.activation import FatReLU
-from prosparse_models.checkpoint import Checkpoint, load_checkpoint
 from prosparse_models.errors import CheckpointError, TrainingError
 from prosparse_models.ffn_blocks import FfnBlock, find_ffn_blocks
-from prosparse_models.file_weights import FileWeight, FileWeights
-from prosparse_models.schedule import l1_coefficient
+from prosparse_models.loading.checkpoint import Checkpoint, load_checkpoint
+from prosparse_models.loading.file_weights import FileWeight, FileWeights
+from prosparse_models.loading.substitution import substitute_activation
 from prosparse_models.sparsity import Measurement, measure
-from prosparse_models.substitution import substitute_activation
+from prosparse_models.training.schedule import l1_coefficient
 
 __all__ = [
     "Checkpoint",

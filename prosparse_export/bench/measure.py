@@ -18,19 +18,19 @@ import onnx
 import onnxruntime
 from numpy.typing import NDArray
 
-from prosparse_export.artifact_files import check_files
-from prosparse_export.bandwidth import measure_bandwidth
+from prosparse_export.analysis.bandwidth import measure_bandwidth
+from prosparse_export.analysis.debug_session import FfnNode, ffn_nodes, read_graph
+from prosparse_export.analysis.graph_bytes import ffn_shape, other_bytes
+from prosparse_export.analysis.roofline import predict
+from prosparse_export.artifact.integrity import check_files
 from prosparse_export.bench.profile import profile_decode
 from prosparse_export.bench.result import BenchResult, LayerTime, Spread, Timing
 from prosparse_export.bench.sparsity import measure_sparsity
-from prosparse_export.cost_model import predict
-from prosparse_export.decoder import Decoder
 from prosparse_export.errors import ProSparseError
-from prosparse_export.graph_bytes import ffn_shape, other_bytes
-from prosparse_export.library import check_library, library_info
-from prosparse_export.probe import FfnNode, ffn_nodes, read_graph
-from prosparse_export.runtime import SparseModel
-from prosparse_export.threads import default_threads
+from prosparse_export.runtime.decode_loop import Decoder
+from prosparse_export.runtime.model import SparseModel
+from prosparse_export.runtime.operator_library import check_library, library_info
+from prosparse_export.runtime.threads import default_threads
 
 __all__ = ["BenchOptions", "bench"]
 

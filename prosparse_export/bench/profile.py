@@ -11,8 +11,8 @@ import numpy as np
 import onnxruntime
 from numpy.typing import NDArray
 
-from prosparse_export.probe import FfnNode
-from prosparse_export.runtime import SparseModel
+from prosparse_export.analysis.debug_session import FfnNode
+from prosparse_export.runtime.model import SparseModel
 
 __all__ = ["profile_decode"]
 

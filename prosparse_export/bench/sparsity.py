@@ -15,7 +15,7 @@ import onnx
 from numpy.typing import NDArray
 
 from graph_passes import dequantise, is_quantised
-from prosparse_export.probe import FfnNode, add_output, edited_session, first_feeds, initializer
+from prosparse_export.analysis.debug_session import FfnNode, add_output, edited_session, first_feeds, initializer
 
 __all__ = ["measure_sparsity"]
 

@@ -7,11 +7,11 @@ from pathlib import Path
 
 import click
 
+from prosparse_export.artifact.atomic_write import write_aside
 from prosparse_export.cli.command import CONTEXT, ProSparseCommand
 from prosparse_export.cli.display import stages
 from prosparse_export.cli.outputs import check_outputs
 from prosparse_export.errors import ProSparseError
-from prosparse_export.write_aside import write_aside
 
 __all__ = ["bench_command"]
 
@@ -74,10 +74,10 @@ def bench_command(
         report("start", 0, 0)
         import numpy as np
 
+        from prosparse_export.artifact.model_settings import read_tokenizer
         from prosparse_export.bench import BenchOptions, bench
         from prosparse_export.bench.render import plot, table
-        from prosparse_export.folder_settings import read_tokenizer
-        from prosparse_export.validation.text import default_text, read_text
+        from prosparse_export.text.windows import default_text, read_text
 
         text = default_text() if text_file is None else read_text(text_file)
         tokenizer = read_tokenizer(onnx_file.parent)

@@ -69,7 +69,7 @@ def calibrate_command(
         raise click.UsageError("OUT_DIR is MODEL_DIR: choose another folder, or pass --in-place to change this one")
     display = TrainingDisplay(quiet=quiet)
     display.status("start")
-    from prosparse_export.training import run_calibrate  # torch takes seconds to import
+    from prosparse_export.cli.training import run_calibrate  # torch takes seconds to import
 
     result = run_calibrate(
         model_dir,

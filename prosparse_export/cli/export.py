@@ -117,8 +117,8 @@ def export_command(
         raise click.UsageError("--approximate keeps the model's activation: leave out --activation and --threshold")
     with stages(quiet=quiet) as report:
         report("start", 0, 0)
-        from prosparse_export.approximate import Approximation
-        from prosparse_export.export import ExportOptions, export_model  # torch takes seconds to import
+        from prosparse_export.export.approximate import Approximation
+        from prosparse_export.export.export import ExportOptions, export_model  # torch takes seconds to import
 
         options = ExportOptions(
             overwrite=overwrite,

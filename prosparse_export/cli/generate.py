@@ -53,8 +53,8 @@ def generate_command(
 
     An encoder-decoder reads PROMPT and prints what it makes of it.
     """
-    from prosparse_export.encoder_decoder import EncoderDecoder, encoder_path
-    from prosparse_export.runtime import SparseModel
+    from prosparse_export.runtime.encoder_decoder import EncoderDecoder, encoder_path
+    from prosparse_export.runtime.model import SparseModel
 
     sampling: dict[str, Any] = {
         "max_new_tokens": max_new_tokens,

@@ -55,7 +55,7 @@ def info_command(onnx_file: Path | None, verify: bool, as_json: bool) -> None:
             _verify(onnx_file)
         _artifact(onnx_file, as_json=as_json, verify=verify)
         return
-    from prosparse_export.library import library_info
+    from prosparse_export.runtime.operator_library import library_info
 
     library = library_info()
     values: dict[str, object] = {
@@ -77,8 +77,8 @@ def info_command(onnx_file: Path | None, verify: bool, as_json: bool) -> None:
 
 
 def _artifact(path: Path, *, as_json: bool, verify: bool) -> None:
-    from prosparse_export.artifact import read_manifest
-    from prosparse_export.artifact_files import no_model
+    from prosparse_export.artifact.integrity import no_model
+    from prosparse_export.artifact.writer import read_manifest
 
     if not path.is_file():
         raise no_model(path)
@@ -112,7 +112,7 @@ def _artifact(path: Path, *, as_json: bool, verify: bool) -> None:
 
 def _is_current(path: Path, validated: dict[str, Any], *, verify: bool) -> bool:
     """Tell whether these are the files that were validated: the graph, the weights' size and, to verify, their hash."""
-    from prosparse_export.artifact import sha256_file
+    from prosparse_export.artifact.writer import sha256_file
 
     data = path.with_name(f"{path.name}.data")
     size = data.stat().st_size if data.is_file() else None
@@ -122,7 +122,7 @@ def _is_current(path: Path, validated: dict[str, Any], *, verify: bool) -> bool:
 
 
 def _verify(path: Path) -> None:
-    from prosparse_export.artifact_files import check_files
+    from prosparse_export.artifact.integrity import check_files
 
     with stages(quiet=False) as report:
         checked = check_files(path, verify=True, report=lambda name: report(f"read {name}", 0, 0))

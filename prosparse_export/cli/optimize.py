@@ -70,7 +70,7 @@ def optimize_command(
     """
     with stages(quiet=quiet) as report:
         report("start", 0, 0)
-        from prosparse_export.optimize import OptimizeOptions, optimize_file
+        from prosparse_export.optimize.optimize import OptimizeOptions, optimize_file
 
         chosen = None if weights == "source" else cast("FfnFormat", weights)
         options = OptimizeOptions(overwrite, allow_dense, library, chosen, plain, check)

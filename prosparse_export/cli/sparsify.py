@@ -123,7 +123,7 @@ def sparsify_command(
         raise click.UsageError("--replan is for --resume: a new run takes any stages")
     display = TrainingDisplay(quiet=quiet)
     display.status("start")
-    from prosparse_export.training import run_sparsify  # torch takes seconds to import
+    from prosparse_export.cli.training import run_sparsify  # torch takes seconds to import
 
     try:
         summary = run_sparsify(
@@ -177,7 +177,7 @@ def _list(ctx: click.Context, _: click.Parameter, value: bool) -> None:
     if not value or ctx.resilient_parsing:
         return
     from prosparse_models.errors import TrainingError
-    from prosparse_models.recipe import load_recipe, recipe_names
+    from prosparse_models.training.recipe import load_recipe, recipe_names
 
     try:
         for name in recipe_names():

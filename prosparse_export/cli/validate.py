@@ -9,10 +9,10 @@ from typing import Any
 
 import click
 
+from prosparse_export.artifact.atomic_write import write_aside
 from prosparse_export.cli.command import CONTEXT, ProSparseCommand
 from prosparse_export.cli.display import stages
 from prosparse_export.cli.outputs import check_outputs
-from prosparse_export.write_aside import write_aside
 
 __all__ = ["validate_command"]
 

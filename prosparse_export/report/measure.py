@@ -13,14 +13,14 @@ import onnxruntime
 from numpy.typing import NDArray
 from tokenizers import Tokenizer
 
-from prosparse_export.activity import Activity, LayerActivity, measure_activity
-from prosparse_export.artifact import read_manifest
-from prosparse_export.artifact_files import check_files
+from prosparse_export.analysis.activation_counts import Activity, LayerActivity, measure_activity
+from prosparse_export.analysis.debug_session import ffn_nodes, read_graph
+from prosparse_export.artifact.integrity import check_files
+from prosparse_export.artifact.model_settings import context_length
+from prosparse_export.artifact.writer import read_manifest
 from prosparse_export.errors import ProSparseError
-from prosparse_export.folder_settings import context_length
-from prosparse_export.library import check_library, library_info
-from prosparse_export.probe import ffn_nodes, read_graph
 from prosparse_export.report.speed import LayerSpeed, measure_speed
+from prosparse_export.runtime.operator_library import check_library, library_info
 
 __all__ = ["LayerReport", "Report", "ReportOptions", "measure"]
 

@@ -7,9 +7,9 @@ import re
 from pathlib import Path
 from typing import Any
 
+from prosparse_export.artifact.atomic_write import write_aside
 from prosparse_export.errors import ProSparseError
 from prosparse_export.report.measure import Report
-from prosparse_export.write_aside import write_aside
 
 __all__ = ["png_paths", "render_page", "write_json", "write_page", "write_pngs"]
 

@@ -12,7 +12,7 @@ import onnx
 import onnxruntime
 from numpy.typing import NDArray
 
-from prosparse_export.probe import FfnNode, add_output, edited_session, first_feeds
+from prosparse_export.analysis.debug_session import FfnNode, add_output, edited_session, first_feeds
 
 __all__ = ["LayerSpeed", "measure_speed"]
 

@@ -1,5 +1,6 @@
 """Compare an artifact with the PyTorch model that it came from, on real text; docs/validation.md."""
 
+from prosparse_export.text.windows import default_text, read_text
 from prosparse_export.validation.compare import validate
 from prosparse_export.validation.determinism import Determinism
 from prosparse_export.validation.exactness import Comparison
@@ -9,10 +10,9 @@ from prosparse_export.validation.manifest import record_validation
 from prosparse_export.validation.metrics import Quality
 from prosparse_export.validation.operator_checks import OperatorCheck, StoredWeights
 from prosparse_export.validation.options import ValidationOptions
+from prosparse_export.validation.quantization_ablation import RoundingCost
 from prosparse_export.validation.render import as_junit, as_markdown, as_text
 from prosparse_export.validation.result import Check, Sparsity, Validation
-from prosparse_export.validation.rounding_costs import RoundingCost
-from prosparse_export.validation.text import default_text, read_text
 
 __all__ = [
     "Check",

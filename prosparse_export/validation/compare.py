@@ -16,14 +16,15 @@ import torch
 from numpy.typing import NDArray
 from transformers import PreTrainedModel
 
-from prosparse_export.activity import measure_activity
-from prosparse_export.approximate import approximate_again
-from prosparse_export.artifact import sha256_file
+from prosparse_export.analysis.activation_counts import measure_activity
+from prosparse_export.analysis.debug_session import unknown_to_the_library
+from prosparse_export.artifact.writer import sha256_file
 from prosparse_export.errors import ProSparseError
-from prosparse_export.library import check_library, library_info
-from prosparse_export.probe import unknown_to_the_library
-from prosparse_export.runtime import SparseModel
-from prosparse_export.stored_weights import as_stored
+from prosparse_export.export.approximate import approximate_again
+from prosparse_export.export.rounded_reference import as_stored
+from prosparse_export.runtime.model import SparseModel
+from prosparse_export.runtime.operator_library import check_library, library_info
+from prosparse_export.text.windows import BUNDLED, Document, Window, default_text, load_tokenizer, tokenise, windows
 from prosparse_export.validation import reference as ref
 from prosparse_export.validation.determinism import check_determinism
 from prosparse_export.validation.exactness import Comparison, Expected, run_all
@@ -37,10 +38,9 @@ from prosparse_export.validation.operator_checks import (
     operators_in,
 )
 from prosparse_export.validation.options import ValidationOptions
+from prosparse_export.validation.quantization_ablation import RoundingCost, rounding_costs
 from prosparse_export.validation.result import Check, Sparsity, Validation, check_limits
-from prosparse_export.validation.rounding_costs import RoundingCost, rounding_costs
-from prosparse_export.validation.subject import Subject, open_subject
-from prosparse_export.validation.text import BUNDLED, Document, Window, default_text, load_tokenizer, tokenise, windows
+from prosparse_export.validation.validation_target import Subject, open_subject
 from prosparse_models import Checkpoint
 
 __all__ = ["validate"]

@@ -9,8 +9,8 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
-from prosparse_export.runtime import Cache, SparseModel
-from prosparse_export.validation.text import Window
+from prosparse_export.runtime.model import Cache, SparseModel
+from prosparse_export.text.windows import Window
 
 __all__ = ["Determinism", "check_determinism"]
 

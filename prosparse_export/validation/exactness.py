@@ -9,12 +9,12 @@ from dataclasses import dataclass, replace
 import numpy as np
 from numpy.typing import NDArray
 
-from prosparse_export.runtime import Cache, SparseModel
-from prosparse_export.sampling import NotFiniteError
+from prosparse_export.runtime.model import Cache, SparseModel
+from prosparse_export.runtime.sampling import NotFiniteError
+from prosparse_export.text.windows import Window
 from prosparse_export.validation.metrics import Difference, QualitySum
 from prosparse_export.validation.options import ValidationOptions
 from prosparse_export.validation.reference import Continuation, Reference
-from prosparse_export.validation.text import Window
 
 __all__ = ["Comparison", "Expected", "generate_greedily", "greedy_match", "run_all"]
 

@@ -17,15 +17,15 @@ import numpy as np
 from numpy.typing import NDArray
 
 from graph_passes import is_quantised, parts_of
-from prosparse_export.probe import FfnNode
-from prosparse_export.stored_weights import INTEGER_STEP, as_stored, with_stored_weights
-from prosparse_export.validation.between import Between
-from prosparse_export.validation.forced import Forced, run_forced
-from prosparse_export.validation.linear_sites import LinearSite, comparable, exact_linear, linear_sites, load_linear
+from prosparse_export.analysis.debug_session import FfnNode
+from prosparse_export.export.rounded_reference import INTEGER_STEP, as_stored, with_stored_weights
+from prosparse_export.validation.activation_capture import Probe, Trace
+from prosparse_export.validation.float64_reference import exact_ffn, gamma, load_weights
+from prosparse_export.validation.linear_nodes import LinearSite, comparable, exact_linear, linear_sites, load_linear
 from prosparse_export.validation.operator_checks import layer_of
-from prosparse_export.validation.operators import exact_ffn, gamma, load_weights
-from prosparse_export.validation.subject import Subject
-from prosparse_export.validation.trace import Probe, Trace
+from prosparse_export.validation.ops_between import Between
+from prosparse_export.validation.patched_forward import Forced, run_forced
+from prosparse_export.validation.validation_target import Subject
 from prosparse_models import Checkpoint
 
 __all__ = ["Finding", "explain"]

@@ -6,10 +6,10 @@ import json
 from pathlib import Path
 from typing import Any
 
-from prosparse_export.artifact import MANIFEST, read_manifest
+from prosparse_export.artifact.atomic_write import write_aside
+from prosparse_export.artifact.writer import MANIFEST, read_manifest
 from prosparse_export.errors import ProSparseError
 from prosparse_export.validation.result import Validation
-from prosparse_export.write_aside import write_aside
 
 __all__ = ["record_validation", "summary"]
 

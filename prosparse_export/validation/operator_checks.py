@@ -16,15 +16,15 @@ import onnx_ir as ir
 from numpy.typing import NDArray
 
 from graph_passes.custom_ops import DOMAIN, Format, is_quantised
-from graph_passes.linear import find_linears
-from prosparse_export.graph_bytes import initializer_bytes
-from prosparse_export.probe import initializer
-from prosparse_export.stored_weights import stored_arrays
-from prosparse_export.validation.linear_sites import comparable, exact_linear, linear_sites, load_linear
-from prosparse_export.validation.operators import exact_ffn, load_weights
+from graph_passes.patterns.linear import find_linears
+from prosparse_export.analysis.debug_session import initializer
+from prosparse_export.analysis.graph_bytes import initializer_bytes
+from prosparse_export.export.rounded_reference import stored_arrays
+from prosparse_export.validation.activation_capture import Probe
+from prosparse_export.validation.float64_reference import exact_ffn, load_weights
+from prosparse_export.validation.linear_nodes import comparable, exact_linear, linear_sites, load_linear
 from prosparse_export.validation.rotary_tables import expected_tables
-from prosparse_export.validation.subject import Subject
-from prosparse_export.validation.trace import Probe
+from prosparse_export.validation.validation_target import Subject
 from prosparse_models import Checkpoint
 
 __all__ = ["OperatorCheck", "StoredWeights", "check_operators", "layer_of", "operators_in"]

@@ -15,10 +15,10 @@ from numpy.typing import NDArray
 from transformers import PreTrainedModel
 
 from prosparse_export.errors import ProSparseError
-from prosparse_export.model_folder import quiet
-from prosparse_export.runtime import SparseModel
+from prosparse_export.quiet import quiet
+from prosparse_export.runtime.model import SparseModel
+from prosparse_export.text.windows import Document, Window
 from prosparse_export.validation.logit_file import LogitFile, LogitWriter
-from prosparse_export.validation.text import Document, Window
 
 __all__ = [
     "Continuation",

@@ -12,7 +12,7 @@ from prosparse_export.validation.explain import Finding
 from prosparse_export.validation.limits import Limits
 from prosparse_export.validation.metrics import Quality
 from prosparse_export.validation.operator_checks import OperatorCheck, StoredWeights
-from prosparse_export.validation.rounding_costs import RoundingCost
+from prosparse_export.validation.quantization_ablation import RoundingCost
 
 __all__ = ["Check", "Sparsity", "Validation", "check_limits"]
 

@@ -8,7 +8,7 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from graph_passes.position_tables import position_table
+from graph_passes.patterns.position_tables import position_table
 
 __all__ = ["expected_tables"]
 

@@ -1,4 +1,4 @@
-"""kernels/ort/ort_abi.h against onnxruntime's real header, where Debian's package of it can be had."""
+"""native/ort/ort_abi.h against onnxruntime's real header, where Debian's package of it can be had."""
 
 from __future__ import annotations
 
@@ -32,18 +32,18 @@ def real_header(folder: Path) -> Path:
 
 
 def compile_against(header: Path, test: Path) -> subprocess.CompletedProcess[str]:
-    command = ["c++", "-std=c++17", "-fsyntax-only", f"-I{ROOT / 'kernels' / 'ort'}", f"-I{header}", str(test)]
+    command = ["c++", "-std=c++17", "-fsyntax-only", f"-I{ROOT / 'native' / 'ort'}", f"-I{header}", str(test)]
     return subprocess.run(command, capture_output=True, text=True, check=False)
 
 
 def test_slots_sizes_and_numbers_are_the_real_ones(tmp_path: Path) -> None:
     header = real_header(tmp_path)
-    test = ROOT / "kernels" / "tests" / "abi_test.cc"
+    test = ROOT / "native" / "tests" / "abi_test.cc"
     done = compile_against(header, test)
     assert done.returncode == 0, done.stderr[-2000:]
     moved = tmp_path / "moved"  # the check itself can fail: one slot further, and it does
     moved.mkdir()
-    slice_ = (ROOT / "kernels" / "ort" / "ort_abi.h").read_text()
+    slice_ = (ROOT / "native" / "ort" / "ort_abi.h").read_text()
     (moved / "ort_abi.h").write_text(slice_.replace("gap250[24]", "gap250[23]").replace("== 274);", "== 273);"))
     (moved / "abi_test.cc").write_text(test.read_text())
     done = compile_against(header, moved / "abi_test.cc")

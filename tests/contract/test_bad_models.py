@@ -8,7 +8,7 @@ from collections.abc import Callable
 import numpy as np
 import onnx
 import pytest
-from graphs import weights_model
+from support.graphs import weights_model
 from test_kernels import session
 from test_weight_formats import CASES, KINDS, Arrays, make
 

@@ -14,12 +14,12 @@ import numpy as np
 import onnx
 import onnxruntime
 import pytest
-from graphs import weights_model
 from numpy.typing import NDArray
+from support.graphs import weights_model
 
 from graph_passes import custom_ops
 from prosparse_export import register
-from prosparse_export.library import library_info, library_path
+from prosparse_export.runtime.operator_library import library_info, library_path
 
 U = 2.0**-24  # unit roundoff of float32
 GATED, PLAIN = custom_ops.sparse_gated_ffn("f32"), custom_ops.sparse_ffn("f32")
@@ -206,7 +206,7 @@ _CHILD = """
 import json, sys
 import numpy as np, onnxruntime
 from prosparse_export import register
-from prosparse_export.library import library_info
+from prosparse_export.runtime.operator_library import library_info
 options = onnxruntime.SessionOptions()
 register(options)
 model = onnxruntime.InferenceSession(sys.argv[1], options, providers=["CPUExecutionProvider"])

@@ -15,9 +15,9 @@ from numpy.typing import NDArray
 from transformers import PreTrainedModel
 
 from graph_passes import LinearOutcome, export_pipeline, parts_of
-from graph_passes.packed_names import packed_name
-from graph_passes.position_tables import position_table
-from prosparse_export.trace import trace
+from graph_passes.patterns.position_tables import position_table
+from graph_passes.weights.packed_names import packed_name
+from prosparse_export.export.trace import trace
 from prosparse_export.validation.rotary_tables import expected_tables
 
 LAYERS, DIM, LONGEST, VOCAB = 2, 16, 64, 96

@@ -13,7 +13,7 @@ from numpy.typing import NDArray
 from transformers import LlamaConfig, LlamaForCausalLM
 
 from graph_passes import export_pipeline
-from prosparse_export.trace import trace
+from prosparse_export.export.trace import trace
 
 PASSES = [pytest.param(i, id=type(p).__name__) for i, p in enumerate(export_pipeline([]).passes)]
 HEADS, KV_HEADS, DIM, LAYERS, VOCAB = 4, 2, 16, 2, 96

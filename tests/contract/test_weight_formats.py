@@ -8,12 +8,12 @@ import ml_dtypes
 import numpy as np
 import onnx
 import pytest
-from graphs import weights_model
 from numpy.typing import NDArray
+from support.graphs import weights_model
 from test_kernels import gamma, session
 
 from graph_passes import custom_ops, dequantise, quantise
-from graph_passes.weight_format import WeightRangeError
+from graph_passes.weights.weight_format import WeightRangeError
 
 Arrays = dict[str, NDArray[np.generic]]
 CAST = {"f32": np.float32, "f16": np.float16, "bf16": ml_dtypes.bfloat16}

@@ -11,11 +11,11 @@ import numpy as np
 import pytest
 import torch
 import transformers as hf
-from families import D_FF, D_MODEL, FAMILIES, VOCAB
 from numpy.typing import NDArray
+from support.families import D_FF, D_MODEL, FAMILIES, VOCAB
 
 from prosparse_export import ExportOptions, ProSparseError, export_model, load
-from prosparse_export.encoder_decoder import EncoderDecoder
+from prosparse_export.runtime.encoder_decoder import EncoderDecoder
 from prosparse_models import load_checkpoint
 
 pytestmark = pytest.mark.integration

@@ -17,9 +17,9 @@ from conftest import DEMO
 from transformers import LlamaConfig, LlamaForCausalLM, OPTConfig, OPTForCausalLM, Phi3Config, Phi3ForCausalLM
 
 from prosparse_export import ExportOptions, ProSparseError, export_model, load
-from prosparse_export.approximate import Approximation
 from prosparse_export.cli import main
-from prosparse_export.stored_weights import stored_formats, with_stored_weights
+from prosparse_export.export.approximate import Approximation
+from prosparse_export.export.rounded_reference import stored_formats, with_stored_weights
 from prosparse_models import load_checkpoint
 from prosparse_models.approximation import ThresholdedSilu
 

@@ -20,7 +20,7 @@ from conftest import COMMAND
 from prosparse_export import export_model, register
 from prosparse_export.bench import bench
 from prosparse_export.errors import ProSparseError
-from prosparse_export.optimize import optimize_file
+from prosparse_export.optimize.optimize import optimize_file
 from prosparse_export.report import measure
 from prosparse_export.validation import validate
 

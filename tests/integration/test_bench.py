@@ -11,10 +11,10 @@ import numpy as np
 import pytest
 
 from prosparse_export import ProSparseError, load
-from prosparse_export.activity import measure_activity
+from prosparse_export.analysis.activation_counts import measure_activity
+from prosparse_export.analysis.debug_session import ffn_nodes, read_graph
+from prosparse_export.analysis.graph_bytes import ffn_shape, initializer_bytes, other_bytes
 from prosparse_export.bench import BenchOptions, bench
-from prosparse_export.graph_bytes import ffn_shape, initializer_bytes, other_bytes
-from prosparse_export.probe import ffn_nodes, read_graph
 from prosparse_export.validation import default_text
 
 pytestmark = pytest.mark.integration

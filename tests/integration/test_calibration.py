@@ -17,7 +17,7 @@ from prosparse_export.report.charts import draw
 from prosparse_export.report.page import render_page
 from prosparse_export.validation import default_text
 from prosparse_models import load_checkpoint
-from prosparse_models.calibration_file import CALIBRATION_FILE
+from prosparse_models.training.calibration_file import CALIBRATION_FILE
 
 pytestmark = pytest.mark.integration
 

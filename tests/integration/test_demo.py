@@ -13,8 +13,9 @@ import onnxruntime
 import pytest
 from numpy.typing import NDArray
 
-from prosparse_export import library, load, validate
-from prosparse_export.artifact import read_manifest
+from prosparse_export import load, validate
+from prosparse_export.artifact.writer import read_manifest
+from prosparse_export.runtime import operator_library
 from prosparse_export.validation import ValidationOptions, default_text
 
 pytestmark = pytest.mark.integration
@@ -83,8 +84,8 @@ def test_a_large_model_without_the_library_keeps_its_weights_narrow(
     """onnxruntime would keep a float32 copy of every weight: of a 7B model 27 GB."""
     ids = prompt_ids(demo_artifact, 16)
     sizes, logits = {}, []
-    for limit in (0, library.FOLDED_BYTES):
-        monkeypatch.setattr(library, "FOLDED_BYTES", limit)
+    for limit in (0, operator_library.FOLDED_BYTES):
+        monkeypatch.setattr(operator_library, "FOLDED_BYTES", limit)
         options = onnxruntime.SessionOptions()
         options.log_severity_level = 3
         options.optimized_model_filepath = str(tmp_path / f"{limit}.onnx")
@@ -95,12 +96,12 @@ def test_a_large_model_without_the_library_keeps_its_weights_narrow(
     small, large = sizes.values()
     assert small < 1e6 < 10e6 < large
     np.testing.assert_allclose(*logits, rtol=0, atol=1e-4)  # the order of sums may differ
-    monkeypatch.setattr(library, "FOLDED_BYTES", 0)
+    monkeypatch.setattr(operator_library, "FOLDED_BYTES", 0)
     manifest = read_manifest(demo_artifact)
     wide = {**manifest, "weight_format": "f32", "linear": {"weight_format": "f32"}}
-    assert library.disabled_optimizers(demo_artifact, manifest, library=False) == ["ConstantFolding"]
-    assert library.disabled_optimizers(demo_artifact, manifest, library=True) == []
-    assert library.disabled_optimizers(demo_artifact, wide, library=False) == []
+    assert operator_library.disabled_optimizers(demo_artifact, manifest, library=False) == ["ConstantFolding"]
+    assert operator_library.disabled_optimizers(demo_artifact, manifest, library=True) == []
+    assert operator_library.disabled_optimizers(demo_artifact, wide, library=False) == []
 
 
 def test_text_is_the_same_without_the_library(demo_artifact: Path) -> None:

@@ -13,7 +13,7 @@ import onnx
 import pytest
 import torch
 from conftest import DEMO, ROOT
-from relu_shapes import count_relu_shapes
+from support.relu_shapes import count_relu_shapes
 from transformers import LlamaConfig, LlamaForCausalLM
 
 from prosparse_export import OptimizeOptions, optimize_file

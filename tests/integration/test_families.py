@@ -14,14 +14,14 @@ import onnx_ir as ir
 import pytest
 import torch
 from conftest import ROOT
-from families import D_FF, D_MODEL, FAMILIES, VOCAB, Family
 from numpy.typing import NDArray
-from relu_shapes import count_relu_shapes
+from support.families import D_FF, D_MODEL, FAMILIES, VOCAB, Family
+from support.relu_shapes import count_relu_shapes
 
 from graph_passes import FfnOutcome
 from prosparse_export import ExportOptions, ProSparseError, export_model, load
-from prosparse_export.encoder_decoder import EncoderDecoder, encoder_path
-from prosparse_export.runtime import Cache, SparseModel
+from prosparse_export.runtime.encoder_decoder import EncoderDecoder, encoder_path
+from prosparse_export.runtime.model import Cache, SparseModel
 from prosparse_models import load_checkpoint
 
 pytestmark = pytest.mark.integration
@@ -335,6 +335,6 @@ def table() -> str:
 
 
 def test_the_committed_table_is_current() -> None:
-    from tables import check_table
+    from support.tables import check_table
 
     check_table(ROOT / "docs" / "families.md", table())

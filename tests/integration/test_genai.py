@@ -119,7 +119,7 @@ def test_the_chat_template(python: Path, demo_artifact: Path, tmp_path: Path) ->
 
 
 def test_what_genai_cannot_drive_gets_no_config(tmp_path: Path) -> None:
-    from families import FAMILIES
+    from support.families import FAMILIES
 
     encoder = next(family for family in FAMILIES if family.encoder)
     encoder.save(tmp_path / "model")

@@ -13,8 +13,8 @@ import torch
 from numpy.typing import NDArray
 
 from prosparse_export import ExportOptions, ProSparseError, export_model, load
-from prosparse_export.decoder import PREFILL_TOKENS
-from prosparse_export.runtime import Cache, SparseModel
+from prosparse_export.runtime.decode_loop import PREFILL_TOKENS
+from prosparse_export.runtime.model import Cache, SparseModel
 from prosparse_export.validation.exactness import pad_left
 from prosparse_models import load_checkpoint
 

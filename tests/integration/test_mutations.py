@@ -17,15 +17,15 @@ import pytest
 from onnx import helper, numpy_helper
 
 from prosparse_export import export_model
-from prosparse_export.activity import measure_activity
+from prosparse_export.analysis.activation_counts import measure_activity
+from prosparse_export.analysis.debug_session import ffn_nodes, read_graph
 from prosparse_export.errors import ProSparseError
-from prosparse_export.export import ExportOptions
-from prosparse_export.library import library_path
-from prosparse_export.probe import ffn_nodes, read_graph
+from prosparse_export.export.export import ExportOptions
+from prosparse_export.runtime.operator_library import library_path
+from prosparse_export.text.windows import load_tokenizer
 from prosparse_export.validation import Limits, Validation, ValidationOptions, as_text, default_text, validate
 from prosparse_export.validation.explain import explain
-from prosparse_export.validation.subject import open_subject
-from prosparse_export.validation.text import load_tokenizer
+from prosparse_export.validation.validation_target import open_subject
 
 pytestmark = pytest.mark.integration
 Edit = Callable[[onnx.ModelProto], None]
@@ -319,7 +319,7 @@ OLD_LIBRARY = r"""
 
 typedef struct { const void* (*get_api)(unsigned); const char* (*version)(void); } Base;
 static const Base* onnxruntime;
-static void* table[300];  /* OrtApi, as far as the library knows it; docs in kernels/ort/ort_abi.h */
+static void* table[300];  /* OrtApi, as far as the library knows it; docs in native/ort/ort_abi.h */
 static void* (*add_really)(void*, void**);
 
 static void* add(void* domain, void** op) {

@@ -13,12 +13,12 @@ import pytest
 import torch
 import transformers as hf
 from conftest import ROOT
-from families import FAMILIES, VOCAB, Family, grouped
-from foreign_graphs import D_FF, D_MODEL, model
 from numpy.typing import NDArray
+from support.families import FAMILIES, VOCAB, Family, grouped
+from support.third_party_graphs import D_FF, D_MODEL, model
 
 from prosparse_export import ExportOptions, OptimizeOptions, export_model, optimize_file
-from prosparse_export.stored_weights import stored_formats, with_stored_weights
+from prosparse_export.export.rounded_reference import stored_formats, with_stored_weights
 from prosparse_models import load_checkpoint
 
 import onnx  # isort: skip

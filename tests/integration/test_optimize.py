@@ -11,7 +11,10 @@ import numpy as np
 import onnx
 import onnxruntime
 import pytest
-from foreign_graphs import (
+from numpy.typing import NDArray
+from onnx import ModelProto
+from support.relu_shapes import count_relu_shapes
+from support.third_party_graphs import (
     D_FF,
     D_MODEL,
     FOREIGN,
@@ -21,9 +24,6 @@ from foreign_graphs import (
     named,
     weights,
 )
-from numpy.typing import NDArray
-from onnx import ModelProto
-from relu_shapes import count_relu_shapes
 
 from graph_passes import dequantise
 from prosparse_export import OptimizeOptions, ProSparseError, optimize_file, register
@@ -224,7 +224,7 @@ def test_command_lists_what_it_refused(tmp_path: Path) -> None:
 
 
 def test_wrong_numbers_are_not_published(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    from graph_passes import store_weight
+    from graph_passes.weights import store_weight
 
     real = store_weight.store
     monkeypatch.setattr(store_weight, "store", lambda read, *rest: real(lambda: read() * np.float32(1.01), *rest))

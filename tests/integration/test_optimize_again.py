@@ -9,8 +9,8 @@ import numpy as np
 import onnx
 import pytest
 from click.testing import CliRunner
-from families import FAMILIES, VOCAB
 from onnx import TensorProto, helper
+from support.families import FAMILIES, VOCAB
 
 from prosparse_export import ExportOptions, ProSparseError, export_model, load, optimize_file
 from prosparse_export.cli import main

@@ -13,7 +13,8 @@ import onnx
 import onnx_ir as ir
 import pytest
 from click.testing import CliRunner
-from foreign_graphs import (
+from onnx import ModelProto
+from support.third_party_graphs import (
     FUNCTION,
     GATED,
     MS,
@@ -27,10 +28,9 @@ from foreign_graphs import (
     qdq_arrays,
     weights,
 )
-from onnx import ModelProto
 
 from prosparse_export import ProSparseError, optimize_file
-from prosparse_export.artifact import write_artifact
+from prosparse_export.artifact.writer import write_artifact
 from prosparse_export.cli import main
 
 pytestmark = pytest.mark.integration
@@ -245,7 +245,7 @@ def test_files_of_the_hugging_face_cache(tmp_path: Path) -> None:
 
 
 def test_a_new_file_that_does_not_run_is_an_error(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    from prosparse_export import optimize
+    from prosparse_export.optimize import optimize
 
     def cut(model: ir.Model, staging: Path, name: str, *rest: object) -> None:
         write_artifact(model, staging, name, *rest)  # type: ignore[arg-type]

@@ -9,13 +9,13 @@ from pathlib import Path
 import numpy as np
 import onnx
 import pytest
-from foreign_graphs import GATED, MS, model, nbits, nbits_arrays
+from support.third_party_graphs import GATED, MS, model, nbits, nbits_arrays
 
 from graph_passes import FfnFormat
 from prosparse_export import OptimizeOptions, ProSparseError, optimize_file
-from prosparse_export.float_products import float_products
-from prosparse_export.optimize import OptimizeResult
-from prosparse_export.optimize_check import check_outputs, output_bound
+from prosparse_export.optimize.check_outputs import check_outputs, output_bound
+from prosparse_export.optimize.matmulnbits_float import float_products
+from prosparse_export.optimize.optimize import OptimizeResult
 
 pytestmark = pytest.mark.integration
 LEVEL_4 = nbits().replace("block_size = 32", "block_size = 32, accuracy_level = 4")
@@ -89,7 +89,7 @@ def test_the_copy_with_float_products_is_gone_and_changes_nothing(tmp_path: Path
 
 
 def test_a_corrupt_rewrite_is_not_published(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    from graph_passes import store_weight
+    from graph_passes.weights import store_weight
 
     real = store_weight.store
     monkeypatch.setattr(store_weight, "store", lambda read, *rest: real(lambda: read() * np.float32(1.01), *rest))

@@ -10,13 +10,13 @@ import numpy as np
 import onnx
 import pytest
 import torch
-from families import D_FF, D_MODEL, VOCAB, grouped
 from safetensors.torch import load_file, save_file
+from support.families import D_FF, D_MODEL, VOCAB, grouped
 from transformers import LlamaConfig, LlamaForCausalLM, OPTConfig, OPTForCausalLM
 
 from prosparse_export import ExportOptions, ProSparseError, export_model, load
 from prosparse_models import load_checkpoint
-from prosparse_models.weight_files import stored_dtype
+from prosparse_models.loading.weight_files import stored_dtype
 
 pytestmark = pytest.mark.integration
 SAKANA = {

@@ -9,8 +9,8 @@ from pathlib import Path
 import onnx
 import pytest
 from conftest import ROOT
-from relu_shapes import count_relu_shapes
-from tables import check_table
+from support.relu_shapes import count_relu_shapes
+from support.tables import check_table
 
 from prosparse_export import OptimizeOptions, optimize_file
 

@@ -13,7 +13,7 @@ import pytest
 from conftest import ROOT
 
 from prosparse_export import export_model
-from prosparse_export.library import library_path
+from prosparse_export.runtime.operator_library import library_path
 
 pytestmark = pytest.mark.integration
 OLDEST_FOR_OPERATORS = "1.18.1"
@@ -106,7 +106,7 @@ def logits(demo_folder: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 def test_operators_on_the_oldest_onnxruntime(tmp_path: Path) -> None:
-    from graphs import weights_model
+    from support.graphs import weights_model
 
     rng = np.random.default_rng(0)
     for op in ("SparseGatedFFNF32", "SparseFFNF32"):

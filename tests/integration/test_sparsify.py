@@ -14,13 +14,13 @@ from typing import Any
 
 import pytest
 import torch
-from training_models import cache_of_the_hub, make_model_folder, make_text
+from support.training_models import cache_of_the_hub, make_model_folder, make_text
 from transformers import LlamaForCausalLM
 
 from prosparse_models import TrainingError, find_ffn_blocks, load_checkpoint, substitute_activation
-from prosparse_models.recipe import Recipe, Training, load_recipe, override
-from prosparse_models.sparsify import SparsifyOptions, sparsify
-from prosparse_models.trainer import ProSparseTrainer, collate, training_arguments
+from prosparse_models.training.recipe import Recipe, Training, load_recipe, override
+from prosparse_models.training.sparsify import SparsifyOptions, sparsify
+from prosparse_models.training.trainer import ProSparseTrainer, collate, training_arguments
 
 pytestmark = pytest.mark.integration
 STAGES = ((0.0, 3), (0.1, 5), (1.0, 10), (1.0, 12))

@@ -14,7 +14,7 @@ import torch
 from transformers import LlamaConfig, LlamaForCausalLM
 
 from prosparse_export import ExportOptions, ProSparseError, export_model, load
-from prosparse_export.file_tensors import place_weights
+from prosparse_export.export.lazy_initializers import place_weights
 from prosparse_export.validation import ValidationOptions, validate
 from prosparse_models import FileWeights, load_checkpoint
 

@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 
 from prosparse_export import ProSparseError
-from prosparse_export.artifact import artifact_folder
+from prosparse_export.artifact.writer import artifact_folder
 
 OLD = {"m.onnx": "old graph", "m.onnx.data": "old weights", "config.json": "old config"}
 

@@ -8,9 +8,9 @@ from types import SimpleNamespace
 import pytest
 
 from prosparse_models import TrainingError
-from prosparse_models.saving import RUN_FILE, complete_checkpoints
-from prosparse_models.sparsify import _check_devices
-from prosparse_models.trainer import last_good
+from prosparse_models.training.saving import RUN_FILE, complete_checkpoints
+from prosparse_models.training.sparsify import _check_devices
+from prosparse_models.training.trainer import last_good
 
 
 def test_only_what_was_written_to_the_end_is_good(tmp_path: Path) -> None:

@@ -4,13 +4,13 @@ from __future__ import annotations
 
 import numpy as np
 import pytest
-from graphs import weights_model
+from support.graphs import weights_model
 
 from graph_passes import FFN_FORMATS, FfnFormat, format_of, is_quantised, quantise
 from graph_passes.custom_ops import sparse_gated_ffn
-from prosparse_export.cost_model import Ffn, bits_per_weight, predict
-from prosparse_export.graph_bytes import ffn_shape, other_bytes
-from prosparse_export.probe import ffn_nodes
+from prosparse_export.analysis.debug_session import ffn_nodes
+from prosparse_export.analysis.graph_bytes import ffn_shape, other_bytes
+from prosparse_export.analysis.roofline import Ffn, bits_per_weight, predict
 
 
 def test_llama_2_7b_in_i4() -> None:

@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 
 from prosparse_export import ProSparseError
-from prosparse_export.folder_settings import context_length, read_tokenizer, stop_tokens
+from prosparse_export.artifact.model_settings import context_length, read_tokenizer, stop_tokens
 
 
 @pytest.mark.parametrize(

@@ -5,9 +5,10 @@ from __future__ import annotations
 import numpy as np
 import onnx_ir as ir
 import pytest
-from graphs import D_FF, D_MODEL, evaluate, ffn_graph
+from support.graphs import D_FF, D_MODEL, evaluate, ffn_graph
 
-from graph_passes import FfnOutcome, FuseSparseFfnPass, between_products
+from graph_passes import FfnOutcome, FuseSparseFfnPass
+from graph_passes.patterns import matmul_search
 
 SILU = "g = Sigmoid (z)\ns = Mul (g, z)\nn = Abs (s)"
 GATED = {
@@ -139,7 +140,7 @@ def test_a_search_that_ends_early_says_so(monkeypatch: pytest.MonkeyPatch) -> No
     outcomes: list[FfnOutcome] = []
     FuseSparseFfnPass(outcomes)(model)
     assert [o.reason for o in outcomes] == ["its structure is unknown (Softsign)"]
-    monkeypatch.setattr(between_products, "MOST_VALUES", 10)
+    monkeypatch.setattr(matmul_search, "MOST_VALUES", 10)
     outcomes.clear()
     assert not FuseSparseFfnPass(outcomes)(model).modified
     assert [o.reason[:23] for o in outcomes] == ["no product found within"]

@@ -6,10 +6,10 @@ from pathlib import Path
 
 import huggingface_hub.constants
 import pytest
-from training_models import cache_of_the_hub
+from support.training_models import cache_of_the_hub
 
 from prosparse_models import CheckpointError
-from prosparse_models.hub import find_model_folder
+from prosparse_models.loading.hub import find_model_folder
 
 
 @pytest.fixture

@@ -6,7 +6,7 @@ import math
 
 import pytest
 import torch
-from training_models import LLAMA, build
+from support.training_models import LLAMA, build
 from transformers import LlamaConfig
 
 from prosparse_models import find_ffn_blocks, measure, substitute_activation

@@ -7,8 +7,8 @@ from pathlib import Path
 import pytest
 
 from prosparse_models import TrainingError
-from prosparse_models.recipe import load_recipe, override, recipe_names
-from prosparse_models.target_sparsity import steer_stages
+from prosparse_models.training.recipe import load_recipe, override, recipe_names
+from prosparse_models.training.target_sparsity import steer_stages
 
 GOOD = "stages = [{ lambda = 0.0, last_step = 5 }, { lambda = 1e-3, last_step = 9 }]\n"
 

@@ -4,12 +4,12 @@ from __future__ import annotations
 
 import pytest
 import torch
+from support.training_models import LLAMA, build
 from torch import nn
-from training_models import LLAMA, build
 from transformers import LlamaConfig
 
 from prosparse_models import find_ffn_blocks, substitute_activation
-from prosparse_models.regularizer import ActivationL1, l1_norm
+from prosparse_models.training.regularizer import ActivationL1, l1_norm
 
 
 def dense_l1(model: nn.Module, ids: torch.Tensor, mask: torch.Tensor) -> torch.Tensor:

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 from prosparse_export import ProSparseError
-from prosparse_export.sampling import Sampler, Sampling
+from prosparse_export.runtime.sampling import Sampler, Sampling
 
 LOGITS = np.array([[0.0, 3.0, 1.0, -2.0, 2.5, 1.5]], np.float32)
 DRAWS = 20_000

@@ -8,8 +8,8 @@ from collections.abc import Iterator
 import pytest
 
 from prosparse_models import l1_coefficient
-from prosparse_models.recipe import load_recipe
-from prosparse_models.schedule import stage_at
+from prosparse_models.training.recipe import load_recipe
+from prosparse_models.training.schedule import stage_at
 
 PAPER = {  # Tables 6 and 7: lambda_i, T_i
     "prosparse-7b": [(0, 5000), (5e-3, 6000), (5e-2, 10000), (5e-2, 12000), (2e-1, 16000), (2e-1, 16500)],

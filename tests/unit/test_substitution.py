@@ -10,7 +10,7 @@ from typing import Any
 import pytest
 import torch
 from safetensors import safe_open
-from training_models import LLAMA, SIZES, build, byte_tokenizer
+from support.training_models import LLAMA, SIZES, build, byte_tokenizer
 from transformers import (
     AutoModelForCausalLM,
     BloomConfig,
@@ -30,9 +30,9 @@ from transformers import (
 )
 
 from prosparse_models import CheckpointError, TrainingError, find_ffn_blocks, load_checkpoint, substitute_activation
-from prosparse_models.calibration import calibrate
-from prosparse_models.saving import write_model
-from prosparse_models.substitution import saved_fields, set_thresholds
+from prosparse_models.loading.substitution import saved_fields, set_thresholds
+from prosparse_models.training.calibration import calibrate
+from prosparse_models.training.saving import write_model
 
 GATED = {**LLAMA, "head_dim": 8}
 PLAIN = {k: v for k, v in SIZES.items() if k != "intermediate_size"}

@@ -6,7 +6,7 @@ import pytest
 from conftest import DEMO
 from tokenizers import Tokenizer
 
-from prosparse_export.text_stream import TextStream
+from prosparse_export.runtime.detokenizer import TextStream
 
 TEXT = "The city — naïve café, 東京 — is old. The end of it."
 

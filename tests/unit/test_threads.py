@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from prosparse_export.threads import default_threads
+from prosparse_export.runtime.threads import default_threads
 
 
 @pytest.fixture

@@ -8,10 +8,10 @@ from pathlib import Path
 
 import pytest
 import torch
-from training_models import byte_tokenizer
+from support.training_models import byte_tokenizer
 
-from prosparse_models import training_text
-from prosparse_models.training_text import PackedText, TextSource, evaluation_rows
+from prosparse_models.training import training_text
+from prosparse_models.training.training_text import PackedText, TextSource, evaluation_rows
 
 TEXTS = [f"document {k} says {'ab ' * k}" for k in range(120)]
 

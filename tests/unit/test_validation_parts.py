@@ -14,17 +14,17 @@ import torch
 from numpy.typing import NDArray
 
 from prosparse_export.errors import ProSparseError
-from prosparse_export.validation.between import Between
+from prosparse_export.text.windows import Document, read_text, windows
 from prosparse_export.validation.determinism import Determinism
 from prosparse_export.validation.exactness import greedy_match
 from prosparse_export.validation.limits import Limits, parse_share, parse_sparsity, read_limits
 from prosparse_export.validation.logit_file import LogitFile, LogitWriter
 from prosparse_export.validation.metrics import Difference, Quality, QualitySum
 from prosparse_export.validation.operator_checks import layer_of
+from prosparse_export.validation.ops_between import Between
 from prosparse_export.validation.reference import Continuation, cut_prompts
 from prosparse_export.validation.render import as_junit, as_markdown, as_text
 from prosparse_export.validation.result import Check, Sparsity, Validation, check_limits
-from prosparse_export.validation.text import Document, read_text, windows
 
 
 def logits(seed: int, tokens: int = 150, vocabulary: int = 40) -> NDArray[np.float32]:

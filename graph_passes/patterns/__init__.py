@@ -1,0 +1,1 @@
+"""Recognize what the passes rewrite: linear layers, activations, FFNs, attention heads."""

@@ -1,0 +1,1 @@
+"""Weights: where they come from in a graph, and the operators' storage formats."""

@@ -1,0 +1,1 @@
+"""A model folder becomes a PyTorch model, without running code from it."""

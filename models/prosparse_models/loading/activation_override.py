@@ -1,0 +1,86 @@
+"""Which activation the FFNs get: config.json's, the one that transformers lacks, or the caller's."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping
+from dataclasses import replace
+from pathlib import Path
+
+from torch import nn
+from transformers import PreTrainedModel
+from transformers.activations import ACT2FN
+
+from prosparse_models.activation import FatReLU, set_drelu, set_ffn_activation
+from prosparse_models.errors import CheckpointError
+from prosparse_models.loading.activation_keys import ACTIVATION_KEYS
+from prosparse_models.loading.model_config import ModelConfig
+
+__all__ = ["ACTIVATIONS", "apply_activation", "override_activation"]
+
+ACTIVATIONS = ("relu", "relu2", "fatrelu", "drelu")
+"""What ``activation`` may be."""
+
+
+def override_activation(
+    folder: Path, config: ModelConfig, activation: str | None, threshold: float | None
+) -> tuple[ModelConfig, Mapping[str, Mapping[str, object]]]:
+    """Return ``config`` as the caller wants it, and what that changes.
+
+    Its values name no activation then: `put_activation` writes the wanted one under the family's own key.
+
+    Raises:
+        CheckpointError: the two do not go together, or are no activation and no threshold.
+    """
+    if activation is None and threshold is None:
+        return config, {}
+    stated = config.activation
+    used = activation or ("fatrelu" if stated == "relu" else stated)
+    if used not in ACTIVATIONS:
+        raise CheckpointError(
+            f"activation: {folder}: expected one of {', '.join(ACTIVATIONS)}, got {used!r}",
+            hint="a threshold alone goes with relu or fatrelu; name the activation too",
+        )
+    if threshold is not None and used != "fatrelu":
+        raise CheckpointError(
+            f"threshold: {folder}: expected fatrelu, got {used!r}", hint="leave the threshold out, or pass fatrelu"
+        )
+    if threshold is not None and not 0.0 <= threshold < math.inf:
+        raise CheckpointError(
+            f"threshold: {folder}: expected a finite number >= 0, got {threshold:g}",
+            hint="0.01 and 0.03 are published",
+        )
+    if threshold is None and used == "fatrelu" and stated != "fatrelu":
+        raise CheckpointError(f"threshold: {folder}: fatrelu needs one, got none", hint="0.01 and 0.03 are published")
+    changed = {k: v for k, v in config.values.items() if k not in (*ACTIVATION_KEYS, "hidden_act_param")}
+    overrides: dict[str, Mapping[str, object]] = {"activation": {"config": stated, "used": used}}
+    new_threshold = 0.0
+    if used == "fatrelu":
+        new_threshold = config.threshold if threshold is None else float(threshold)
+        overrides["threshold"] = {"config": config.threshold, "used": new_threshold}
+    return replace(config, values=changed, activation=used, threshold=new_threshold, thresholds=()), overrides
+
+
+def apply_activation(
+    folder: Path, model: PreTrainedModel, config: ModelConfig, activation: str, *, is_override: bool
+) -> None:
+    """Put ``activation`` into every FFN of ``model`` where transformers has not done so already.
+
+    Raises:
+        CheckpointError: the model has no FFN that can take it.
+    """
+    if activation not in ("fatrelu", "drelu") and not is_override:
+        return
+    if activation == "drelu":
+        blocks = set_drelu(model)
+    else:
+        module: nn.Module = FatReLU(config.threshold) if activation == "fatrelu" else ACT2FN[activation]
+        blocks = set_ffn_activation(model, module)
+    if blocks == 0:
+        raise CheckpointError(
+            f"model folder: {folder}: activation {activation}: expected FFN blocks that can have it, "
+            f"got none in {type(model).__name__}",
+            hint="drelu needs gate_proj, up_proj and down_proj of their own; leave it out, or name relu or fatrelu"
+            if activation == "drelu"
+            else "leave out the activation and the threshold, or correct hidden_act in config.json",
+        )

@@ -1,0 +1,92 @@
+"""Replace the activation of feed-forward blocks, in the model and in its config."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from transformers import PreTrainedModel
+from transformers.activations import ACT2FN
+
+from prosparse_models.activation import FatReLU, set_up_relu
+from prosparse_models.errors import TrainingError
+from prosparse_models.ffn_blocks import FfnBlock
+from prosparse_models.loading.activation_keys import ACTIVATION_KEYS
+
+__all__ = ["ACTIVATIONS", "saved_fields", "set_thresholds", "substitute_activation"]
+
+# keep: leave the model's own activation (a dense control run).
+ACTIVATIONS = ("relu", "relu2", "fatrelu", "drelu", "keep")
+
+
+def substitute_activation(
+    model: PreTrainedModel, blocks: Sequence[FfnBlock], activation: str, threshold: float = 0.0
+) -> None:
+    """Replace the activation of every block; weights stay as they are.
+
+    Args:
+        model: its config is changed too, so that ``save_pretrained`` writes what transformers can read:
+            ``relu`` for fatrelu and drelu, which `saved_fields` names.
+        blocks: what `find_ffn_blocks` found.
+        activation: ``relu``: max(z, 0). ``relu2``: its square. ``fatrelu``: z where z > threshold.
+            ``drelu``: relu(gate) * relu(up), gated blocks only. ``keep``: no change.
+        threshold: FATReLU t, >= 0, in units of the pre-activation; 0 unless fatrelu.
+
+    Raises:
+        TrainingError: the blocks cannot have this activation, or the config has no field for it.
+
+    Source:
+        Song et al., "ProSparse", section 3.2, step 1; dReLU: "TurboSparse", arXiv:2406.05955.
+    """
+    if activation == "keep":
+        return
+    if activation == "drelu":
+        for block in blocks:
+            if block.gate is None or block.is_merged:
+                kind = "no gate" if block.gate is None else "gate and up in one matrix"
+                raise TrainingError(
+                    f"{block.name}: drelu: expected a block with gate and up of their own, got {kind}",
+                    hint="use --activation relu",
+                )
+    keys = [key for key in ACTIVATION_KEYS if isinstance(getattr(model.config, key, None), str)]
+    if not keys:
+        raise TrainingError(
+            f"model: {type(model.config).__name__}: expected a field for the activation "
+            f"({', '.join(ACTIVATION_KEYS)}), got none: the changed model could not be saved",
+            hint="the activation of this architecture is fixed in its code; convert it to one where it is not",
+        )
+    for key in keys:
+        setattr(model.config, key, "relu2" if activation == "relu2" else "relu")
+    for block in blocks:
+        set_up_relu(block.up, activation == "drelu")
+        new = FatReLU(threshold) if activation == "fatrelu" else ACT2FN["relu2" if activation == "relu2" else "relu"]
+        setattr(block.parent, block.activation_name, new)
+
+
+def set_thresholds(blocks: Sequence[FfnBlock], thresholds: Sequence[float]) -> None:
+    """Give each block FATReLU with a threshold of its own, in the blocks' order.
+
+    Raises:
+        ValueError: there are not as many thresholds as blocks, or one is negative or not finite.
+    """
+    for block, threshold in zip(blocks, thresholds, strict=True):
+        setattr(block.parent, block.activation_name, FatReLU(threshold))
+
+
+def saved_fields(
+    config: Any, activation: str, thresholds: Sequence[float], source: Mapping[str, Any] | None = None
+) -> dict[str, Any]:
+    """Return the fields that config.json needs besides transformers' own, for `load_checkpoint`.
+
+    fatrelu gets ``hidden_act_param``: one number if all layers have the same, else a list, one per layer. keep gets
+    what ``source``, the config.json that the model was loaded from, says of a fatrelu or drelu.
+    """
+    if activation == "keep" and source is not None:
+        names = [key for key in ACTIVATION_KEYS if source.get(key) in ("fatrelu", "drelu")]
+        return {key: source[key] for key in (*names, "hidden_act_param") if names and key in source}
+    if activation not in ("fatrelu", "drelu"):
+        return {}
+    fields: dict[str, Any] = {key: activation for key in ACTIVATION_KEYS if isinstance(getattr(config, key, None), str)}
+    if activation == "fatrelu":
+        fields["hidden_act_param"] = thresholds[0] if len(set(thresholds)) == 1 else list(thresholds)
+    return fields

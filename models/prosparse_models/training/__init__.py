@@ -1,0 +1,1 @@
+"""The ProSparse method: progressive L1 training and threshold calibration."""

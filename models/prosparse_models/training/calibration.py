@@ -1,0 +1,193 @@
+"""Threshold shifting: the largest FATReLU threshold that a perplexity budget allows."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+
+import torch
+from torch import nn
+
+from prosparse_models.activation import has_up_relu
+from prosparse_models.errors import TrainingError
+from prosparse_models.ffn_blocks import FfnBlock
+from prosparse_models.loading.substitution import set_thresholds
+from prosparse_models.sparsity import Measurement, measure
+
+__all__ = ["Calibration", "Trial", "calibrate"]
+
+PAPER_THRESHOLDS = (0.005, 0.01, 0.02, 0.03)  # arXiv:2402.13516, Table 9
+_BINS_PER_OCTAVE, _OCTAVES, _LOWEST = 16, 40, -24  # gate values from 2^-24 to 2^16
+_MAX_DOUBLINGS = 40
+
+
+@dataclass(frozen=True)
+class Trial:
+    """One row of the table.
+
+    Attributes:
+        knob: the threshold if it is one for all layers; else the share of each layer's energy that is dropped.
+        thresholds: FATReLU t per layer.
+        measurement: what the model did with them.
+        within: whether the perplexity is within the budget.
+    """
+
+    knob: float
+    thresholds: tuple[float, ...]
+    measurement: Measurement
+    within: bool
+
+
+@dataclass(frozen=True)
+class Calibration:
+    """The table, and the choice.
+
+    Attributes:
+        trials: by rising knob; the first is t = 0.
+        chosen: the trial with the largest knob of those below which all tried ones are within the budget.
+        limit: the perplexity that the budget allows.
+    """
+
+    trials: tuple[Trial, ...]
+    chosen: Trial
+    limit: float
+
+
+def calibrate(
+    model: nn.Module,
+    blocks: Sequence[FfnBlock],
+    rows: Sequence[torch.Tensor],
+    *,
+    budget: float,
+    per_layer: bool = False,
+    candidates: Sequence[float] = PAPER_THRESHOLDS,
+    refinements: int = 6,
+    progress: Callable[[str], None] = lambda text: None,
+) -> Calibration:
+    """Find the largest threshold whose perplexity is at most ``(1 + budget)`` times that of t = 0.
+
+    The candidates are tried first, then doublings of the largest until one breaks the budget, then
+    bisections between the last that keeps it and the first that breaks it. Perplexity over t is taken
+    to rise; where it does not, the choice is still within the budget, and so is every smaller one tried.
+
+    With ``per_layer``, one knob q drives all layers: layer l gets the threshold below which active
+    neurons hold the share q of the layer's energy (sum over tokens and neurons of x1 squared). So a layer with
+    large activations gets a large threshold, and no layer pays for all.
+
+    Args:
+        model: with ReLU or FATReLU in ``blocks``. It is left with the chosen thresholds.
+        blocks: its feed-forward blocks.
+        rows: calibration text, token ids [sequence] each.
+        budget: allowed rise of perplexity, a share: 0.01 is 1 %.
+        per_layer: one threshold per layer instead of one for all.
+        candidates: thresholds that the table shows in any case (not with ``per_layer``).
+        refinements: bisections.
+        progress: called with a line per measurement.
+
+    Raises:
+        TrainingError: the activation is no ReLU, or the model's perplexity is not finite.
+
+    Source:
+        Song et al., "ProSparse", section 3.2, equation 3, and Table 9. The search and the per-layer
+        choice are ours: the paper picks one t of four by benchmark scores.
+    """
+    _check_relu(blocks)
+    energy = _energy_by_gate(model, blocks, rows) if per_layer else None
+    trials: dict[float, Trial] = {}
+
+    def run(knob: float) -> Trial:
+        if knob not in trials:
+            thresholds = tuple(_quantile(e, knob) for e in energy) if energy else (knob,) * len(blocks)
+            set_thresholds(blocks, thresholds)
+            measurement = measure(model, blocks, rows)
+            within = measurement.perplexity <= limit
+            trials[knob] = Trial(knob, thresholds, measurement, within)
+            progress(
+                f"{'q' if per_layer else 't'} = {knob:.4g}: perplexity {measurement.perplexity:.3f}, "
+                f"sparsity {100 * measurement.sparsity:.2f} %"
+            )
+        return trials[knob]
+
+    limit = math.inf
+    start = run(0.0)
+    if not math.isfinite(start.measurement.perplexity):
+        raise TrainingError(
+            f"calibrate: expected a finite perplexity at t = 0, got {start.measurement.perplexity}",
+            hint="the model itself gives no numbers on this text: check its weights, or the text",
+        )
+    limit = start.measurement.perplexity * (1.0 + budget)
+    knobs = [1e-4, 1e-3, 1e-2] if per_layer else sorted(c for c in candidates if c > 0)
+    for knob in knobs:
+        run(knob)
+    low, high = 0.0, math.inf
+    for knob in sorted(trials):
+        if knob and not trials[knob].within:
+            high = knob
+            break
+        low = knob
+    for _ in range(_MAX_DOUBLINGS):
+        if high < math.inf or (per_layer and low >= 0.5):
+            break
+        knob = 2.0 * low if low else (1e-4 if per_layer else 1e-3)
+        low, high = (knob, high) if run(knob).within else (low, knob)
+    for _ in range(refinements if high < math.inf else 0):
+        middle = float(f"{0.5 * (low + high):.4g}")  # nobody needs more digits
+        low, high = (middle, high) if run(middle).within else (low, middle)
+    chosen = trials[low]
+    set_thresholds(blocks, chosen.thresholds)
+    return Calibration(tuple(trials[k] for k in sorted(trials)), chosen, limit)
+
+
+def _check_relu(blocks: Sequence[FfnBlock]) -> None:
+    z = torch.tensor([-1.0, -0.01, 1e6])
+    for block in blocks:
+        if has_up_relu(block.up):
+            raise TrainingError(
+                f"{block.name}: expected ReLU or FATReLU, got dReLU, which has no threshold",
+                hint="dReLU models stay as they are",
+            )
+        if not torch.equal(block.activation(z), torch.tensor([0.0, 0.0, 1e6])):
+            raise TrainingError(
+                f"{block.name}: expected ReLU or FATReLU, got {block.activation!r}",
+                hint="train the model with prosparse sparsify first",
+            )
+
+
+@torch.no_grad()
+def _energy_by_gate(model: nn.Module, blocks: Sequence[FfnBlock], rows: Sequence[torch.Tensor]) -> list[torch.Tensor]:
+    """Return, per block, a histogram over the gate's value (bins of 1/16 octave) of the sum of x1 squared."""
+    set_thresholds(blocks, [0.0] * len(blocks))
+    histograms = [torch.zeros(_OCTAVES * _BINS_PER_OCTAVE, dtype=torch.float64) for _ in blocks]
+    gates: dict[int, torch.Tensor] = {}
+    handles = []
+    for index, block in enumerate(blocks):
+
+        def keep(_: nn.Module, arguments: tuple[torch.Tensor, ...], index: int = index) -> None:
+            gates[index] = arguments[0]
+
+        def count(_: nn.Module, arguments: tuple[torch.Tensor, ...], index: int = index) -> None:
+            gate, x1 = gates.pop(index).flatten(), arguments[0].flatten()
+            active = gate > 0
+            bins = ((gate[active].float().log2() - _LOWEST) * _BINS_PER_OCTAVE).floor().long()
+            bins = bins.clamp(0, _OCTAVES * _BINS_PER_OCTAVE - 1).cpu()
+            histograms[index].index_add_(0, bins, x1[active].double().square().cpu())
+
+        handles.append(block.activation.register_forward_pre_hook(keep))
+        handles.append(block.down.register_forward_pre_hook(count))
+    try:
+        for row in rows:
+            model(input_ids=row[None].to(next(model.parameters()).device), use_cache=False)
+    finally:
+        for handle in handles:
+            handle.remove()
+    return histograms
+
+
+def _quantile(energy: torch.Tensor, share: float) -> float:
+    """Return the largest bin edge below which at most ``share`` of ``energy`` lies; 0 for share 0."""
+    total = energy.sum()
+    if share <= 0 or total <= 0:
+        return 0.0
+    below = int((energy.cumsum(0) <= share * total).sum())
+    return float(2.0 ** (below / _BINS_PER_OCTAVE + _LOWEST)) if below else 0.0

@@ -1,0 +1,1 @@
+"""What an artifact's graph computes and reads: FFN nodes, activation counts, bytes, bandwidth."""

@@ -1,0 +1,1 @@
+"""The artifact on disk: what is in its folder, and how it gets there."""

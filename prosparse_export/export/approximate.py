@@ -1,0 +1,141 @@
+"""The lossy mode: thresholds for a SwiGLU model from calibration text, and what they cost in perplexity."""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from transformers import PreTrainedModel
+
+from prosparse_export.errors import ProSparseError
+from prosparse_export.quiet import quiet
+from prosparse_export.text.files import load_tokenizer, read_text, tokenise
+from prosparse_models.approximation import apply_thresholded_silu, silu_blocks, silu_thresholds
+from prosparse_models.errors import TrainingError
+from prosparse_models.sparsity import measure
+
+__all__ = ["Approximation", "approximate", "approximate_again"]
+
+_CONTEXT, _LEAST = 512, 8  # tokens per row; in at least two rows
+_TOKENS = 32_768
+
+
+@dataclass(frozen=True)
+class Approximation:
+    """What ``--approximate`` asks for.
+
+    Attributes:
+        keep: share of neurons that stay active, in (0, 1).
+        texts: calibration text, UTF-8 files.
+        activation: which activation is thresholded; silu is the only one.
+        tokens: at most so many tokens of text are used.
+    """
+
+    keep: float
+    texts: tuple[Path, ...]
+    activation: str = "silu"
+    tokens: int = _TOKENS
+
+
+def check_approximation(wanted: Approximation) -> None:
+    """Refuse what cannot work before the model is loaded.
+
+    Raises:
+        ProSparseError: no text, a share that is none, or another activation.
+    """
+    if not wanted.texts:
+        raise ProSparseError(
+            "approximation: expected calibration text, got none: thresholds and their cost are measured on it",
+            hint="give text like that which the model will see: --calibrate FILE",
+        )
+    if wanted.activation != "silu":
+        raise ProSparseError(
+            f"approximation: expected silu, got {wanted.activation!r}",
+            hint="silu is the only activation that it approximates; a model with ReLU needs no --approximate",
+        )
+    if not 0.0 < wanted.keep < 1.0:
+        raise ProSparseError(
+            f"approximation: keep: expected a share between 0 and 1, got {wanted.keep:g}",
+            hint="0.5 keeps the larger half of the neurons active",
+        )
+
+
+def approximate(
+    model: PreTrainedModel, folder: Path, wanted: Approximation, tell: Callable[[str, int, int], None]
+) -> dict[str, Any]:
+    """Put thresholds into the blocks of ``model`` and return what the manifest says of them.
+
+    Every other row of the text sets the thresholds; perplexity before and after is measured on the rows between.
+
+    Raises:
+        ProSparseError: the text cannot be used, or the model is no SwiGLU model.
+    """
+    check_approximation(wanted)
+    rows, digests = _rows(model, folder, wanted)
+    calibration, held_out = rows[::2], rows[1::2]
+    try:
+        with quiet():
+            blocks = silu_blocks(model)
+            thresholds = silu_thresholds(
+                model, blocks, calibration, wanted.keep, lambda done, total: tell("calibrate", done, total)
+            )
+            progress: Callable[[int, int], None] = lambda done, total: tell("perplexity, dense", done, total)  # noqa: E731
+            dense = measure(model, blocks, held_out, batch=1, progress=progress)
+            apply_thresholded_silu(blocks, thresholds)
+            progress = lambda done, total: tell("perplexity, approximated", done, total)  # noqa: E731
+            sparse = measure(model, blocks, held_out, batch=1, progress=progress)
+    except TrainingError as error:
+        raise ProSparseError(str(error), hint=error.hint) from error
+    return {
+        "activation": wanted.activation,
+        "keep": wanted.keep,
+        "thresholds": thresholds,
+        "texts": digests,
+        "calibration_tokens": sum(map(len, calibration)),
+        "perplexity_tokens": sum(map(len, held_out)),
+        "perplexity_dense": dense.perplexity,
+        "perplexity": sparse.perplexity,
+        "perplexity_change": sparse.perplexity / dense.perplexity - 1.0,
+        "sparsity": sparse.sparsity,
+        "sparsity_by_layer": list(sparse.sparsity_by_layer),
+    }
+
+
+def approximate_again(model: PreTrainedModel, recorded: dict[str, Any]) -> None:
+    """Put the thresholds that a manifest records into ``model``.
+
+    Raises:
+        ProSparseError: the model is another one.
+    """
+    try:
+        with quiet():
+            apply_thresholded_silu(silu_blocks(model), recorded["thresholds"])
+    except (TrainingError, ValueError) as error:
+        raise ProSparseError(
+            f"approximation: prosparse.json is of another model: {error}",
+            hint="give the model folder that the artifact was exported from, or export again",
+        ) from error
+
+
+def _rows(model: PreTrainedModel, folder: Path, wanted: Approximation) -> tuple[list[torch.Tensor], dict[str, str]]:
+    """Return the text as rows of one length, at least two."""
+    texts = [(str(path), read_text(path)) for path in wanted.texts]
+    documents = tokenise(load_tokenizer(folder), texts, wanted.tokens)
+    joined = torch.cat([torch.from_numpy(document.ids) for document in documents])
+    limit = getattr(model.config.get_text_config(), "max_position_embeddings", None) or _CONTEXT
+    context = min(_CONTEXT, limit, len(joined) // 2)
+    if context < _LEAST:
+        raise ProSparseError(
+            f"approximation: {texts[0][0]}: expected at least {2 * _LEAST} tokens, got {len(joined)}",
+            hint="give more text: --calibrate FILE",
+        )
+    rows = list(joined[: len(joined) // context * context].reshape(-1, context))
+    return rows, _digests(wanted.texts)
+
+
+def _digests(paths: Sequence[Path]) -> dict[str, str]:
+    return {path.name: hashlib.sha256(path.read_bytes()).hexdigest() for path in paths}

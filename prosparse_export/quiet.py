@@ -1,0 +1,31 @@
+"""Silence what torch and transformers say on their own account."""
+
+from __future__ import annotations
+
+import logging
+import sys
+import warnings
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import Any
+
+__all__ = ["quiet"]
+
+
+@contextmanager
+def quiet() -> Iterator[None]:
+    """Silence the warnings, log lines and progress bars of torch and transformers, where the latter is imported."""
+    transformers_logging: Any = getattr(sys.modules.get("transformers.utils"), "logging", None)
+    bars = transformers_logging is not None and transformers_logging.is_progress_bar_enabled()
+    if bars:
+        transformers_logging.disable_progress_bar()
+    disabled = logging.root.manager.disable
+    logging.disable(logging.ERROR)
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            yield
+    finally:
+        logging.disable(disabled)
+        if bars:
+            transformers_logging.enable_progress_bar()

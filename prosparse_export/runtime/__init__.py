@@ -1,0 +1,1 @@
+"""Run an artifact in onnxruntime, without torch."""

@@ -1,0 +1,1 @@
+"""Text to calibrate and validate on: files, the bundled text, token windows."""

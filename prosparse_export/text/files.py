@@ -1,0 +1,108 @@
+"""Text that the user gives: read and tokenised."""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+from numpy.typing import NDArray
+
+from prosparse_export.errors import ProSparseError
+from prosparse_export.quiet import quiet
+
+__all__ = ["Document", "load_tokenizer", "read_text", "tokenise"]
+
+_LEAST = 16  # tokens; fewer say nothing
+_LONGEST_TOKEN = 24  # characters, on average over a text: more of it than that is not even tokenised
+
+
+@dataclass(frozen=True)
+class Document:
+    """One text as tokens.
+
+    Attributes:
+        name: what to call it in a report.
+        ids: its tokens, ``[tokens]``.
+    """
+
+    name: str
+    ids: NDArray[np.int64]
+
+    @property
+    def sha256(self) -> str:
+        """Hash of the token ids: the same text with another tokenizer is another text here."""
+        return hashlib.sha256(np.ascontiguousarray(self.ids, "<i8").tobytes()).hexdigest()
+
+
+def read_text(path: Path) -> str:
+    """Return the text of a file.
+
+    Raises:
+        ProSparseError: it cannot be read, is empty, binary or not UTF-8.
+    """
+    try:
+        data = path.read_bytes()
+    except OSError as error:
+        raise ProSparseError(
+            f"text: {path}: expected a text file, got {error.strerror}", hint="check the path"
+        ) from error
+    if not data.strip():
+        raise ProSparseError(f"text: {path}: expected text, got an empty file", hint="choose another file")
+    if data.startswith((b"\xff\xfe", b"\xfe\xff")):
+        raise ProSparseError(
+            f"text: {path}: expected UTF-8, got UTF-16", hint=f"convert it: iconv -f UTF-16 -t UTF-8 {path} > mine.txt"
+        )
+    if b"\0" in data:
+        raise ProSparseError(f"text: {path}: expected text, got binary data", hint="choose a plain text file")
+    try:
+        return data.decode("utf-8-sig")
+    except UnicodeDecodeError as error:
+        raise ProSparseError(
+            f"text: {path}: expected UTF-8, got another encoding (byte {data[error.start]:#04x} at {error.start})",
+            hint=f"convert it, for instance: iconv -f ISO-8859-1 -t UTF-8 {path} > mine.txt",
+        ) from error
+
+
+def load_tokenizer(folder: Path):  # type: ignore[no-untyped-def]  # transformers' classes are untyped
+    """Return the tokenizer of a model folder.
+
+    Raises:
+        ProSparseError: there is none, or it cannot be read.
+    """
+    from transformers import AutoTokenizer
+
+    if not any("token" in path.name or path.suffix == ".model" for path in folder.iterdir()):
+        raise ProSparseError(
+            f"tokenizer: {folder}: expected tokenizer.json, got no tokenizer",
+            hint="copy the tokenizer's files into the model folder",
+        )
+    try:
+        with quiet():
+            return AutoTokenizer.from_pretrained(folder, local_files_only=True, trust_remote_code=False)
+    except (OSError, ValueError, ImportError) as error:
+        raise ProSparseError(
+            f"tokenizer: {folder}: cannot be read: {' '.join(str(error).split())[:300]}",
+            hint="copy the tokenizer's files into the model folder",
+        ) from error
+
+
+def tokenise(tokenizer, texts: Sequence[tuple[str, str]], max_tokens: int) -> list[Document]:  # type: ignore[no-untyped-def]
+    """Tokenise (name, text) pairs, each at most ``max_tokens / len(texts)`` tokens.
+
+    Raises:
+        ProSparseError: a text has fewer than 16 tokens.
+    """
+    share = max(max_tokens // len(texts), _LEAST)
+    documents = []
+    for name, text in texts:
+        with quiet():
+            ids = np.asarray(tokenizer(text[: share * _LONGEST_TOKEN])["input_ids"], np.int64)[:share]
+        if len(ids) < _LEAST:
+            raise ProSparseError(
+                f"text: {name}: expected at least {_LEAST} tokens, got {len(ids)}", hint="give a longer text"
+            )
+        documents.append(Document(name, ids))
+    return documents

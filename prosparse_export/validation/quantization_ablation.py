@@ -1,0 +1,107 @@
+"""Which parts of a model lose how much by the rounding of their weights."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+
+from prosparse_export.export.approximate import approximate_again
+from prosparse_export.export.rounded_reference import StoredAs, as_stored
+from prosparse_export.validation.metrics import QualitySum
+from prosparse_export.validation.reference import torch_forward
+from prosparse_models import Checkpoint
+
+__all__ = ["RoundingCost", "rounding_costs"]
+
+_TOKENS = 128
+
+
+@dataclass(frozen=True)
+class RoundingCost:
+    """What it costs to store one part's matrices as the artifact does, all else being the checkpoint's.
+
+    Attributes:
+        module: the part, such as ``model.layers.2.mlp``; "" for all of the model; "the approximation" for dropped
+            activations, if the export was told to.
+        kl: mean KL divergence per token from the checkpoint's own model, nats.
+        how: the formats, such as "i4".
+    """
+
+    module: str
+    kl: float
+    how: str
+
+    def __str__(self) -> str:
+        return f"{self.module or 'all'} {self.kl:.2g}"
+
+
+def rounding_costs(
+    checkpoint: Checkpoint,
+    rounded: Mapping[str, StoredAs],
+    ids: NDArray[np.int64],
+    approximation: dict[str, Any] | None,
+    tell: Callable[[str, int, int], None] = lambda *_: None,
+) -> tuple[RoundingCost, ...]:
+    """Return the cost of all that the artifact loses, then of each part alone, the dearest first.
+
+    A part is what matrices share: a block's attention, its FFN; the embedding and lm_head are parts of their own.
+
+    Args:
+        checkpoint: PyTorch with the checkpoint's own weights; their values are the same afterwards.
+        rounded: how the artifact stores the matrices that it does not store as they are.
+        ids: some text; of its ``[tokens]`` the first 128 are looked at.
+        approximation: of the manifest, if there is one: the model drops activations afterwards.
+        tell: progress, called with (stage, done, total).
+    """
+    ids = ids[:_TOKENS]
+    parts: dict[str, dict[str, StoredAs]] = {}
+    for name, stored in rounded.items():
+        path = name.rpartition(".")[0]
+        parts.setdefault(path if any(c.isdigit() for c in path) else name, {})[name] = stored
+    own = _logits(checkpoint, {}, ids)
+
+    def cost(part: str, formats: Mapping[str, StoredAs], how: str) -> RoundingCost:
+        quality = QualitySum(part)
+        quality.add(_logits(checkpoint, formats, ids), own, np.append(ids[1:], -1))
+        return RoundingCost(part, quality.result().kl_mean, how)
+
+    costs = []
+    for done, (part, some) in enumerate(parts.items()):
+        tell("explain: rounding", done, len(parts) + 1)
+        costs.append(cost(part, some, _formats(some)))
+    how = [_formats(rounded)] if rounded else []
+    if approximation is not None:
+        with as_stored(checkpoint, {}):  # blocks are found by what they compute
+            approximate_again(checkpoint.model, approximation)
+        how.append(f"approximated {approximation['activation']}")
+        costs.append(cost("the approximation", {}, how[-1]))
+    return (cost("", rounded, " and ".join(how)), *sorted(costs, key=lambda c: -c.kl))
+
+
+def _formats(stored: Mapping[str, StoredAs]) -> str:
+    return "/".join(sorted({s.weights for s in stored.values()}))
+
+
+def _logits(checkpoint: Checkpoint, formats: Mapping[str, StoredAs], ids: NDArray[np.int64]) -> NDArray[np.float32]:
+    with _rounded(checkpoint, formats):
+        return torch_forward(checkpoint.model)(ids, None, False)[0]
+
+
+@contextmanager
+def _rounded(checkpoint: Checkpoint, formats: Mapping[str, StoredAs]) -> Iterator[None]:
+    """Compute with rounded matrices, and put back those in memory."""
+    layers = {name: checkpoint.model.get_submodule(name) for name in formats} if checkpoint.weights is None else {}
+    kept = {name: layer.weight.detach().clone() for name, layer in layers.items()}
+    try:
+        with as_stored(checkpoint, formats):
+            yield
+    finally:
+        with torch.no_grad():
+            for name, layer in layers.items():
+                layer.weight.copy_(kept[name])
