@@ -8,7 +8,7 @@ active for one in `common` of them; up to `memory` tokens always. One is of sing
 (native/src/ffn.cc): rows are prefetched from d_model = `prefetch` on. One is of gate_proj and dense products of
 single tokens (native/src/dispatch.cc): `ahead` bytes further on are asked for. Two are of many tokens: panels of i8
 and i4 become float32 from `wide` tokens on (native/src/int_kernels.inc; measured without AMX, which takes so many),
-and AMX takes 16-bit and quantised formats from `split` tokens on (native/src/amx_kernels.inc). Printed: milliseconds
+and AMX takes 16-bit and quantized formats from `split` tokens on (native/src/amx_kernels.inc). Printed: milliseconds
 a layer of the build that the head names, and each build's time as a multiple of it, medians of paired ratios: above 1
 it is slower. Needs cmake.
 """

@@ -30,7 +30,7 @@ import onnxruntime
 from engines_ort import GenAi, write_dense
 from engines_ours import Ours
 
-from graph_passes import is_quantised
+from graph_passes import is_quantized
 from prosparse_export.artifact.writer import read_manifest
 from prosparse_export.runtime.operator_library import library_info
 
@@ -120,7 +120,7 @@ def candidates(
             result[f"llama.cpp {kind}"] = path if path.is_file() else write_gguf(checkpoint, path, kind)
     except (ImportError, OSError) as error:
         click.echo(f"left out: llama.cpp: {error}", err=True)
-    if plain is not None and is_quantised(weights) and wanted("OpenVINO"):
+    if plain is not None and is_quantized(weights) and wanted("OpenVINO"):
         try:
             from engines_openvino import write_openvino
 
@@ -171,7 +171,7 @@ def in_turns(engines: list[Loaded], run: Callable[[Engine, int], None], rounds: 
 def rows(
     weights: str, threads: int, workload: str, count: int, engines: list[Loaded], times: list[list[float]]
 ) -> list[Row]:
-    """Summarise; ``count`` tokens a round."""
+    """Summarize; ``count`` tokens a round."""
     result = []
     for loaded, own in zip(engines, times, strict=True):
         ratios = sorted(other / ours for other, ours in zip(own, times[0], strict=True))

@@ -38,7 +38,7 @@ def _name(name: str) -> str:
 
 
 def _interleaved(weight: np.ndarray, heads: int) -> np.ndarray:
-    """Return rows in llama.cpp's order: it rotates neighbouring pairs, transformers the halves of a head."""
+    """Return rows in llama.cpp's order: it rotates neighboring pairs, transformers the halves of a head."""
     rows, cols = weight.shape
     return weight.reshape(heads, 2, rows // heads // 2, cols).swapaxes(1, 2).reshape(rows, cols)
 

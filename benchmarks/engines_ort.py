@@ -1,7 +1,7 @@
 """The artifact's own graph with onnxruntime's dense operators, for onnxruntime-genai: same weights, MatMulNBits.
 
 `i4` and `i8` matrices are MatMulNBits' own numbers (blocks of 32 along the input, float16 scales made float32), so
-they are copied. down_proj is stored the other way round by us and is quantised anew along d_ff. Float weights become
+they are copied. down_proj is stored the other way round by us and is quantized anew along d_ff. Float weights become
 plain products in float32, which is what onnxruntime's CPU kernels compute in.
 """
 
@@ -14,7 +14,7 @@ import numpy as np
 import onnx
 from onnx import TensorProto, helper
 
-from graph_passes import dequantise, format_of, is_quantised, quantise
+from graph_passes import dequantize, format_of, is_quantized, quantize
 from graph_passes.custom_ops import format_in
 from prosparse_export.analysis.debug_session import initializer, read_graph
 
@@ -58,7 +58,7 @@ def write_dense(source: Path, folder: Path) -> Path:
         """Add ``out = x @ weight.T``, or for down_proj, ``transposed``, ``x @ weight``."""
         stored = read(weight)
         weights = format_of(format_in(op), is_down=transposed)
-        if not is_quantised(weights):
+        if not is_quantized(weights):
             wide = stored.astype(np.float32)
             tensors[f"{name}.dense"] = data.add(f"{name}.dense", wide if transposed else wide.T, TensorProto.FLOAT)
             nodes.append(helper.make_node("MatMul", [x, f"{name}.dense"], [out], name=name))
@@ -66,7 +66,7 @@ def write_dense(source: Path, folder: Path) -> Path:
         scales = read(f"{weight}_scale")
         if transposed:
             cols = stored.shape[1] * (2 if weights == "i4" else 1)
-            stored, scales = quantise(np.ascontiguousarray(dequantise(stored, scales, cols).T), weights)
+            stored, scales = quantize(np.ascontiguousarray(dequantize(stored, scales, cols).T), weights)
         rows, blocks = scales.shape
         packed = stored if weights == "i4" else (stored.astype(np.int16) + 128).astype(np.uint8)
         bits = 4 if weights == "i4" else 8
@@ -83,7 +83,7 @@ def write_dense(source: Path, folder: Path) -> Path:
         elif node.op_type.startswith("Linear"):
             product(node.input[0], node.name, node.input[1], node.op_type, node.output[0])
         else:
-            step = 3 if is_quantised(format_in(node.op_type)) else 2
+            step = 3 if is_quantized(format_in(node.op_type)) else 2
             matrices = list(node.input[1::step])
             x, gated = node.input[0], len(matrices) == 3
             product(x, f"{node.name}.gate", matrices[0], node.op_type, f"{node.name}.z")

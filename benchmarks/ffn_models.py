@@ -17,7 +17,7 @@ import onnxruntime
 from numpy.typing import NDArray
 from onnx import TensorProto, helper
 
-from graph_passes import custom_ops, dequantise, format_of
+from graph_passes import custom_ops, dequantize, format_of
 from prosparse_export import register
 from prosparse_export.analysis.roofline import Ffn, bits_per_weight
 
@@ -108,7 +108,7 @@ class Blocks:
                         self._add(data, f"s_{name}_{layer}", scales, TensorProto.FLOAT16)
                     if name == self.names[0]:
                         plain = (
-                            dequantise(stored, scales, shape.d_model)
+                            dequantize(stored, scales, shape.d_model)
                             if scales is not None
                             else stored.astype(np.float32)
                         )
@@ -134,7 +134,7 @@ class Blocks:
             inputs = ["x"]
             for name in self.names:
                 inputs.append(f"w_{name}_{layer}")
-                if custom_ops.is_quantised(self.weights):
+                if custom_ops.is_quantized(self.weights):
                     inputs.append(f"s_{name}_{layer}")
                 inputs.append(f"b_{name}_{layer}")
                 value = zeros[name] + (bias if name == self.names[0] else np.float32(0))

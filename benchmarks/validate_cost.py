@@ -28,14 +28,14 @@ import click
 import numpy as np
 import torch
 
-from graph_passes import FFN_FORMATS, is_quantised
+from graph_passes import FFN_FORMATS, is_quantized
 from prosparse_export import export_model
 from prosparse_export.artifact.writer import read_manifest
 from prosparse_export.export.export import ExportOptions
 from prosparse_export.export.load import load_model_folder
 from prosparse_export.quiet import quiet
 from prosparse_export.runtime.model import Cache, SparseModel
-from prosparse_export.text.windows import load_tokenizer, tokenise, windows
+from prosparse_export.text.windows import load_tokenizer, tokenize, windows
 from prosparse_export.validation import ValidationOptions, default_text, validate
 from prosparse_export.validation.exactness import generate_greedily, pad_left
 from prosparse_export.validation.reference import cut_prompts, torch_forward
@@ -97,7 +97,7 @@ def main(
         times, peaks, own = ([r[key] for r in runs] for key in ("seconds", "peak", "anonymous"))
         click.echo(f"| {name} | {statistics.median(times):.2f} | {max(peaks) / 1e6:.0f} | {max(own) / 1e6:.0f} |")
     if not only:
-        compare(found, 2 if is_quantised(weights) else 1)
+        compare(found, 2 if is_quantized(weights) else 1)
 
 
 def compare(found: dict[str, list[dict[str, float]]], torch_runs: int) -> None:
@@ -150,7 +150,7 @@ def _run(name: str, folder: Path, path: Path, options: ValidationOptions) -> flo
         if not result.passed:
             raise SystemExit("validate: failed")
         return time.perf_counter() - began
-    documents = tokenise(load_tokenizer(folder), [("text", default_text())], options.tokens)
+    documents = tokenize(load_tokenizer(folder), [("text", default_text())], options.tokens)
     cut = list(windows(documents, options.context, options.context // 2))
     prompts = cut_prompts(documents, options.prompts, options.context)
     if name == "PyTorch":

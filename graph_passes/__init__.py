@@ -1,6 +1,6 @@
 """Graph passes: ``onnx_ir.Model`` in, ``onnx_ir.Model`` out. No torch, no onnxruntime, no disk."""
 
-from graph_passes.custom_ops import FFN_FORMATS, FORMATS, FfnFormat, Format, format_of, is_quantised
+from graph_passes.custom_ops import FFN_FORMATS, FORMATS, FfnFormat, Format, format_of, is_quantized
 from graph_passes.fuse_attention import FuseGroupQueryAttentionPass
 from graph_passes.fuse_linear import FuseLinearPass, LinearOutcome
 from graph_passes.fuse_norms import FuseSkipRmsNormPass
@@ -13,7 +13,7 @@ from graph_passes.pack_qkv import PackQkvPass
 from graph_passes.patterns.ffn_pattern import FfnOutcome
 from graph_passes.pipeline import export_pipeline, optimize_pipeline
 from graph_passes.weights.packed_names import parts_of
-from graph_passes.weights.weight_format import WeightRangeError, dequantise, quantise, rounded
+from graph_passes.weights.weight_format import WeightRangeError, dequantize, quantize, rounded
 
 __all__ = [
     "FFN_FORMATS",
@@ -33,12 +33,12 @@ __all__ = [
     "NameInterfacePass",
     "PackQkvPass",
     "WeightRangeError",
-    "dequantise",
+    "dequantize",
     "export_pipeline",
     "format_of",
-    "is_quantised",
+    "is_quantized",
     "optimize_pipeline",
     "parts_of",
-    "quantise",
+    "quantize",
     "rounded",
 ]

@@ -31,7 +31,7 @@ __all__ = [
     "format_of",
     "function",
     "function_proto",
-    "is_quantised",
+    "is_quantized",
     "linear",
     "names",
     "sparse_ffn",
@@ -68,7 +68,7 @@ def format_of(weights: FfnFormat, *, is_down: bool) -> Format:
     return weights
 
 
-def is_quantised(weights: str) -> bool:
+def is_quantized(weights: str) -> bool:
     """Tell whether a format, a block's too, is integers with scales."""
     return weights in ("i8", "i4", "i4i8")
 
@@ -172,7 +172,7 @@ _ACTIVATE_SILU = """
   active = Where (inactive, zero, silu)
 """
 
-# The matrix as float32, [rows, columns of x]: w and, quantised, s are inputs.
+# The matrix as float32, [rows, columns of x]: w and, quantized, s are inputs.
 _AS_FLOAT = "m{0} = Cast <to = 1> (w{0})\n"
 _SCALES = """
   s{0}_float = Cast <to = 1> (s{0})
@@ -181,7 +181,7 @@ _SCALES = """
   s{0}_padded = Reshape (s{0}_blocks, row_shape)
   s{0}_each = Slice (s{0}_padded, start, d_in, column_axis)
 """
-_DEQUANTISE = {
+_DEQUANTIZE = {
     "i8": _SCALES + "q{0} = Cast <to = 1> (w{0})\nm{0} = Mul (q{0}, s{0}_each)\n",
     "i4": _SCALES
     + """
@@ -197,7 +197,7 @@ _DEQUANTISE = {
   m{0} = Mul (q{0}, s{0}_each)
 """,
 }
-_QUANTISED_CONSTANTS = f"""
+_QUANTIZED_CONSTANTS = f"""
   d_in = Shape <start = -1> (x)
   start = Constant <value_ints = [0]> ()
   last_axis = Constant <value_ints = [-1]> ()
@@ -245,21 +245,21 @@ def _body(name: str, opset: int, activation: str) -> str:
     oldest = max(_OLDEST[f] for f in formats)
     if opset < oldest:
         raise OpsetError(f"the model's opset is {opset}: expected {oldest} or newer")
-    dequantise, constants = _DEQUANTISE, _I4_CONSTANTS
+    dequantize, constants = _DEQUANTIZE, _I4_CONSTANTS
     if activation:
-        _, halves, rest = _DEQUANTISE["i4"].partition("  even{0}_column")
-        dequantise = {"i8": _DEQUANTISE["i8"], "i4": _SCALES + _I4_BY_ARITHMETIC + halves + rest}
+        _, halves, rest = _DEQUANTIZE["i4"].partition("  even{0}_column")
+        dequantize = {"i8": _DEQUANTIZE["i8"], "i4": _SCALES + _I4_BY_ARITHMETIC + halves + rest}
         constants += "sixteen = Constant <value = int32 {16}> ()\n"
         core = _for_one_activation(core, activation)
-    quantised = is_quantised(weights)
+    quantized = is_quantized(weights)
     inputs = ["x"]
-    lines = [_QUANTISED_CONSTANTS if quantised else "", constants if "i4" in formats else ""]
+    lines = [_QUANTIZED_CONSTANTS if quantized else "", constants if "i4" in formats else ""]
     for matrix, stored in zip(matrices, formats, strict=True):
-        inputs += [f"w{matrix}", *([f"s{matrix}"] if quantised else []), f"b{matrix}"]
+        inputs += [f"w{matrix}", *([f"s{matrix}"] if quantized else []), f"b{matrix}"]
         if weights == "f32":
             core = core.replace("m_down)", "w_down)")
         else:
-            lines.append(dequantise.get(stored, _AS_FLOAT).format(matrix))
+            lines.append(dequantize.get(stored, _AS_FLOAT).format(matrix))
         if matrix != "_down":
             lines.append(f"m{matrix}_t = Transpose <perm = [1, 0]> ({'w' if weights == 'f32' else 'm'}{matrix})")
     head = f'<domain: "{DOMAIN}", opset_import: ["" : {opset}]>\n{name} {attributes} ({", ".join(inputs)}) => (y)'

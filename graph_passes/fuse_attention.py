@@ -141,7 +141,7 @@ def _unguarded(weights: ir.Value) -> ir.Value:
 def _cache(value: ir.Value | None) -> ir.Node | None:
     """Return ``Concat(past, new)`` on the sequence axis behind the repetition of KV heads, or None.
 
-    Repetition must be ``Unsqueeze`` on axis 2, then ``Expand``: neighbouring heads share a KV head,
+    Repetition must be ``Unsqueeze`` on axis 2, then ``Expand``: neighboring heads share a KV head,
     which is the operator's order too.
     """
     while (node := producer(value, *_RESHAPING)) is not None:

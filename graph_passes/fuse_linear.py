@@ -105,8 +105,8 @@ class FuseLinearPass(ir.passes.InPlacePass):
         if tensor is None or table is None or ids is None or tensor.dtype != ir.DataType.FLOAT:
             return
         shape = tuple(tensor.shape.numpy())
-        is_quantised = custom_ops.is_quantised(self._weights)
-        if len(shape) != 2 or not _are_tokens(ids) or (is_quantised and shape[1] % custom_ops.QUANT_BLOCK):
+        is_quantized = custom_ops.is_quantized(self._weights)
+        if len(shape) != 2 or not _are_tokens(ids) or (is_quantized and shape[1] % custom_ops.QUANT_BLOCK):
             return
         module = module_scope(node) or (table.name or "").removesuffix(".weight")
         weight = Weight(table, (shape[0], shape[1]), tensor.dtype, "float", tensor.numpy)

@@ -1,4 +1,4 @@
-"""Recognise activations with exact zeros in a graph: which one it is, its threshold, and its pre-activation."""
+"""Recognize activations with exact zeros in a graph: which one it is, its threshold, and its pre-activation."""
 
 from __future__ import annotations
 

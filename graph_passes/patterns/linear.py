@@ -1,4 +1,4 @@
-"""Recognise linear layers: a product with a constant matrix, and the bias that follows it."""
+"""Recognize linear layers: a product with a constant matrix, and the bias that follows it."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Recognise a ReLU that a quantiser left out, because rounding to integers does the same."""
+"""Recognize a ReLU that a quantizer left out, because rounding to integers does the same."""
 
 from __future__ import annotations
 

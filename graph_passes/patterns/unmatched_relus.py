@@ -40,7 +40,7 @@ def overlooked_relus(
     A ReLU is:
     1. what `match_activation` takes for one;
     2. a fused product with a ReLU of its own;
-    3. rounding to integers whose smallest stands for 0, right after a product: exporters of quantised files leave the
+    3. rounding to integers whose smallest stands for 0, right after a product: exporters of quantized files leave the
        ReLU before it out, since the rounding does the same.
     """
     for node in graph:
@@ -62,7 +62,7 @@ def overlooked_relus(
                 reason = f"{_what(node)} has its ReLU inside: export without onnxruntime's own fusions"
             elif folded:
                 reason = (
-                    f"its activations are quantised: its ReLU is folded into {_what(node)}, where no number is negative"
+                    f"its activations are quantized: its ReLU is folded into {_what(node)}, where no number is negative"
                 )
             else:
                 reason = _reason(node, before, after, linears, search)
@@ -109,8 +109,8 @@ def _reason(
         return "a norm stands between the activation and down_proj: it needs every neuron"
     if passed[0] & {"Split", "Slice"}:
         return "gate_proj and up_proj are packed in one product"
-    if quantised := sorted((passed[0] | passed[1]) & {"QuantizeLinear", "DequantizeLinear"}):
-        return f"its activations are quantised ({quantised[0]})"
+    if quantized := sorted((passed[0] | passed[1]) & {"QuantizeLinear", "DequantizeLinear"}):
+        return f"its activations are quantized ({quantized[0]})"
     unknown = sorted(passed[0] | passed[1] - {"Mul", "Pow"}) or ["its products"]
     return f"its structure is unknown ({', '.join(unknown)})"
 
@@ -121,7 +121,7 @@ def _of_product(product: ir.Node) -> str:
         weight = nbits_weight(product)
         return weight if isinstance(weight, str) else ""
     if "Integer" in product.op_type or product.op_type in ("QLinearMatMul", "QGemm", "DynamicQuantizeMatMul"):
-        return f"its activations are quantised ({_what(product)}): expected products of floats"
+        return f"its activations are quantized ({_what(product)}): expected products of floats"
     if is_convolution(product):
         return "its products are convolutions: expected MatMul, Gemm or MatMulNBits"
     if product.op_type not in ("MatMul", "Gemm"):

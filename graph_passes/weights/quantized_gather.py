@@ -8,7 +8,7 @@ import numpy as np
 import onnx_ir as ir
 from onnx_ir import tape
 
-from graph_passes.custom_ops import QUANT_BLOCK, Format, is_quantised
+from graph_passes.custom_ops import QUANT_BLOCK, Format, is_quantized
 
 __all__ = ["gathered_rows"]
 
@@ -24,7 +24,7 @@ def gathered_rows(new: tape.Tape, stored: Sequence[ir.Value], ids: ir.Value, wei
         width: columns; a multiple of 32 for i8 and i4.
     """
     rows = new.op("Gather", [stored[0], ids], {"axis": 0})
-    if not is_quantised(weights):
+    if not is_quantized(weights):
         return new.op("Cast", [rows], {"to": ir.DataType.FLOAT})
     scales = new.op("Cast", [new.op("Gather", [stored[1], ids], {"axis": 0})], {"to": ir.DataType.FLOAT})
     scales = new.op("Unsqueeze", [scales, _constant(new, np.array([-1]))])

@@ -19,7 +19,7 @@ from numpy.typing import NDArray
 
 from graph_passes.custom_ops import QUANT_BLOCK, Format
 
-__all__ = ["WeightRangeError", "dequantise", "quantise", "rounded", "store"]
+__all__ = ["WeightRangeError", "dequantize", "quantize", "rounded", "store"]
 
 _ROWS = 64  # rows at a time: what is at work stays in a core's cache
 _FLOATS = {
@@ -33,7 +33,7 @@ class WeightRangeError(ValueError):
     """A weight is too large for the format, or not a number."""
 
 
-def quantise(weight: NDArray[np.float32], weights: Format) -> tuple[NDArray[np.int8 | np.uint8], NDArray[np.float16]]:
+def quantize(weight: NDArray[np.float32], weights: Format) -> tuple[NDArray[np.int8 | np.uint8], NDArray[np.float16]]:
     """Return integers and scales of ``weight``.
 
     Args:
@@ -69,7 +69,7 @@ def quantise(weight: NDArray[np.float32], weights: Format) -> tuple[NDArray[np.i
 
 
 def rounded(weight: NDArray[np.float32], weights: Format) -> NDArray[np.float32]:
-    """Return ``weight`` as i8 or i4 has it: what `dequantise` makes of `quantise`'s result, without packing it."""
+    """Return ``weight`` as i8 or i4 has it: what `dequantize` makes of `quantize`'s result, without packing it."""
     result = np.empty(weight.shape, np.float32)
 
     def part(rows: slice) -> None:
@@ -84,7 +84,7 @@ def rounded(weight: NDArray[np.float32], weights: Format) -> NDArray[np.float32]
 
 
 def block_scales(weight: NDArray[np.float32], weights: Format) -> NDArray[np.float16]:
-    """Return the scales alone that `quantise` gives."""
+    """Return the scales alone that `quantize` gives."""
     scales = np.empty((len(weight), -(-weight.shape[1] // QUANT_BLOCK)), np.float16)
 
     def part(rows: slice) -> None:
@@ -129,8 +129,8 @@ def _scales(grouped: NDArray[np.float32], weights: Format) -> NDArray[np.float16
     return scales
 
 
-def dequantise(integers: NDArray[np.int8 | np.uint8], scales: NDArray[np.float16], cols: int) -> NDArray[np.float32]:
-    """Return the float32 matrix ``[rows, cols]`` that ``quantise``'s result stands for, exactly."""
+def dequantize(integers: NDArray[np.int8 | np.uint8], scales: NDArray[np.float16], cols: int) -> NDArray[np.float32]:
+    """Return the float32 matrix ``[rows, cols]`` that ``quantize``'s result stands for, exactly."""
     values: NDArray[np.float32]
     if integers.dtype == np.uint8:
         pairs = np.stack([integers & 15, integers >> 4], -1)
@@ -183,7 +183,7 @@ def store(
     kept: list[NDArray[np.float16]] = []  # from integers to scales, which are mostly written next
 
     def integers() -> NDArray[np.generic]:
-        result, scales = quantise(read(), weights)
+        result, scales = quantize(read(), weights)
         kept[:] = [scales]
         return result
 

@@ -22,7 +22,7 @@ class Weight:
     """A constant matrix.
 
     Attributes:
-        value: the initializer that holds the numbers, or, quantised, the integers.
+        value: the initializer that holds the numbers, or, quantized, the integers.
         shape: rows and columns as stored.
         product: type of a product with the matrix.
         kind: float; qdq (DequantizeLinear of integers); nbits (com.microsoft::MatMulNBits).
@@ -75,7 +75,7 @@ def weight_behind(value: ir.Value | None) -> tuple[Weight, bool] | str:
                 return _of_type(source.dtype)
             product = ir.DataType.FLOAT
         elif node.op_type == "DequantizeLinear":
-            weight = _dequantised(node)
+            weight = _dequantized(node)
             return weight if isinstance(weight, str) else (weight, transposed)
         elif node.op_type != "Identity":
             return _COMPUTED
@@ -95,7 +95,7 @@ def _of_type(dtype: ir.DataType) -> str:
     return f"is {dtype.name}: expected FLOAT, FLOAT16 or BFLOAT16"
 
 
-def _dequantised(node: ir.Node) -> Weight | str:
+def _dequantized(node: ir.Node) -> Weight | str:
     integers, scale, *rest = [*node.inputs, None][:3]
     zero = rest[0] if rest else None
     if not (is_parameter(integers) and is_parameter(scale)) or (zero is not None and not is_parameter(zero)):

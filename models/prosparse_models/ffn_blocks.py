@@ -162,7 +162,7 @@ def _other_factor(output: torch.Tensor, value: torch.Tensor, *, merged: bool) ->
 
 
 def _is_linear(module: nn.Module) -> bool:
-    """A layer with one matrix: nn.Linear, GPT-2's Conv1D, and their quantised or wrapped relatives."""
+    """A layer with one matrix: nn.Linear, GPT-2's Conv1D, and their quantized or wrapped relatives."""
     weight = getattr(module, "weight", None)
     return isinstance(weight, torch.Tensor) and weight.ndim == 2 and not isinstance(module, nn.Embedding)
 

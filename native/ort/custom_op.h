@@ -16,7 +16,7 @@ struct Operator : CustomOp {
   std::string name;  // SparseGatedFFNI4
   Kind kind;
   Format format;  // of all matrices but down_proj
-  Format down;    // both are quantised, or neither
+  Format down;    // both are quantized, or neither
 };
 
 // One node's kernel. Concurrent calls of `compute` are safe.

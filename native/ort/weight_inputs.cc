@@ -13,7 +13,7 @@ std::vector<std::string> matrix_names(Kind kind) {
   return {""};
 }
 
-size_t inputs_per_matrix(const Operator& op) { return is_quantised(op.format) ? 3 : 2; }
+size_t inputs_per_matrix(const Operator& op) { return is_quantized(op.format) ? 3 : 2; }
 
 Format format_of(const Operator& op, size_t matrix) { return matrix + 1 == matrix_names(op.kind).size() ? op.down : op.format; }
 
@@ -105,8 +105,8 @@ std::vector<Weight> read_weights(const Operator& op, const Api& api, const Kerne
     const int64_t stored = format == Format::kI4 ? static_cast<int64_t>(blocks_of(static_cast<size_t>(columns)) * 16) : columns;
     expect_shape(w, {shape[0], stored}, where + ": w" + names[m], beside);
     Weight weight{{format, w.data, nullptr, static_cast<size_t>(shape[0]), static_cast<size_t>(columns)}, nullptr,
-                  static_cast<size_t>(w.shape[0] * w.shape[1]) * (format == Format::kF32 ? 4 : is_quantised(format) ? 1 : 2)};
-    if (is_quantised(format)) {
+                  static_cast<size_t>(w.shape[0] * w.shape[1]) * (format == Format::kF32 ? 4 : is_quantized(format) ? 1 : 2)};
+    if (is_quantized(format)) {
       const Tensor s = constant_input(op, api, info, first + 1, where + ": s" + names[m]);
       expect_shape(s, {shape[0], static_cast<int64_t>(blocks_of(weight.matrix.cols))}, where + ": s" + names[m], beside);
       expect_finite(s, where + ": s" + names[m]);

@@ -9,7 +9,7 @@
 
 namespace prosparse::ort {
 
-// x, then for each matrix its weights, its scales (quantised formats only) and its bias.
+// x, then for each matrix its weights, its scales (quantized formats only) and its bias.
 size_t input_count(const Operator& op);
 ElementType input_type(const Operator& op, size_t index);
 

@@ -88,23 +88,23 @@ void side_by_side(const T* in, size_t group, size_t stride, size_t length, T* ou
 
 Tokens prepare(const Kernels& kernels, Format format, size_t panels, const float* x, size_t count, size_t cols, const Parallel& parallel,
                Scratch& scratch) {
-  const bool quantised = is_quantised(format);
+  const bool quantized = is_quantized(format);
   Tokens tokens{};
   tokens.count = count;
   tokens.cols = cols;
-  tokens.stride = round_up(cols, quantised ? kPadColumns : kLanes);
-  if (!quantised && count > 1 && tokens.stride % kWay == 0) tokens.stride += kLanes;
+  tokens.stride = round_up(cols, quantized ? kPadColumns : kLanes);
+  if (!quantized && count > 1 && tokens.stride % kWay == 0) tokens.stride += kLanes;
   tokens.x = x;
   float* padded = nullptr;
   if (tokens.stride != cols) tokens.x = padded = scratch.x.get<float>(count * tokens.stride);
   const size_t stride = tokens.stride, blocks = stride / kQuantBlock;
   const size_t first_split = kernels.of[static_cast<size_t>(format)].split_tokens;
   const bool split = first_split != 0 && count >= first_split;
-  int16_t* q = quantised ? scratch.q.get<int16_t>(count * stride) : nullptr;
-  float* scale = quantised ? scratch.scale.get<float>(count * blocks + kLanes) : nullptr;
-  int16_t* q_dot = quantised ? scratch.q_dot.get<int16_t>(count * stride) : nullptr;
-  int32_t* starts = quantised ? scratch.starts.get<int32_t>(count * stride / 2) : nullptr;
-  int32_t* sums = quantised ? scratch.sums.get<int32_t>(count * blocks) : nullptr;
+  int16_t* q = quantized ? scratch.q.get<int16_t>(count * stride) : nullptr;
+  float* scale = quantized ? scratch.scale.get<float>(count * blocks + kLanes) : nullptr;
+  int16_t* q_dot = quantized ? scratch.q_dot.get<int16_t>(count * stride) : nullptr;
+  int32_t* starts = quantized ? scratch.starts.get<int32_t>(count * stride / 2) : nullptr;
+  int32_t* sums = quantized ? scratch.sums.get<int32_t>(count * blocks) : nullptr;
   parallel_for(parallel, count, [&](size_t t) {
     scratch.is_odd[t].store(false, std::memory_order_relaxed);
     scratch.is_nan[t] = false;
@@ -113,12 +113,12 @@ Tokens prepare(const Kernels& kernels, Format format, size_t panels, const float
       std::memset(padded + t * stride + cols, 0, (stride - cols) * sizeof(float));
     }
     const float* row = tokens.x + t * stride;
-    if (!quantised) {
+    if (!quantized) {
       if (split && !is_tame(row, cols)) scratch.is_odd[t].store(true, std::memory_order_relaxed);
       return;
     }
     if (is_tame(row, stride)) {
-      kernels.quantise(row, stride, format, q + t * stride, q_dot + t * stride, scale + t * blocks, starts + t * stride / 2,
+      kernels.quantize(row, stride, format, q + t * stride, q_dot + t * stride, scale + t * blocks, starts + t * stride / 2,
                        sums + t * blocks);
     } else {
       scratch.is_odd[t].store(true, std::memory_order_relaxed);
@@ -154,7 +154,7 @@ Tokens prepare(const Kernels& kernels, Format format, size_t panels, const float
   }
   tokens.grouped_x = tokens.x;
   tokens.grouped_q = reinterpret_cast<const int32_t*>(q);
-  const bool integers = quantised && count < kernels.of[static_cast<size_t>(format)].wide_tokens, digits = integers && kernels.digits;
+  const bool integers = quantized && count < kernels.of[static_cast<size_t>(format)].wide_tokens, digits = integers && kernels.digits;
   if (count > 1 || digits) {
     const size_t group = group_size(count, integers ? kernels.int_group : kernels.float_group);
     const size_t length = integers ? stride / 2 : stride;  // 32-bit elements of a token
@@ -175,7 +175,7 @@ Tokens prepare(const Kernels& kernels, Format format, size_t panels, const float
 namespace {
 
 // exp(x) for x in [-104, 140]: 0 and Inf beyond what a float holds. Cephes' expf: x = n ln2 + r, a polynomial in r.
-// Branch-free and without calls, so that compilers vectorise the loop around it.
+// Branch-free and without calls, so that compilers vectorize the loop around it.
 inline float exp_clamped(float x) {
   constexpr float kRound = 12582912.0f;  // 1.5 * 2^23: adding it rounds to an integer, in the lowest bits
   const float shifted = x * 1.44269504088896341f + kRound;
@@ -224,7 +224,7 @@ void stream_all(const Kernels& kernels, const Panels& w, size_t first, size_t la
   kernels.of[format].stream(w, first, last, x, z, z_stride);
   for (size_t t = 0; t < x.count; ++t) {
     if (!scratch.is_odd[t].load(std::memory_order_relaxed) || scratch.is_nan[t]) continue;
-    (is_quantised(w.format) ? kScalarKernels : kernels).of[format].stream(w, first, last, one_of(x, t), z + t * z_stride, z_stride);
+    (is_quantized(w.format) ? kScalarKernels : kernels).of[format].stream(w, first, last, one_of(x, t), z + t * z_stride, z_stride);
   }
 }
 

@@ -18,7 +18,7 @@ namespace prosparse {
 constexpr size_t kBlock = 128;  // tokens that share one pass over the weights
 static_assert(kBlock <= kMostSplit);
 constexpr size_t kPieces = 16;  // parts of the gate
-// Quantised kernels take magnitudes below this, so that no product with a scale overflows. A token beyond, or
+// Quantized kernels take magnitudes below this, so that no product with a scale overflows. A token beyond, or
 // with a NaN, is computed by the scalar kernels, which follow IEEE 754.
 constexpr float kLargest = kSplitMostX;
 // Floats in a way of the L1 cache: rows as far apart as a multiple of it push each other out.
@@ -57,7 +57,7 @@ struct Scratch {
   Buffer x, q, q_dot, scale, starts, sums, grouped, split, split_sums, turned, z, active, a, h, y, work, tile_integers, tile_floats;
   size_t counts[kBlock];
   std::atomic<bool> is_odd[kBlock];  // to be computed by the scalar kernels or, in float formats, without tiles
-  bool is_nan[kBlock];               // quantised formats: x has a NaN, so that all results are NaN
+  bool is_nan[kBlock];               // quantized formats: x has a NaN, so that all results are NaN
   std::thread::id ran_on[kPieces];   // by piece of the gate
   size_t threads = 1;                // the most that were seen to share a call
 };
@@ -80,7 +80,7 @@ class ScratchPool {
 Tokens prepare(const Kernels& kernels, Format format, size_t panels, const float* x, size_t count, size_t cols, const Parallel& parallel,
                Scratch& scratch);
 
-// z for panels [first, last) and all tokens, odd ones by the scalar kernels or without tiles; in quantised formats not for
+// z for panels [first, last) and all tokens, odd ones by the scalar kernels or without tiles; in quantized formats not for
 // those with a NaN.
 void stream_all(const Kernels& kernels, const Panels& w, size_t first, size_t last, const Tokens& x, const Scratch& scratch,
                 float* z, size_t z_stride);

@@ -49,11 +49,11 @@ struct Block {
   int32_t* active;
   uint8_t* work;
   bool prefetch;
-  const Tiles* tiles;  // null: one token, or a quantised format
+  const Tiles* tiles;  // null: one token, or a quantized format
   const uint8_t* turned = nullptr;  // x in parts as tile_split reads them, or null
 
   const FormatKernels& kernels_for(const Rows& w, size_t token) const {
-    const bool is_odd = is_quantised(w.format) && scratch.is_odd[token].load(std::memory_order_relaxed);
+    const bool is_odd = is_quantized(w.format) && scratch.is_odd[token].load(std::memory_order_relaxed);
     return (is_odd ? kScalarKernels : kernels).of[static_cast<size_t>(w.format)];
   }
 
@@ -94,7 +94,7 @@ struct Block {
   }
 
   void mark_odd(size_t token, const float* values, size_t count) {
-    if (!is_quantised(ffn.down.format)) return;
+    if (!is_quantized(ffn.down.format)) return;
     bool tame = true;
     for (size_t k = 0; k < count; ++k) tame &= std::fabs(values[k]) < kLargest;
     if (!tame) scratch.is_odd[token].store(true, std::memory_order_relaxed);

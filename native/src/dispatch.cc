@@ -84,7 +84,7 @@ size_t stream_ahead(Format format) {
   if (has_avx512()) return 0;
   // Zen 3: four times the bytes of 64 columns in integers, between whose lines there is too much to compute for the
   // processor to look far enough by itself; f32 does not gain.
-  return is_quantised(format) ? 4 * (64 + 128 * element_bits(format)) : format == Format::kF32 ? 0 : 1024;
+  return is_quantized(format) ? 4 * (64 + 128 * element_bits(format)) : format == Format::kF32 ? 0 : 1024;
 #else
   (void)format;
   return 0;  // not measured

@@ -14,7 +14,7 @@ namespace {
 // A part has 512 bytes at least. No result depends on the cut.
 constexpr size_t kDownBytes = 512;
 constexpr size_t kUpRows = 32;
-// Several tokens in quantised formats work through tiles of rows that stay in the L2 cache.
+// Several tokens in quantized formats work through tiles of rows that stay in the L2 cache.
 constexpr size_t kTileRows = 256;
 constexpr size_t kTileBytes = size_t{512} << 10;
 // d_model below which rows are too short for prefetching to gain. Measured by benchmarks/crossovers.py.
@@ -73,14 +73,14 @@ void fill_nan(const Scratch& scratch, size_t tokens, float* y, size_t y_stride, 
 
 void run_ffn(const Kernels& kernels, const Ffn& ffn, const float* x, size_t tokens, float* y, const Parallel& parallel,
              Scratch& scratch) {
-  const bool quantised = is_quantised(ffn.down.format);
-  const size_t multiple = quantised ? kPadColumns : 64;
+  const bool quantized = is_quantized(ffn.down.format);
+  const size_t multiple = quantized ? kPadColumns : 64;
   const size_t down_pieces = std::clamp<size_t>(ffn.down.row_bytes / kDownBytes, 1, scratch.threads);
   const size_t most = std::min(tokens, kBlock);
-  const bool tiled = !quantised && tokens > 1;
-  const size_t padded = round_up(ffn.d_model, quantised ? kPadColumns : kLanes) + (tiled && ffn.d_model % kWay == 0 ? kLanes : 0);
+  const bool tiled = !quantized && tokens > 1;
+  const size_t padded = round_up(ffn.d_model, quantized ? kPadColumns : kLanes) + (tiled && ffn.d_model % kWay == 0 ? kLanes : 0);
   const size_t z_stride = round_up(ffn.d_ff, 2 * kLanes), list_stride = ffn.d_ff + kLanes;
-  const size_t work_bytes = quantised ? round_up(axpy_work(round_up((ffn.d_model + down_pieces - 1) / down_pieces, multiple)), kLineBytes) : 0;
+  const size_t work_bytes = quantized ? round_up(axpy_work(round_up((ffn.d_model + down_pieces - 1) / down_pieces, multiple)), kLineBytes) : 0;
   float* y_padded = padded != ffn.d_model ? scratch.y.get<float>(most * padded) : nullptr;
   const Tiles tiles = tiled ? Tiles(ffn, most, scratch) : Tiles();
   for (size_t first = 0; first < tokens; first += kBlock) {

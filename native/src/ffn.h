@@ -13,7 +13,7 @@ struct Ffn {
   bool gated;
   Panels gate;  // gate_proj, or up_proj where there is no gate: always computed whole
   Rows up;      // gated only, of gate's format
-  Rows down;    // of gate's format, or both are quantised
+  Rows down;    // of gate's format, or both are quantized
   size_t d_model, d_ff;
   Activation activation;
   float threshold;
@@ -36,7 +36,7 @@ void run_ffn(const Kernels& kernels, const Ffn& ffn, const float* x, size_t toke
              Scratch& scratch);
 
 // y[t, :] = bias + x[t, :] . w^T                                               [tokens, w.rows]
-// x is [tokens, cols]; cols is w.cols, or less within the last block of 32 of a quantised matrix.
+// x is [tokens, cols]; cols is w.cols, or less within the last block of 32 of a quantized matrix.
 void run_linear(const Kernels& kernels, const Panels& w, const float* x, size_t tokens, size_t cols, float* y,
                 const Parallel& parallel, Scratch& scratch);
 

@@ -37,14 +37,14 @@ FormatKernels with_tiles() {
   constexpr size_t kFirst = split_tokens(format);
   kernels.split_tokens = kFirst;
   kernels.stream = stream_tiles<format>;
-  if constexpr (!is_quantised(format)) kernels.tile_split = tile_split<format>;
+  if constexpr (!is_quantized(format)) kernels.tile_split = tile_split<format>;
   return kernels;
 }
 
 Kernels all() {
   Kernels kernels = kAvx512VnniKernels;
   kernels.isa = "avx512-amx";
-  kernels.quantise = quantise;  // the same code again
+  kernels.quantize = quantize;  // the same code again
   kernels.compact = compact;
   kernels.split = split_x;
   kernels.turn = turn_tile;

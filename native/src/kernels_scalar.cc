@@ -56,7 +56,7 @@ void add_lists(const Rows& w, size_t, const int32_t*, size_t, size_t col, size_t
 }
 
 // Nothing here reads what is rounded.
-void quantise(const float*, size_t, Format, int16_t*, int16_t*, float*, int32_t*, int32_t*) {}
+void quantize(const float*, size_t, Format, int16_t*, int16_t*, float*, int32_t*, int32_t*) {}
 
 #include "compact.inc"
 
@@ -64,6 +64,6 @@ constexpr FormatKernels kAny = {0, 0, stream, dot, axpy, tile, add_lists, nullpt
 
 }  // namespace
 
-const Kernels kScalarKernels = {"scalar", 1, 1, false, quantise, compact, {kAny, kAny, kAny, kAny, kAny}, nullptr, nullptr};
+const Kernels kScalarKernels = {"scalar", 1, 1, false, quantize, compact, {kAny, kAny, kAny, kAny, kAny}, nullptr, nullptr};
 
 }  // namespace prosparse

@@ -24,11 +24,11 @@ T element(const void* array, size_t i) {
 }
 
 size_t panel_bytes(Format format, size_t cols) {
-  if (!is_quantised(format)) return cols * kLanes * element_bits(format) / 8;
+  if (!is_quantized(format)) return cols * kLanes * element_bits(format) / 8;
   return (cols + kPanelColumns - 1) / kPanelColumns * panel_part_bytes(format);
 }
 
-size_t line_columns(Format format) { return is_quantised(format) ? fields(format) * kQuantBlock : kLanes; }
+size_t line_columns(Format format) { return is_quantized(format) ? fields(format) * kQuantBlock : kLanes; }
 
 // From one row to the next. Rows a multiple of 4 KiB apart would push each other out of the L1 cache.
 size_t row_bytes(Format format, size_t cols) {
@@ -119,7 +119,7 @@ void interleave_integers(const Matrix& w, size_t panel, uint8_t* out) {
   }
 }
 
-// The order of word_column, in loops over neighbours.
+// The order of word_column, in loops over neighbors.
 template <Format format, RowOrder order>
 void lay_row(const Matrix& w, size_t row, uint8_t* out) {
   constexpr size_t N = fields(format), kBits = element_bits(format);
@@ -201,7 +201,7 @@ size_t panels_bytes(const Matrix& w) {
 
 size_t rows_bytes(const Matrix& w) {
   const size_t data = w.rows * row_bytes(w.format, w.cols);
-  const size_t scales = is_quantised(w.format) ? w.rows * scale_stride(w.cols) * 2 : 0;
+  const size_t scales = is_quantized(w.format) ? w.rows * scale_stride(w.cols) * 2 : 0;
   return round_up(data + kSlack, kLineBytes) + round_up(scales + kSlack, kLineBytes) + bias_bytes(std::max(w.rows, w.cols)) +
          round_up(w.rows, kLineBytes);
 }
@@ -237,7 +237,7 @@ Rows pack_rows(const Matrix& w, const void* bias, RowOrder order, Arena& arena, 
   p.scale_stride = scale_stride(w.cols);
   uint8_t* data = arena.take(w.rows * p.row_bytes + kSlack);
   const size_t size = element_bits(w.format) / 8, blocks = blocks_of(w.cols);
-  uint16_t* scales = is_quantised(w.format) ? reinterpret_cast<uint16_t*>(arena.take(w.rows * p.scale_stride * 2 + kSlack)) : nullptr;
+  uint16_t* scales = is_quantized(w.format) ? reinterpret_cast<uint16_t*>(arena.take(w.rows * p.scale_stride * 2 + kSlack)) : nullptr;
   uint8_t* wild = may_be_wild(w.format) && order == RowOrder::kDot ? arena.take(w.rows) : nullptr;
   in_parallel(w.rows, threads, [&](size_t r) {
     uint8_t* out = data + r * p.row_bytes;

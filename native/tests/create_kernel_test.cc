@@ -120,8 +120,8 @@ void test_every_allocation(BlockFormat format, const char* name) {
   for (Stored* matrix : {&first, &first, &down}) {
     const Format own = matrix->matrix.format;
     const int64_t columns = static_cast<int64_t>(matrix->data.size()) / d_ff;
-    info.inputs.push_back({{types[static_cast<size_t>(own)], {d_ff, is_quantised(own) ? columns : d_model}}, matrix->data.data()});
-    if (is_quantised(own)) info.inputs.push_back({{kFloat16, {d_ff, 2}}, matrix->scales.data()});
+    info.inputs.push_back({{types[static_cast<size_t>(own)], {d_ff, is_quantized(own) ? columns : d_model}}, matrix->data.data()});
+    if (is_quantized(own)) info.inputs.push_back({{kFloat16, {d_ff, 2}}, matrix->scales.data()});
     info.inputs.push_back({{kFloat, {matrix == &down ? d_model : d_ff}}, biases.data()});
   }
   const CustomOp& op = find(name);

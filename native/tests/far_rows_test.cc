@@ -39,13 +39,13 @@ struct Far {
     std::memcpy(panel_data.data() + kFirst / kLanes * panels.panel_bytes, panels.data, panels.panel_bytes);
     std::memcpy(dot_data.data() + kFirst * dot.row_bytes, dot.data, kFew * dot.row_bytes);
     std::memcpy(axpy_data.data() + kFirst * axpy.row_bytes, axpy.data, kFew * axpy.row_bytes);
-    if (is_quantised(f)) std::memcpy(scales.as<uint16_t>() + kFirst * dot.scale_stride, dot.scales, kFew * dot.scale_stride * sizeof(uint16_t));
+    if (is_quantized(f)) std::memcpy(scales.as<uint16_t>() + kFirst * dot.scale_stride, dot.scales, kFew * dot.scale_stride * sizeof(uint16_t));
     std::memcpy(bias.as<float>() + kFirst, few_bias.data(), kFew * sizeof(float));
     panels.data = panel_data.data();
     dot.data = dot_data.data();
     axpy.data = axpy_data.data();
     panels.bias = dot.bias = bias.as<float>();
-    if (is_quantised(f)) dot.scales = axpy.scales = scales.as<uint16_t>();
+    if (is_quantized(f)) dot.scales = axpy.scales = scales.as<uint16_t>();
     panels.rows = dot.rows = axpy.rows = kRows;
   }
 };
@@ -54,7 +54,7 @@ void test_format(const Kernels& k, Format f) {
   std::mt19937 rng(1);
   const Far far(f, rng);
   const FormatKernels& run = k.of[static_cast<size_t>(f)];
-  const bool rounds = is_quantised(f) && &k != &kScalarKernels;
+  const bool rounds = is_quantized(f) && &k != &kScalarKernels;
   const std::vector<float> x = normals(rng, kTokens * kCols);
   const SparseMemory z(2 * kRows * sizeof(float));
   for (const size_t tokens : {size_t{1}, size_t{2}}) {
@@ -95,7 +95,7 @@ void test_format(const Kernels& k, Format f) {
     const double rounding = 0.52 * largest / kSteps * integers;
     expect(k, f, "axpy", y[c], exact, gamma_bound(active.size() + 6) * (magnitude + rounding) + rounding);
   }
-  if (is_quantised(f)) return;
+  if (is_quantized(f)) return;
   const Ahead none{nullptr, 0, 0};
   std::vector<float> v(kFew * 2 * kLanes, 0.0f);
   run.tile(far.dot, x.data(), kCols, kTokens, active.data(), active.size(), 0, kCols, none, v.data(), 2 * kLanes);

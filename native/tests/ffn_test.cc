@@ -11,7 +11,7 @@ size_t cases = 0;
 // The definition in ffn.h, in double precision, with a running bound on the rounding.
 void expect_block(const Kernels& k, const Weights& w, const std::vector<float>& x, const std::vector<float>& y) {
   const Ffn& f = w.ffn;
-  const bool rounds = is_quantised(f.down.format) && &k != &kScalarKernels;
+  const bool rounds = is_quantized(f.down.format) && &k != &kScalarKernels;
   for (size_t t = 0; t < x.size() / f.d_model; ++t) {
     std::vector<double> h(f.d_ff), h_error(f.d_ff);
     for (size_t r = 0; r < f.d_ff; ++r) {
@@ -174,7 +174,7 @@ void test_linear(const Kernels& k, Format format, size_t rows, size_t cols, size
   for (size_t t = 0; t < tokens; ++t) {
     for (size_t r = 0; r < rows; ++r) {
       double bound = 0.0;
-      const double exact = row_sum(w, r, &x[t * cols], bias[r], is_quantised(format) && &k != &kScalarKernels, &bound);
+      const double exact = row_sum(w, r, &x[t * cols], bias[r], is_quantized(format) && &k != &kScalarKernels, &bound);
       ++cases;
       CHECK(std::abs(y[t * rows + r] - exact) <= bound, "%s linear: expected %.9g, got %.9g, bound %.3g", k.isa, exact,
             static_cast<double>(y[t * rows + r]), bound);
@@ -208,7 +208,7 @@ int main(int argc, char** argv) {
       if (k != &kScalarKernels) test_block(*k, f, 2100, 300, 3, true, Activation::kRelu, 20.0f);
       if (k != &kScalarKernels) test_block(*k, f, 2100, 300, 1, true, Activation::kRelu, 20.0f);  // down_proj in parts
       if (f.mixed()) continue;
-      if (k != &kScalarKernels && !is_quantised(f.format)) test_wide(*k, f);
+      if (k != &kScalarKernels && !is_quantized(f.format)) test_wide(*k, f);
       if (k != &kScalarKernels) test_block(*k, f, 64, 160, 131, true, Activation::kRelu, 5.0f);
       if (k != &kScalarKernels) test_extremes(*k, f, 33, 11009, 1);
       if (k != &kScalarKernels) test_extremes(*k, f, 4097, 19, 2);

@@ -1,5 +1,5 @@
 // A row of NaN or infinities that is active for some tokens only shows in those, whatever the others share with them. Of
-// quantised formats only the latter holds: their scales are taken to be finite.
+// quantized formats only the latter holds: their scales are taken to be finite.
 #include "random_ffn.h"
 
 using namespace prosparse;
@@ -27,7 +27,7 @@ void test_hidden_rows(const Kernels& k, BlockFormat format, size_t tokens, bool 
   static const char* const kinds[] = {"NaN", "+Inf", "-Inf"};
   std::mt19937 rng(static_cast<unsigned>(tokens));
   const size_t d_model = 96, d_ff = 130;
-  const bool rounds = is_quantised(format.down) && &k != &kScalarKernels;
+  const bool rounds = is_quantized(format.down) && &k != &kScalarKernels;
   const Weights weights(format, d_model, d_ff, gated, Activation::kRelu, 0.0f, rng);
   Weights broken(format, d_model, d_ff, gated, Activation::kRelu, 0.0f, rng);
   const std::vector<float> x = normals(rng, tokens * d_model), tame = run(k, weights.ffn, x);
@@ -43,7 +43,7 @@ void test_hidden_rows(const Kernels& k, BlockFormat format, size_t tokens, bool 
         for (size_t j = 0; j < d_model; ++j) {
           ++cases;
           const float actual = y[t * d_model + j], expected = tame[t * d_model + j];
-          if (z > bound && !is_quantised(format.down)) {
+          if (z > bound && !is_quantized(format.down)) {
             CHECK(!std::isfinite(actual), "%s %s hides a %s of an active row", k.isa, format.name(), kinds[which]);
           }
           if (z < -bound) {

@@ -16,7 +16,7 @@ void expect(const Kernels& k, Format f, const char* kernel, double actual, doubl
         kFormatNames[static_cast<size_t>(f)], kernel, cols, exact, actual, bound);
 }
 
-bool rounds(const Kernels& k, Format f) { return is_quantised(f) && &k != &kScalarKernels; }
+bool rounds(const Kernels& k, Format f) { return is_quantized(f) && &k != &kScalarKernels; }
 
 // Multiplies a row by a power of two: beyond what tiles can hold, or to where they lose all that is not the first part.
 void make_wild(Stored& w, size_t row, int power) {
@@ -269,12 +269,12 @@ int main(int argc, char** argv) {
         if (brief && cols != 33 && cols != 100) continue;
         for (const size_t tokens : {2, 3, 4, 5, 9, 14}) {
           for (const double density : {0.0, 0.1, 0.5, 1.0}) {
-            if (!is_quantised(f)) test_tokens(*k, f, cols, tokens, density);
+            if (!is_quantized(f)) test_tokens(*k, f, cols, tokens, density);
           }
         }
       }
       for (const size_t tokens : {1, 9, 67}) {
-        if (!is_quantised(f) && (!brief || tokens == 9)) test_poisoned_panels(*k, f, tokens);
+        if (!is_quantized(f) && (!brief || tokens == 9)) test_poisoned_panels(*k, f, tokens);
       }
       test_stream(*k, f, 1, 8, 2);
       test_stream(*k, f, 80, 40, 4);

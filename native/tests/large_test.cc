@@ -21,10 +21,10 @@ void test_packing(Format format, bool as_panels, bool as_rows) {
   const SparseMemory data(rows * row_bytes), scales(rows * blocks * sizeof(uint16_t)), bias(rows * sizeof(float));
   for (size_t i = 0; i < 4; ++i) {
     std::memcpy(data.data() + placed[i] * row_bytes, &few.data[i * row_bytes], row_bytes);
-    if (is_quantised(format)) std::memcpy(scales.as<uint16_t>() + placed[i] * blocks, &few.scales[i * blocks], blocks * sizeof(uint16_t));
+    if (is_quantized(format)) std::memcpy(scales.as<uint16_t>() + placed[i] * blocks, &few.scales[i * blocks], blocks * sizeof(uint16_t));
     bias.as<float>()[placed[i]] = static_cast<float>(i + 1);
   }
-  const Matrix matrix{format, data.data(), is_quantised(format) ? scales.data() : nullptr, rows, cols};
+  const Matrix matrix{format, data.data(), is_quantized(format) ? scales.data() : nullptr, rows, cols};
   const auto expect = [&](const char* what, const auto& weight, const float* biases) {
     for (size_t i = 0; i < 4; ++i) {
       for (size_t c = 0; c < cols; ++c) {

@@ -24,7 +24,7 @@ struct Stored {
   std::vector<uint8_t> data;
   std::vector<uint16_t> scales;
   std::vector<double> values;    // [rows, cols]
-  std::vector<double> integers;  // |integer| of quantised formats, else 0
+  std::vector<double> integers;  // |integer| of quantized formats, else 0
   Matrix matrix;
 
   double at(size_t r, size_t c) const { return values[r * matrix.cols + c]; }
@@ -36,7 +36,7 @@ struct Stored {
   Stored(Format format, size_t rows, size_t cols, std::mt19937& rng) : values(rows * cols), integers(rows * cols) {
     const size_t blocks = blocks_of(cols);
     data.resize(format == Format::kI4 ? rows * blocks * 16 : rows * cols * element_bits(format) / 8);
-    scales.resize(is_quantised(format) ? rows * blocks : 0);
+    scales.resize(is_quantized(format) ? rows * blocks : 0);
     for (uint16_t& s : scales) s = static_cast<uint16_t>(0x2000 | (rng() & 0x8fff));  // 2^-7 to 2^-3, either sign
     std::normal_distribution<float> normal;
     for (size_t r = 0; r < rows; ++r) {
@@ -73,12 +73,12 @@ struct Stored {
   }
 };
 
-// Makes every weight of a row NaN (`which` 0), +Inf (1) or -Inf (2); of quantised formats every scale.
+// Makes every weight of a row NaN (`which` 0), +Inf (1) or -Inf (2); of quantized formats every scale.
 inline void poison_row(Stored& w, size_t row, size_t which) {
   const Format format = w.matrix.format;
   const uint32_t f32[] = {0x7fc00000, 0x7f800000, 0xff800000};
   const uint16_t f16[] = {0x7e00, 0x7c00, 0xfc00}, bf16[] = {0x7fc0, 0x7f80, 0xff80};
-  if (is_quantised(format)) {
+  if (is_quantized(format)) {
     const size_t blocks = blocks_of(w.matrix.cols);
     std::fill_n(w.scales.begin() + static_cast<std::ptrdiff_t>(row * blocks), blocks, f16[which]);
     return;

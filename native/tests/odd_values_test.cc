@@ -1,5 +1,5 @@
 // NaN, infinities and overflow in activations, for each variant and format: the results that IEEE 754 gives to the
-// definition in ffn.h, and for tokens beside them the bits that they have without such neighbours.
+// definition in ffn.h, and for tokens beside them the bits that they have without such neighbors.
 #include "ieee.h"
 #include "random_ffn.h"
 
@@ -121,7 +121,7 @@ void test_tokens(const Kernels& k, BlockFormat format, size_t d_in, size_t d_out
     for (size_t t = 0; t < tokens; ++t) {
       if (t % 2 == 0 || !apart) {
         expect_token(k, format.name(), odd.name, &y[t * d_out], expected(&x[t * d_in]));
-        if (!is_quantised(format.down) || is_tame(&x[t * d_in], d_in)) continue;
+        if (!is_quantized(format.down) || is_tame(&x[t * d_in], d_in)) continue;
         const auto same = [](float a, float b) { return a == b || (std::isnan(a) && std::isnan(b)); };
         CHECK(std::equal(&y[t * d_out], &y[t * d_out] + d_out, &reference[t * d_out], same), "%s %s %s is not the scalar variant's", k.isa, format.name(),
               odd.name);
@@ -137,9 +137,9 @@ void test_tokens(const Kernels& k, BlockFormat format, size_t d_in, size_t d_out
 void test_block(const Kernels& k, BlockFormat format, size_t d_model, size_t d_ff, size_t tokens, bool gated, Activation activation, float threshold) {
   std::mt19937 rng(static_cast<unsigned>(d_model + d_ff + tokens));
   const Weights weights(format, d_model, d_ff, gated, activation, threshold, rng);
-  const bool rounds = is_quantised(format.down) && &k != &kScalarKernels;
+  const bool rounds = is_quantized(format.down) && &k != &kScalarKernels;
   // Which neurons up_proj computes for all tokens of a float format depends on how many of them it is active for.
-  const bool apart = tokens <= 4 || !gated || is_quantised(format.down);
+  const bool apart = tokens <= 4 || !gated || is_quantized(format.down);
   test_tokens(k, format, d_model, d_model, tokens, apart, rng, [&](const Kernels& by, const std::vector<float>& x) { return run(by, weights.ffn, x); },
               [&](const float* x) { return expect_block(weights, x, rounds); });
 }
@@ -158,7 +158,7 @@ void test_linear(const Kernels& k, Format format, size_t rows, size_t cols, size
     return y;
   };
   test_tokens(k, {format, format}, cols, rows, tokens, true, rng, run_all, [&](const float* x) {
-    const std::vector<double> steps = half_steps(x, cols, is_quantised(format) && &k != &kScalarKernels && is_tame(x, cols));
+    const std::vector<double> steps = half_steps(x, cols, is_quantized(format) && &k != &kScalarKernels && is_tame(x, cols));
     std::vector<Ieee> y(rows);
     for (size_t r = 0; r < rows; ++r) y[r] = row(w, r, x, steps, bias[r]);
     return y;

@@ -213,7 +213,7 @@ def _prefill(
 
 
 def _timing(name: str, tokens: int, times: list[list[float]], count: int, scale: float) -> Timing:
-    """Summarise rounds of (sparse, dense) seconds for ``count`` tokens; ``scale`` makes of them `Timing.seconds`."""
+    """Summarize rounds of (sparse, dense) seconds for ``count`` tokens; ``scale`` makes of them `Timing.seconds`."""
     columns = list(zip(*times, strict=True))
     rates = [Spread.of([count / t for t in column]) for column in columns]
     ratio = Spread.of([dense / sparse for sparse, dense in times]) if len(columns) > 1 else None

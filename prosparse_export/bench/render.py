@@ -69,7 +69,7 @@ def plot(result: BenchResult, path: Path) -> None:
     figure = Figure(figsize=(9, 3.6), layout="constrained")
     left, right = figure.subplots(1, 2)
     names = [f"{t.name}\n{t.tokens}" for t in result.timings]
-    for k, (label, colour, hatch) in enumerate((("sparse", "#0072B2", ""), ("dense", "#E69F00", "//"))):
+    for k, (label, color, hatch) in enumerate((("sparse", "#0072B2", ""), ("dense", "#E69F00", "//"))):
         spreads = [t.sparse if label == "sparse" else t.dense for t in result.timings]
         shown = [(i, s) for i, s in enumerate(spreads) if s is not None]
         if shown:
@@ -79,7 +79,7 @@ def plot(result: BenchResult, path: Path) -> None:
                 0.4,
                 yerr=[[s.median - s.low for _, s in shown], [s.high - s.median for _, s in shown]],
                 label=label,
-                color=colour,
+                color=color,
                 hatch=hatch,
             )
     left.set_xticks([i + 0.2 for i in range(len(names))], names)

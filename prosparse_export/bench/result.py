@@ -21,7 +21,7 @@ class Spread:
 
     @staticmethod
     def of(values: Sequence[float]) -> Spread:
-        """Summarise ``values``."""
+        """Summarize ``values``."""
         low, median, high = np.quantile(np.asarray(values, np.float64), [0.25, 0.5, 0.75])
         return Spread(float(median), float(low), float(high))
 

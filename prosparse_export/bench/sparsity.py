@@ -14,7 +14,7 @@ import numpy as np
 import onnx
 from numpy.typing import NDArray
 
-from graph_passes import dequantise, is_quantised
+from graph_passes import dequantize, is_quantized
 from prosparse_export.analysis.debug_session import FfnNode, add_output, edited_session, first_feeds, initializer
 
 __all__ = ["measure_sparsity"]
@@ -50,8 +50,8 @@ def measure_sparsity(
 
 
 def _active(path: Path, model: onnx.ModelProto, node: FfnNode, x: NDArray[np.float32]) -> float:
-    quantised = is_quantised(node.weights)
-    per_matrix = 3 if quantised else 2  # weights, scales, bias
+    quantized = is_quantized(node.weights)
+    per_matrix = 3 if quantized else 2  # weights, scales, bias
     deciding = 2 if node.activation == "drelu" else 1  # both gate and up, or the first matrix alone
     read: list[Any] = [initializer(model, path.parent, name) for name in node.node.input[1 : 1 + deciding * per_matrix]]
     matrices = [read[k : k + per_matrix] for k in range(0, len(read), per_matrix)]
@@ -61,7 +61,7 @@ def _active(path: Path, model: onnx.ModelProto, node: FfnNode, x: NDArray[np.flo
         part = slice(begin, begin + _ROWS)
         fires = np.ones((len(x), 1), bool)
         for stored, *scales, bias in matrices:
-            weights = dequantise(stored[part], scales[0][part], x.shape[1]) if quantised else stored[part]
+            weights = dequantize(stored[part], scales[0][part], x.shape[1]) if quantized else stored[part]
             fires = fires & (x @ weights.astype(np.float32).T + bias[part].astype(np.float32) > node.threshold)
         active += int(fires.sum())
     return active / (len(x) * rows)

@@ -13,7 +13,7 @@ from transformers import PreTrainedModel
 
 from prosparse_export.errors import ProSparseError
 from prosparse_export.quiet import quiet
-from prosparse_export.text.files import load_tokenizer, read_text, tokenise
+from prosparse_export.text.files import load_tokenizer, read_text, tokenize
 from prosparse_models.approximation import apply_thresholded_silu, silu_blocks, silu_thresholds
 from prosparse_models.errors import TrainingError
 from prosparse_models.sparsity import measure
@@ -124,7 +124,7 @@ def approximate_again(model: PreTrainedModel, recorded: dict[str, Any]) -> None:
 def _rows(model: PreTrainedModel, folder: Path, wanted: Approximation) -> tuple[list[torch.Tensor], dict[str, str]]:
     """Return the text as rows of one length, at least two."""
     texts = [(str(path), read_text(path)) for path in wanted.texts]
-    documents = tokenise(load_tokenizer(folder), texts, wanted.tokens)
+    documents = tokenize(load_tokenizer(folder), texts, wanted.tokens)
     joined = torch.cat([torch.from_numpy(document.ids) for document in documents])
     limit = getattr(model.config.get_text_config(), "max_position_embeddings", None) or _CONTEXT
     context = min(_CONTEXT, limit, len(joined) // 2)

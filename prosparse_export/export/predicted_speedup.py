@@ -21,7 +21,7 @@ from prosparse_export.progress import Report
 from prosparse_export.quiet import quiet
 from prosparse_export.runtime.model import SparseModel
 from prosparse_export.runtime.threads import default_threads
-from prosparse_export.text.files import load_tokenizer, tokenise
+from prosparse_export.text.files import load_tokenizer, tokenize
 from prosparse_models import Checkpoint, find_ffn_blocks, measure
 
 __all__ = ["LEAST_GAIN", "expected_gain", "layers_that_do_not_pay", "measure_layers"]
@@ -52,7 +52,7 @@ def measure_layers(
     model = checkpoint.model
     parameters = sum(p.numel() for p in model.parameters())
     wanted = int(min(max(_FLOPS / (2 * parameters), _LEAST_TOKENS), _MOST_TOKENS))
-    documents = tokenise(load_tokenizer(folder), texts, wanted)
+    documents = tokenize(load_tokenizer(folder), texts, wanted)
     ids = torch.cat([torch.from_numpy(document.ids) for document in documents])
     row = min(_ROW, len(ids))
     rows = list(ids[: len(ids) // row * row].reshape(-1, row))

@@ -14,7 +14,7 @@ from numpy.typing import NDArray
 from transformers import PreTrainedModel
 from transformers.pytorch_utils import Conv1D
 
-from graph_passes import FfnFormat, Format, format_of, is_quantised, quantise, rounded
+from graph_passes import FfnFormat, Format, format_of, is_quantized, quantize, rounded
 from prosparse_models import Checkpoint
 
 __all__ = [
@@ -60,13 +60,13 @@ def format_bound(formats: Mapping[str, StoredAs], largest: float, flips: float =
         largest: the largest absolute logit.
         flips: from `flips_of`.
     """
-    roundings = sum(is_quantised(stored.weights) for stored in formats.values())
+    roundings = sum(is_quantized(stored.weights) for stored in formats.values())
     return max(1e-3, (roundings * INTEGER_STEP + _SIGMAS * math.sqrt(flips)) * largest)
 
 
 def flips_of(manifest: Mapping[str, Any]) -> float:
     """Return the shares of active neurons that rounding flips at thresholds above 0, added up over the blocks."""
-    step = INTEGER_STEP if is_quantised(manifest.get("weight_format", "f32")) else _FLOAT_STEP
+    step = INTEGER_STEP if is_quantized(manifest.get("weight_format", "f32")) else _FLOAT_STEP
     layers = manifest.get("ffn", {}).get("layers", [])
     return sum(2 * step * _HAZARD for layer in layers if not layer["reason"] and layer["threshold"] > 0)
 
@@ -172,7 +172,7 @@ def stored_arrays(weight: torch.Tensor, weights: FfnFormat, *, is_down: bool) ->
     """
     matrix = (weight.T if is_down else weight).float().numpy()
     own = format_of(weights, is_down=is_down)
-    if is_quantised(own):
-        return list(quantise(matrix, own))
+    if is_quantized(own):
+        return list(quantize(matrix, own))
     dtype = {"f32": np.float32, "f16": np.float16, "bf16": ml_dtypes.bfloat16}[own]
     return [matrix.astype(dtype)]

@@ -9,7 +9,7 @@ from typing import Any
 
 import onnx_ir as ir
 
-from graph_passes import FfnFormat, FfnOutcome, format_of, is_quantised
+from graph_passes import FfnFormat, FfnOutcome, format_of, is_quantized
 from graph_passes.custom_ops import format_in
 from prosparse_export.errors import ProSparseError
 from prosparse_export.optimize.compare_outputs import largest_difference
@@ -46,7 +46,7 @@ def output_bound(rewritten: Sequence[FfnOutcome], weights: FfnFormat | None, *, 
     for outcome in rewritten if weights is not None else ():
         stored = format_in(outcome.op)
         first, down = format_of(stored, is_down=False), format_of(stored, is_down=True)
-        if outcome.source == "nbits" and is_quantised(first):
+        if outcome.source == "nbits" and is_quantized(first):
             first = "f16"
         squares += (_ERROR[first] * (2.0 if outcome.activation == "relu2" else 1.0)) ** 2 + _ERROR[down] ** 2
         squares += _ERROR[first] ** 2 if "Gated" in outcome.op else 0.0

@@ -1,7 +1,7 @@
 """The charts of a report, as matplotlib figures.
 
-Series differ by dash, marker or hatching and are named at the line where that fits, so that neither colour vision
-nor a colour printer is needed. Figures are as wide as a phone, so that their text stays readable there.
+Series differ by dash, marker or hatching and are named at the line where that fits, so that neither color vision
+nor a color printer is needed. Figures are as wide as a phone, so that their text stays readable there.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ from prosparse_export.report.measure import Report
 
 __all__ = ["CHARTS", "draw", "save"]
 
-# Okabe and Ito's palette: told apart by all kinds of colour vision, and by lightness in print.
+# Okabe and Ito's palette: told apart by all kinds of color vision, and by lightness in print.
 _COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#000000", "#56B4E9")
 _DASHES = ("-", "--", ":", "-.", (0, (5, 1)), (0, (1, 1)))
 _MARKERS = ("o", "s", "^", "D", "v", "x")

@@ -136,7 +136,7 @@ def measure(
     check_files(path)
     if options.speed:
         check_library()
-    ids = _tokenise(path, texts, options.tokens)
+    ids = _tokenize(path, texts, options.tokens)
     context = min(options.context, context_length(path.parent) or options.context)
     activity = measure_activity(
         path,
@@ -170,7 +170,7 @@ def measure(
     )
 
 
-def _tokenise(path: Path, texts: Sequence[tuple[str, str]], max_tokens: int) -> list[NDArray[np.int64]]:
+def _tokenize(path: Path, texts: Sequence[tuple[str, str]], max_tokens: int) -> list[NDArray[np.int64]]:
     file = path.parent / "tokenizer.json"
     if not file.is_file():
         raise ProSparseError(

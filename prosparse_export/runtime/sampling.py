@@ -57,7 +57,7 @@ class Sampling:
 
 
 class Sampler:
-    """Chooses for a batch, each row with a generator of its own: a text does not depend on its neighbours."""
+    """Chooses for a batch, each row with a generator of its own: a text does not depend on its neighbors."""
 
     def __init__(self, sampling: Sampling, batch: int) -> None:
         self._sampling = sampling

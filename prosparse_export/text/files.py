@@ -1,4 +1,4 @@
-"""Text that the user gives: read and tokenised."""
+"""Text that the user gives: read and tokenized."""
 
 from __future__ import annotations
 
@@ -13,10 +13,10 @@ from numpy.typing import NDArray
 from prosparse_export.errors import ProSparseError
 from prosparse_export.quiet import quiet
 
-__all__ = ["Document", "load_tokenizer", "read_text", "tokenise"]
+__all__ = ["Document", "load_tokenizer", "read_text", "tokenize"]
 
 _LEAST = 16  # tokens; fewer say nothing
-_LONGEST_TOKEN = 24  # characters, on average over a text: more of it than that is not even tokenised
+_LONGEST_TOKEN = 24  # characters, on average over a text: more of it than that is not even tokenized
 
 
 @dataclass(frozen=True)
@@ -89,8 +89,8 @@ def load_tokenizer(folder: Path):  # type: ignore[no-untyped-def]  # transformer
         ) from error
 
 
-def tokenise(tokenizer, texts: Sequence[tuple[str, str]], max_tokens: int) -> list[Document]:  # type: ignore[no-untyped-def]
-    """Tokenise (name, text) pairs, each at most ``max_tokens / len(texts)`` tokens.
+def tokenize(tokenizer, texts: Sequence[tuple[str, str]], max_tokens: int) -> list[Document]:  # type: ignore[no-untyped-def]
+    """Tokenize (name, text) pairs, each at most ``max_tokens / len(texts)`` tokens.
 
     Raises:
         ProSparseError: a text has fewer than 16 tokens.

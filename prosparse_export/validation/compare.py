@@ -24,7 +24,7 @@ from prosparse_export.export.approximate import approximate_again
 from prosparse_export.export.rounded_reference import as_stored
 from prosparse_export.runtime.model import SparseModel
 from prosparse_export.runtime.operator_library import check_library, library_info
-from prosparse_export.text.windows import BUNDLED, Document, Window, default_text, load_tokenizer, tokenise, windows
+from prosparse_export.text.windows import BUNDLED, Document, Window, default_text, load_tokenizer, tokenize, windows
 from prosparse_export.validation import reference as ref
 from prosparse_export.validation.determinism import check_determinism
 from prosparse_export.validation.exactness import Comparison, Expected, run_all
@@ -78,7 +78,7 @@ def validate(
     subject = open_subject(Path(folder), Path(path), trust=trust_remote_code)
     check_library()
     given = texts or [(BUNDLED, default_text()) if text is None else ("text", text)]
-    documents = tokenise(load_tokenizer(subject.folder), given, options.tokens)
+    documents = tokenize(load_tokenizer(subject.folder), given, options.tokens)
     with torch.no_grad():
         return _Run(subject, options, documents, clock).result()
 

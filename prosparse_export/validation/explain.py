@@ -16,7 +16,7 @@ from functools import cache
 import numpy as np
 from numpy.typing import NDArray
 
-from graph_passes import is_quantised, parts_of
+from graph_passes import is_quantized, parts_of
 from prosparse_export.analysis.debug_session import FfnNode
 from prosparse_export.export.rounded_reference import INTEGER_STEP, as_stored, with_stored_weights
 from prosparse_export.validation.activation_capture import Probe, Trace
@@ -160,7 +160,7 @@ class _Search:
         order += [(site.position, "linear", i) for i, site in enumerate(sites)]
         self._order = [(kind, i) for _, kind, i in sorted(order)]
         self._length = 4 * int(checkpoint.model.config.get_text_config().hidden_size)
-        self._roundings = sum(is_quantised(stored.weights) for stored in subject.outside.values())
+        self._roundings = sum(is_quantized(stored.weights) for stored in subject.outside.values())
         self._kept: list[tuple[Array, Array]] | None = None
         if checkpoint.weights is None:  # rounding twice may not be rounding once: what they were, before it is done
             self._kept = [load_linear(checkpoint, site)[1:] for site in sites]
@@ -230,7 +230,7 @@ class _Search:
             beyond = _beyond(forced.inputs[i], x, share * np.abs(forced.inputs[i]).max(), axis=0)
             if beyond:
                 return Finding(case.run, node.layer, self._between(node.node.input[0]), "", *beyond)
-            rounds = case.library and is_quantised(node.weights)
+            rounds = case.library and is_quantized(node.weights)
             wide = x.astype(np.float64)
             expected, bound = exact_ffn(wide, weights(), node.activation, node.threshold, rounds=rounds)
             beyond = _beyond(expected, case.trace.outputs[i], bound, axis=0)
@@ -250,7 +250,7 @@ class _Search:
             if beyond:
                 between = self._between(site.x, from_inputs=is_first)
                 return Finding(case.run, layer, between, f"before {site.module}", *beyond)
-            rounds = case.library and is_quantised(site.weights)
+            rounds = case.library and is_quantized(site.weights)
             expected, bound = exact_linear(x.astype(np.float64), *weights(), rounds=rounds)
             beyond = _beyond(expected, case.trace.site_outputs[i], bound, axis=0)
             return Finding(case.run, layer, site.op, site.module, *beyond) if beyond else None

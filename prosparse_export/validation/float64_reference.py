@@ -10,7 +10,7 @@ from numpy.typing import NDArray
 from transformers import PreTrainedModel
 from transformers.pytorch_utils import Conv1D
 
-from graph_passes import dequantise
+from graph_passes import dequantize
 from graph_passes.custom_ops import QUANT_BLOCK
 from prosparse_export.analysis.debug_session import FfnNode
 from prosparse_export.export.rounded_reference import stored_arrays
@@ -70,7 +70,7 @@ def stored_values(arrays: Sequence[NDArray[Any]], columns: int) -> NDArray[np.fl
     if len(arrays) == 1:
         return arrays[0].astype(np.float32)
     integers, scales = arrays
-    return dequantise(integers, scales, columns)
+    return dequantize(integers, scales, columns)
 
 
 def exact_ffn(x: Array, w: Weights, activation: str, threshold: float, *, rounds: bool) -> tuple[Array, Array]:

@@ -15,7 +15,7 @@ import onnx
 import onnx_ir as ir
 from numpy.typing import NDArray
 
-from graph_passes.custom_ops import DOMAIN, Format, is_quantised
+from graph_passes.custom_ops import DOMAIN, Format, is_quantized
 from graph_passes.patterns.linear import find_linears
 from prosparse_export.analysis.debug_session import initializer
 from prosparse_export.analysis.graph_bytes import initializer_bytes
@@ -120,7 +120,7 @@ def check_operators(
             tell("operators", i, total)
             linears = subject.linears[node.module]
             stored, exact = load_weights(checkpoint.model, linears, node, checkpoint.weights)
-            rounds = is_quantised(node.weights)
+            rounds = is_quantized(node.weights)
             x = trace.inputs[i].astype(np.float64)
             expected = exact_ffn(x, exact, node.activation, node.threshold, rounds=rounds)
             wrong = _compare(subject, stored, seen)
@@ -129,7 +129,7 @@ def check_operators(
             tell("operators", len(nodes) + i, total)
             stored, matrix, bias = load_linear(checkpoint, site)
             x = trace.site_inputs[i].astype(np.float64)
-            expected = exact_linear(x, matrix, bias, rounds=is_quantised(site.weights))
+            expected = exact_linear(x, matrix, bias, rounds=is_quantized(site.weights))
             wrong = _compare(subject, stored, seen)
             layer = layer_of(site.module)
             results.append(_check(layer, site.module, site.op, trace.site_outputs[i], expected, wrong))

@@ -12,7 +12,7 @@ from numpy.typing import NDArray
 from support.graphs import weights_model
 from test_kernels import gamma, session
 
-from graph_passes import custom_ops, dequantise, quantise
+from graph_passes import custom_ops, dequantize, quantize
 from graph_passes.weights.weight_format import WeightRangeError
 
 Arrays = dict[str, NDArray[np.generic]]
@@ -33,8 +33,8 @@ def stored(matrix: NDArray[np.float32], weights: custom_ops.Format, suffix: str)
     if weights in CAST:
         array = matrix.astype(CAST[weights])
         return {f"w{suffix}": array}, array.astype(np.float64)
-    integers, scales = quantise(matrix, weights)
-    exact = dequantise(integers, scales, matrix.shape[1]).astype(np.float64)
+    integers, scales = quantize(matrix, weights)
+    exact = dequantize(integers, scales, matrix.shape[1]).astype(np.float64)
     return {f"w{suffix}": integers, f"s{suffix}": scales}, exact
 
 
@@ -124,7 +124,7 @@ def check(
     case = f"{kind} {weights} d_model={d_model} d_ff={d_ff} tokens={tokens} {activation} t={threshold} seed={seed}"
     for library in (True, False):
         actual = session(model, library=library).run(None, {"x": x})[0].astype(np.float64)
-        rounds = library and custom_ops.is_quantised(weights)
+        rounds = library and custom_ops.is_quantized(weights)
         expected, bound = exact_ffn(kind, exact, x, activation, threshold, rounds=rounds)
         assert actual.shape == expected.shape, case
         wrong = ~(np.abs(actual - expected) <= bound)  # a NaN is wrong
@@ -162,22 +162,22 @@ def test_same_bits_for_any_threads(weights: custom_ops.FfnFormat) -> None:
 
 
 @pytest.mark.parametrize("weights", ["i8", "i4"])
-def test_quantisation_rounds_to_nearest(weights: custom_ops.Format) -> None:
+def test_quantization_rounds_to_nearest(weights: custom_ops.Format) -> None:
     rng = np.random.default_rng(0)
     matrix = rng.standard_normal((700, 75)).astype(np.float32)
     matrix[3] = 0.0
     matrix[4, 40] = 1e-12
-    integers, scales = quantise(matrix, weights)
+    integers, scales = quantize(matrix, weights)
     assert scales.dtype == np.float16
     assert integers.shape == ((700, 75) if weights == "i8" else (700, 48))
-    values = dequantise(integers, scales, 75)
+    values = dequantize(integers, scales, 75)
     step = np.repeat(np.abs(scales.astype(np.float64)), 32, 1)[:, :75]
     # Half a step; the end of the range may be cut: i4 reaches 8 on one side only, and float16 rounds the scale.
     slack = step * (1.0 if weights == "i4" else 0.5 + 127 * 2.0**-11) + 1e-7
     assert (np.abs(values - matrix) <= slack).all()
-    again = quantise(values, weights)
-    np.testing.assert_array_equal(dequantise(*again, 75), values)
-    first, second = quantise(matrix[:512], weights), quantise(matrix[512:], weights)  # the same in parts
+    again = quantize(values, weights)
+    np.testing.assert_array_equal(dequantize(*again, 75), values)
+    first, second = quantize(matrix[:512], weights), quantize(matrix[512:], weights)  # the same in parts
     np.testing.assert_array_equal(np.concatenate([first[0], second[0]]), integers)
 
 
@@ -186,7 +186,7 @@ def test_weights_out_of_range_are_refused() -> None:
         matrix = np.ones((2, 40), np.float32)
         matrix[1, 3] = value
         with pytest.raises(WeightRangeError, match="too large for i8"):
-            quantise(matrix, "i8")
+            quantize(matrix, "i8")
 
 
 def test_bodies_pass_the_checker() -> None:

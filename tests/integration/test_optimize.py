@@ -25,7 +25,7 @@ from support.third_party_graphs import (
     weights,
 )
 
-from graph_passes import dequantise
+from graph_passes import dequantize
 from prosparse_export import OptimizeOptions, ProSparseError, optimize_file, register
 
 pytestmark = pytest.mark.integration
@@ -117,7 +117,7 @@ def test_int4_digits_stay(stored: str, tmp_path: Path) -> None:
     down = (down * packed["s_down"].reshape(D_MODEL, -1).T[:, None]).reshape(D_FF, -1, 32)
     largest = np.abs(down).max(-1, keepdims=True)
     assert arrays[names[7]].dtype == np.int8
-    rounded = dequantise(arrays[names[7]], arrays[names[8]], D_MODEL).reshape(down.shape)
+    rounded = dequantize(arrays[names[7]], arrays[names[8]], D_MODEL).reshape(down.shape)
     assert (np.abs(rounded - down) <= largest / 254 * (1 + 2.0**-10)).all()  # and the scale is a float16
     check = result.manifest["check"]
     assert check["outputs_compared"]

@@ -21,7 +21,7 @@ from prosparse_export import export_model
 from prosparse_export.analysis.debug_session import ffn_nodes
 from prosparse_export.cli import main
 from prosparse_export.export.export import ExportOptions
-from prosparse_export.text.windows import load_tokenizer, tokenise
+from prosparse_export.text.windows import load_tokenizer, tokenize
 from prosparse_export.validation import Limits, ValidationOptions, default_text, validate
 from prosparse_export.validation.explain import explain
 from prosparse_export.validation.linear_nodes import comparable
@@ -104,7 +104,7 @@ def times(model: onnx.ModelProto, name: str, factor: float) -> None:
 
 def test_a_right_artifact_passes_and_nothing_is_found(exported: tuple[Path, Path]) -> None:
     folder, artifact = exported
-    ids = tokenise(load_tokenizer(folder), [("text", default_text())], 48)[0].ids
+    ids = tokenize(load_tokenizer(folder), [("text", default_text())], 48)[0].ids
     subject = open_subject(folder, artifact)
     for low_memory in (False, True):
         result = validate(folder, artifact, replace(OPTIONS, low_memory=low_memory))

@@ -1,6 +1,6 @@
 """Count feed-forward blocks of the ReLU family without our matcher: another walk, in other words.
 
-Reachability over the whole graph by names, not by objects, on the serialised model, with local functions inlined by
+Reachability over the whole graph by names, not by objects, on the serialized model, with local functions inlined by
 onnx and the bodies of If, Loop and Scan laid flat into the graph around them: a ReLU counts if some product reaches it
 through anything but products, Softmax and attention, and it reaches a product likewise.
 

@@ -165,8 +165,8 @@ def in_loop() -> ModelProto:
     return model(text + f"y = Loop (n, start, x) <body = step {body}>")
 
 
-def quantised_by_onnxruntime(kind: str) -> ModelProto:
-    """Return what onnxruntime's own quantisers make of a block: "dynamic", or static, as "QDQ QInt8"."""
+def quantized_by_onnxruntime(kind: str) -> ModelProto:
+    """Return what onnxruntime's own quantizers make of a block: "dynamic", or static, as "QDQ QInt8"."""
     from onnxruntime import quantization
 
     class Inputs(quantization.CalibrationDataReader):  # type: ignore[misc]
@@ -355,7 +355,7 @@ FOREIGN: dict[str, tuple[Callable[[], ModelProto], int, list[str]]] = {
             {**weights(), "step": np.float32(0.05)},
         ),
         0,
-        ["its activations are quantised"],
+        ["its activations are quantized"],
     ),
     "model builder, int4": (lambda: model(nbits(), nbits_arrays(), imports=MS), 0, ["4-bit (MatMulNBits)"]),
     "model builder, int4 with zero points of 8": (
@@ -451,24 +451,24 @@ FOREIGN: dict[str, tuple[Callable[[], ModelProto], int, list[str]]] = {
     ),
     "Where behind Not": (lambda: model(MASK.format("n = Not (c)\nh = Where (n, zero, z)"), THRESHOLD), 1, []),
     "quantize_dynamic": (
-        lambda: quantised_by_onnxruntime("dynamic"),
+        lambda: quantized_by_onnxruntime("dynamic"),
         0,
-        ["its activations are quantised (MatMulInteger"],
+        ["its activations are quantized (MatMulInteger"],
     ),
     "quantize_static, QDQ": (
-        lambda: quantised_by_onnxruntime("QDQ QInt8"),
+        lambda: quantized_by_onnxruntime("QDQ QInt8"),
         0,
-        ["its activations are quantised: its ReLU is folded into QuantizeLinear"],
+        ["its activations are quantized: its ReLU is folded into QuantizeLinear"],
     ),
     "quantize_static, QDQ of unsigned integers": (
-        lambda: quantised_by_onnxruntime("QDQ QUInt8"),
+        lambda: quantized_by_onnxruntime("QDQ QUInt8"),
         0,
-        ["its activations are quantised: its ReLU is folded into QuantizeLinear"],
+        ["its activations are quantized: its ReLU is folded into QuantizeLinear"],
     ),
     "quantize_static, QOperator": (
-        lambda: quantised_by_onnxruntime("QOperator QUInt8"),
+        lambda: quantized_by_onnxruntime("QOperator QUInt8"),
         0,
-        ["its activations are quantised: its ReLU is folded into QLinearMatMul"],
+        ["its activations are quantized: its ReLU is folded into QLinearMatMul"],
     ),
     "MatMulIntegerToFloat": (
         lambda: model(
@@ -480,7 +480,7 @@ FOREIGN: dict[str, tuple[Callable[[], ModelProto], int, list[str]]] = {
             imports=MS,
         ),
         0,
-        ["its activations are quantised (MatMulIntegerToFloat"],
+        ["its activations are quantized (MatMulIntegerToFloat"],
     ),
     "DynamicQuantizeMatMul": (
         lambda: model(
@@ -490,7 +490,7 @@ FOREIGN: dict[str, tuple[Callable[[], ModelProto], int, list[str]]] = {
             imports=MS,
         ),
         0,
-        ["its activations are quantised (DynamicQuantizeMatMul"],
+        ["its activations are quantized (DynamicQuantizeMatMul"],
     ),
     "convolutions of width 1": (
         lambda: model(

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 from support.graphs import weights_model
 
-from graph_passes import FFN_FORMATS, FfnFormat, format_of, is_quantised, quantise
+from graph_passes import FFN_FORMATS, FfnFormat, format_of, is_quantized, quantize
 from graph_passes.custom_ops import sparse_gated_ffn
 from prosparse_export.analysis.debug_session import ffn_nodes
 from prosparse_export.analysis.graph_bytes import ffn_shape, other_bytes
@@ -38,7 +38,7 @@ def test_sizes_are_the_graphs(weights: FfnFormat) -> None:
     for name in ("gate", "up", "down"):
         own = format_of(weights, is_down=name == "down")
         matrix = np.ones((96, 64), np.float16 if own == "f16" else np.float32)
-        arrays = quantise(matrix, own) if is_quantised(own) else (matrix,)
+        arrays = quantize(matrix, own) if is_quantized(own) else (matrix,)
         inputs |= dict(zip((f"w_{name}", f"s_{name}"), arrays, strict=False))
         inputs[f"b_{name}"] = np.zeros(64 if name == "down" else 96, np.float32)
     model = weights_model(sparse_gated_ffn(weights), inputs, 2, activation="relu", threshold=0.0)

@@ -170,7 +170,7 @@ BAD_FIELDS: dict[str, tuple[dict[str, object], str]] = {
     "hidden_size is text": ({"hidden_size": "abc"}, "hidden_size"),
     "no heads": ({"num_attention_heads": 0}, "config.json"),
     "an unknown activation": ({"hidden_act": "foo"}, "foo"),
-    "quantised": ({"quantization_config": {"quant_method": "gptq", "bits": 4}}, "got a quantised checkpoint"),
+    "quantized": ({"quantization_config": {"quant_method": "gptq", "bits": 4}}, "got a quantized checkpoint"),
 }
 
 

@@ -59,7 +59,7 @@ def test_greedy_and_what_amounts_to_it(sampling: Sampling) -> None:
     assert {int(sampler.choose(LOGITS)[0]) for _ in range(50)} == {1}
 
 
-def test_a_row_does_not_depend_on_its_neighbours() -> None:
+def test_a_row_does_not_depend_on_its_neighbors() -> None:
     alone, batch = Sampler(Sampling(1.0, seed=7), 1), Sampler(Sampling(1.0, seed=7), 3)
     rows = np.concatenate([LOGITS, LOGITS[:, ::-1], 0 * LOGITS])
     both = [(int(alone.choose(LOGITS)[0]), batch.choose(rows)) for _ in range(50)]

@@ -1,7 +1,7 @@
 """Weights that stay in their files: a model whose matrices are placeholders, filled one module at a time.
 
 A placeholder has its matrix's shape and takes no memory: its elements overlap, with strides 1, 2, ... A copy or a
-transposition that the exporter makes of it is recognised by where it begins and by its strides. It holds NaN, so that
+transposition that the exporter makes of it is recognized by where it begins and by its strides. It holds NaN, so that
 anything computed from it shows.
 """
 

@@ -1,6 +1,6 @@
 """config.json of a model folder, read as data and translated to what transformers knows.
 
-The released ProSparse checkpoints ship modelling code of their own (``auto_map``), but they are
+The released ProSparse checkpoints ship modeling code of their own (``auto_map``), but they are
 LLaMA with another activation (facts: their config.json and weight names). They are described
 here instead, so that none of that code has to run.
 """
@@ -100,7 +100,7 @@ def read_model_config(folder: Path) -> ModelConfig:
             )
     if values.get("quantization_config"):
         raise CheckpointError(
-            f"config.json: {path}: expected float weights, got a quantised checkpoint (quantization_config)",
+            f"config.json: {path}: expected float weights, got a quantized checkpoint (quantization_config)",
             hint="export the original model, with --weights i8 or i4",
         )
     architecture = str(next(iter(values.get("architectures") or []), ""))

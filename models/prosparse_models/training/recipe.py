@@ -25,7 +25,7 @@ _FOLDER = Path(__file__).parent.parent / "recipes"
 
 @dataclass(frozen=True)
 class Training:
-    """Optimiser and batches.
+    """Optimizer and batches.
 
     Attributes:
         context: tokens per sequence.
@@ -87,7 +87,7 @@ class Recipe:
         threshold: FATReLU t during training (fatrelu only).
         l1_scale: what one unit of lambda weighs; see `ActivationL1`.
         stages: (lambda, last_step) pairs, stage 0 first; see `l1_coefficient`.
-        training: optimiser and batches.
+        training: optimizer and batches.
         distillation: the recovery aid.
     """
 

@@ -41,7 +41,7 @@ def training_arguments(recipe: Recipe, folder: str, **options: Any) -> TrainingA
     if t.gradient_checkpointing:
         options |= {"gradient_checkpointing": True, "gradient_checkpointing_kwargs": {"use_reentrant": False}}
     if not options.get("use_cpu", True):
-        options.setdefault("dataloader_num_workers", 1)  # tokenises while an accelerator computes
+        options.setdefault("dataloader_num_workers", 1)  # tokenizes while an accelerator computes
     arguments = TrainingArguments(
         output_dir=folder,
         max_steps=recipe.steps,
@@ -77,7 +77,7 @@ def training_arguments(recipe: Recipe, folder: str, **options: Any) -> TrainingA
 
 
 class ProSparseTrainer(Trainer):
-    """Minimises ``cross entropy + lambda(step) * scale * L1``; see `ActivationL1` for the L1.
+    """Minimizes ``cross entropy + lambda(step) * scale * L1``; see `ActivationL1` for the L1.
 
     Both terms are means over the tokens of the whole optimizer step: micro-batches and processes. A
     padded token counts in neither. So one process with accumulation, and several processes, compute the

@@ -1,4 +1,4 @@
-"""Text for training and evaluation: files, folders, JSONL, parquet; streamed, tokenised, packed."""
+"""Text for training and evaluation: files, folders, JSONL, parquet; streamed, tokenized, packed."""
 
 from __future__ import annotations
 

@@ -9,12 +9,12 @@
 //
 // Error, for n products a_i * b_i: float formats within gamma(n + 2) * sum |a_i * b_i| of the exact sum,
 // gamma(n) = n * u / (1 - n * u), u = 2^-24 (Higham, "Accuracy and Stability of Numerical Algorithms", 2nd
-// ed., section 3.1). Quantised formats multiply integers exactly and round the activations to 16 bits:
+// ed., section 3.1). Quantized formats multiply integers exactly and round the activations to 16 bits:
 // `stream` and `dot` per block of 32 columns, to multiples of max|x| / kSteps over that block; `axpy` per
 // chunk of kAxpyChunk list entries and column block, to multiples of max|h * scale| / kSteps. Half such a
 // step, times |integer|, is added to the bound for each product. The scalar variant does not round them, nor does
 // `stream` of so many tokens that it computes in float32. By tiles (Kernels::split) a product is up to five, and no
-// activation is rounded, but the weights of quantised formats are, to 2^-16 of each: gamma(3 * n + 4), and the same half step.
+// activation is rounded, but the weights of quantized formats are, to 2^-16 of each: gamma(3 * n + 4), and the same half step.
 // Tiles flush what is below 2^-126 to 0: n * 2^-98 is added; and what is within 2^-8 of the largest float may be infinite.
 #ifndef PROSPARSE_KERNELS_H_
 #define PROSPARSE_KERNELS_H_
@@ -34,7 +34,7 @@ constexpr size_t kPadColumns = 128;  // activations and results are padded to th
 struct Tokens {
   const float* x;       // [tokens][stride]
   size_t count, cols, stride;  // stride: cols rounded up, at least to 16
-  // Quantised formats only: x = scale * q, rounded to nearest.
+  // Quantized formats only: x = scale * q, rounded to nearest.
   const int16_t* q;     // [tokens][stride]
   const int16_t* q_dot; // [tokens][stride], per line of Rows by field, then by word
   const float* scale;   // [tokens][stride / 32]
@@ -83,7 +83,7 @@ struct Part {
 
 struct FormatKernels {
   size_t split_tokens;  // from which `stream` reads split x; 0: never
-  size_t wide_tokens;  // from which `stream` of a quantised format makes weights float32 and reads grouped_x; it rounds no x then
+  size_t wide_tokens;  // from which `stream` of a quantized format makes weights float32 and reads grouped_x; it rounds no x then
 
   // z[t * z_stride + r] = bias[r] + sum over c of w[r][c] * x[t][c], for the rows of panels [first, last)
   // and all tokens. z has room for whole panels.
@@ -96,7 +96,7 @@ struct FormatKernels {
               size_t cols, bool prefetch, float* u);
 
   // y[j] += sum over k of h[k] * w[active[k]][col + j] for j in [0, cols), in the order of the list. h is
-  // finite for quantised formats. col and cols as above. work has axpy_work(cols) bytes, aligned to 64.
+  // finite for quantized formats. col and cols as above. work has axpy_work(cols) bytes, aligned to 64.
   void (*axpy)(const Rows& w, const int32_t* active, const float* h, size_t count, size_t col, size_t cols,
                bool prefetch, float* y, void* work);
 
@@ -126,12 +126,12 @@ constexpr size_t axpy_work(size_t cols) {  // sums, scaled activations as float,
 struct Kernels {
   const char* isa;
   size_t float_group, int_group;  // the most tokens that `stream` takes side by side
-  // `stream` of quantised formats reads digits: each two pairs a, b that meet the same bytes of a line (0 and 1 of
+  // `stream` of quantized formats reads digits: each two pairs a, b that meet the same bytes of a line (0 and 1 of
   // I8; 0 and 2, 1 and 3 of I4) become their low digits a0 b0 a1 b1, one byte each, and their high digits likewise,
   // in the places of a and b; for I4 the two low ones first.
   bool digits;
   // Rounds one token of `stride` columns and sets what Tokens says of it. x is finite.
-  void (*quantise)(const float* x, size_t stride, Format format, int16_t* q, int16_t* q_dot, float* scale, int32_t* starts,
+  void (*quantize)(const float* x, size_t stride, Format format, int16_t* q, int16_t* q_dot, float* scale, int32_t* starts,
                    int32_t* sums);
   // Lists the neurons k < count with !(z[k] <= threshold), in order, and packs their z. Writes up to
   // 16 entries beyond the result. active, a: room for count + 16. Returns how many.

@@ -29,17 +29,17 @@ enum class Format { kF32, kF16, kBF16, kI8, kI4 };
 constexpr size_t kFormats = 5;
 constexpr size_t kLanes = 16;          // rows of a panel; floats of a vector on every ISA
 constexpr size_t kQuantBlock = 32;     // columns that share a scale
-constexpr size_t kPanelColumns = 64;   // columns between a quantised panel's scales
+constexpr size_t kPanelColumns = 64;   // columns between a quantized panel's scales
 constexpr size_t kLineBytes = 64;
 
-constexpr bool is_quantised(Format f) { return f == Format::kI8 || f == Format::kI4; }
+constexpr bool is_quantized(Format f) { return f == Format::kI8 || f == Format::kI4; }
 constexpr size_t element_bits(Format f) {
   return f == Format::kF32 ? 32 : f == Format::kI8 ? 8 : f == Format::kI4 ? 4 : 16;
 }
-constexpr size_t fields(Format f) { return 16 / element_bits(f); }      // per 16-bit word, quantised only
+constexpr size_t fields(Format f) { return 16 / element_bits(f); }      // per 16-bit word, quantized only
 constexpr int field_offset(Format f) { return f == Format::kI8 ? 128 : 8; }
 constexpr size_t round_up(size_t n, size_t multiple) { return (n + multiple - 1) / multiple * multiple; }
-// Bytes of kPanelColumns columns of a quantised panel, scales first.
+// Bytes of kPanelColumns columns of a quantized panel, scales first.
 constexpr size_t panel_part_bytes(Format f) { return kPanelColumns / kQuantBlock * kLanes * 2 + kPanelColumns * kLanes * element_bits(f) / 8; }
 constexpr size_t blocks_of(size_t cols) { return (cols + kQuantBlock - 1) / kQuantBlock; }
 
@@ -67,10 +67,10 @@ enum class RowOrder { kDot, kAxpy };
 struct Rows {
   Format format;
   const uint8_t* data;
-  const uint16_t* scales;  // [rows][scale_stride], quantised only
+  const uint16_t* scales;  // [rows][scale_stride], quantized only
   const float* bias;       // kDot: [rows]; kAxpy: [cols, rounded up to padded_cols]
   size_t rows, cols;
-  size_t padded_cols;      // multiple of 16; quantised: of a line's columns
+  size_t padded_cols;      // multiple of 16; quantized: of a line's columns
   size_t row_bytes;
   size_t scale_stride;     // blocks of padded_cols
   const uint8_t* wild;     // [rows], 16-bit formats in kDot order: as of Panels
