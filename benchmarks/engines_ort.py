@@ -16,7 +16,7 @@ from onnx import TensorProto, helper
 
 from graph_passes import dequantize, format_of, is_quantized, quantize
 from graph_passes.custom_ops import format_in
-from prosparse_export.analysis.debug_session import initializer, read_graph
+from prosparse_export.analysis.ffn_nodes import initializer, read_graph
 
 _BLOCK = 32
 

@@ -16,14 +16,8 @@ import onnx
 from numpy.typing import NDArray
 
 from graph_passes.custom_ops import DOMAIN
-from prosparse_export.analysis.debug_session import (
-    FfnNode,
-    add_output,
-    edited_session,
-    ffn_nodes,
-    first_feeds,
-    read_graph,
-)
+from prosparse_export.analysis.debug_session import add_output, edited_session, first_feeds
+from prosparse_export.analysis.ffn_nodes import FfnNode, ffn_nodes, read_graph
 from prosparse_export.artifact.writer import read_manifest
 from prosparse_export.errors import ProSparseError
 

@@ -7,7 +7,7 @@ import math
 import onnx
 
 from graph_passes.custom_ops import DOMAIN, format_of
-from prosparse_export.analysis.debug_session import FfnNode
+from prosparse_export.analysis.ffn_nodes import FfnNode
 from prosparse_export.analysis.roofline import Ffn
 
 __all__ = ["ffn_shape", "initializer_bytes", "other_bytes"]

@@ -19,7 +19,7 @@ import onnxruntime
 from numpy.typing import NDArray
 
 from prosparse_export.analysis.bandwidth import measure_bandwidth
-from prosparse_export.analysis.debug_session import FfnNode, ffn_nodes, read_graph
+from prosparse_export.analysis.ffn_nodes import FfnNode, ffn_nodes, read_graph
 from prosparse_export.analysis.graph_bytes import ffn_shape, other_bytes
 from prosparse_export.analysis.roofline import predict
 from prosparse_export.artifact.integrity import check_files

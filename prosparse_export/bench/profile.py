@@ -11,7 +11,7 @@ import numpy as np
 import onnxruntime
 from numpy.typing import NDArray
 
-from prosparse_export.analysis.debug_session import FfnNode
+from prosparse_export.analysis.ffn_nodes import FfnNode
 from prosparse_export.runtime.model import SparseModel
 
 __all__ = ["profile_decode"]

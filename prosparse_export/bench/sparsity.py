@@ -15,7 +15,8 @@ import onnx
 from numpy.typing import NDArray
 
 from graph_passes import dequantize, is_quantized
-from prosparse_export.analysis.debug_session import FfnNode, add_output, edited_session, first_feeds, initializer
+from prosparse_export.analysis.debug_session import add_output, edited_session, first_feeds
+from prosparse_export.analysis.ffn_nodes import FfnNode, initializer
 
 __all__ = ["measure_sparsity"]
 

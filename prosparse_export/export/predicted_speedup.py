@@ -12,7 +12,7 @@ import torch
 
 from graph_passes import FfnFormat, FfnOutcome
 from prosparse_export.analysis.bandwidth import measure_bandwidth
-from prosparse_export.analysis.debug_session import read_graph
+from prosparse_export.analysis.ffn_nodes import read_graph
 from prosparse_export.analysis.graph_bytes import other_bytes
 from prosparse_export.analysis.roofline import Ffn, predict
 from prosparse_export.errors import ProSparseError

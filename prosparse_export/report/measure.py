@@ -14,7 +14,7 @@ from numpy.typing import NDArray
 from tokenizers import Tokenizer
 
 from prosparse_export.analysis.activation_counts import Activity, LayerActivity, measure_activity
-from prosparse_export.analysis.debug_session import ffn_nodes, read_graph
+from prosparse_export.analysis.ffn_nodes import ffn_nodes, read_graph
 from prosparse_export.artifact.integrity import check_files
 from prosparse_export.artifact.model_settings import context_length
 from prosparse_export.artifact.writer import read_manifest

@@ -12,7 +12,8 @@ import onnx
 import onnxruntime
 from numpy.typing import NDArray
 
-from prosparse_export.analysis.debug_session import FfnNode, add_output, edited_session, first_feeds
+from prosparse_export.analysis.debug_session import add_output, edited_session, first_feeds
+from prosparse_export.analysis.ffn_nodes import FfnNode
 
 __all__ = ["LayerSpeed", "measure_speed"]
 

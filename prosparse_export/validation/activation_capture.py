@@ -10,7 +10,8 @@ import numpy as np
 import onnx
 from numpy.typing import NDArray
 
-from prosparse_export.analysis.debug_session import FfnNode, add_output, edited_session
+from prosparse_export.analysis.debug_session import add_output, edited_session
+from prosparse_export.analysis.ffn_nodes import FfnNode
 from prosparse_export.validation.exactness import pad_left
 from prosparse_export.validation.linear_nodes import LinearSite
 

@@ -17,7 +17,7 @@ from numpy.typing import NDArray
 from transformers import PreTrainedModel
 
 from prosparse_export.analysis.activation_counts import measure_activity
-from prosparse_export.analysis.debug_session import unknown_to_the_library
+from prosparse_export.analysis.unknown_operators import unknown_to_the_library
 from prosparse_export.artifact.writer import sha256_file
 from prosparse_export.errors import ProSparseError
 from prosparse_export.export.approximate import approximate_again

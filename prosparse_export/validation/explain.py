@@ -17,7 +17,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from graph_passes import is_quantized, parts_of
-from prosparse_export.analysis.debug_session import FfnNode
+from prosparse_export.analysis.ffn_nodes import FfnNode
 from prosparse_export.export.rounded_reference import INTEGER_STEP, as_stored, with_stored_weights
 from prosparse_export.validation.activation_capture import Probe, Trace
 from prosparse_export.validation.float64_reference import exact_ffn, gamma, load_weights

@@ -12,7 +12,7 @@ from transformers.pytorch_utils import Conv1D
 
 from graph_passes import dequantize
 from graph_passes.custom_ops import QUANT_BLOCK
-from prosparse_export.analysis.debug_session import FfnNode
+from prosparse_export.analysis.ffn_nodes import FfnNode
 from prosparse_export.export.rounded_reference import stored_arrays
 from prosparse_models import FileWeights
 

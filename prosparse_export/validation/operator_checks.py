@@ -17,7 +17,7 @@ from numpy.typing import NDArray
 
 from graph_passes.custom_ops import DOMAIN, Format, is_quantized
 from graph_passes.patterns.linear import find_linears
-from prosparse_export.analysis.debug_session import initializer
+from prosparse_export.analysis.ffn_nodes import initializer
 from prosparse_export.analysis.graph_bytes import initializer_bytes
 from prosparse_export.export.rounded_reference import stored_arrays
 from prosparse_export.validation.activation_capture import Probe

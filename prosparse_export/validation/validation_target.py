@@ -9,7 +9,7 @@ from typing import Any
 
 import onnx
 
-from prosparse_export.analysis.debug_session import FfnNode, ffn_nodes, read_graph
+from prosparse_export.analysis.ffn_nodes import FfnNode, ffn_nodes, read_graph
 from prosparse_export.artifact.integrity import check_files
 from prosparse_export.artifact.model_settings import context_length
 from prosparse_export.artifact.writer import read_manifest, sha256_file

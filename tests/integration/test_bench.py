@@ -12,7 +12,7 @@ import pytest
 
 from prosparse_export import ProSparseError, load
 from prosparse_export.analysis.activation_counts import measure_activity
-from prosparse_export.analysis.debug_session import ffn_nodes, read_graph
+from prosparse_export.analysis.ffn_nodes import ffn_nodes, read_graph
 from prosparse_export.analysis.graph_bytes import ffn_shape, initializer_bytes, other_bytes
 from prosparse_export.bench import BenchOptions, bench
 from prosparse_export.validation import default_text

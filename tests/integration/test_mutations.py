@@ -18,7 +18,7 @@ from onnx import helper, numpy_helper
 
 from prosparse_export import export_model
 from prosparse_export.analysis.activation_counts import measure_activity
-from prosparse_export.analysis.debug_session import ffn_nodes, read_graph
+from prosparse_export.analysis.ffn_nodes import ffn_nodes, read_graph
 from prosparse_export.errors import ProSparseError
 from prosparse_export.export.export import ExportOptions
 from prosparse_export.runtime.operator_library import library_path

@@ -18,7 +18,7 @@ from click.testing import CliRunner
 from onnx import helper
 
 from prosparse_export import export_model
-from prosparse_export.analysis.debug_session import ffn_nodes
+from prosparse_export.analysis.ffn_nodes import ffn_nodes
 from prosparse_export.cli import main
 from prosparse_export.export.export import ExportOptions
 from prosparse_export.text.windows import load_tokenizer, tokenize

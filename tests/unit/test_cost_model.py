@@ -8,7 +8,7 @@ from support.graphs import weights_model
 
 from graph_passes import FFN_FORMATS, FfnFormat, format_of, is_quantized, quantize
 from graph_passes.custom_ops import sparse_gated_ffn
-from prosparse_export.analysis.debug_session import ffn_nodes
+from prosparse_export.analysis.ffn_nodes import ffn_nodes
 from prosparse_export.analysis.graph_bytes import ffn_shape, other_bytes
 from prosparse_export.analysis.roofline import Ffn, bits_per_weight, predict
 

@@ -1,0 +1,110 @@
+"""Read an artifact's graph: its sparse FFN operators and its weights."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import onnx
+from numpy.typing import NDArray
+from onnx import external_data_helper, numpy_helper
+
+from graph_passes.custom_ops import DOMAIN, FfnFormat, format_in
+from prosparse_export.artifact.integrity import no_model
+from prosparse_export.errors import ProSparseError
+
+__all__ = ["FfnNode", "ffn_nodes", "initializer", "read_graph"]
+
+_FFN = ("SparseGatedFFN", "SparseFFN")
+
+
+@dataclass(frozen=True)
+class FfnNode:
+    """A sparse feed-forward operator in a graph.
+
+    Attributes:
+        node: the node; its name is the PyTorch module's.
+        layer: its number in the graph's order.
+        weights: the format of its matrices.
+        gated: it has a gate.
+        activation: relu, relu2, fatrelu, drelu or silu.
+        threshold: of the activation.
+    """
+
+    node: onnx.NodeProto
+    layer: int
+    weights: FfnFormat
+    gated: bool
+    activation: str
+    threshold: float
+
+    @property
+    def module(self) -> str:
+        """The PyTorch module that it replaces."""
+        return str(self.node.name)
+
+
+def read_graph(path: Path) -> onnx.ModelProto:
+    """Return the graph without its external data.
+
+    Raises:
+        ProSparseError: it is missing or no ONNX file.
+    """
+    try:
+        return onnx.load(str(path), load_external_data=False)
+    except (FileNotFoundError, IsADirectoryError) as error:
+        raise no_model(path) from error
+    except OSError as error:
+        raise ProSparseError(
+            f"model: {path}: cannot be read: {error.strerror}", hint="choose a file that you may read"
+        ) from error
+    except Exception as error:  # protobuf's DecodeError is in no stable place
+        raise ProSparseError(
+            f"model: {path}: expected an ONNX graph, got {' '.join(str(error).split())}", hint="export the model again"
+        ) from error
+
+
+def ffn_nodes(model: onnx.ModelProto) -> list[FfnNode]:
+    """Return the graph's sparse feed-forward operators in order."""
+    found: list[FfnNode] = []
+    for node in model.graph.node:
+        if node.domain != DOMAIN or not node.op_type.startswith(_FFN):
+            continue
+        attributes = {a.name: onnx.helper.get_attribute_value(a) for a in node.attribute}
+        found.append(
+            FfnNode(
+                node,
+                len(found),
+                format_in(node.op_type),
+                node.op_type.startswith("SparseGatedFFN"),
+                attributes["activation"].decode(),
+                float(attributes["threshold"]),
+            )
+        )
+    return found
+
+
+def initializer(model: onnx.ModelProto, folder: Path, name: str) -> NDArray[np.generic]:
+    """Return one initializer's value.
+
+    Raises:
+        ProSparseError: the external data does not hold it.
+        KeyError: there is no initializer of that name.
+    """
+    tensor = onnx.TensorProto()
+    tensor.CopyFrom(next((t for t in model.graph.initializer if t.name == name), None) or _missing(name))
+    if external_data_helper.uses_external_data(tensor):
+        try:
+            external_data_helper.load_external_data_for_tensor(tensor, str(folder))
+        except Exception as error:  # onnx raises several kinds
+            raise ProSparseError(
+                f"model: {folder}: weights of {name} cannot be read: {' '.join(str(error).split())}",
+                hint="the .onnx.data file is missing or cut off: export the model again",
+            ) from error
+    array: NDArray[np.generic] = numpy_helper.to_array(tensor)
+    return array
+
+
+def _missing(name: str) -> onnx.TensorProto:
+    raise KeyError(name)

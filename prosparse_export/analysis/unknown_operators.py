@@ -1,0 +1,55 @@
+"""Find a graph's operators that the operator library does not implement."""
+
+from __future__ import annotations
+
+import numpy as np
+import onnx
+import onnxruntime
+
+from graph_passes.custom_ops import DOMAIN, QUANT_BLOCK, format_in, format_of, function_proto, names
+from prosparse_export.runtime.operator_library import register
+
+__all__ = ["unknown_to_the_library"]
+
+
+def unknown_to_the_library(model: onnx.ModelProto) -> list[str]:
+    """Return the operators of the graph that the operator library does not have.
+
+    onnxruntime says nothing of them: it runs their bodies, densely. So each is put, without its body, into a graph
+    of its own, which opens only if the library knows it.
+    """
+    used = sorted({node.op_type for node in model.graph.node if node.domain == DOMAIN})
+    return [op for op in used if not _opens(op)]
+
+
+def _opens(op: str) -> bool:
+    if op not in names():
+        return False
+    kinds = {"f32": 1, "f16": 10, "bf16": 16, "i8": 3, "i4": 2}
+    shapes = {"s": (10, (QUANT_BLOCK, 1)), "b": (1, (QUANT_BLOCK,))}
+    inputs = list(function_proto(op).input)
+    initializers = []
+    for name in inputs[1:]:
+        weights = format_of(format_in(op), is_down=name == "w_down")
+        matrix = (kinds[weights], (QUANT_BLOCK, QUANT_BLOCK // 2 if weights == "i4" else QUANT_BLOCK))
+        kind, shape = shapes.get(name[0], matrix)
+        raw = bytes(int(np.prod(shape)) * {1: 4, 10: 2, 16: 2, 3: 1, 2: 1}[kind])
+        initializers.append(onnx.helper.make_tensor(name, kind, shape, raw, raw=True))
+    attributes = {} if op.startswith("Linear") else {"activation": "relu", "threshold": 0.0}
+    node = onnx.helper.make_node(op, inputs, ["y"], domain=DOMAIN, **attributes)
+    value = onnx.helper.make_tensor_value_info
+    graph = onnx.helper.make_graph(
+        [node], "probe", [value("x", 1, [1, QUANT_BLOCK])], [value("y", 1, None)], initializers
+    )
+    opsets = [onnx.helper.make_opsetid("", 20), onnx.helper.make_opsetid(DOMAIN, 1)]
+    probe = onnx.helper.make_model(graph, opset_imports=opsets, ir_version=9)
+    options = onnxruntime.SessionOptions()
+    options.log_severity_level = 4
+    register(options)
+    try:
+        onnxruntime.InferenceSession(probe.SerializeToString(), options, providers=["CPUExecutionProvider"])
+    except Exception as error:  # onnxruntime's exceptions share no base class
+        if "not a registered" in str(error):
+            return False
+        raise
+    return True
