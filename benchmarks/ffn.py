@@ -66,10 +66,10 @@ def baseline(name: str, shape: Shape, x: np.ndarray, threads: int) -> tuple[Run,
         return ort_dense(shape, kind, x, threads)
     try:
         if engine == "llama":
-            from ffn_llama import llama_dense
+            from engines.ffn_llama_cpp import llama_dense
 
             return llama_dense(shape, kind, x, threads)
-        from ffn_openvino import openvino_dense
+        from engines.ffn_openvino import openvino_dense
 
         return openvino_dense(shape, int(kind[3:]), x, threads)
     except (ImportError, OSError) as error:

@@ -1,4 +1,4 @@
-"""Dense feed-forward blocks in OpenVINO with weights of 8 or 4 bits, as its own tools compress them."""
+"""Dense FFNs in OpenVINO with 8-bit or 4-bit weights, as its own tools compress them."""
 
 from __future__ import annotations
 

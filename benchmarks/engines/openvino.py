@@ -1,7 +1,7 @@
-"""The plain ONNX form in OpenVINO, with its matrices compressed to int8 or int4 as OpenVINO's own tools write them.
+"""OpenVINO: the decomposed artifact with its matrices compressed to int8 or int4, as OpenVINO's own tools write them.
 
-The graph is `prosparse-export --plain --weights f32 --other-weights f32`: attention in standard operators, which
-OpenVINO fuses as far as it can; the cache is made a state.
+The graph is `prosparse-export --decomposed --weights f32 --other-weights f32`: attention in standard operators, which
+OpenVINO fuses as far as it can; the KV cache becomes state.
 """
 
 from __future__ import annotations
@@ -34,7 +34,7 @@ def _compressed(weight: np.ndarray, bits: int) -> ov.Node:
 
 
 def write_openvino(source: Path, path: Path, bits: int) -> Path:
-    """Convert the plain artifact ``source``, compress its matrices, save."""
+    """Convert the decomposed artifact ``source``, compress its matrices, save."""
     graph = onnx.load(source, load_external_data=False)
     for tensor in graph.graph.initializer:
         if tensor.name == "logits_to_keep":  # the last position's logits, as the others compute them
@@ -67,12 +67,12 @@ def write_openvino(source: Path, path: Path, bits: int) -> Path:
 
 
 class OpenVino:
-    """A saved model; greedy search is a loop over its request."""
+    """A saved model; decode runs its request in a loop."""
 
     def __init__(self, path: Path, threads: int) -> None:
         config = {"INFERENCE_NUM_THREADS": threads, "PERFORMANCE_HINT": "LATENCY"}
         model = ov.Core().read_model(path)
-        # An empty state would have a batch of 0, and the graph asks it for its size.
+        # The graph reads the batch size from the state, and an empty state would have 0.
         for variable in model.get_variables():
             info = variable.info
             info.data_shape = ov.PartialShape([1, info.data_shape[1], -1, info.data_shape[3]])
@@ -92,12 +92,12 @@ class OpenVino:
         self._request.get_output_tensor(0).data[0, -1].argmax()
 
     def prefill(self, ids: np.ndarray, capacity: int) -> None:
-        """Forget all, then take the tokens of a prompt."""
+        """Clear the KV cache, then run a prompt."""
         self._request.reset_state()
         self._length = 0
         self._run(ids)
 
     def decode(self, ids: np.ndarray) -> None:
-        """Take tokens one by one."""
+        """Decode the tokens one by one."""
         for token in ids:
             self._run(np.array([token]))

@@ -1,4 +1,4 @@
-"""Dense feed-forward blocks in llama.cpp's ggml, from the llama-cpp-python package's library, through ctypes."""
+"""Dense FFNs in ggml, through the library inside the llama-cpp-python package."""
 
 from __future__ import annotations
 

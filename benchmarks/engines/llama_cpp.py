@@ -1,10 +1,11 @@
-"""The checkpoint as GGUF in llama.cpp. Its llama graph gates with SiLU: same cost, other tokens; it is only timed."""
+"""llama.cpp: write a LLaMA checkpoint as GGUF and run it. Its graph uses SiLU: the same cost, other tokens."""
 
 from __future__ import annotations
 
 import ctypes
 import json
 from pathlib import Path
+from typing import Any
 
 import gguf
 import numpy as np
@@ -38,13 +39,18 @@ def _name(name: str) -> str:
 
 
 def _interleaved(weight: np.ndarray, heads: int) -> np.ndarray:
-    """Return rows in llama.cpp's order: it rotates neighboring pairs, transformers the halves of a head."""
+    """Return rows in llama.cpp's order: it applies RoPE to adjacent pairs, transformers to the halves of a head."""
     rows, cols = weight.shape
     return weight.reshape(heads, 2, rows // heads // 2, cols).swapaxes(1, 2).reshape(rows, cols)
 
 
+def rope_theta(config: dict[str, Any]) -> float:
+    """Return the base of RoPE's frequencies; transformers 5 writes it under rope_parameters, 4 at the top."""
+    return float((config.get("rope_parameters") or {}).get("rope_theta") or config["rope_theta"])
+
+
 def write_gguf(checkpoint: Path, path: Path, kind: str) -> Path:
-    """Write the LLaMA checkpoint ``checkpoint`` with its matrices in ``kind``; tensors wait in a temporary file."""
+    """Write the LLaMA checkpoint ``checkpoint`` with its matrices in ``kind``, through a temporary file."""
     config = json.loads((checkpoint / "config.json").read_text())
     heads, kv_heads = config["num_attention_heads"], config["num_key_value_heads"]
     writer = gguf.GGUFWriter(str(path), "llama", use_temp_file=True)
@@ -56,7 +62,7 @@ def write_gguf(checkpoint: Path, path: Path, kind: str) -> Path:
     writer.add_head_count_kv(kv_heads)
     writer.add_layer_norm_rms_eps(config["rms_norm_eps"])
     writer.add_rope_dimension_count(config["hidden_size"] // heads)
-    writer.add_rope_freq_base(config["rope_theta"])
+    writer.add_rope_freq_base(rope_theta(config))
     writer.add_vocab_size(config["vocab_size"])
     writer.add_tokenizer_model("llama")
     writer.add_token_list([f"<{i}>".encode() for i in range(config["vocab_size"])])
@@ -105,14 +111,14 @@ class LlamaCpp:
             raise OSError("llama_decode failed")
 
     def prefill(self, ids: np.ndarray, capacity: int) -> None:
-        """Forget all, then take the tokens of a prompt."""
+        """Clear the KV cache, then run a prompt."""
         self._c.llama_memory_clear(self._c.llama_get_memory(self._context), True)
         for begin in range(0, len(ids), 512):
             self._run(ids[begin : begin + 512])
         self._c.llama_get_logits_ith(self._context, -1)[0]
 
     def decode(self, ids: np.ndarray) -> None:
-        """Take tokens one by one."""
+        """Decode the tokens one by one."""
         for token in ids:
             self._run(np.array([token]))
             self._c.llama_get_logits_ith(self._context, -1)[0]
