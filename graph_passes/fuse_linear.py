@@ -85,7 +85,7 @@ class FuseLinearPass(ir.passes.InPlacePass):
         module = linear.module or (linear.weight.value.name or "").removesuffix(".weight")
         name = custom_ops.linear(self._weights)
         new = tape.Tape()
-        inputs = [x, *store.neuron_major(linear, module, self._weights, is_down=False)]
+        inputs = [x, *store.neuron_major(linear.weight, module, self._weights, in_major=linear.in_major)]
         inputs.append(store.bias(linear.bias, linear.d_out))
         node_name = module if module not in self._names else None  # a module may run twice
         self._names.add(module)
@@ -110,9 +110,7 @@ class FuseLinearPass(ir.passes.InPlacePass):
             return
         module = module_scope(node) or (table.name or "").removesuffix(".weight")
         weight = Weight(table, (shape[0], shape[1]), tensor.dtype, "float", tensor.numpy)
-        stored = store.neuron_major(
-            Linear(ids, weight, False, None, node.outputs[0], module), module, self._weights, is_down=False
-        )
+        stored = store.neuron_major(weight, module, self._weights, in_major=False)
         old = node.outputs[0]
         new = tape.Tape()
         rows = gathered_rows(new, stored, ids, self._weights, shape[1])

@@ -158,7 +158,7 @@ def _rewrite(
         module = linear.module or f"{block}.{role}"
         is_down = role == "down_proj"
         stored = custom_ops.format_of(weights, is_down=is_down)
-        inputs += store.neuron_major(linear, module, stored, is_down=is_down)
+        inputs += store.neuron_major(linear.weight, module, stored, in_major=linear.in_major, is_down=is_down)
         inputs.append(store.bias(linear.bias, linear.d_out))
     y = new.op(
         name,

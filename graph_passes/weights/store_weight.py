@@ -9,7 +9,6 @@ import onnx_ir as ir
 from numpy.typing import NDArray
 
 from graph_passes.custom_ops import Format
-from graph_passes.patterns.linear import Linear
 from graph_passes.weights.weight_format import store
 from graph_passes.weights.weight_source import Weight
 
@@ -24,17 +23,19 @@ class WeightStore:
         self._stored: dict[tuple[int, bool, Format], list[ir.Value]] = {}
         self._biases: dict[tuple[int, int], ir.Value] = {}
 
-    def neuron_major(self, linear: Linear, module: str, weights: Format, *, is_down: bool) -> list[ir.Value]:
-        """Return the initializers that store ``linear`` as ``[d_ff, d_model]``: its own one where that will do.
+    def neuron_major(
+        self, source: Weight, module: str, weights: Format, *, in_major: bool, is_down: bool = False
+    ) -> list[ir.Value]:
+        """Return the initializers that store ``source`` as ``[d_ff, d_model]``; the existing one if it already fits.
 
         Args:
-            linear: the layer.
-            module: the name that they get.
+            source: weight of a linear layer.
+            module: module path; the initializers are named after it.
             weights: the format.
-            is_down: the layer leads from d_ff to d_model.
+            in_major: ``source`` is ``[d_in, d_out]``.
+            is_down: the layer is a down_proj, whose inputs are the neurons.
         """
-        source = linear.weight
-        transposed = is_down != linear.in_major
+        transposed = is_down != in_major
         as_it_is = {"f32": ir.DataType.FLOAT, "f16": ir.DataType.FLOAT16, "bf16": ir.DataType.BFLOAT16}
         if not transposed and source.kind == "float" and source.dtype == as_it_is.get(weights):
             return [source.value]
