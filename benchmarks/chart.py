@@ -1,0 +1,115 @@
+"""Draw the charts of README and docs/performance from benchmarks/results, for light and dark pages.
+
+    python benchmarks/chart.py             # docs/images/engines-{light,dark}.svg, sparsity-{light,dark}.svg
+
+`engines`: decode and prefill of one model in tokens/s, by engine, where the longest prompt is the case that we lose.
+`sparsity`: speedup of one FFN over its dense baseline, by activation sparsity, beside the limit set by bytes read.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import click
+import matplotlib
+
+matplotlib.use("svg")
+import matplotlib.pyplot as plt
+from matplotlib.axes import Axes
+from matplotlib.figure import Figure
+from measurements import read, sparsity_sweep, workloads
+
+IMAGES = Path(__file__).parent.parent / "docs" / "images"
+ENGINES = {"ours": "prosparse-export", "onnxruntime-genai": None, "llama.cpp": None, "OpenVINO": None}
+THEMES = {
+    "light": {"text": "#1f2328", "grid": "#d1d9e0", "ours": "#0969da", "other": "#9aa4af", "lost": "#bc4c00"},
+    "dark": {"text": "#f0f6fc", "grid": "#3d444d", "ours": "#4493f8", "other": "#6e7781", "lost": "#f0883e"},
+}
+LINES = ("#0969da", "#1a7f37", "#8250df", "#bf8700", "#cf222e")
+Theme = Mapping[str, str]
+
+
+def engines_figure(results: Mapping[str, Any], model: str, weights: str, theme: Theme) -> Figure:
+    """Two panels of horizontal bars: decode, and the longest prompt measured."""
+    rows = workloads(
+        results, ("engines",), lambda run: run["model"] == model and run["weights"] == weights and run["threads"] == 2
+    )
+    decode = next(row for row in rows if row.key["phase"] == "decode")
+    prefill = max((row for row in rows if row.key["phase"] == "prefill"), key=lambda row: row.key["context"])
+    figure, panels = plt.subplots(1, 2, figsize=(8.4, 2.3))
+    for axes, row, title in (
+        (panels[0], decode, f"Decode at {decode.key['context']} tokens"),
+        (panels[1], prefill, f"Prefill of {prefill.key['context']} tokens"),
+    ):
+        names = [name for name in ENGINES if name in row.engines]
+        speeds = [float(row.engines[name]["tokens_per_second"]["median"]) for name in names]
+        colors = [
+            theme["ours"] if name == "ours" else theme["lost"] if speed > speeds[0] else theme["other"]
+            for name, speed in zip(names, speeds, strict=True)
+        ]
+        places = range(len(names), 0, -1)
+        axes.barh(places, speeds, color=colors, height=0.68)
+        axes.set_yticks(places, [ENGINES[name] or name for name in names])
+        for place, speed in zip(places, speeds, strict=True):
+            axes.text(speed + max(speeds) * 0.02, place, f"{speed:.0f}", va="center", color=theme["text"], fontsize=10)
+        axes.set_title(f"{title}, tokens/s", loc="left", color=theme["text"], fontsize=11)
+        axes.set_xlim(0, max(speeds) * 1.15)
+        axes.set_xticks([])
+        _style(axes, theme)
+    figure.tight_layout(w_pad=2.5)
+    return figure
+
+
+def sparsity_figure(results: Mapping[str, Any], theme: Theme) -> Figure:
+    """Speedup over the dense baseline of one FFN, one line per weight format."""
+    runs = [run for run in sparsity_sweep(results)["runs"] if run["engine"] == "dense baseline"]
+    figure, axes = plt.subplots(figsize=(7.2, 3.6))
+    shares = [share / 100 for share in range(100)]
+    limit = [3 / (1 + 2 * (1 - share)) for share in shares]
+    axes.plot([100 * s for s in shares], limit, "--", color=theme["text"], linewidth=1, label="limit by bytes read")
+    for weights, color in zip(dict.fromkeys(run["weights"] for run in runs), LINES, strict=False):
+        points = sorted((100 * run["sparsity"], run["ratio"]["median"]) for run in runs if run["weights"] == weights)
+        axes.plot(*zip(*points, strict=True), "o-", ms=3.5, linewidth=1.4, color=color, label=weights)
+    axes.set_xlabel("activation sparsity, %", color=theme["text"])
+    axes.set_ylabel("times the dense baseline", color=theme["text"])
+    axes.set_ylim(0.9)
+    axes.grid(color=theme["grid"], linewidth=0.6)
+    axes.legend(frameon=False, labelcolor=theme["text"])
+    _style(axes, theme)
+    figure.tight_layout()
+    return figure
+
+
+def _style(axes: Axes, theme: Theme) -> None:
+    axes.tick_params(colors=theme["text"], length=0)
+    for name, spine in axes.spines.items():
+        spine.set_visible(name in ("left", "bottom"))
+        spine.set_color(theme["grid"])
+    axes.spines["bottom"].set_visible(bool(axes.get_xticks().size))
+
+
+@click.command(context_settings={"help_option_names": ["-h", "--help"]}, help=__doc__)
+@click.option("--machine", default="xeon-amx", show_default=True, help="A file of benchmarks/results.")
+@click.option("--model", default="tinyllama", show_default=True)
+@click.option("--weights", default="i4", show_default=True)
+@click.option("-o", "--output", type=click.Path(file_okay=False, path_type=Path), default=IMAGES, help="Folder.")
+def main(machine: str, model: str, weights: str, output: Path) -> None:
+    """Parse and draw."""
+    output.mkdir(parents=True, exist_ok=True)
+    results = read(machine)
+    matplotlib.rcParams |= {"svg.hashsalt": "prosparse", "font.family": "DejaVu Sans", "font.size": 10}
+    for name, theme in THEMES.items():
+        for stem, figure in (
+            ("engines", engines_figure(results, model, weights, theme)),
+            ("sparsity", sparsity_figure(results, theme)),
+        ):
+            path = output / f"{stem}-{name}.svg"
+            figure.savefig(path, transparent=True, metadata={"Date": None, "Creator": None})
+            plt.close(figure)
+            click.echo(path)
+
+
+if __name__ == "__main__":
+    main()
