@@ -1,12 +1,12 @@
-"""Random layers of LLaMA's and OPT's shape: activations neither grow nor fade, FFNs are as sparse as wanted.
+"""Random weights in LLaMA's and OPT's shapes: hidden states keep their scale, FFNs are as sparse as asked for.
 
-Weights are drawn layer by layer while a few random tokens pass through them. Because a matrix is independent of its
-input h, its products have the spread std * |h|, whatever the layers before did; so each matrix gets the std that gives
-products of the wanted size, and nothing has to be drawn twice.
+Weights are drawn layer by layer while a few random tokens pass through them. A random matrix is independent of its
+input h, so its output has the standard deviation std * |h|; each matrix gets the std that gives outputs of the wanted
+scale, and nothing is drawn twice.
 
-The activation is plain ReLU, which is continuous: rounding moves logits a little, and not by whole neurons as it would
-with a large threshold. OPT gets its sparsity from fc1's bias. LLaMA has none, so its first 32 channels, a block of the
-integer formats, are the same for every token: no layer writes to them, and gate_proj reads a negative constant there.
+The activation is ReLU, which is continuous: rounding changes logits a little, not by whole neurons as a large threshold
+would. OPT gets its sparsity from fc1's bias. LLaMA has no bias, so its first 32 channels (one quantization group) are
+the same for every token: no layer writes to them, and gate_proj reads a negative constant there.
 """
 
 from __future__ import annotations
@@ -95,7 +95,7 @@ class Weights:
         return result
 
 
-def _product(x: Tensor, matrix: Tensor) -> Tensor:
+def _matmul(x: Tensor, matrix: Tensor) -> Tensor:
     """Return ``x @ matrix.T`` in float32, widening a part of ``matrix`` at a time."""
     rows = max(1, _CHUNK // matrix.shape[1])
     return torch.cat([x @ part.float().T for part in matrix.split(rows)], dim=-1)
@@ -109,11 +109,100 @@ def _heads(x: Tensor, count: int) -> Tensor:
     return x.view(_SEQUENCES, _TOKENS, count, -1).transpose(1, 2)
 
 
-def _rotated(x: Tensor, theta: float) -> Tensor:
+def _rope(x: Tensor, theta: float) -> Tensor:
     half = x.shape[-1] // 2
     angles = torch.arange(_TOKENS)[:, None] * theta ** (-torch.arange(half) / half)
     one, two = x[..., :half], x[..., half:]
     return torch.cat([one * angles.cos() - two * angles.sin(), two * angles.cos() + one * angles.sin()], dim=-1)
+
+
+class _Layers:
+    """Draws tensors under transformers' names while hidden states ``[sequences, tokens, d_model]`` pass."""
+
+    def __init__(self, shape: Shape, weights: Weights, sparsity: float, store: Store) -> None:
+        self.shape, self._weights, self._store = shape, weights, store
+        self.llama = shape.family == "llama"
+        self._prefix = "model." if self.llama else "model.decoder."
+        self._branch = (2 * shape.layers) ** -0.5  # of the residual's spread: after all layers it is about 1 again
+        self._gate_bias = -NormalDist().inv_cdf(sparsity)
+
+    def keep(self, name: str, dims: tuple[int, ...], std: float, mean: float = 0.0) -> Tensor:
+        """Draw and store a tensor."""
+        tensor = self._weights.draw(self._prefix + name, dims, std, mean)
+        self._store(self._prefix + name, tensor)
+        return tensor
+
+    def norm(self, name: str, x: Tensor) -> Tensor:
+        """Draw a norm and apply it."""
+        shape = self.shape
+        weight = self.keep(f"{name}.weight", (shape.d_model,), 0.1, 1.0).float()
+        if self.llama:
+            return rms_norm(x, (shape.d_model,), weight, shape.eps)
+        bias = self.keep(f"{name}.bias", (shape.d_model,), 0.1).float()
+        return layer_norm(x, (shape.d_model,), weight, bias, shape.eps)
+
+    def linear(
+        self, name: str, x: Tensor, d_out: int, spread: float, bias: float = 0.0, *, writes: bool = False
+    ) -> Tensor:
+        """Draw a projection and apply it.
+
+        Args:
+            name: the module.
+            x: ``[..., d_in]``.
+            d_out: output features.
+            spread: standard deviation of the output.
+            bias: mean of the output.
+            writes: the output is added to the residual.
+        """
+        free = x[..., _CONSTANT:] if self.llama and bias else x
+        full = f"{self._prefix}{name}.weight"
+        weight = self._weights.draw(full, (d_out, x.shape[-1]), spread / max(_length(free), 1e-6))
+        if self.llama and writes:
+            weight[:_CONSTANT] = 0
+        if self.llama and bias:
+            weight[:, :_CONSTANT] = bias / _CONSTANT / x[..., :_CONSTANT].mean(dim=(0, 1))
+        self._store(full, weight)
+        y = _matmul(x, weight)
+        return y if self.llama else y + self.keep(f"{name}.bias", (d_out,), 0.05, bias).float()
+
+    def embed(self, ids: Tensor, size: float) -> Tensor:
+        """Draw the embedding, and OPT's positions, and look ``ids`` up."""
+        shape = self.shape
+        table = self._weights.draw(f"{self._prefix}embed_tokens.weight", (shape.vocabulary, shape.d_model), size)
+        if self.llama:
+            table[:, :_CONSTANT] = max(size, 0.3)
+        self._store(f"{self._prefix}embed_tokens.weight", table)
+        x = table[ids].float()
+        if self.llama:
+            return x
+        positions = self.keep("embed_positions.weight", (shape.positions + 2, shape.d_model), size / 2)
+        return x + positions[2 : 2 + _TOKENS].float()
+
+    def attention(self, layer: str, x: Tensor) -> Tensor:
+        """Return ``x`` plus a layer's attention."""
+        shape = self.shape
+        h = self.norm(f"{layer}.{'input_layernorm' if self.llama else 'self_attn_layer_norm'}", x)
+        q = _heads(self.linear(f"{layer}.self_attn.q_proj", h, shape.d_model, _SHARPNESS), shape.heads)
+        k = _heads(self.linear(f"{layer}.self_attn.k_proj", h, shape.kv_heads * shape.head_dim, 1.0), shape.kv_heads)
+        v = _heads(self.linear(f"{layer}.self_attn.v_proj", h, shape.kv_heads * shape.head_dim, 1.0), shape.kv_heads)
+        if self.llama:
+            q, k = _rope(q, shape.rope_theta), _rope(k, shape.rope_theta)
+        mixed = scaled_dot_product_attention(q, k, v, is_causal=True, enable_gqa=True)
+        out = f"{layer}.self_attn.{'o_proj' if self.llama else 'out_proj'}"
+        mixed = mixed.transpose(1, 2).reshape(x.shape)
+        return x + self.linear(out, mixed, shape.d_model, self._branch, writes=True)
+
+    def ffn(self, layer: str, x: Tensor) -> tuple[Tensor, float]:
+        """Return ``x`` plus a layer's FFN, and the FFN's activation sparsity."""
+        shape = self.shape
+        h = self.norm(f"{layer}.{'post_attention_layernorm' if self.llama else 'final_layer_norm'}", x)
+        first = f"{layer}.{'mlp.gate_proj' if self.llama else 'fc1'}"
+        hidden = self.linear(first, h, shape.d_ff, 1.0, self._gate_bias).relu()
+        sparsity = 1.0 - float((hidden > 0).float().mean())
+        if self.llama:
+            hidden = hidden * self.linear(f"{layer}.mlp.up_proj", h, shape.d_ff, 1.0)
+        last = f"{layer}.{'mlp.down_proj' if self.llama else 'fc2'}"
+        return x + self.linear(last, hidden, shape.d_model, self._branch, writes=True), sparsity
 
 
 @torch.no_grad()
@@ -121,71 +210,18 @@ def random_model(
     shape: Shape, weights: Weights, sparsity: float, store: Store, progress: Callable[[int], None]
 ) -> list[float]:
     """Draw every tensor under transformers' name and hand it to ``store``; return each layer's measured sparsity."""
-    llama = shape.family == "llama"
-    prefix = "model." if llama else "model.decoder."
-    branch = (2 * shape.layers) ** -0.5  # of the residual's spread: after all layers it is about 1 again
-    # A tied lm_head would answer a token with itself, were its embedding much of the last hidden state.
+    layers = _Layers(shape, weights, sparsity, store)
+    # With a large embedding, a tied lm_head would predict the input token itself.
     size = min(1.0, 2 * shape.d_model**-0.5) if shape.tied else 1.0
     source = np.random.default_rng([weights.seed, 0])
     ids = torch.from_numpy(source.integers(3, shape.vocabulary, (_SEQUENCES, _TOKENS)))
-
-    def keep(name: str, dims: tuple[int, ...], std: float, mean: float = 0.0) -> Tensor:
-        tensor = weights.draw(prefix + name, dims, std, mean)
-        store(prefix + name, tensor)
-        return tensor
-
-    def normed(name: str, x: Tensor) -> Tensor:
-        weight = keep(f"{name}.weight", (shape.d_model,), 0.1, 1.0).float()
-        if llama:
-            return rms_norm(x, (shape.d_model,), weight, shape.eps)
-        bias = keep(f"{name}.bias", (shape.d_model,), 0.1).float()
-        return layer_norm(x, (shape.d_model,), weight, bias, shape.eps)
-
-    def linear(name: str, x: Tensor, d_out: int, spread: float, bias: float = 0.0, *, writes: bool = False) -> Tensor:
-        """Draw a matrix and return its product; ``bias`` is added to every element, ``writes``: to the residual."""
-        free = x[..., _CONSTANT:] if llama and bias else x
-        weight = weights.draw(f"{prefix}{name}.weight", (d_out, x.shape[-1]), spread / max(_length(free), 1e-6))
-        if llama and writes:
-            weight[:_CONSTANT] = 0
-        if llama and bias:
-            weight[:, :_CONSTANT] = bias / _CONSTANT / x[..., :_CONSTANT].mean(dim=(0, 1))
-        store(f"{prefix}{name}.weight", weight)
-        y = _product(x, weight)
-        return y if llama else y + keep(f"{name}.bias", (d_out,), 0.05, bias).float()
-
-    table = weights.draw(f"{prefix}embed_tokens.weight", (shape.vocabulary, shape.d_model), size)
-    if llama:
-        table[:, :_CONSTANT] = max(size, 0.3)
-    store(f"{prefix}embed_tokens.weight", table)
-    x = table[ids].float()
-    if not llama:
-        positions = keep("embed_positions.weight", (shape.positions + 2, shape.d_model), size / 2)
-        x = x + positions[2 : 2 + _TOKENS].float()
+    x = layers.embed(ids, size)
     measured = []
     for i in range(shape.layers):
         progress(i)
-        layer = f"layers.{i}"
-        h = normed(f"{layer}.{'input_layernorm' if llama else 'self_attn_layer_norm'}", x)
-        q = _heads(linear(f"{layer}.self_attn.q_proj", h, shape.d_model, _SHARPNESS), shape.heads)
-        k = _heads(linear(f"{layer}.self_attn.k_proj", h, shape.kv_heads * shape.head_dim, 1.0), shape.kv_heads)
-        v = _heads(linear(f"{layer}.self_attn.v_proj", h, shape.kv_heads * shape.head_dim, 1.0), shape.kv_heads)
-        if llama:
-            q, k = _rotated(q, shape.rope_theta), _rotated(k, shape.rope_theta)
-        mixed = scaled_dot_product_attention(q, k, v, is_causal=True, enable_gqa=True)
-        mixed = mixed.transpose(1, 2).reshape(x.shape)
-        x = x + linear(
-            f"{layer}.self_attn.{'o_proj' if llama else 'out_proj'}", mixed, shape.d_model, branch, writes=True
-        )
-        h = normed(f"{layer}.{'post_attention_layernorm' if llama else 'final_layer_norm'}", x)
-        z = linear(
-            f"{layer}.{'mlp.gate_proj' if llama else 'fc1'}", h, shape.d_ff, 1.0, -NormalDist().inv_cdf(sparsity)
-        )
-        hidden = z.relu()
-        measured.append(1.0 - float((hidden > 0).float().mean()))
-        if llama:
-            hidden = hidden * linear(f"{layer}.mlp.up_proj", h, shape.d_ff, 1.0)
-        x = x + linear(f"{layer}.{'mlp.down_proj' if llama else 'fc2'}", hidden, shape.d_model, branch, writes=True)
-    h = normed("norm" if llama else "final_layer_norm", x)
+        x, found = layers.ffn(f"layers.{i}", layers.attention(f"layers.{i}", x))
+        measured.append(found)
+    h = layers.norm("norm" if layers.llama else "final_layer_norm", x)
     if not shape.tied:
         store("lm_head.weight", weights.draw("lm_head.weight", (shape.vocabulary, shape.d_model), 1 / _length(h)))
     return measured
