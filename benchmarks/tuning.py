@@ -1,7 +1,7 @@
 """The kernels' cross-overs, measured: the library is built with other constants, and all builds take turns.
 
-    python benchmarks/crossovers.py --threads 2                     # f32, TinyLlama's shape
-    python benchmarks/crossovers.py --constant prefetch --threads 1
+    python benchmarks/tuning.py --threads 2                     # f32, TinyLlama's shape
+    python benchmarks/tuning.py --constant prefetch --threads 1
 
 Two are of several tokens in float formats (native/src/tiles.cc): a neuron is computed for all tokens at once if it is
 active for one in `common` of them; up to `memory` tokens always. One is of single tokens and all formats
