@@ -1,6 +1,6 @@
 """Draw the charts of README and docs/performance from benchmarks/results, for light and dark pages.
 
-    python benchmarks/chart.py             # docs/images/engines-{light,dark}.svg, sparsity-{light,dark}.svg
+python benchmarks/chart.py             # docs/images/engines-{light,dark}.svg, sparsity-{light,dark}.svg
 
 `engines`: decode and prefill of one model in tokens/s, by engine, where the longest prompt is the case that we lose.
 `sparsity`: speedup of one FFN over its dense baseline, by activation sparsity, beside the limit set by bytes read.

@@ -2,7 +2,7 @@
 
 A body is the operator's specification. It travels in every model that uses the operator, so
 that an onnxruntime without our library inlines it and computes the same thing densely, and it
-is the oracle that the kernels are tested against. docs/custom_ops.md describes each operator.
+is the oracle that the kernels are tested against. docs/reference/operators.md describes each operator.
 """
 
 from __future__ import annotations

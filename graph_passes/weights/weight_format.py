@@ -3,7 +3,7 @@
 Float formats are a cast. i8 and i4 are symmetric with one float16 scale per row and block of 32
 columns: ``weight = scale * integer``, integers in [-127, 127] for i8 and [-8, 7] for i4. The scale maps the
 weight of largest magnitude to 127 or -8 (so an i4 scale may be negative), and integers are rounded to the
-nearest, ties to even, with the scale as float16 has it. docs/custom_ops.md states the layout.
+nearest, ties to even, with the scale as float16 has it. docs/reference/operators.md states the layout.
 """
 
 from __future__ import annotations

@@ -26,7 +26,7 @@ Examples:
   prosparse validate MODEL_DIR out/7b.onnx --save-reference 7b.ref    # once, on a large machine
   prosparse validate MODEL_DIR out/7b-i4.onnx --reference 7b.ref      # then without PyTorch's model
 
-Limits may be in a TOML file, options come first; docs/validation.md has an example.
+Limits may be in a TOML file, options come first; docs/guides/validate.md has an example.
 """
 
 

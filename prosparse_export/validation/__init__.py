@@ -1,4 +1,4 @@
-"""Compare an artifact with the PyTorch model that it came from, on real text; docs/validation.md."""
+"""Compare an artifact with the PyTorch model that it came from, on real text; docs/guides/validate.md."""
 
 from prosparse_export.text.windows import default_text, read_text
 from prosparse_export.validation.compare import validate

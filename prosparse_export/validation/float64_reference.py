@@ -84,7 +84,7 @@ def exact_ffn(x: Array, w: Weights, activation: str, threshold: float, *, rounds
         rounds: activations are rounded to 16 bits, as the i8 and i4 kernels do.
 
     Source:
-        Forward error analysis, step by step; docs/validation.md.
+        Forward error analysis, step by step; docs/guides/validate.md.
     """
     first = "gate" if "gate" in w else "up"
     z, z_error = linear_error(x, w[first], w[f"{first}_bias"], rounds)

@@ -105,7 +105,9 @@ def read_limits(path: Path) -> Limits:
     except OSError as error:
         raise ProSparseError(f"limits: {path}: cannot be read: {error.strerror}", hint="check the path") from error
     except ValueError as error:
-        raise ProSparseError(f"limits: {path}: expected TOML, got: {error}", hint="see docs/validation.md") from error
+        raise ProSparseError(
+            f"limits: {path}: expected TOML, got: {error}", hint="see docs/guides/validate.md"
+        ) from error
     known = {f.name for f in fields(Limits)}
     unknown = sorted(set(values) - known)
     if unknown:

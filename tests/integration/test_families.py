@@ -1,4 +1,4 @@
-"""Every family of ReLU-type decoders through the whole chain, tiny and random; the table in docs/families.md."""
+"""Every family of ReLU-type decoders through the whole chain, tiny and random; the table in docs/reference/families.md."""
 
 from __future__ import annotations
 
@@ -337,4 +337,4 @@ def table() -> str:
 def test_the_committed_table_is_current() -> None:
     from support.tables import check_table
 
-    check_table(ROOT / "docs" / "families.md", table())
+    check_table(ROOT / "docs" / "reference" / "families.md", table())

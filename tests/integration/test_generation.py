@@ -107,7 +107,7 @@ def test_a_long_prompt_goes_in_parts(attention: str, model: SparseModel, plain: 
     ids = np.asarray([text], np.int64)
     expected, _ = subject.forward(ids, np.ones_like(ids))
     actual = subject.decoder(1, len(text)).prefill(ids, np.ones_like(ids))
-    # Parts change the order of sums; see docs/validation.md for the bound on the demo's logits.
+    # Parts change the order of sums; see docs/guides/validate.md for the bound on the demo's logits.
     assert np.abs(actual - expected[:, -1]).max() <= 1e-3
     assert not np.array_equal(actual, expected[:, 0])
     np.testing.assert_array_equal(streamed(subject, [text], 20), stepwise(subject, [text], 20)[0])

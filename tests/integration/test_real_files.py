@@ -1,4 +1,4 @@
-"""ONNX files that nobody here made, from packages; the table in docs/optimize.md."""
+"""ONNX files that nobody here made, from packages; the table in docs/guides/optimize.md."""
 
 from __future__ import annotations
 
@@ -80,4 +80,4 @@ def test_real_files(files: dict[str, Path], tmp_path: Path) -> None:
         opset = result.manifest["opset_imports"][""]
         rows.append(f"| {name} | {what} | {opset} | {shapes} | {refused} | {reasons} |")
     head = HEAD.format(packages=", ".join(PACKAGES))
-    check_table(ROOT / "docs" / "optimize.md", head + "\n".join(rows) + "\n")
+    check_table(ROOT / "docs" / "guides" / "optimize.md", head + "\n".join(rows) + "\n")

@@ -19,7 +19,7 @@ LONGEST = 64
 
 @dataclass(frozen=True, eq=False)
 class Family:
-    """A row of docs/families.md.
+    """A row of docs/reference/families.md.
 
     Attributes:
         name: what people call it.

@@ -78,7 +78,7 @@ class Distillation:
 
 @dataclass(frozen=True)
 class Recipe:
-    """A training run: see docs/training.md for what each value does.
+    """A training run: see docs/guides/train.md for what each value does.
 
     Attributes:
         name: what the run is called in its records.
@@ -129,7 +129,7 @@ def load_recipe(name_or_path: str) -> Recipe:
     except FileNotFoundError:
         raise TrainingError(
             f"recipe: {name_or_path}: expected a file or one of {', '.join(recipe_names())}, got nothing there",
-            hint="write one: docs/training.md lists the keys",
+            hint="write one: docs/guides/train.md lists the keys",
         ) from None
     except (OSError, UnicodeDecodeError, tomllib.TOMLDecodeError) as error:
         raise TrainingError(f"recipe: {path}: expected TOML, got {error}", hint="mend that line") from error
@@ -213,7 +213,7 @@ def _known(values: Mapping[str, Any], names: Sequence[str], prefix: str, where: 
             close = difflib.get_close_matches(key, names, 1)
             raise TrainingError(
                 f"recipe: {where}: unknown key {prefix}{key}: expected one of {', '.join(names)}",
-                hint=f"did you mean {prefix}{close[0]}?" if close else "docs/training.md lists the keys",
+                hint=f"did you mean {prefix}{close[0]}?" if close else "docs/guides/train.md lists the keys",
             )
 
 
@@ -250,4 +250,4 @@ def _check(recipe: Recipe, where: str) -> None:
     }
     for message, holds in conditions.items():
         if not holds:
-            raise TrainingError(f"recipe: {where}: {message}", hint="docs/training.md says what each key means")
+            raise TrainingError(f"recipe: {where}: {message}", hint="docs/guides/train.md says what each key means")

@@ -1,7 +1,7 @@
 // How the operators' matrices are stored: canonically in a model file, and repacked in memory.
 //
 // All matrices of one operator have one format; only I4I8 has down_proj in I8 and the others in I4. Canonical
-// (docs/custom_ops.md): rows one after another, F32, F16 and BF16 as in the checkpoint; I8 one signed byte per
+// (docs/reference/operators.md): rows one after another, F32, F16 and BF16 as in the checkpoint; I8 one signed byte per
 // weight; I4 two weights per byte, the even column in the low half, each plus 8, rows padded to whole blocks of 32.
 // I8 and I4 have one float16 scale per row and block of 32 columns: weight = scale * integer.
 //
