@@ -95,9 +95,9 @@ def calibrate_command(
     for trial in result["trials"]:
         layers = trial["sparsity_by_layer"]
         change = 100 * (trial["perplexity"] / start - 1)
-        mark = " <- chosen" if trial["knob"] == result["chosen"]["knob"] else ""
+        mark = " <- chosen" if trial["value"] == result["chosen"]["value"] else ""
         click.echo(
-            f"{trial['knob']:14.5g} {100 * trial['sparsity']:8.2f}% {trial['perplexity']:11.3f} {change:+7.2f}%  "
+            f"{trial['value']:14.5g} {100 * trial['sparsity']:8.2f}% {trial['perplexity']:11.3f} {change:+7.2f}%  "
             f"{100 * min(layers):.1f} to {100 * max(layers):.1f}{mark}"
         )
     if per_layer:

@@ -36,11 +36,11 @@ def describe_calibration(recorded: Mapping[str, Any]) -> str:
     """Return the manifest's entry on the threshold search as one line."""
     points, chosen = recorded["points"], recorded["chosen"]
     low, high = min(chosen["thresholds"]), max(chosen["thresholds"])
-    knob = f"threshold {low:.4g}"
-    if recorded["knob"] != "threshold":
-        knob = f"{chosen['knob']:.3g} of each layer's energy dropped (thresholds {low:.4g} to {high:.4g})"
+    parameter = f"threshold {low:.4g}"
+    if recorded["search_parameter"] != "threshold":
+        parameter = f"{chosen['value']:.3g} of each layer's energy dropped (thresholds {low:.4g} to {high:.4g})"
     return (
-        f"{knob}: perplexity {points[0]['perplexity']:.4g} -> {chosen['perplexity']:.4g} "
+        f"{parameter}: perplexity {points[0]['perplexity']:.4g} -> {chosen['perplexity']:.4g} "
         f"(budget {recorded['budget']:+.2%}), sparsity {points[0]['sparsity']:.2%} -> {chosen['sparsity']:.2%}; "
         f"{len(points)} tried on {recorded['tokens']} tokens"
     )

@@ -100,11 +100,12 @@ def run_calibrate(
         import torch
 
         from prosparse_models import find_ffn_blocks, load_checkpoint
+        from prosparse_models.loading.calibration_file import CALIBRATION_FILE
         from prosparse_models.loading.hub import find_model_folder
         from prosparse_models.loading.substitution import saved_fields
         from prosparse_models.loading.tokenizer import load_tokenizer
         from prosparse_models.training.calibration import PAPER_THRESHOLDS, calibrate
-        from prosparse_models.training.calibration_file import CALIBRATION_FILE, calibration_record
+        from prosparse_models.training.calibration_record import calibration_record
         from prosparse_models.training.saving import add_config_fields, copy_model_folder, write_json
         from prosparse_models.training.training_text import TextSource, evaluation_rows
 
@@ -135,7 +136,7 @@ def run_calibrate(
         elif out_dir is not None:
             copy_model_folder(model_dir, out_dir, fields, {CALIBRATION_FILE: record})
     trials = [
-        {"knob": t.knob, "thresholds": t.thresholds, "within": t.within, **t.measurement.as_dict()}
+        {"value": t.value, "thresholds": t.thresholds, "within": t.within, **t.measurement.as_dict()}
         for t in result.trials
     ]
     return {

@@ -331,7 +331,7 @@ def _manifest(
 
 def _searched(record: Mapping[str, Any]) -> dict[str, Any]:
     """Return the manifest's entry on the threshold search that `read_calibration` gave."""
-    kept = ("knob", "budget", "perplexity_limit", "tokens", "hidden_act_param", "chosen")
+    kept = ("search_parameter", "budget", "perplexity_limit", "tokens", "hidden_act_param", "chosen")
     return {**{key: record[key] for key in kept}, "points": record["trials"]}
 
 

@@ -206,13 +206,14 @@ def _calibration(axes: Axes, report: Report) -> None:
     if search is None:
         raise ValueError("calibration: expected the manifest to have a threshold search, got none")
     points = [p for p in search["points"] if np.isfinite(p["perplexity"])]
-    x = [p["knob"] for p in points]
+    x = [p["value"] for p in points]
     axes.plot(x, [100 * p["sparsity"] for p in points], "o-", color=_COLOURS[0], ms=4)
-    chosen = search["chosen"]["knob"]
+    chosen = search["chosen"]["value"]
     axes.axvline(chosen, color="#666666", linewidth=0.9, linestyle=":")
     side = "right" if 2 * chosen > max(x) else "left"
     axes.text(chosen, 0.03, " chosen ", transform=axes.get_xaxis_transform(), ha=side, fontsize=7.5)
-    axes.set_xlabel("threshold" if search["knob"] == "threshold" else "energy dropped, share of each layer's")
+    is_threshold = search["search_parameter"] == "threshold"
+    axes.set_xlabel("threshold" if is_threshold else "energy dropped, share of each layer's")
     axes.set_ylabel("sparsity, % (circles)")
     other = axes.twinx()
     other.spines["right"].set_visible(True)

@@ -99,8 +99,8 @@ class Report:
         layers: in the graph's order.
         positions: upper ends of the groups of `LayerReport.by_position`.
         manifest: prosparse.json.
-        calibration: the threshold search that the manifest has, or None; see `prosparse_models.calibration_file`, whose
-            trials are called points there.
+        calibration: the manifest's threshold search, or None; see `prosparse_models.training.calibration_record`, whose
+            trials are its points.
         machine: what the speed was measured on.
     """
 

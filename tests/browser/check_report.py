@@ -43,10 +43,10 @@ def make_page(artifact: Path, folder: Path) -> Path:
     report = measure(artifact, [("introductions", text), ("later.txt", text[30_000:])], ReportOptions(1024, 256))
     if report.calibration is None:
         points = [
-            {"knob": k, "sparsity": 0.8 + k / 3, "perplexity": 35 + 40 * k**2, "thresholds": [k]}
+            {"value": k, "sparsity": 0.8 + k / 3, "perplexity": 35 + 40 * k**2, "thresholds": [k]}
             for k in (0.0, 0.005, 0.01, 0.02, 0.03, 0.06, 0.12, 0.165, 0.18, 0.24)
         ]
-        search = {"knob": "threshold", "perplexity_limit": 36.4, "chosen": points[7], "points": points}
+        search = {"search_parameter": "threshold", "perplexity_limit": 36.4, "chosen": points[7], "points": points}
         report = replace(report, calibration=search)
     write_page(report, folder / "report.html")
     return folder / "report.html"

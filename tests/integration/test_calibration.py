@@ -17,7 +17,7 @@ from prosparse_export.report.charts import draw
 from prosparse_export.report.page import render_page
 from prosparse_export.validation import default_text
 from prosparse_models import load_checkpoint
-from prosparse_models.training.calibration_file import CALIBRATION_FILE
+from prosparse_models.loading.calibration_file import CALIBRATION_FILE
 
 pytestmark = pytest.mark.integration
 
@@ -52,20 +52,21 @@ def calibrated(
 def test_search_reaches_the_report(calibrated: tuple[Path, dict[str, Any]], tmp_path: Path) -> None:
     folder, result = calibrated
     kept = json.loads((folder / CALIBRATION_FILE).read_text())
-    per_layer = kept["knob"] == "energy dropped"
-    assert per_layer or kept["knob"] == "threshold"
+    per_layer = kept["search_parameter"] == "energy dropped"
+    assert per_layer or kept["search_parameter"] == "threshold"
     assert kept["hidden_act_param"] == json.loads((folder / "config.json").read_text())["hidden_act_param"]
     assert kept["chosen"] in kept["trials"]
-    assert (kept["chosen"]["knob"], kept["perplexity_limit"]) == (result["chosen"]["knob"], result["perplexity_limit"])
+    assert kept["chosen"]["value"] == result["chosen"]["value"]
+    assert kept["perplexity_limit"] == result["perplexity_limit"]
     assert not [p.name for p in folder.iterdir() if p.name.startswith(".")]  # nothing half written
-    points = [(t["knob"], t["sparsity"], t["perplexity"]) for t in result["trials"]]
+    points = [(t["value"], t["sparsity"], t["perplexity"]) for t in result["trials"]]
     assert len(points) > 5
 
     output = tmp_path / "m.onnx"
     assert run("export", folder, output, "-q").startswith(str(output))
     manifest = json.loads((tmp_path / "prosparse.json").read_text())
     recorded = manifest["calibration"]
-    assert [(p["knob"], p["sparsity"], p["perplexity"]) for p in recorded["points"]] == points
+    assert [(p["value"], p["sparsity"], p["perplexity"]) for p in recorded["points"]] == points
     (line,) = [line for line in run("info", output).splitlines() if line.startswith("calibrated: ")]
     assert f"perplexity {points[0][2]:.4g} -> {result['chosen']['perplexity']:.4g} (budget +1.00%)" in line
     assert ("of each layer's energy dropped" in line) == per_layer
@@ -73,7 +74,7 @@ def test_search_reaches_the_report(calibrated: tuple[Path, dict[str, Any]], tmp_
     report = measure(output, [("t", default_text()[:2000])], ReportOptions(64, 64, speed=False))
     axes, other = draw("calibration", report).axes
     drawn = (axes.lines[0].get_xdata(), axes.lines[0].get_ydata(), other.lines[0].get_ydata())
-    assert list(zip(*drawn, strict=True)) == [(knob, 100 * sparsity, p) for knob, sparsity, p in points]
+    assert list(zip(*drawn, strict=True)) == [(value, 100 * sparsity, p) for value, sparsity, p in points]
     assert axes.get_xlabel().startswith("energy dropped" if per_layer else "threshold")
     page = render_page(report)
     assert 'id="figure-calibration"' in page
@@ -96,7 +97,7 @@ def test_a_search_for_other_thresholds_is_ignored(
     assert load_checkpoint(folder, in_files=True, **options).calibration is None
 
 
-@pytest.mark.parametrize(("content", "got"), [("{", "expected JSON"), ('{"format": 2}', "expected an object with")])
+@pytest.mark.parametrize(("content", "got"), [("{", "expected JSON"), ('{"format": 1}', "expected an object with")])
 def test_a_damaged_file_is_one_line(content: str, got: str, demo_folder: Path, tmp_path: Path) -> None:
     folder = Path(shutil.copytree(demo_folder, tmp_path / "model"))
     config = json.loads((folder / "config.json").read_text())

@@ -103,9 +103,9 @@ def test_page_needs_nothing_and_runs_nothing(report: Report) -> None:
 
 def test_calibration_is_drawn_if_there_is_one(report: Report) -> None:
     points = [
-        {"knob": q, "sparsity": 0.9 + q, "perplexity": p} for q, p in ((0.0, 40.0), (0.01, 41.0), (0.02, math.inf))
+        {"value": q, "sparsity": 0.9 + q, "perplexity": p} for q, p in ((0.0, 40.0), (0.01, 41.0), (0.02, math.inf))
     ]
-    search = {"knob": "energy dropped", "perplexity_limit": 41.5, "chosen": points[1], "points": points}
+    search = {"search_parameter": "energy dropped", "perplexity_limit": 41.5, "chosen": points[1], "points": points}
     page = render_page(replace(report, calibration=search))
     assert 'id="figure-calibration"' in page
     assert "energy dropped 0.01, sparsity 91.00 %, perplexity 41; its budget allowed 41.5" in page

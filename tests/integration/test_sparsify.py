@@ -355,19 +355,19 @@ def test_calibration_finds_the_largest_threshold_within_the_budget(
     child = run_command(*arguments, "--budget", 2, "--json", "-q")
     assert child.returncode == 0, child.stderr
     result = json.loads(child.stdout)
-    knobs = [t["knob"] for t in result["trials"]]
-    assert knobs == sorted(knobs)
-    assert {0.0, 0.005, 0.01, 0.02, 0.03} <= set(knobs)
+    values = [t["value"] for t in result["trials"]]
+    assert values == sorted(values)
+    assert {0.0, 0.005, 0.01, 0.02, 0.03} <= set(values)
     chosen, start = result["chosen"], result["trials"][0]
     assert chosen["perplexity"] <= result["perplexity_limit"] == pytest.approx(1.02 * start["perplexity"])
-    above = [t for t in result["trials"] if t["knob"] > chosen["knob"]]
+    above = [t for t in result["trials"] if t["value"] > chosen["value"]]
     assert above[0]["perplexity"] > result["perplexity_limit"]
-    assert above[0]["knob"] <= 1.1 * chosen["knob"]  # bisected
+    assert above[0]["value"] <= 1.1 * chosen["value"]  # bisected
     assert chosen["sparsity"] > start["sparsity"]
     assert [t["sparsity"] for t in result["trials"]] == sorted(t["sparsity"] for t in result["trials"])
     config = json.loads((out / "config.json").read_text())
-    assert (config["hidden_act"], config["hidden_act_param"]) == ("fatrelu", chosen["knob"])
-    assert load_checkpoint(out).threshold == chosen["knob"]
+    assert (config["hidden_act"], config["hidden_act_param"]) == ("fatrelu", chosen["value"])
+    assert load_checkpoint(out).threshold == chosen["value"]
     assert json.loads((whole / "config.json").read_text())["hidden_act"] == "relu"  # the source is as it was
     refused = run_command(*arguments)
     assert refused.returncode == 1

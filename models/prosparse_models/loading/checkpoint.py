@@ -30,13 +30,13 @@ from prosparse_models.errors import CheckpointError
 from prosparse_models.ffn_blocks import find_ffn_blocks
 from prosparse_models.loading.activation_keys import ACTIVATION_KEYS, exported_activation, put_activation
 from prosparse_models.loading.activation_override import apply_activation, override_activation
+from prosparse_models.loading.calibration_file import read_calibration
 from prosparse_models.loading.file_weights import FileWeights
 from prosparse_models.loading.gaussian_topk import fix_gaussian_topk
 from prosparse_models.loading.minicpm import fold_minicpm_scales
 from prosparse_models.loading.model_config import ModelConfig, read_model_config
 from prosparse_models.loading.substitution import set_thresholds
 from prosparse_models.loading.weight_files import check_weight_files, stored_dtype
-from prosparse_models.training.calibration_file import read_calibration
 
 __all__ = ["Checkpoint", "load_checkpoint"]
 

@@ -27,13 +27,13 @@ class Trial:
     """One row of the table.
 
     Attributes:
-        knob: the threshold if it is one for all layers; else the share of each layer's energy that is dropped.
+        value: the search parameter: one threshold for all layers, or the share of each layer's energy that is dropped.
         thresholds: FATReLU t per layer.
         measurement: what the model did with them.
         within: whether the perplexity is within the budget.
     """
 
-    knob: float
+    value: float
     thresholds: tuple[float, ...]
     measurement: Measurement
     within: bool
@@ -44,8 +44,8 @@ class Calibration:
     """The table, and the choice.
 
     Attributes:
-        trials: by rising knob; the first is t = 0.
-        chosen: the trial with the largest knob of those below which all tried ones are within the budget.
+        trials: by increasing value; the first is t = 0.
+        chosen: the trial with the largest value for which it and all smaller ones are within the budget.
         limit: the perplexity that the budget allows.
     """
 
@@ -71,7 +71,7 @@ def calibrate(
     bisections between the last that keeps it and the first that breaks it. Perplexity over t is taken
     to rise; where it does not, the choice is still within the budget, and so is every smaller one tried.
 
-    With ``per_layer``, one knob q drives all layers: layer l gets the threshold below which active
+    With ``per_layer``, one search parameter q drives all layers: layer l gets the threshold below which active
     neurons hold the share q of the layer's energy (sum over tokens and neurons of x1 squared). So a layer with
     large activations gets a large threshold, and no layer pays for all.
 
@@ -96,18 +96,18 @@ def calibrate(
     energy = _energy_by_gate(model, blocks, rows) if per_layer else None
     trials: dict[float, Trial] = {}
 
-    def run(knob: float) -> Trial:
-        if knob not in trials:
-            thresholds = tuple(_quantile(e, knob) for e in energy) if energy else (knob,) * len(blocks)
+    def run(value: float) -> Trial:
+        if value not in trials:
+            thresholds = tuple(_quantile(e, value) for e in energy) if energy else (value,) * len(blocks)
             set_thresholds(blocks, thresholds)
             measurement = measure(model, blocks, rows)
             within = measurement.perplexity <= limit
-            trials[knob] = Trial(knob, thresholds, measurement, within)
+            trials[value] = Trial(value, thresholds, measurement, within)
             progress(
-                f"{'q' if per_layer else 't'} = {knob:.4g}: perplexity {measurement.perplexity:.3f}, "
+                f"{'q' if per_layer else 't'} = {value:.4g}: perplexity {measurement.perplexity:.3f}, "
                 f"sparsity {100 * measurement.sparsity:.2f} %"
             )
-        return trials[knob]
+        return trials[value]
 
     limit = math.inf
     start = run(0.0)
@@ -117,20 +117,20 @@ def calibrate(
             hint="the model itself gives no numbers on this text: check its weights, or the text",
         )
     limit = start.measurement.perplexity * (1.0 + budget)
-    knobs = [1e-4, 1e-3, 1e-2] if per_layer else sorted(c for c in candidates if c > 0)
-    for knob in knobs:
-        run(knob)
+    values = [1e-4, 1e-3, 1e-2] if per_layer else sorted(c for c in candidates if c > 0)
+    for value in values:
+        run(value)
     low, high = 0.0, math.inf
-    for knob in sorted(trials):
-        if knob and not trials[knob].within:
-            high = knob
+    for value in sorted(trials):
+        if value and not trials[value].within:
+            high = value
             break
-        low = knob
+        low = value
     for _ in range(_MAX_DOUBLINGS):
         if high < math.inf or (per_layer and low >= 0.5):
             break
-        knob = 2.0 * low if low else (1e-4 if per_layer else 1e-3)
-        low, high = (knob, high) if run(knob).within else (low, knob)
+        value = 2.0 * low if low else (1e-4 if per_layer else 1e-3)
+        low, high = (value, high) if run(value).within else (low, value)
     for _ in range(refinements if high < math.inf else 0):
         middle = float(f"{0.5 * (low + high):.4g}")  # nobody needs more digits
         low, high = (middle, high) if run(middle).within else (low, middle)
