@@ -2,7 +2,7 @@
 
 A decode step reads every weight of the model once, but of a sparse block's up_proj and down_proj only the rows of the
 active neurons. So with a share a = 1 - sparsity of active neurons a gated block of one format reads (1 + 2a) / 3 of its
-bytes, one without a gate (1 + a) / 2. Everything else is read in full. See docs/guides/run.md for how well that predicts.
+bytes, one without a gate (1 + a) / 2. Everything else is read in full. docs/guides/run.md: how well that predicts.
 """
 
 from __future__ import annotations

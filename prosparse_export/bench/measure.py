@@ -1,7 +1,7 @@
 """Time an artifact: decode and prefill, the sparse run and the operators' own dense run in turns.
 
 The dense twin is the same file with ``PROSPARSE_DENSE=1``: the same kernels and the same weights, every neuron
-computed. That is what sparsity gains; how the kernels do against other engines is benchmarks/compare_engines.py's matter.
+computed. That is what sparsity gains; how the kernels do against other engines is benchmarks/compare_engines.py's.
 """
 
 from __future__ import annotations

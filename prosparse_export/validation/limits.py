@@ -106,7 +106,7 @@ def read_limits(path: Path) -> Limits:
         raise ProSparseError(f"limits: {path}: cannot be read: {error.strerror}", hint="check the path") from error
     except ValueError as error:
         raise ProSparseError(
-            f"limits: {path}: expected TOML, got: {error}", hint="see docs/guides/validate.md"
+            f"limits: {path}: expected TOML, got: {error}", hint="docs/guides/validate.md has one"
         ) from error
     known = {f.name for f in fields(Limits)}
     unknown = sorted(set(values) - known)

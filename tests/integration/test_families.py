@@ -1,4 +1,4 @@
-"""Every family of ReLU-type decoders through the whole chain, tiny and random; the table in docs/reference/families.md."""
+"""Every family of ReLU-type decoders through the whole chain, tiny and random: docs/reference/families.md."""
 
 from __future__ import annotations
 
