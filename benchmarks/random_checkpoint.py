@@ -146,13 +146,13 @@ def main(
     staging = Path(tempfile.mkdtemp(prefix=f".{folder.name}.", suffix=".partial", dir=folder.parent))
     try:
         shards = Shards(staging)
-        with stages(quiet=quiet) as report:
+        with stages(quiet=quiet) as progress:
             measured = random_model(
                 shape,
                 Weights(seed, DTYPES[dtype], threads),
                 sparsity,
                 shards.add,
-                lambda layer: report("layers", layer, shape.layers),
+                lambda layer: progress("layers", layer, shape.layers),
             )
             shards.close()
         _write_json(staging / "config.json", config(shape, dtype))

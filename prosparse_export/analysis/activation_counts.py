@@ -7,7 +7,7 @@ before. So the count is of the artifact's own numbers, and no hidden activation 
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -20,6 +20,7 @@ from prosparse_export.analysis.debug_session import add_output, edited_session, 
 from prosparse_export.analysis.ffn_nodes import FfnNode, ffn_nodes, read_graph
 from prosparse_export.artifact.writer import read_manifest
 from prosparse_export.errors import ProSparseError
+from prosparse_export.progress import ProgressCallback, no_progress
 
 __all__ = ["Activity", "LayerActivity", "measure_activity"]
 
@@ -77,7 +78,7 @@ def measure_activity(
     *,
     context: int = 512,
     threads: int | None = None,
-    progress: Callable[[int, int], None] = lambda *_: None,
+    progress: ProgressCallback = no_progress,
 ) -> Activity:
     """Count over ``texts`` (token ids each), in windows of ``context`` tokens that do not overlap.
 
@@ -102,7 +103,7 @@ def measure_activity(
     done, total = 0, sum(map(len, texts))
     for number, ids in enumerate(texts):
         for begin in range(0, len(ids), context):
-            progress(done, total)
+            progress("sparsity", done, total)
             window = ids[begin : begin + context]
             outputs = session.run([name for layer in names for name in layer], first_feeds(session, window))
             for i, part in enumerate(parts):

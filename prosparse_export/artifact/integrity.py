@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 from prosparse_export.artifact.writer import read_manifest, sha256_file
 from prosparse_export.errors import ProSparseError
+from prosparse_export.progress import ProgressCallback, no_progress
 
 __all__ = ["check_files", "no_model"]
 
@@ -29,13 +30,13 @@ def no_model(path: Path) -> ProSparseError:
     return ProSparseError(f"model: {path}: expected an .onnx file, got a folder", hint=hint)
 
 
-def check_files(path: Path, *, verify: bool = False, report: Callable[[str], object] = lambda _: None) -> int:
+def check_files(path: Path, *, verify: bool = False, progress: ProgressCallback = no_progress) -> int:
     """Check the files that prosparse.json lists for the graph ``path``; no manifest, nothing to check.
 
     Args:
         path: the .onnx file.
         verify: read every file and compare its SHA-256; else only the weights' presence and size, which costs nothing.
-        report: called with the name of each file before it is read.
+        progress: called before each file is read.
 
     Returns:
         How many files were checked.
@@ -66,7 +67,7 @@ def check_files(path: Path, *, verify: bool = False, report: Callable[[str], obj
                 hint="the copy was cut off, or it belongs to another model: copy it again",
             )
         if verify:
-            report(name)
+            progress(f"read {name}", 0, 0)
             digest = sha256_file(file)
             if digest != expected["sha256"]:
                 raise ProSparseError(

@@ -21,9 +21,9 @@ from typing import Any
 import onnx_ir as ir
 
 from prosparse_export.errors import ProSparseError
+from prosparse_export.progress import ProgressCallback, no_progress
 
 __all__ = [
-    "Progress",
     "Sidecars",
     "artifact_folder",
     "read_manifest",
@@ -36,7 +36,6 @@ MANIFEST = "prosparse.json"
 _ROOM = 1 << 20  # bytes for everything but the weights
 
 
-Progress = Callable[[int, int, str], None]
 """Called with bytes written, bytes in all and the next tensor's name."""
 
 
@@ -94,7 +93,7 @@ def artifact_folder(output: Path, *, overwrite: bool) -> Iterator[Path]:
 
 
 def write_artifact(
-    model: ir.Model, staging: Path, name: str, sidecars: Sidecars, progress: Progress | None = None
+    model: ir.Model, staging: Path, name: str, sidecars: Sidecars, progress: ProgressCallback = no_progress
 ) -> None:
     """Write ``model`` as ``name`` with external data ``name.data``, and the sidecars, into ``staging``.
 
@@ -119,17 +118,16 @@ def write_artifact(
         )
     written = 0
 
-    def report(tensor: ir.TensorProtocol, _: object) -> None:
+    def report_tensor(tensor: ir.TensorProtocol, _: object) -> None:
         nonlocal written
-        if progress is not None:
-            progress(written, total, tensor.name or "")
+        progress("write", written, total, tensor.name or "")
         written += tensor.nbytes
 
     ir.save(
         model,
         staging / name,
         external_data=f"{name}.data",
-        callback=report,
+        callback=report_tensor,
         alignment=4096,  # a page: onnxruntime maps the file and the kernels read it in place
         align_threshold=65536,
     )

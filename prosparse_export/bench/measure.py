@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import os
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -27,6 +27,7 @@ from prosparse_export.bench.profile import profile_decode
 from prosparse_export.bench.result import BenchResult, LayerTime, Spread, Timing
 from prosparse_export.bench.sparsity import measure_sparsity
 from prosparse_export.errors import ProSparseError
+from prosparse_export.progress import ProgressCallback, no_progress
 from prosparse_export.runtime.decode_loop import Decoder
 from prosparse_export.runtime.model import SparseModel
 from prosparse_export.runtime.operator_library import check_library, library_info
@@ -34,7 +35,6 @@ from prosparse_export.runtime.threads import default_threads
 
 __all__ = ["BenchOptions", "bench"]
 
-Progress = Callable[[str, int, int], None]
 _SPARSITY_TOKENS = 64
 _WARM = 2  # rounds that do not count
 
@@ -61,7 +61,10 @@ class BenchOptions:
 
 
 def bench(
-    path: Path, ids: NDArray[np.int64], options: BenchOptions | None = None, progress: Progress = lambda *_: None
+    path: Path,
+    ids: NDArray[np.int64],
+    options: BenchOptions | None = None,
+    progress: ProgressCallback = no_progress,
 ) -> BenchResult:
     """Measure the artifact at ``path`` on the tokens ``ids``, ``[tokens]``; too few are repeated.
 
@@ -105,9 +108,7 @@ def bench(
     blocks, others = profile_decode(
         path, nodes, ids[: options.context + options.tokens], options.context, threads=threads
     )
-    sparsities = measure_sparsity(
-        path, graph, nodes, shown, threads=threads, progress=lambda d, t: progress("sparsity", d, t)
-    )
+    sparsities = measure_sparsity(path, graph, nodes, shown, threads=threads, progress=progress)
     return _result(
         path,
         graph,
@@ -172,7 +173,9 @@ def _result(
     )
 
 
-def _decode(models: list[SparseModel], ids: NDArray[np.int64], options: BenchOptions, progress: Progress) -> Timing:
+def _decode(
+    models: list[SparseModel], ids: NDArray[np.int64], options: BenchOptions, progress: ProgressCallback
+) -> Timing:
     """Feed the text's own tokens, the same to both, each model a round at a time."""
     total = options.context + options.tokens * (options.rounds + _WARM)
     decoders = [_filled(model, ids[: options.context], total) for model in models]
@@ -198,7 +201,7 @@ def _steps(decoder: Decoder, ids: NDArray[np.int64]) -> float:
 
 
 def _prefill(
-    models: list[SparseModel], ids: NDArray[np.int64], length: int, options: BenchOptions, progress: Progress
+    models: list[SparseModel], ids: NDArray[np.int64], length: int, options: BenchOptions, progress: ProgressCallback
 ) -> Timing:
     rounds = max(3, options.rounds // 2) + 1
     times: list[list[float]] = []

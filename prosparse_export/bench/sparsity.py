@@ -6,7 +6,6 @@ part at a time. A neuron counts as active if its activation is not zero.
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -17,6 +16,7 @@ from numpy.typing import NDArray
 from graph_passes import dequantize, is_quantized
 from prosparse_export.analysis.debug_session import add_output, edited_session, first_feeds
 from prosparse_export.analysis.ffn_nodes import FfnNode, initializer
+from prosparse_export.progress import ProgressCallback
 
 __all__ = ["measure_sparsity"]
 
@@ -30,7 +30,7 @@ def measure_sparsity(
     ids: NDArray[np.int64],
     *,
     threads: int,
-    progress: Callable[[int, int], None],
+    progress: ProgressCallback,
 ) -> list[float]:
     """Return the share of inactive neurons of each block for the tokens ``ids``, ``[tokens]``."""
     names = [node.node.input[0] for node in nodes]
@@ -44,7 +44,7 @@ def measure_sparsity(
     del session
     result = []
     for i, (node, x) in enumerate(zip(nodes, inputs, strict=True)):
-        progress(i, len(nodes))
+        progress("sparsity", i, len(nodes))
         rows = x.reshape(-1, x.shape[-1])
         result.append(1.0 - _active(path, model, node, rows))
     return result

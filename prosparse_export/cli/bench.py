@@ -70,8 +70,8 @@ def bench_command(
             f"output: {plot_file}: expected a name that ends in {', '.join(_PLOTS)}, got {plot_file.suffix or 'none'}",
             hint=f"for instance {plot_file.with_suffix('.png')}",
         )
-    with stages(quiet=quiet) as report:
-        report("start", 0, 0)
+    with stages(quiet=quiet) as progress:
+        progress("start", 0, 0)
         import numpy as np
 
         from prosparse_export.artifact.model_settings import read_tokenizer
@@ -86,7 +86,7 @@ def bench_command(
         else:
             ids = np.asarray(tokenizer.encode(text).ids, np.int64)
         options = BenchOptions(threads, context, tokens, prefill, rounds, dense)
-        result = bench(onnx_file, ids, options, report)
+        result = bench(onnx_file, ids, options, progress)
     click.echo(table(result))
     if json_file is not None:
         write_aside(json_file, json.dumps(result.to_dict(), indent=2) + "\n")

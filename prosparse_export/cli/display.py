@@ -10,7 +10,7 @@ from rich.console import Console
 from rich.progress import BarColumn, Progress, SpinnerColumn, TaskID, TextColumn, TimeElapsedColumn, TimeRemainingColumn
 
 from prosparse_export.cli.interruption import raise_if_interrupted
-from prosparse_export.progress import Report
+from prosparse_export.progress import ProgressCallback
 
 __all__ = ["Lines", "stages"]
 
@@ -19,8 +19,8 @@ _LINE_EVERY = 10.0  # seconds between lines of one stage where there is no termi
 
 
 @contextmanager
-def stages(*, quiet: bool) -> Iterator[Report]:
-    """Yield a function that shows what is going on.
+def stages(*, quiet: bool) -> Iterator[ProgressCallback]:
+    """Yield a callback that displays progress on stderr.
 
     What has a detail is counted in bytes, and shown so; else the share done is shown, and for both the time left.
     """
@@ -37,26 +37,26 @@ def stages(*, quiet: bool) -> Iterator[Report]:
             TimeRemainingColumn(),
             TextColumn("{task.fields[detail]}"),
         )
-        with Progress(*columns, console=console) as progress:
-            yield _bars(progress)
+        with Progress(*columns, console=console) as bars:
+            yield _bars(bars)
     else:
         yield Lines(console)
 
 
-def _bars(progress: Progress) -> Report:
+def _bars(bars: Progress) -> ProgressCallback:
     tasks: dict[str, TaskID] = {}
 
-    def report(stage: str, done: int, total: int, detail: str = "") -> None:
+    def show(stage: str, done: int, total: int, detail: str = "") -> None:
         raise_if_interrupted()
         if stage not in tasks:
             for task in tasks.values():
-                progress.update(task, total=1, completed=1, detail="")
-            tasks[stage] = progress.add_task(stage, total=None, amount="", detail="")
+                bars.update(task, total=1, completed=1, detail="")
+            tasks[stage] = bars.add_task(stage, total=None, amount="", detail="")
         if total:
             amount = _amount(done, total) if detail else ""
-            progress.update(tasks[stage], completed=done, total=total, amount=amount, detail=detail)
+            bars.update(tasks[stage], completed=done, total=total, amount=amount, detail=detail)
 
-    return report
+    return show
 
 
 class Lines:
@@ -79,7 +79,7 @@ class Lines:
         self._seen = (0, 0)  # done and total of the last call
 
     def __call__(self, stage: str, done: int, total: int, detail: str = "") -> None:
-        """Take a `prosparse_export.progress.Report`."""
+        """Show progress; see `ProgressCallback`."""
         raise_if_interrupted()
         now = self._clock() - self._began
         begins = stage != self._stage

@@ -115,8 +115,8 @@ def export_command(
         raise click.UsageError("--keep goes with --approximate")
     if approximate is not None and (activation is not None or threshold is not None):
         raise click.UsageError("--approximate keeps the model's activation: leave out --activation and --threshold")
-    with stages(quiet=quiet) as report:
-        report("start", 0, 0)
+    with stages(quiet=quiet) as progress:
+        progress("start", 0, 0)
         from prosparse_export.export.approximate import Approximation
         from prosparse_export.export.export import ExportOptions, export_model  # torch takes seconds to import
 
@@ -134,7 +134,7 @@ def export_command(
             calibrate=calibrate if approximate is None else (),
             approximate=None if approximate is None else Approximation(keep or 0.5, calibrate, approximate),
         )
-        result = export_model(model_dir, output, options, report)
+        result = export_model(model_dir, output, options, progress)
     if verbose:
         for outcome in (*result.rewritten, *result.refused):
             click.echo(str(outcome), err=True)

@@ -124,8 +124,8 @@ def _is_current(path: Path, validated: dict[str, Any], *, verify: bool) -> bool:
 def _verify(path: Path) -> None:
     from prosparse_export.artifact.integrity import check_files
 
-    with stages(quiet=False) as report:
-        checked = check_files(path, verify=True, report=lambda name: report(f"read {name}", 0, 0))
+    with stages(quiet=False) as progress:
+        checked = check_files(path, verify=True, progress=progress)
     click.echo(f"verified: {checked} files are those that were exported", err=True)
 
 

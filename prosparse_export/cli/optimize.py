@@ -68,13 +68,13 @@ def optimize_command(
     Every FFN that stays dense is listed with its node and the reason. Inputs, outputs and all other nodes stay as
     they are. Weights are read one at a time, so that a file larger than memory will do.
     """
-    with stages(quiet=quiet) as report:
-        report("start", 0, 0)
+    with stages(quiet=quiet) as progress:
+        progress("start", 0, 0)
         from prosparse_export.optimize.optimize import OptimizeOptions, optimize_file
 
         chosen = None if weights == "source" else cast("FfnFormat", weights)
         options = OptimizeOptions(overwrite, allow_dense, library, chosen, plain, check)
-        result = optimize_file(source, output, options, report)
+        result = optimize_file(source, output, options, progress)
     for outcome in result.rewritten if verbose else ():
         click.echo(f"{outcome.node}: {outcome.op} ({outcome.activation})", err=True)
     for outcome in result.refused:

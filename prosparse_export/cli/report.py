@@ -55,16 +55,16 @@ def report_command(
     """
     page = output or onnx_file.with_suffix(".report.html")
     check_outputs((page, json_file), overwrite=overwrite)
-    with stages(quiet=quiet) as report:
-        report("start", 0, 0)
+    with stages(quiet=quiet) as progress:
+        progress("start", 0, 0)
         from prosparse_export.report import ReportOptions, measure, png_paths, write_json, write_page, write_pngs
         from prosparse_export.text.windows import BUNDLED, default_text, read_text
 
         if png_folder is not None and png_folder.is_dir():
             check_outputs(png_paths(png_folder), overwrite=overwrite)  # each that any report may write
         texts = [(path.name, read_text(path)) for path in text_files] or [(BUNDLED, default_text())]
-        result = measure(onnx_file, texts, ReportOptions(max_tokens, context, speed, threads), report)
-        report("write", 0, 0)
+        result = measure(onnx_file, texts, ReportOptions(max_tokens, context, speed, threads), progress)
+        progress("write", 0, 0)
         write_page(result, page)
         if json_file is not None:
             write_json(result, json_file)

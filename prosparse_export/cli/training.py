@@ -59,7 +59,7 @@ def run_sparsify(
             torch.set_num_threads(threads)
         recipe = override(load_recipe(recipe_name), settings, stages)
         folder = find_model_folder(
-            model_dir, trust_remote_code=bool(options.get("trust_remote_code")), tell=monitor.status
+            model_dir, trust_remote_code=bool(options.get("trust_remote_code")), progress=monitor.status
         )
         summary = sparsify(folder, out_dir, recipe, SparsifyOptions(**options), monitor)
         if torch.distributed.is_available() and torch.distributed.is_initialized():
@@ -112,7 +112,7 @@ def run_calibrate(
         if threads is not None:
             torch.set_num_threads(threads)
         if not in_place:
-            model_dir = find_model_folder(model_dir, trust_remote_code=trust_remote_code, tell=monitor.status)
+            model_dir = find_model_folder(model_dir, trust_remote_code=trust_remote_code, progress=monitor.status)
         tokenizer = load_tokenizer(model_dir)
         rows = evaluation_rows(TextSource.find(text, column=text_column), tokenizer, context, tokens)
         monitor.status("load model")

@@ -110,8 +110,8 @@ def validate_command(
     if save_reference is not None and reference is not None:
         raise click.UsageError("--save-reference and --reference exclude each other")
     check_outputs((junit, markdown, save_reference), overwrite=overwrite)
-    with stages(quiet=quiet) as report:
-        report("start", 0, 0)
+    with stages(quiet=quiet) as progress:
+        progress("start", 0, 0)
         from prosparse_export.validation import (  # torch takes seconds to import
             Limits,
             ValidationOptions,
@@ -157,7 +157,7 @@ def validate_command(
         )
         texts = [(path.name, read_text(path)) for path in text_files]
         result = validate(
-            model_dir, onnx_file, options, texts=texts, trust_remote_code=trust_remote_code, report=report
+            model_dir, onnx_file, options, texts=texts, trust_remote_code=trust_remote_code, progress=progress
         )
     for path, contents in ((junit, as_junit), (markdown, as_markdown)):
         if path is not None:

@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -12,6 +13,7 @@ import torch
 from transformers import PreTrainedModel
 
 from prosparse_export.errors import ProSparseError
+from prosparse_export.progress import ProgressCallback
 from prosparse_export.quiet import quiet
 from prosparse_export.text.files import load_tokenizer, read_text, tokenize
 from prosparse_models.approximation import apply_thresholded_silu, silu_blocks, silu_thresholds
@@ -65,7 +67,7 @@ def check_approximation(wanted: Approximation) -> None:
 
 
 def approximate(
-    model: PreTrainedModel, folder: Path, wanted: Approximation, tell: Callable[[str, int, int], None]
+    model: PreTrainedModel, folder: Path, wanted: Approximation, progress: ProgressCallback
 ) -> dict[str, Any]:
     """Put thresholds into the blocks of ``model`` and return what the manifest says of them.
 
@@ -80,14 +82,10 @@ def approximate(
     try:
         with quiet():
             blocks = silu_blocks(model)
-            thresholds = silu_thresholds(
-                model, blocks, calibration, wanted.keep, lambda done, total: tell("calibrate", done, total)
-            )
-            progress: Callable[[int, int], None] = lambda done, total: tell("perplexity, dense", done, total)  # noqa: E731
-            dense = measure(model, blocks, held_out, batch=1, progress=progress)
+            thresholds = silu_thresholds(model, blocks, calibration, wanted.keep, partial(progress, "calibrate"))
+            dense = measure(model, blocks, held_out, batch=1, progress=partial(progress, "perplexity, dense"))
             apply_thresholded_silu(blocks, thresholds)
-            progress = lambda done, total: tell("perplexity, approximated", done, total)  # noqa: E731
-            sparse = measure(model, blocks, held_out, batch=1, progress=progress)
+            sparse = measure(model, blocks, held_out, batch=1, progress=partial(progress, "perplexity, approximated"))
     except TrainingError as error:
         raise ProSparseError(str(error), hint=error.hint) from error
     return {

@@ -17,7 +17,7 @@ from prosparse_export.artifact.writer import Sidecars, write_artifact
 from prosparse_export.errors import ProSparseError
 from prosparse_export.export.rounded_reference import StoredAs, format_bound, with_stored_weights
 from prosparse_export.export.trace_encoder_decoder import trace_encoder_decoder
-from prosparse_export.progress import Report
+from prosparse_export.progress import ProgressCallback
 from prosparse_export.quiet import quiet
 from prosparse_export.runtime.encoder_decoder import EncoderDecoder, encoder_path
 
@@ -28,7 +28,7 @@ _BOUND = 1e-3  # of the largest number
 
 
 def rewrite_encoder_decoder(
-    model: PreTrainedModel, weights: FfnFormat, *, plain: bool, tell: Report
+    model: PreTrainedModel, weights: FfnFormat, *, plain: bool, progress: ProgressCallback
 ) -> tuple[ir.Model, ir.Model, list[FfnOutcome]]:
     """Return the graphs of encoder and decoder, their blocks rewritten, and what became of each block.
 
@@ -37,21 +37,19 @@ def rewrite_encoder_decoder(
     Raises:
         ProSparseError: the model cannot be traced.
     """
-    tell("trace", 0, 0)
+    progress("trace", 0, 0)
     graphs = trace_encoder_decoder(model)
-    tell("rewrite", 0, 0)
+    progress("rewrite", 0, 0)
     outcomes: list[FfnOutcome] = []
     for graph in graphs:
         export_pipeline(outcomes, fuse_attention=False, weights=weights, plain=plain)(graph)
     return (*graphs, outcomes)
 
 
-def write_encoder(encoder: ir.Model, staging: Path, name: str, tell: Report) -> None:
+def write_encoder(encoder: ir.Model, staging: Path, name: str, progress: ProgressCallback) -> None:
     """Write the encoder's graph beside the decoder's, ``name``."""
     target = encoder_path(staging / name).name
-    write_artifact(
-        encoder, staging, target, Sidecars(), lambda done, total, name: tell("write encoder", done, total, name)
-    )
+    write_artifact(encoder, staging, target, Sidecars(), progress)
 
 
 @torch.no_grad()

@@ -28,7 +28,6 @@ from prosparse_export.artifact.genai_config import GENAI_CONFIG, genai_config
 from prosparse_export.artifact.model_settings import context_in
 from prosparse_export.artifact.writer import (
     MANIFEST,
-    Progress,
     Sidecars,
     artifact_folder,
     sha256_file,
@@ -50,7 +49,7 @@ from prosparse_export.export.rounded_reference import (
     stored_formats,
 )
 from prosparse_export.export.trace import OPSET, trace
-from prosparse_export.progress import Report
+from prosparse_export.progress import ProgressCallback, no_progress
 from prosparse_export.quiet import quiet
 from prosparse_export.runtime.encoder_decoder import encoder_path
 from prosparse_export.runtime.model import SparseModel
@@ -120,7 +119,7 @@ class ExportResult:
 
 
 def export_model(
-    folder: Path, output: Path, options: ExportOptions | None = None, report: Report | None = None
+    folder: Path, output: Path, options: ExportOptions | None = None, progress: ProgressCallback = no_progress
 ) -> ExportResult:
     """Export the model in ``folder`` to ``output``, an .onnx file; see docs/architecture.md.
 
@@ -133,7 +132,6 @@ def export_model(
     """
     options = options or ExportOptions()
     folder, output = Path(folder), Path(output)
-    tell: Report = report or (lambda stage, done, total, detail="": None)
     if output.parent.resolve() == folder.resolve():
         raise ProSparseError(
             f"output: {output}: expected a folder of its own, got the model folder, whose config.json it would replace",
@@ -145,14 +143,14 @@ def export_model(
         check_approximation(options.approximate)
     texts = [(path.name, read_text(path)) for path in options.calibrate]  # before the minutes of loading and tracing
     with artifact_folder(output, overwrite=options.overwrite) as staging:
-        tell("load", 0, 0)
+        progress("load", 0, 0)
         if _is_encoder_decoder(folder):
-            return _export_encoder_decoder(folder, output, staging, options, tell)
-        checkpoint, graph, approximation = _traced(folder, options, tell)
-        measured = measure_layers(checkpoint, folder, texts, tell) if texts else None
+            return _export_encoder_decoder(folder, output, staging, options, progress)
+        checkpoint, graph, approximation = _traced(folder, options, progress)
+        measured = measure_layers(checkpoint, folder, texts, progress) if texts else None
         weights: FfnFormat = options.weights or checkpoint_format(checkpoint.weight_dtype)
         other_weights = options.other_weights or format_of(weights, is_down=False)
-        tell("rewrite", 0, 0)
+        progress("rewrite", 0, 0)
         outcomes: list[FfnOutcome] = []
         refusals: list[str] = []
         linears: list[LinearOutcome] = []
@@ -179,30 +177,29 @@ def export_model(
                 f"{len(rewritten)}: {refused[0] if refused else 'others were not found'}",
                 hint="such a model would lose accuracy and gain no speed: leave out --approximate",
             )
-        tell("write", 0, 0)
+        progress("write", 0, 0)
         manifest = _manifest(folder, checkpoint, graph, outcomes, refusals, linears, weights, other_weights, options)
         if approximation is not None:
             manifest["approximation"] = approximation
         sidecars = _sidecars(folder, checkpoint, graph, output.name, manifest, options)
         try:
-            progress: Progress = lambda done, total, name: tell("write", done, total, name)  # noqa: E731
             write_artifact(graph, staging, output.name, sidecars, progress)
         except WeightRangeError as error:
             raise ProSparseError(f"weights: {error}", hint="choose another --weights: bf16 and f32 hold any") from error
-        tell("check", 0, 0)
+        progress("check", 0, 0)
         del graph
         uses_library = options.with_library and bool(rewritten) and not options.plain
         _check(checkpoint, staging / output.name, manifest, uses_library=uses_library)
         if measured is not None and uses_library:
-            tell("time", 0, 0)
+            progress("time", 0, 0)
             manifest["expected"] = expected_gain(staging / output.name, measured, outcomes, weights)
             write_manifest(staging, manifest)
-        tell("publish", 0, 0)
+        progress("publish", 0, 0)
     return ExportResult(output, rewritten, refused, tuple(refusals), manifest)
 
 
 def _export_encoder_decoder(
-    folder: Path, output: Path, staging: Path, options: ExportOptions, tell: Report
+    folder: Path, output: Path, staging: Path, options: ExportOptions, progress: ProgressCallback
 ) -> ExportResult:
     if options.approximate is not None:
         raise ProSparseError(
@@ -221,7 +218,9 @@ def _export_encoder_decoder(
         encoder_decoder=True,
     )
     weights: FfnFormat = options.weights or checkpoint_format(checkpoint.weight_dtype)
-    encoder, decoder, outcomes = rewrite_encoder_decoder(checkpoint.model, weights, plain=options.plain, tell=tell)
+    encoder, decoder, outcomes = rewrite_encoder_decoder(
+        checkpoint.model, weights, plain=options.plain, progress=progress
+    )
     rewritten = tuple(o for o in outcomes if not o.reason)
     refused = tuple(o for o in outcomes if o.reason)
     if not rewritten and not options.allow_dense:
@@ -230,21 +229,22 @@ def _export_encoder_decoder(
     manifest = _manifest(folder, checkpoint, decoder, outcomes, refusals, [], weights, "f32", options)
     manifest["encoder"] = encoder_path(output).name
     try:
-        write_encoder(encoder, staging, output.name, tell)
+        write_encoder(encoder, staging, output.name, progress)
         sidecars = _sidecars(folder, checkpoint, decoder, output.name, manifest, options)
-        progress: Progress = lambda done, total, name: tell("write", done, total, name)  # noqa: E731
         write_artifact(decoder, staging, output.name, sidecars, progress)
     except WeightRangeError as error:
         raise ProSparseError(f"weights: {error}", hint="choose another --weights: bf16 and f32 hold any") from error
-    tell("check", 0, 0)
+    progress("check", 0, 0)
     uses_library = options.with_library and bool(rewritten) and not options.plain
     formats = stored_formats(manifest)
     check_encoder_decoder(checkpoint.model, staging / output.name, formats, uses_library=uses_library)
-    tell("publish", 0, 0)
+    progress("publish", 0, 0)
     return ExportResult(output, rewritten, refused, tuple(refusals), manifest)
 
 
-def _traced(folder: Path, options: ExportOptions, tell: Report) -> tuple[Checkpoint, ir.Model, dict[str, Any] | None]:
+def _traced(
+    folder: Path, options: ExportOptions, progress: ProgressCallback
+) -> tuple[Checkpoint, ir.Model, dict[str, Any] | None]:
     """Load and trace the model with its matrices left in their files, or, where that cannot be, with all of it read.
 
     An approximation is measured on the model, so it wants all of it; the third result is what it found.
@@ -259,8 +259,8 @@ def _traced(folder: Path, options: ExportOptions, tell: Report) -> tuple[Checkpo
             in_files=in_files,
         )
         if options.approximate is not None:
-            approximation = approximate(checkpoint.model, folder, options.approximate, tell)
-        tell("trace", 0, 0)
+            approximation = approximate(checkpoint.model, folder, options.approximate, progress)
+        progress("trace", 0, 0)
         graph = trace(checkpoint.model)
         if checkpoint.weights is None or not place_weights(graph.graph, checkpoint.weights):
             break

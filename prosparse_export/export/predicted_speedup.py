@@ -17,7 +17,7 @@ from prosparse_export.analysis.graph_bytes import other_bytes
 from prosparse_export.analysis.roofline import Ffn, predict
 from prosparse_export.errors import ProSparseError
 from prosparse_export.export.rounded_reference import as_stored
-from prosparse_export.progress import Report
+from prosparse_export.progress import ProgressCallback
 from prosparse_export.quiet import quiet
 from prosparse_export.runtime.model import SparseModel
 from prosparse_export.runtime.threads import default_threads
@@ -35,7 +35,7 @@ _CONTEXT, _STEPS = 32, 9  # of the timed decode
 
 
 def measure_layers(
-    checkpoint: Checkpoint, folder: Path, texts: Sequence[tuple[str, str]], tell: Report
+    checkpoint: Checkpoint, folder: Path, texts: Sequence[tuple[str, str]], progress: ProgressCallback
 ) -> dict[str, Any]:
     """Return the sparsity of each block on text, by the path of its down_proj.
 
@@ -43,12 +43,12 @@ def measure_layers(
         checkpoint: the model, also with its matrices in their files.
         folder: its folder, for the tokenizer.
         texts: (name, text); as many of their tokens are used as a minute computes.
-        tell: progress.
+        progress: called with each stage.
 
     Raises:
         ProSparseError: the text cannot be used.
     """
-    tell("calibrate", 0, 0)
+    progress("calibrate", 0, 0)
     model = checkpoint.model
     parameters = sum(p.numel() for p in model.parameters())
     wanted = int(min(max(_FLOPS / (2 * parameters), _LEAST_TOKENS), _MOST_TOKENS))

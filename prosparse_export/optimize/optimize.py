@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from importlib.metadata import version
@@ -25,6 +25,7 @@ from prosparse_export.artifact.writer import (
 from prosparse_export.errors import ProSparseError
 from prosparse_export.optimize.check_outputs import check_outputs, has_halves
 from prosparse_export.optimize.read_onnx import read_foreign_file
+from prosparse_export.progress import ProgressCallback, no_progress
 from prosparse_export.runtime.operator_library import check_library, library_path
 
 __all__ = ["OptimizeOptions", "OptimizeResult", "optimize_file"]
@@ -80,7 +81,7 @@ def optimize_file(
     source: Path,
     output: Path,
     options: OptimizeOptions | None = None,
-    report: Callable[[str, int, int], None] | None = None,
+    progress: ProgressCallback = no_progress,
 ) -> OptimizeResult:
     """Rewrite the feed-forward blocks of ``source`` into sparse operators and write ``output``.
 
@@ -92,11 +93,10 @@ def optimize_file(
     """
     options = options or OptimizeOptions()
     source, output = Path(source), Path(output)
-    tell = report or (lambda *_: None)
     if options.with_library and not options.plain:
         check_library()
     with artifact_folder(output, overwrite=options.overwrite) as staging:
-        tell("load", 0, 0)
+        progress("load", 0, 0)
         model = read_foreign_file(source)
         ours = [node.op_type for node in model.graph if node.domain == _DOMAIN]
         if unknown := sorted(set(ours) - set(names())):
@@ -106,7 +106,7 @@ def optimize_file(
             )
         already = [format_in(op) for op in ours]
         halves = has_halves(model)
-        tell("rewrite", 0, 0)
+        progress("rewrite", 0, 0)
         outcomes: list[FfnOutcome] = []
         with _without_log_lines():  # onnx's shape inference has opinions on other exporters' files
             optimize_pipeline(outcomes, weights=options.weights, plain=options.plain)(model)
@@ -116,17 +116,17 @@ def optimize_file(
             raise _nothing_rewritten(source, refused)
         if model.functions:
             model.ir_version = max(model.ir_version or 0, _FUNCTIONS_SINCE)
-        tell("write", 0, 0)
+        progress("write", 0, 0)
         manifest = _manifest(source, model, outcomes, already, options)
         files = {}
         if options.with_library and not options.plain:
             files[library_path().name] = library_path()
         try:
             sidecars = Sidecars({MANIFEST: manifest}, files)
-            write_artifact(model, staging, output.name, sidecars, lambda done, total, _: tell("write", done, total))
+            write_artifact(model, staging, output.name, sidecars, progress)
         except WeightRangeError as error:
             raise ProSparseError(f"weights: {error}", hint="choose another --weights: bf16 and f32 hold any") from error
-        tell("check", 0, 0)
+        progress("check", 0, 0)
         manifest["check"] = {"outputs_compared": False, "reason": "not asked for (--no-check)"}
         if options.check:
             # Operators that were there run as their bodies in the source, so they do in the result.
@@ -135,7 +135,7 @@ def optimize_file(
                 source, staging / output.name, rewritten, options.weights, halves=halves, library=uses_library
             )
         write_manifest(staging, manifest)
-        tell("publish", 0, 0)
+        progress("publish", 0, 0)
     return OptimizeResult(output, rewritten, refused, len(already), tuple(sorted(set(already))), manifest)
 
 

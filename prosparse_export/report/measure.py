@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -19,6 +19,7 @@ from prosparse_export.artifact.integrity import check_files
 from prosparse_export.artifact.model_settings import context_length
 from prosparse_export.artifact.writer import read_manifest
 from prosparse_export.errors import ProSparseError
+from prosparse_export.progress import ProgressCallback, no_progress
 from prosparse_export.report.speed import LayerSpeed, measure_speed
 from prosparse_export.runtime.operator_library import check_library, library_info
 
@@ -124,7 +125,7 @@ def measure(
     path: Path,
     texts: Sequence[tuple[str, str]],
     options: ReportOptions | None = None,
-    report: Callable[[str, int, int], None] = lambda *_: None,
+    progress: ProgressCallback = no_progress,
 ) -> Report:
     """Measure an artifact on (name, text) pairs.
 
@@ -142,13 +143,15 @@ def measure(
         path,
         ids,
         context=context,
-        progress=lambda done, total: report("activity", done, total),
+        progress=progress,
     )
     nodes = ffn_nodes(graph)
     speeds: list[LayerSpeed | None] = [None] * len(nodes)
     if options.speed:
-        report("speed", 0, 0)
-        speeds = list(measure_speed(path, nodes, ids[0][: min(64, context)], threads=options.threads, report=report))
+        progress("speed", 0, 0)
+        speeds = list(
+            measure_speed(path, nodes, ids[0][: min(64, context)], threads=options.threads, progress=progress)
+        )
     ends = _position_groups(activity)
     gated = [node.gated for node in nodes]
     layers = tuple(

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -14,6 +14,7 @@ from numpy.typing import NDArray
 
 from prosparse_export.analysis.debug_session import add_output, edited_session, first_feeds
 from prosparse_export.analysis.ffn_nodes import FfnNode
+from prosparse_export.progress import ProgressCallback, no_progress
 
 __all__ = ["LayerSpeed", "measure_speed"]
 
@@ -46,12 +47,12 @@ def measure_speed(
     ids: NDArray[np.int64],
     *,
     threads: int | None,
-    report: Callable[[str, int, int], None] = lambda *_: None,
+    progress: ProgressCallback = no_progress,
 ) -> Iterator[LayerSpeed]:
     """Yield each operator's times, on inputs that it really gets for the tokens ``ids``."""
     inputs = _inputs(path, nodes, ids, threads)
     for i, node in enumerate(nodes):
-        report("speed", i, len(nodes))
+        progress("speed", i, len(nodes))
         sessions = [_alone(path, node, library=library, threads=threads) for library in (True, False)]
         rows = inputs[i]
         rounds = [[_round(session, rows) for session in sessions] for _ in range(_ROUNDS + 1)][1:]

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import replace
 from importlib.metadata import version
 from pathlib import Path
@@ -22,6 +22,7 @@ from prosparse_export.artifact.writer import sha256_file
 from prosparse_export.errors import ProSparseError
 from prosparse_export.export.approximate import approximate_again
 from prosparse_export.export.rounded_reference import as_stored
+from prosparse_export.progress import ProgressCallback, no_progress
 from prosparse_export.runtime.model import SparseModel
 from prosparse_export.runtime.operator_library import check_library, library_info
 from prosparse_export.text.windows import BUNDLED, Document, Window, default_text, load_tokenizer, tokenize, windows
@@ -46,7 +47,6 @@ from prosparse_models import Checkpoint
 __all__ = ["validate"]
 
 _EXPLAINED = 48  # tokens
-Tell = Callable[[str, int, int], None]
 
 
 def validate(
@@ -57,7 +57,7 @@ def validate(
     text: str | None = None,
     texts: Sequence[tuple[str, str]] | None = None,
     trust_remote_code: bool = False,
-    report: Tell | None = None,
+    progress: ProgressCallback = no_progress,
 ) -> Validation:
     """Compare ``path`` with the model in ``folder``, in every way of running it.
 
@@ -68,13 +68,13 @@ def validate(
         text: what to compare on; None for the bundled text.
         texts: several, as (name, text); instead of ``text``.
         trust_remote_code: let Python code in ``folder`` run, for model types unknown here.
-        report: called with a stage's name, how much of it is done, and of how much (0: unknown).
+        progress: called with each stage.
 
     Raises:
         ProSparseError: a model cannot be read, the artifact is another model's, or the text is too short.
     """
     options = options or ValidationOptions()
-    clock = _Clock(report or (lambda *_: None))
+    clock = _Clock(progress)
     subject = open_subject(Path(folder), Path(path), trust=trust_remote_code)
     check_library()
     given = texts or [(BUNDLED, default_text()) if text is None else ("text", text)]
@@ -86,24 +86,24 @@ def validate(
 class _Clock:
     """Passes progress on and adds up the time of each stage."""
 
-    def __init__(self, report: Tell) -> None:
-        self._report, self._stage, self._began = report, "", time.perf_counter()
+    def __init__(self, progress: ProgressCallback) -> None:
+        self._progress, self._stage, self._began = progress, "", time.perf_counter()
         self.seconds: dict[str, float] = {}
 
-    def __call__(self, stage: str, done: int = 0, total: int = 0) -> None:
+    def __call__(self, stage: str, done: int = 0, total: int = 0, detail: str = "") -> None:
         if stage != self._stage:
             now = time.perf_counter()
             if self._stage:
                 self.seconds[self._stage] = round(self.seconds.get(self._stage, 0.0) + now - self._began, 3)
             self._stage, self._began = stage, now
-        self._report(stage, done, total)
+        self._progress(stage, done, total, detail)
 
 
 class _Run:
     """One validation, stage by stage: never more than one model in memory, logits on disk."""
 
-    def __init__(self, subject: Subject, options: ValidationOptions, documents: list[Document], tell: _Clock) -> None:
-        self.subject, self.documents, self.tell = subject, documents, tell
+    def __init__(self, subject: Subject, options: ValidationOptions, documents: list[Document], clock: _Clock) -> None:
+        self.subject, self.documents, self.clock = subject, documents, clock
         context = min(options.context, subject.positions or options.context, max(len(d.ids) for d in documents))
         stride = options.stride or max(context // 2, 1)
         if stride > context:
@@ -123,7 +123,7 @@ class _Run:
 
     def result(self) -> Validation:
         """Run all stages."""
-        s, options, tell = self.subject, self.options, self.tell
+        s, options, clock = self.subject, self.options, self.clock
         original, exact = self._references()
         try:
             sum_without, sum_with = QualitySum("without library"), QualitySum("with library")
@@ -138,24 +138,23 @@ class _Run:
                 bound = self._bound(exact)
                 expected = Expected(exact, self.windows, bound, options)
                 dense = SparseModel.open(s.path, library=False, threads=options.threads)
-                runs, _ = run_all(dense, "without library", expected, sum_without, original, tell)
+                runs, _ = run_all(dense, "without library", expected, sum_without, original, clock)
                 del dense
             expected = Expected(exact, self.windows, bound, options)
             sparse = SparseModel.open(s.path, library=True, threads=options.threads)
-            found, matches = run_all(sparse, "with library", expected, sum_with, original, tell)
+            found, matches = run_all(sparse, "with library", expected, sum_with, original, clock)
             del sparse
             runs = found + runs
         finally:
             original.file.close()
             if exact is not None:
                 exact.file.close()
-        tell("same bits again")
+        clock("same bits again")
         repeated = check_determinism(str(s.path), self.windows, threads=options.threads, whole=options.repeat)
         sparsity = None
         if s.nodes:
             texts = [d.ids for d in self.documents]
-            count: Callable[[int, int], None] = lambda done, total: tell("sparsity", done, total)  # noqa: E731
-            activity = measure_activity(s.path, texts, context=self.context, threads=options.threads, progress=count)
+            activity = measure_activity(s.path, texts, context=self.context, threads=options.threads, progress=clock)
             by_layer = tuple(layer.sparsity for layer in activity.layers)
             numbers = tuple(node.layer for node in s.nodes)
             if len(set(numbers)) < len(numbers):  # a module that runs twice
@@ -175,7 +174,7 @@ class _Run:
             lost = exactly and any(check.about_quality and not check.passed for check in limits)
             self._explain(runs, lost=lost)
         checks += limits
-        tell("done")
+        clock("done")
         return Validation(
             comparisons=tuple(runs),
             max_abs_diff=bound,
@@ -197,7 +196,7 @@ class _Run:
             texts={d.name: d.sha256 for d in self.documents},
             artifact=_describe(s.path, s.weights),
             versions=_versions(),
-            seconds=tell.seconds,
+            seconds=clock.seconds,
         )
 
     def _greedy(self, original: ref.Reference) -> int:
@@ -210,12 +209,12 @@ class _Run:
 
     def _references(self) -> tuple[ref.Reference, ref.Reference | None]:
         """PyTorch with its own weights and with the stored ones; the second is None if only the artifact has them."""
-        s, options, tell = self.subject, self.options, self.tell
+        s, options, clock = self.subject, self.options, self.clock
         if options.reference is not None:
             original = ref.open_reference(options.reference, self.metadata, len(self.prompts), options.greedy)
             self._check_operators(s.load(low_memory=True))
             return original, None if s.lossy else original
-        tell("load PyTorch's model")
+        clock("load PyTorch's model")
         checkpoint = s.load(low_memory=options.low_memory)
         with as_stored(checkpoint, {}):
             original = self._torch(checkpoint.model, "PyTorch", options.save_reference)
@@ -239,7 +238,8 @@ class _Run:
             self.metadata,
             target=target,
             scratch=self.subject.path.parent,
-            progress=lambda done, total: self.tell(stage, done, total),
+            stage=stage,
+            progress=self.clock,
         )
 
     def _dense_twin(self, original: ref.Reference, quality: QualitySum) -> ref.Reference:
@@ -254,7 +254,7 @@ class _Run:
             ids = self.windows[0].ids[: self.options.operator_tokens]
             threads = self.options.threads
             self.operators, self.weights = check_operators(
-                checkpoint, self.subject, ids, threads=threads, tell=self.tell
+                checkpoint, self.subject, ids, threads=threads, progress=self.clock
             )
 
     def _operator_checks(self, unknown: tuple[str, ...]) -> list[Check]:
@@ -285,9 +285,9 @@ class _Run:
         s, options = self.subject, self.options
         if not s.flips or not options.operator_tokens:
             return []
-        self.tell("layers")
+        self.clock("layers")
         ids = self.windows[0].ids[: options.operator_tokens]
-        self.findings = tuple(explain(s.load(low_memory=True), s, ids, threads=options.threads, tell=self.tell))
+        self.findings = tuple(explain(s.load(low_memory=True), s, ids, threads=options.threads, progress=self.clock))
         name, allowed = "layers against PyTorch", "within their bounds"
         found: dict[str, Finding] = {}
         for finding in self.findings:  # of several runs the first
@@ -300,10 +300,10 @@ class _Run:
 
     def _explain(self, runs: Sequence[Comparison], *, lost: bool) -> None:
         s, threads = self.subject, self.options.threads
-        self.tell("explain")
+        self.clock("explain")
         checkpoint = s.load(low_memory=True)
         ids = self._ids_to_explain(runs)
-        found = self.findings or tuple(explain(checkpoint, s, ids, threads=threads, tell=self.tell))
+        found = self.findings or tuple(explain(checkpoint, s, ids, threads=threads, progress=self.clock))
         wrong = [
             Finding(name, o.layer, o.op, o.module, -1, math.nan, 0.0)
             for o in self.operators
@@ -313,7 +313,7 @@ class _Run:
         wrong += [Finding(name, layer_of(name), "initializer", "", -1, math.nan, 0.0) for name in others]
         self.findings = (*wrong, *found)
         if lost and s.lossy:  # all is computed as it should be
-            self.roundings = rounding_costs(s.load(low_memory=True), s.rounded, ids, s.approximation, self.tell)
+            self.roundings = rounding_costs(s.load(low_memory=True), s.rounded, ids, s.approximation, self.clock)
 
     def _ids_to_explain(self, runs: Sequence[Comparison]) -> NDArray[np.int64]:
         """Return the text up to the first token that was found wrong; 48 tokens at least, where there are so many."""

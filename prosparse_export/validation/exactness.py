@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 
 import numpy as np
 from numpy.typing import NDArray
 
+from prosparse_export.progress import ProgressCallback
 from prosparse_export.runtime.model import Cache, SparseModel
 from prosparse_export.runtime.sampling import NotFiniteError
 from prosparse_export.text.windows import Window
@@ -17,8 +18,6 @@ from prosparse_export.validation.options import ValidationOptions
 from prosparse_export.validation.reference import Continuation, Reference
 
 __all__ = ["Comparison", "Expected", "generate_greedily", "greedy_match", "run_all"]
-
-Progress = Callable[[int, int], None]
 
 
 @dataclass(frozen=True)
@@ -90,7 +89,7 @@ def run_all(
     expected: Expected,
     quality: QualitySum,
     original: Reference,
-    tell: Callable[..., None],
+    progress: ProgressCallback,
 ) -> tuple[list[Comparison], list[int]]:
     """Run ``model`` in every way.
 
@@ -100,7 +99,7 @@ def run_all(
         expected: what it must equal.
         quality: gets the logits of the whole text, against ``original``.
         original: PyTorch with the checkpoint's own weights.
-        tell: progress, called with (stage, done, total).
+        progress: called with each stage.
 
     Returns:
         the comparisons, and for every prompt how many greedy tokens equal ``original``'s before the first that differs.
@@ -108,15 +107,15 @@ def run_all(
     results = []
     name = f"{label}: prefill in one go"
     generated = [generate_greedily(model, [c.ids], expected.options.greedy)[0] for c in original.continuations]
-    difference = _prefill(model, expected, quality, original, lambda d, t: tell(name, d, t))
+    difference = _prefill(model, expected, quality, original, name, progress)
     results.append(expected.comparison(name, difference, generated))
     matches = [greedy_match(ids, c) for ids, c in zip(generated, original.continuations, strict=True)]
     name = f"{label}: token by token"
-    results.append(expected.comparison(name, _by_token(model, expected, lambda d, t: tell(name, d, t)), []))
+    results.append(expected.comparison(name, _by_token(model, expected, name, progress), []))
     count = len(expected.reference.continuations)
     if count > 1:
         name = f"{label}: batch of {count}, left padded"
-        tell(name, 0, 0)
+        progress(name, 0, 0)
         prompts = [c.ids for c in expected.reference.continuations]
         batch = generate_greedily(model, prompts, expected.options.greedy)
         results.append(expected.comparison(name, _padded(model, expected), batch, in_windows=False))
@@ -144,14 +143,19 @@ def generate_greedily(model: SparseModel, prompts: Sequence[NDArray[np.int64]], 
 
 
 def _prefill(
-    model: SparseModel, expected: Expected, quality: QualitySum, original: Reference, progress: Progress
+    model: SparseModel,
+    expected: Expected,
+    quality: QualitySum,
+    original: Reference,
+    stage: str,
+    progress: ProgressCallback,
 ) -> Difference:
     difference = Difference()
     total, done = sum(len(w.ids) for w in expected.windows), 0
     for (window, rows), (_, own) in zip(
         expected.reference.rows(expected.windows), original.rows(expected.windows), strict=True
     ):
-        progress(done, total)
+        progress(stage, done, total)
         logits = model.forward(window.ids[None], np.ones((1, len(window.ids)), np.int64))[0][0, window.first :]
         difference.add(logits, rows, expected.bound)
         quality.add(logits, own, window.targets)
@@ -159,7 +163,7 @@ def _prefill(
     return difference
 
 
-def _by_token(model: SparseModel, expected: Expected, progress: Progress) -> Difference:
+def _by_token(model: SparseModel, expected: Expected, stage: str, progress: ProgressCallback) -> Difference:
     difference = Difference()
     left, total = expected.options.step_tokens, expected.options.step_tokens
     for window, rows in expected.reference.rows(expected.windows):
@@ -171,7 +175,7 @@ def _by_token(model: SparseModel, expected: Expected, progress: Progress) -> Dif
             _, cache = model.forward(head, np.ones_like(head))
         count = min(left, len(window.ids) - window.first)
         for row, i in enumerate(range(window.first, window.first + count)):
-            progress(total - left, total)
+            progress(stage, total - left, total)
             logits, cache = model.forward(window.ids[None, i : i + 1], np.ones((1, i + 1), np.int64), cache)
             difference.add(logits[0], rows[row : row + 1], expected.bound)
             left -= 1

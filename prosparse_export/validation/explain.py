@@ -19,6 +19,7 @@ from numpy.typing import NDArray
 from graph_passes import is_quantized, parts_of
 from prosparse_export.analysis.ffn_nodes import FfnNode
 from prosparse_export.export.rounded_reference import INTEGER_STEP, as_stored, with_stored_weights
+from prosparse_export.progress import ProgressCallback, no_progress
 from prosparse_export.validation.activation_capture import Probe, Trace
 from prosparse_export.validation.float64_reference import exact_ffn, gamma, load_weights
 from prosparse_export.validation.linear_nodes import LinearSite, comparable, exact_linear, linear_sites, load_linear
@@ -90,7 +91,7 @@ def explain(
     ids: NDArray[np.int64],
     *,
     threads: int | None = None,
-    tell: Callable[[str, int, int], None] = lambda *_: None,
+    progress: ProgressCallback = no_progress,
 ) -> list[Finding]:
     """Return the first operator beyond its bound for every way of running the artifact where there is one.
 
@@ -100,7 +101,7 @@ def explain(
         subject: the artifact.
         ids: some text, ``[tokens]``.
         threads: intra-op threads.
-        tell: progress.
+        progress: called with each stage.
     """
     nodes = [node for node in subject.nodes if comparable(checkpoint.model, subject.linears.get(node.module, []))]
     sites = linear_sites(subject.graph, checkpoint.model)
@@ -111,13 +112,13 @@ def explain(
         probe = Probe(subject.path, nodes, sites, library=library, threads=threads, fused=subject.fused_attention)
         waiting: list[_Case] = []
         for name, run in (("prefill in one go", _prefill), ("token by token", _steps), ("left padded batch", _padded)):
-            tell(f"explain: {label}, {name}", 0, 0)
+            progress(f"explain: {label}, {name}", 0, 0)
             for text, trace in run(probe, ids):
                 waiting.append(_Case(f"{label}, {name}", library, text, trace))
                 if sum(_size(case.trace) for case in waiting) > _MEMORY:  # PyTorch's numbers take as much again
                     search.look(waiting, findings)
                     waiting = []
-        tell(f"explain: {label}, compare", 0, 0)
+        progress(f"explain: {label}, compare", 0, 0)
         search.look(waiting, findings)
     return list(findings.values())
 

@@ -6,7 +6,7 @@ Logits hide small faults: what one wrong scale in one layer does to them may be 
 from __future__ import annotations
 
 import re
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import cast
 
@@ -20,6 +20,7 @@ from graph_passes.patterns.linear import find_linears
 from prosparse_export.analysis.ffn_nodes import initializer
 from prosparse_export.analysis.graph_bytes import initializer_bytes
 from prosparse_export.export.rounded_reference import stored_arrays
+from prosparse_export.progress import ProgressCallback
 from prosparse_export.validation.activation_capture import Probe
 from prosparse_export.validation.float64_reference import exact_ffn, load_weights
 from prosparse_export.validation.linear_nodes import comparable, exact_linear, linear_sites, load_linear
@@ -94,7 +95,7 @@ def check_operators(
     ids: NDArray[np.int64],
     *,
     threads: int | None,
-    tell: Callable[[str, int, int], None],
+    progress: ProgressCallback,
 ) -> tuple[tuple[OperatorCheck, ...], StoredWeights]:
     """Hold every operator, with the library, against float64 on its own inputs, and every weight against its bits.
 
@@ -103,9 +104,9 @@ def check_operators(
         subject: the artifact.
         ids: some text, ``[tokens]``: two thirds of it go in at once, the rest one by one.
         threads: intra-op threads.
-        tell: progress, called with (stage, done, total).
+        progress: called with each stage.
     """
-    tell("operators", 0, 0)
+    progress("operators", 0, 0)
     nodes = [node for node in subject.nodes if comparable(checkpoint.model, subject.linears.get(node.module, []))]
     sites = linear_sites(subject.graph, checkpoint.model)
     seen: dict[str, bool] = {}
@@ -117,7 +118,7 @@ def check_operators(
         del probe
         total = len(nodes) + len(sites)
         for i, node in enumerate(nodes):
-            tell("operators", i, total)
+            progress("operators", i, total)
             linears = subject.linears[node.module]
             stored, exact = load_weights(checkpoint.model, linears, node, checkpoint.weights)
             rounds = is_quantized(node.weights)
@@ -126,7 +127,7 @@ def check_operators(
             wrong = _compare(subject, stored, seen)
             results.append(_check(node.layer, node.module, node.node.op_type, trace.outputs[i], expected, wrong))
         for i, site in enumerate(sites):
-            tell("operators", len(nodes) + i, total)
+            progress("operators", len(nodes) + i, total)
             stored, matrix, bias = load_linear(checkpoint, site)
             x = trace.site_inputs[i].astype(np.float64)
             expected = exact_linear(x, matrix, bias, rounds=is_quantized(site.weights))

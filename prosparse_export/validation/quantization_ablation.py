@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
@@ -13,6 +13,7 @@ from numpy.typing import NDArray
 
 from prosparse_export.export.approximate import approximate_again
 from prosparse_export.export.rounded_reference import StoredAs, as_stored
+from prosparse_export.progress import ProgressCallback, no_progress
 from prosparse_export.validation.metrics import QualitySum
 from prosparse_export.validation.reference import torch_forward
 from prosparse_models import Checkpoint
@@ -46,7 +47,7 @@ def rounding_costs(
     rounded: Mapping[str, StoredAs],
     ids: NDArray[np.int64],
     approximation: dict[str, Any] | None,
-    tell: Callable[[str, int, int], None] = lambda *_: None,
+    progress: ProgressCallback = no_progress,
 ) -> tuple[RoundingCost, ...]:
     """Return the cost of all that the artifact loses, then of each part alone, the dearest first.
 
@@ -57,7 +58,7 @@ def rounding_costs(
         rounded: how the artifact stores the matrices that it does not store as they are.
         ids: some text; of its ``[tokens]`` the first 128 are looked at.
         approximation: of the manifest, if there is one: the model drops activations afterwards.
-        tell: progress, called with (stage, done, total).
+        progress: called with each stage.
     """
     ids = ids[:_TOKENS]
     parts: dict[str, dict[str, StoredAs]] = {}
@@ -73,7 +74,7 @@ def rounding_costs(
 
     costs = []
     for done, (part, some) in enumerate(parts.items()):
-        tell("explain: rounding", done, len(parts) + 1)
+        progress("explain: rounding", done, len(parts) + 1)
         costs.append(cost(part, some, _formats(some)))
     how = [_formats(rounded)] if rounded else []
     if approximation is not None:

@@ -15,6 +15,7 @@ from numpy.typing import NDArray
 from transformers import PreTrainedModel
 
 from prosparse_export.errors import ProSparseError
+from prosparse_export.progress import ProgressCallback
 from prosparse_export.quiet import quiet
 from prosparse_export.runtime.model import SparseModel
 from prosparse_export.text.windows import Document, Window
@@ -32,7 +33,6 @@ __all__ = [
 ]
 
 _LONGEST_PROMPT = 256
-Progress = Callable[[int, int], None]
 Forward = Callable[[NDArray[np.int64], Any, bool], tuple[NDArray[np.float32], Any]]
 """Ids ``[tokens]``, a cache or None, keep a cache? -> logits ``[tokens, vocabulary]``, the longer cache."""
 
@@ -122,7 +122,8 @@ def run_reference(
     *,
     target: Path | None,
     scratch: Path,
-    progress: Progress,
+    stage: str,
+    progress: ProgressCallback,
 ) -> Reference:
     """Run a model over the windows and continue the prompts.
 
@@ -134,7 +135,8 @@ def run_reference(
         metadata: from `fingerprint`.
         target: file for the logits; None for one that vanishes.
         scratch: where that one lies.
-        progress: called with tokens done and in all.
+        stage: name of the stage to report.
+        progress: called with the tokens done.
 
     Raises:
         ProSparseError: there is no room for the logits.
@@ -145,9 +147,9 @@ def run_reference(
     def more(tokens: int) -> None:
         nonlocal done
         done += tokens
-        progress(done, total)
+        progress(stage, done, total)
 
-    progress(0, total)
+    progress(stage, 0, total)
     continuations = [_continue(forward, prompt, greedy, more) for prompt in prompts]
     small: dict[str, NDArray[Any]] = {}
     for k, c in enumerate(continuations):
@@ -239,9 +241,11 @@ def artifact_forward(model: SparseModel) -> Forward:
     return forward
 
 
-def _continue(forward: Forward, prompt: NDArray[np.int64], count: int, progress: Callable[[int], None]) -> Continuation:
+def _continue(
+    forward: Forward, prompt: NDArray[np.int64], count: int, count_tokens: Callable[[int], None]
+) -> Continuation:
     first, cache = forward(prompt, None, True)
-    progress(len(prompt))
+    count_tokens(len(prompt))
     last = first[-1]
     tokens: list[int] = []
     gaps: list[float] = []
@@ -249,7 +253,7 @@ def _continue(forward: Forward, prompt: NDArray[np.int64], count: int, progress:
         two = np.argpartition(last, -2)[-2:]
         gaps.append(float(abs(last[two[1]] - last[two[0]])))
         tokens.append(int(last.argmax()))
-        progress(1)
+        count_tokens(1)
         if len(tokens) < count:
             logits, cache = forward(np.asarray(tokens[-1:], np.int64), cache, True)
             last = logits[-1]

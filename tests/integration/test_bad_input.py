@@ -243,10 +243,10 @@ def test_a_wrong_isa_is_found_first(
     monkeypatch.setenv("PROSPARSE_ISA", "sse9")
     texts = [("text", "a text")]
     jobs: list[Callable[[Callable[..., None]], object]] = [
-        lambda tell: export_model(demo_folder, tmp_path / "m.onnx", report=tell),
-        lambda tell: optimize_file(demo_artifact, tmp_path / "o.onnx", report=tell),
-        lambda tell: validate(demo_folder, demo_artifact, report=tell),
-        lambda tell: measure(demo_artifact, texts, report=tell),
+        lambda tell: export_model(demo_folder, tmp_path / "m.onnx", progress=tell),
+        lambda tell: optimize_file(demo_artifact, tmp_path / "o.onnx", progress=tell),
+        lambda tell: validate(demo_folder, demo_artifact, progress=tell),
+        lambda tell: measure(demo_artifact, texts, progress=tell),
         lambda tell: bench(demo_artifact, np.arange(8), progress=tell),
     ]
     for job in jobs:

@@ -371,7 +371,7 @@ def test_truncated_data(demo_folder: Path, demo_artifact: Path, tmp_path: Path) 
     os.truncate(data, data.stat().st_size - 5000)
     stages: list[str] = []
     with pytest.raises(ProSparseError, match=r"demo\.onnx\.data: expected [\d,]+ bytes, got") as caught:
-        validate(demo_folder, tmp_path / demo_artifact.name, report=lambda stage, *_: stages.append(stage))
+        validate(demo_folder, tmp_path / demo_artifact.name, progress=lambda stage, *_: stages.append(stage))
     assert "copy" in str(caught.value.hint)
     assert stages == []  # before PyTorch's model is loaded
 

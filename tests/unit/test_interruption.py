@@ -26,11 +26,11 @@ def dropped(number: int) -> None:
 @pytest.mark.parametrize("quiet", [True, False])
 def test_the_next_report_raises_it_again(number: int, quiet: bool) -> None:
     before = signal.getsignal(number)
-    with interruptible(), stages(quiet=quiet) as report:
-        report("trace", 0, 0)
+    with interruptible(), stages(quiet=quiet) as progress:
+        progress("trace", 0, 0)
         dropped(number)
         with pytest.raises(RAISED[number]) as caught:
-            report("publish", 0, 0)
+            progress("publish", 0, 0)
     if number != signal.SIGINT:
         assert caught.value.code == 128 + number
     assert signal.getsignal(number) is before

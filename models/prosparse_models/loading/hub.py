@@ -14,7 +14,7 @@ _HUB_ID = re.compile(r"[A-Za-z0-9][\w.-]*/[A-Za-z0-9][\w.-]*")
 _FILES = ["*.json", "*.safetensors", "*.model", "*.txt", "*.jinja"]  # no code, no pickles, no other formats
 
 
-def find_model_folder(model: Path, *, trust_remote_code: bool = False, tell: Callable[[str], None]) -> Path:
+def find_model_folder(model: Path, *, trust_remote_code: bool = False, progress: Callable[[str], None]) -> Path:
     """Return the folder of ``model``: itself, or the Hub's copy if it reads ORG/NAME and no such path exists.
 
     Only safetensors weights are fetched. Environment variables of huggingface_hub hold (HF_HOME, HF_TOKEN,
@@ -23,7 +23,7 @@ def find_model_folder(model: Path, *, trust_remote_code: bool = False, tell: Cal
     Args:
         model: a folder, or ORG/NAME.
         trust_remote_code: fetch the repository's Python files too.
-        tell: called with a line before a download begins.
+        progress: called with a line before a download begins.
 
     Raises:
         CheckpointError: there is no such folder, and none on the Hub or no way to reach it.
@@ -38,7 +38,7 @@ def find_model_folder(model: Path, *, trust_remote_code: bool = False, tell: Cal
         )
     from huggingface_hub import snapshot_download
 
-    tell(f"{name}: no such folder here: fetch it from the Hugging Face Hub")
+    progress(f"{name}: no such folder here: fetch it from the Hugging Face Hub")
     try:
         files = [*_FILES, "*.py"] if trust_remote_code else _FILES
         return Path(snapshot_download(name, allow_patterns=files))
