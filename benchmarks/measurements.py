@@ -76,9 +76,10 @@ def sparsity_sweep(results: Mapping[str, Any]) -> Mapping[str, Any]:
 
 
 def add_session(machine: str, session: Mapping[str, Any], folder: Path = RESULTS) -> None:
-    """Put ``session`` (suite, command, date, runs) into the file of ``machine``, in place of one with its command."""
+    """Put ``session`` (suite, command, date, runs) into the file of ``machine``, in place of an earlier run of it."""
     results = read(machine, folder)
-    kept = [old for old in results["sessions"] if old["command"] != session["command"]]
+    same = (session["suite"], session["command"])
+    kept = [old for old in results["sessions"] if (old["suite"], old["command"]) != same]
     write(folder / f"{machine}.json", results | {"sessions": [*kept, dict(session)]})
 
 
