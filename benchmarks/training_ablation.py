@@ -22,7 +22,7 @@ from typing import Any
 
 import torch
 
-from prosparse_models import find_ffn_blocks, load_checkpoint, measure
+from prosparse_models import find_ffns, load_checkpoint, measure
 from prosparse_models.loading.tokenizer import load_tokenizer
 from prosparse_models.training.recipe import load_recipe
 from prosparse_models.training.training_text import TextSource, evaluation_rows
@@ -55,7 +55,7 @@ def train(folder: Path, seed: int, extra: list[str], args: argparse.Namespace) -
 def measured(folder: Path, rows: list[torch.Tensor]) -> dict[str, Any]:
     """Return perplexity and sparsity of the model in ``folder``."""
     model = load_checkpoint(folder).model.to(DEVICE)
-    return measure(model, find_ffn_blocks(model), rows).as_dict()
+    return measure(model, find_ffns(model), rows).as_dict()
 
 
 def spread(values: list[float], scale: float = 1.0) -> str:

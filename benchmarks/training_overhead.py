@@ -20,7 +20,7 @@ from common import paired_ratio
 from torch.profiler import ProfilerActivity, profile
 from transformers import LlamaConfig, LlamaForCausalLM
 
-from prosparse_models import find_ffn_blocks, substitute_activation
+from prosparse_models import find_ffns, substitute_activation
 from prosparse_models.training.regularizer import ActivationL1
 
 
@@ -39,7 +39,7 @@ class Trial:
             tie_word_embeddings=True,
         )
         self.model = LlamaForCausalLM(config)
-        self.ffns = find_ffn_blocks(self.model)
+        self.ffns = find_ffns(self.model)
         substitute_activation(self.model, self.ffns, "relu")
         self.optimizer = torch.optim.AdamW(self.model.parameters(), lr=1e-6)
         self.ids = torch.randint(0, args.vocabulary, (args.batch, args.context))

@@ -6,7 +6,7 @@ that transformers has no model type for.
 
 from prosparse_models.activation import FatReLU
 from prosparse_models.errors import CheckpointError, TrainingError
-from prosparse_models.ffn_blocks import FfnBlock, find_ffn_blocks
+from prosparse_models.ffns import Ffn, find_ffns
 from prosparse_models.loading.checkpoint import Checkpoint, load_checkpoint
 from prosparse_models.loading.file_weights import FileWeight, FileWeights
 from prosparse_models.loading.substitution import substitute_activation
@@ -17,12 +17,12 @@ __all__ = [
     "Checkpoint",
     "CheckpointError",
     "FatReLU",
-    "FfnBlock",
+    "Ffn",
     "FileWeight",
     "FileWeights",
     "Measurement",
     "TrainingError",
-    "find_ffn_blocks",
+    "find_ffns",
     "l1_coefficient",
     "load_checkpoint",
     "measure",

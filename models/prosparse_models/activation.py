@@ -50,9 +50,9 @@ _NAMES = ("act_fn", "activation_fn", "intermediate_act_fn", "activation", "act")
 
 
 def set_ffn_activation(model: nn.Module, activation: nn.Module) -> int:
-    """Replace the activation of every feed-forward block and return how many there are.
+    """Replace the activation of every FFN and return how many there are.
 
-    A block is a module that has linear layers and an activation module of its own, under one of the names that
+    An FFN is a module that has linear layers and an activation module of its own, under one of the names that
     transformers uses (``act_fn`` in LLaMA, ``activation_fn`` in OPT, ``act`` in T5 and GPT-NeoX).
     """
     count = 0
@@ -67,7 +67,7 @@ def set_ffn_activation(model: nn.Module, activation: nn.Module) -> int:
 
 
 def set_drelu(model: nn.Module) -> int:
-    """Apply ReLU to gate_proj *and* up_proj of every gated block and return how many there are.
+    """Apply ReLU to gate_proj *and* up_proj of every gated FFN and return how many there are.
 
     Source:
         Song et al., "Turbo Sparse", arXiv:2406.05955, section 3 (dReLU).

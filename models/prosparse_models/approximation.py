@@ -8,9 +8,9 @@ import torch
 from torch import nn
 
 from prosparse_models.errors import TrainingError
-from prosparse_models.ffn_blocks import FfnBlock, find_ffn_blocks
+from prosparse_models.ffns import Ffn, find_ffns
 
-__all__ = ["ThresholdedSilu", "apply_thresholded_silu", "silu_blocks", "silu_thresholds"]
+__all__ = ["ThresholdedSilu", "apply_thresholded_silu", "silu_ffns", "silu_thresholds"]
 
 _BINS_PER_OCTAVE, _LOWEST, _OCTAVES = 128, -32, 48  # magnitudes from 2^-32 to 2^16, each bin 0.5 % wide
 
@@ -52,46 +52,46 @@ class ThresholdedSilu(nn.Module):
         return f"threshold={self.threshold}"
 
 
-def silu_blocks(model: nn.Module) -> list[FfnBlock]:
-    """Return the feed-forward blocks of ``model``, all of which are gated by SiLU.
+def silu_ffns(model: nn.Module) -> list[Ffn]:
+    """Return the FFNs of ``model``, all of which are gated by SiLU.
 
     Raises:
         TrainingError: there is none, or one has another activation or no gate of its own.
     """
-    blocks = find_ffn_blocks(model)
+    ffns = find_ffns(model)
     z = torch.linspace(-8.0, 8.0, 33)
-    for block in blocks:
-        if block.gate is None or block.is_merged:
-            kind = "no gate" if block.gate is None else "gate and up in one matrix"
+    for ffn in ffns:
+        if ffn.gate is None or ffn.is_merged:
+            kind = "no gate" if ffn.gate is None else "gate and up in one matrix"
             raise TrainingError(
-                f"approximation: {block.name}: expected a block with gate_proj and up_proj, got {kind}",
-                hint="leave out --approximate: only SwiGLU blocks gain by it",
+                f"approximation: {ffn.name}: expected gate_proj and up_proj, got {kind}",
+                hint="leave out --approximate: only SwiGLU FFNs gain by it",
             )
-        activation = block.activation(z)
+        activation = ffn.activation(z)
         if not torch.allclose(activation, nn.functional.silu(z), rtol=1e-5, atol=1e-6):
             raise TrainingError(
-                f"approximation: {block.name}: expected SiLU, got {type(block.activation).__name__}",
+                f"approximation: {ffn.name}: expected SiLU, got {type(ffn.activation).__name__}",
                 hint="a model with ReLU is sparse as it is: leave out --approximate",
             )
-    return blocks
+    return ffns
 
 
 @torch.no_grad()
 def silu_thresholds(
     model: nn.Module,
-    blocks: Sequence[FfnBlock],
+    ffns: Sequence[Ffn],
     rows: Sequence[torch.Tensor],
     keep: float,
     progress: Callable[[int, int], None] = lambda done, total: None,
 ) -> list[float]:
-    """Return, per block, the threshold that the share ``keep`` of its activations' magnitudes is above.
+    """Return, per FFN, the threshold that the share ``keep`` of its activations' magnitudes is above.
 
     Magnitudes of all neurons at all tokens are counted in bins 0.5 % wide, and the threshold is read off the counts,
-    so memory does not grow with the text. All blocks are measured in one pass over the dense model.
+    so memory does not grow with the text. All FFNs are measured in one pass over the dense model.
 
     Args:
-        model: with SiLU in ``blocks``; not changed.
-        blocks: from `silu_blocks`.
+        model: with SiLU in ``ffns``; not changed.
+        ffns: from `silu_ffns`.
         rows: calibration text, token ids [sequence] each.
         keep: share of neurons that stay active, in (0, 1).
         progress: called with rows done and rows in all.
@@ -100,21 +100,21 @@ def silu_thresholds(
         TrainingError: an activation is not finite.
     """
     bins = _OCTAVES * _BINS_PER_OCTAVE
-    counts = [torch.zeros(bins, dtype=torch.int64) for _ in blocks]
+    counts = [torch.zeros(bins, dtype=torch.int64) for _ in ffns]
 
     def count(index: int) -> Callable[[nn.Module, tuple[torch.Tensor, ...], torch.Tensor], None]:
         def hook(_: nn.Module, arguments: tuple[torch.Tensor, ...], output: torch.Tensor) -> None:
             size = nn.functional.silu(output.float()).abs().flatten()
             if not torch.isfinite(size).all():
                 raise TrainingError(
-                    f"approximation: {blocks[index].name}: an activation is not finite", hint="check the weights"
+                    f"approximation: {ffns[index].name}: an activation is not finite", hint="check the weights"
                 )
             place = ((size.log2() - _LOWEST) * _BINS_PER_OCTAVE).floor().clamp(0, bins - 1)
             counts[index] += torch.bincount(place.long(), minlength=bins)
 
         return hook
 
-    gates = [block.gate for block in blocks]
+    gates = [ffn.gate for ffn in ffns]
     handles = [gate.register_forward_hook(count(i)) for i, gate in enumerate(gates) if gate is not None]
     try:
         for done, row in enumerate(rows):
@@ -126,14 +126,14 @@ def silu_thresholds(
     return [_quantile(histogram, 1.0 - keep) for histogram in counts]
 
 
-def apply_thresholded_silu(blocks: Sequence[FfnBlock], thresholds: Sequence[float]) -> None:
-    """Give each block SiLU with a threshold of its own, in the blocks' order.
+def apply_thresholded_silu(ffns: Sequence[Ffn], thresholds: Sequence[float]) -> None:
+    """Give each FFN SiLU with a threshold of its own, in the FFNs' order.
 
     Raises:
-        ValueError: there are not as many thresholds as blocks, or one is negative or not finite.
+        ValueError: there are not as many thresholds as FFNs, or one is negative or not finite.
     """
-    for block, threshold in zip(blocks, thresholds, strict=True):
-        setattr(block.parent, block.activation_name, ThresholdedSilu(threshold))
+    for ffn, threshold in zip(ffns, thresholds, strict=True):
+        setattr(ffn.parent, ffn.activation_name, ThresholdedSilu(threshold))
 
 
 def _quantile(counts: torch.Tensor, share: float) -> float:

@@ -11,7 +11,7 @@ from typing import Any
 import torch
 from torch import nn
 
-from prosparse_models.ffn_blocks import FfnBlock
+from prosparse_models.ffns import Ffn
 
 __all__ = ["Measurement", "SparsityMeter", "measure"]
 
@@ -49,23 +49,21 @@ class SparsityMeter:
     Memory: one int64 per neuron. NaN counts as active.
 
     Args:
-        blocks: the blocks to watch.
+        ffns: the FFNs to watch.
     """
 
-    def __init__(self, blocks: Sequence[FfnBlock]) -> None:
-        self._blocks = list(blocks)
-        device = next(self._blocks[0].down.parameters()).device
+    def __init__(self, ffns: Sequence[Ffn]) -> None:
+        self._ffns = list(ffns)
+        device = next(self._ffns[0].down.parameters()).device
         self.tokens = torch.zeros((), dtype=torch.int64, device=device)
-        self.active = [torch.zeros(block.d_ff, dtype=torch.int64, device=device) for block in self._blocks]
+        self.active = [torch.zeros(ffn.d_ff, dtype=torch.int64, device=device) for ffn in self._ffns]
         self._mask: torch.Tensor | None = None
 
     @contextmanager
     def watch(self, mask: torch.Tensor | None) -> Iterator[None]:
         """Count the forward pass inside. ``mask`` [batch, sequence]: 0 for tokens that do not count."""
         self._mask = mask
-        handles = [
-            block.down.register_forward_pre_hook(self._hook_of(index)) for index, block in enumerate(self._blocks)
-        ]
+        handles = [ffn.down.register_forward_pre_hook(self._hook_of(index)) for index, ffn in enumerate(self._ffns)]
         try:
             yield
         finally:
@@ -87,7 +85,7 @@ class SparsityMeter:
 @torch.no_grad()
 def measure(
     model: nn.Module,
-    blocks: Sequence[FfnBlock],
+    ffns: Sequence[Ffn],
     rows: Sequence[torch.Tensor],
     *,
     batch: int = 8,
@@ -100,7 +98,7 @@ def measure(
 
     Args:
         model: a causal language model; put into evaluation mode meanwhile.
-        blocks: its feed-forward blocks.
+        ffns: its FFNs.
         rows: token ids, each [sequence], all of one length, at least 2.
         batch: rows per forward pass.
         rank: this process, of ``world_size``. Each takes every ``world_size``-th row and, so that all run
@@ -109,7 +107,7 @@ def measure(
         reduce: sums a tensor over the processes.
         progress: called with rows done and rows in all.
     """
-    meter = SparsityMeter(blocks)
+    meter = SparsityMeter(ffns)
     mode = model.training
     model.eval()
     device = meter.tokens.device
@@ -143,5 +141,5 @@ def measure(
         sparsity_by_layer=by_layer,
         dead_by_layer=tuple(int((active == 0).sum()) for active in counts[1:]),
         always_on_by_layer=tuple(int((active == tokens).sum()) for active in counts[1:]),
-        d_ff=tuple(block.d_ff for block in blocks),
+        d_ff=tuple(ffn.d_ff for ffn in ffns),
     )

@@ -99,7 +99,7 @@ def run_calibrate(
     with _as_user_errors("datasets"):
         import torch
 
-        from prosparse_models import find_ffn_blocks, load_checkpoint
+        from prosparse_models import find_ffns, load_checkpoint
         from prosparse_models.loading.calibration_file import CALIBRATION_FILE
         from prosparse_models.loading.hub import find_model_folder
         from prosparse_models.loading.substitution import saved_fields
@@ -126,7 +126,7 @@ def run_calibrate(
         model.to("cuda" if torch.cuda.is_available() else "cpu")
         candidates = (*PAPER_THRESHOLDS, *thresholds)
         options = {"budget": budget, "per_layer": per_layer, "candidates": candidates, "progress": monitor.status}
-        result = calibrate(model, find_ffn_blocks(model), rows, **options)
+        result = calibrate(model, find_ffns(model), rows, **options)
         fields = saved_fields(model.config, "fatrelu", result.chosen.thresholds)
         chosen = fields["hidden_act_param"]
         record = calibration_record(result, budget=budget, per_layer=per_layer, hidden_act_param=chosen)

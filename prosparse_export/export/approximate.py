@@ -16,7 +16,7 @@ from prosparse_export.errors import ProSparseError
 from prosparse_export.progress import ProgressCallback
 from prosparse_export.quiet import quiet
 from prosparse_export.text.files import load_tokenizer, read_text, tokenize
-from prosparse_models.approximation import apply_thresholded_silu, silu_blocks, silu_thresholds
+from prosparse_models.approximation import apply_thresholded_silu, silu_ffns, silu_thresholds
 from prosparse_models.errors import TrainingError
 from prosparse_models.sparsity import measure
 
@@ -81,7 +81,7 @@ def approximate(
     calibration, held_out = rows[::2], rows[1::2]
     try:
         with quiet():
-            blocks = silu_blocks(model)
+            blocks = silu_ffns(model)
             thresholds = silu_thresholds(model, blocks, calibration, wanted.keep, partial(progress, "calibrate"))
             dense = measure(model, blocks, held_out, batch=1, progress=partial(progress, "perplexity, dense"))
             apply_thresholded_silu(blocks, thresholds)
@@ -111,7 +111,7 @@ def approximate_again(model: PreTrainedModel, recorded: dict[str, Any]) -> None:
     """
     try:
         with quiet():
-            apply_thresholded_silu(silu_blocks(model), recorded["thresholds"])
+            apply_thresholded_silu(silu_ffns(model), recorded["thresholds"])
     except (TrainingError, ValueError) as error:
         raise ProSparseError(
             f"approximation: prosparse.json is of another model: {error}",

@@ -22,7 +22,7 @@ from prosparse_export.quiet import quiet
 from prosparse_export.runtime.model import SparseModel
 from prosparse_export.runtime.threads import default_threads
 from prosparse_export.text.files import load_tokenizer, tokenize
-from prosparse_models import Checkpoint, find_ffn_blocks, measure
+from prosparse_models import Checkpoint, find_ffns, measure
 
 __all__ = ["LEAST_GAIN", "expected_gain", "layers_that_do_not_pay", "measure_layers"]
 
@@ -57,7 +57,7 @@ def measure_layers(
     row = min(_ROW, len(ids))
     rows = list(ids[: len(ids) // row * row].reshape(-1, row))
     with quiet(), as_stored(checkpoint, {}):
-        blocks = find_ffn_blocks(model)
+        blocks = find_ffns(model)
         found = measure(model, blocks, rows, batch=len(rows) if checkpoint.weights is not None else 1)
     names = {module: name for name, module in model.named_modules()}
     by_down = {names[b.down]: share for b, share in zip(blocks, found.sparsity_by_layer, strict=True)}

@@ -26,7 +26,7 @@ _CAPTIONS = {
     "speed": "Dense is the operator's own ONNX body on stock onnxruntime, which computes in float32, in turns with the "
     "sparse kernel in one process. The ceiling counts weights read in the same format: 3 / (1 + 2 (1 - s)), or "
     "2 / (2 - s) without a gate; a narrower format than float32 can pass it, a small layer may not reach it.",
-    "calibration": "What prosparse calibrate tried before the export, and chose: {search_parameter} {chosen[value]:.4g}, "
+    "calibration": "Trials of prosparse calibrate before the export. Chosen: {search_parameter} {chosen[value]:.4g}, "
     "sparsity {sparsity:.2f} %, perplexity {chosen[perplexity]:.4g}; its budget allowed {perplexity_limit:.4g}.",
 }
 

@@ -179,8 +179,8 @@ def other_model(name: str, folder: Path) -> Path:
 
 OTHERS = {
     "relu": "expected SiLU, got ReLU",
-    "no gate": "expected a block with gate_proj and up_proj, got no gate",
-    "packed": "expected a block with gate_proj and up_proj, got gate and up in one matrix",
+    "no gate": "expected gate_proj and up_proj, got no gate",
+    "packed": "expected gate_proj and up_proj, got gate and up in one matrix",
 }
 
 

@@ -17,7 +17,7 @@ import torch
 from support.training_models import cache_of_the_hub, make_model_folder, make_text
 from transformers import LlamaForCausalLM
 
-from prosparse_models import TrainingError, find_ffn_blocks, load_checkpoint, substitute_activation
+from prosparse_models import TrainingError, find_ffns, load_checkpoint, substitute_activation
 from prosparse_models.training.recipe import Recipe, Training, load_recipe, override
 from prosparse_models.training.sparsify import SparsifyOptions, sparsify
 from prosparse_models.training.trainer import ProSparseTrainer, collate, training_arguments
@@ -274,12 +274,12 @@ def losses(
     model_dir: Path, rows: list[dict[str, torch.Tensor]], micro_batch: int, folder: Path
 ) -> list[dict[str, Any]]:
     model = load_checkpoint(model_dir).model
-    blocks = find_ffn_blocks(model)
-    substitute_activation(model, blocks, "relu")
+    ffns = find_ffns(model)
+    substitute_activation(model, ffns, "relu")
     recipe = override(RECIPE, [f"training.micro_batch={micro_batch}", "training.seed=0"], [(2e-3, 4)])
     arguments = training_arguments(recipe, str(folder), logging_steps=1, use_cpu=True, dataloader_num_workers=0)
     arguments.train_sampling_strategy = "sequential"
-    trainer = ProSparseTrainer(model, blocks, recipe, arguments, rows)
+    trainer = ProSparseTrainer(model, ffns, recipe, arguments, rows)
     trainer.data_collator = collate
     trainer.train()
     return [r for r in trainer.state.log_history if "lambda" in r]

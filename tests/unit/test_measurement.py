@@ -9,26 +9,26 @@ import torch
 from support.training_models import LLAMA, build
 from transformers import LlamaConfig
 
-from prosparse_models import find_ffn_blocks, measure, substitute_activation
+from prosparse_models import find_ffns, measure, substitute_activation
 
 
 @pytest.mark.parametrize("batch", [1, 2, 5])
 def test_measure_counts_what_a_hand_counts(batch: int) -> None:
     model = build(LlamaConfig(**LLAMA))
-    blocks = find_ffn_blocks(model)
-    substitute_activation(model, blocks, "relu")
+    ffns = find_ffns(model)
+    substitute_activation(model, ffns, "relu")
     with torch.no_grad():  # layer 1: neuron 3 never, neurons 5 and 7 always on
-        blocks[1].up.weight[3] = 0.0
+        ffns[1].up.weight[3] = 0.0
         for neuron in (5, 7):
-            blocks[1].gate.weight[neuron] = 0.0
+            ffns[1].gate.weight[neuron] = 0.0
     always = torch.zeros(32, dtype=torch.bool)
     always[[5, 7]] = True
-    blocks[1].down.register_forward_pre_hook(lambda _, a: (torch.where(always, 1.0, a[0]),))
+    ffns[1].down.register_forward_pre_hook(lambda _, a: (torch.where(always, 1.0, a[0]),))
     rows = [torch.randint(3, 259, (9,), generator=torch.Generator().manual_seed(k)) for k in range(5)]
 
     seen: list[list[torch.Tensor]] = [[], []]
-    for index, block in enumerate(blocks):
-        block.down.register_forward_pre_hook(lambda _, a, index=index: seen[index].append(a[0][0]))
+    for index, ffn in enumerate(ffns):
+        ffn.down.register_forward_pre_hook(lambda _, a, index=index: seen[index].append(a[0][0]))
     nats = []
     with torch.no_grad():
         for row in rows:
@@ -36,7 +36,7 @@ def test_measure_counts_what_a_hand_counts(batch: int) -> None:
             nats += [-torch.log_softmax(logits[t], -1)[row[t + 1]].item() for t in range(8)]
     counts = [(torch.cat(values) != 0).sum(0) for values in seen]  # per neuron, of 45 tokens
 
-    found = measure(model, blocks, rows, batch=batch)
+    found = measure(model, ffns, rows, batch=batch)
     assert found.tokens == 45
     assert found.d_ff == (32, 32)
     assert found.sparsity_by_layer == pytest.approx([1 - c.sum().item() / (45 * 32) for c in counts], abs=1e-12)

@@ -8,7 +8,7 @@ from support.training_models import LLAMA, build
 from torch import nn
 from transformers import LlamaConfig
 
-from prosparse_models import find_ffn_blocks, substitute_activation
+from prosparse_models import find_ffns, substitute_activation
 from prosparse_models.training.regularizer import ActivationL1, l1_norm
 
 
@@ -35,7 +35,7 @@ def model() -> nn.Module:
         layer.input_layernorm = nn.RMSNorm(16, eps=1e-5).double()
         layer.post_attention_layernorm = nn.RMSNorm(16, eps=1e-5).double()
     model.model.norm = nn.RMSNorm(16, eps=1e-5).double()
-    substitute_activation(model, find_ffn_blocks(model), "relu")
+    substitute_activation(model, find_ffns(model), "relu")
     return model
 
 
@@ -58,7 +58,7 @@ def test_gradient_is_the_dense_formulas(model: nn.Module, checkpointing: bool) -
     plain = entropy(model(input_ids=ids, attention_mask=mask).logits)
     expected = gradients(model, plain + coefficient * dense_l1(model, ids, mask))
     without = gradients(model, entropy(model(input_ids=ids, attention_mask=mask).logits))
-    regularizer = ActivationL1(find_ffn_blocks(model))
+    regularizer = ActivationL1(find_ffns(model))
     if checkpointing:
         model.train()
         model.gradient_checkpointing_enable(gradient_checkpointing_kwargs={"use_reentrant": False})
@@ -76,7 +76,7 @@ def test_gradient_is_the_dense_formulas(model: nn.Module, checkpointing: bool) -
 
 
 def test_padding_counts_nothing(model: nn.Module) -> None:
-    regularizer = ActivationL1(find_ffn_blocks(model))
+    regularizer = ActivationL1(find_ffns(model))
     ids = torch.arange(3, 11)[None]
     padded = torch.cat([torch.full((1, 5), 2), ids], dim=1)
     mask = (padded != 2).long()
@@ -122,7 +122,7 @@ def test_evaluation_and_detach_leave_the_model_alone(model: nn.Module) -> None:
     ids = torch.arange(3, 11)[None]
     with torch.no_grad():
         expected = model(input_ids=ids).logits
-        regularizer = ActivationL1(find_ffn_blocks(model))
+        regularizer = ActivationL1(find_ffns(model))
         torch.testing.assert_close(model(input_ids=ids).logits, expected, rtol=0, atol=0)
         with regularizer.collect(None) as norms:
             torch.testing.assert_close(model(input_ids=ids).logits, expected, rtol=0, atol=0)

@@ -29,7 +29,7 @@ from transformers import (
     Qwen2Config,
 )
 
-from prosparse_models import CheckpointError, TrainingError, find_ffn_blocks, load_checkpoint, substitute_activation
+from prosparse_models import CheckpointError, TrainingError, find_ffns, load_checkpoint, substitute_activation
 from prosparse_models.loading.substitution import saved_fields, set_thresholds
 from prosparse_models.training.calibration import calibrate
 from prosparse_models.training.saving import write_model
@@ -59,18 +59,18 @@ MODELS: dict[str, tuple[PretrainedConfig, str, bool]] = {
 def test_finds_ffns_by_structure(name: str) -> None:
     config, attribute, gated = MODELS[name]
     model = build(config)
-    blocks = find_ffn_blocks(model)
-    assert len(blocks) == 2
-    for block in blocks:
-        assert (block.activation_name, block.gate is not None, block.d_ff) == (attribute, gated, 32)
+    ffns = find_ffns(model)
+    assert len(ffns) == 2
+    for ffn in ffns:
+        assert (ffn.activation_name, ffn.gate is not None, ffn.d_ff) == (attribute, gated, 32)
         x = torch.randn(3, 16)
         seen: list[torch.Tensor] = []
-        handle = block.down.register_forward_hook(lambda _, a, y, seen=seen: seen.append(y))
-        y = block.compute(x)
+        handle = ffn.down.register_forward_hook(lambda _, a, y, seen=seen: seen.append(y))
+        y = ffn.compute(x)
         handle.remove()
         assert torch.equal(seen[0], y)
-        if hasattr(block.parent, "down_proj"):  # the parent's own forward is the reference
-            torch.testing.assert_close(block.parent(x), y, rtol=0, atol=0)
+        if hasattr(ffn.parent, "down_proj"):  # the parent's own forward is the reference
+            torch.testing.assert_close(ffn.parent(x), y, rtol=0, atol=0)
     assert not model.training
 
 
@@ -79,15 +79,15 @@ def test_relu_is_what_transformers_reads_back(name: str, tmp_path: Path) -> None
     model = build(MODELS[name][0])
     ids = torch.arange(3, 20)[None]
     before = model(input_ids=ids).logits
-    blocks = find_ffn_blocks(model)
-    substitute_activation(model, blocks, "relu")
+    ffns = find_ffns(model)
+    substitute_activation(model, ffns, "relu")
     expected = model(input_ids=ids).logits
     assert not torch.allclose(before, expected)
     write_model(tmp_path / "m", model, byte_tokenizer(), saved_fields(model.config, "relu", [0.0]), torch.float32)
     read = AutoModelForCausalLM.from_pretrained(tmp_path / "m").eval()
     torch.testing.assert_close(read(input_ids=ids).logits, expected, rtol=0, atol=0)
     x1: list[torch.Tensor] = []
-    find_ffn_blocks(read)[1].down.register_forward_pre_hook(lambda _, a: x1.append(a[0]))
+    find_ffns(read)[1].down.register_forward_pre_hook(lambda _, a: x1.append(a[0]))
     read(input_ids=ids)
     assert 0.05 < (x1[0] == 0).float().mean() < 0.95
 
@@ -96,17 +96,17 @@ def test_relu_is_what_transformers_reads_back(name: str, tmp_path: Path) -> None
 @pytest.mark.parametrize("name", ["llama", "gemma2", "opt"])
 def test_what_is_saved_is_what_is_loaded(name: str, activation: str, tmp_path: Path) -> None:
     model = build(MODELS[name][0])
-    blocks = find_ffn_blocks(model)
+    ffns = find_ffns(model)
     thresholds = [0.05, 0.05]
     if activation == "drelu" and name == "opt":
-        with pytest.raises(TrainingError, match="drelu: expected a block with gate and up"):
-            substitute_activation(model, blocks, activation)
+        with pytest.raises(TrainingError, match="drelu: expected separate gate and up projections"):
+            substitute_activation(model, ffns, activation)
         return
     if activation == "fatrelu by layer":
         activation, thresholds = "fatrelu", [0.05, 0.2]
-    substitute_activation(model, blocks, activation, thresholds[0] if activation == "fatrelu" else 0.0)
+    substitute_activation(model, ffns, activation, thresholds[0] if activation == "fatrelu" else 0.0)
     if activation == "fatrelu":
-        set_thresholds(blocks, thresholds)
+        set_thresholds(ffns, thresholds)
     fields = saved_fields(model.config, activation, thresholds)
     write_model(tmp_path / "m", model, byte_tokenizer(), fields, torch.float32)
     loaded = load_checkpoint(tmp_path / "m")
@@ -116,7 +116,7 @@ def test_what_is_saved_is_what_is_loaded(name: str, activation: str, tmp_path: P
     torch.testing.assert_close(loaded.model(input_ids=ids).logits, model(input_ids=ids).logits, rtol=0, atol=0)
     if activation == "fatrelu":
         assert loaded.config["hidden_act_param"] == (0.05 if thresholds[0] == thresholds[1] else thresholds)
-        acts = [b.activation for b in find_ffn_blocks(loaded.model)]
+        acts = [b.activation for b in find_ffns(loaded.model)]
         z = torch.tensor([0.1, 0.3])
         assert [a(z).tolist() for a in acts] == [
             [pytest.approx(0.1 if t < 0.1 else 0), pytest.approx(0.3)] for t in thresholds
@@ -125,40 +125,40 @@ def test_what_is_saved_is_what_is_loaded(name: str, activation: str, tmp_path: P
 
 def test_drelu_has_zeros_of_both() -> None:
     model = build(MODELS["llama"][0])
-    block = find_ffn_blocks(model)[0]
-    substitute_activation(model, [block], "drelu")
+    ffn = find_ffns(model)[0]
+    substitute_activation(model, [ffn], "drelu")
     x, seen = torch.randn(5, 16), []
-    block.down.register_forward_pre_hook(lambda _, a: seen.append(a[0]))
-    block.parent(x)
-    gate, up = x @ block.gate.weight.T, x @ block.up.weight.T
+    ffn.down.register_forward_pre_hook(lambda _, a: seen.append(a[0]))
+    ffn.parent(x)
+    gate, up = x @ ffn.gate.weight.T, x @ ffn.up.weight.T
     torch.testing.assert_close(seen[0], gate.clamp_min(0) * up.clamp_min(0))
 
 
 def test_drelu_is_undone_by_another_activation() -> None:
     model = build(MODELS["llama"][0])
-    blocks = find_ffn_blocks(model)
+    ffns = find_ffns(model)
     ids = torch.arange(3, 20)[None]
-    substitute_activation(model, blocks, "relu")
+    substitute_activation(model, ffns, "relu")
     relu = model(input_ids=ids).logits
-    substitute_activation(model, blocks, "drelu")
-    substitute_activation(model, blocks, "drelu")
-    assert [len(block.up._forward_hooks) for block in blocks] == [1, 1]
+    substitute_activation(model, ffns, "drelu")
+    substitute_activation(model, ffns, "drelu")
+    assert [len(ffn.up._forward_hooks) for ffn in ffns] == [1, 1]
     with pytest.raises(TrainingError, match=r"layers\.0.*expected ReLU or FATReLU, got dReLU"):
-        calibrate(model, blocks, [ids[0]], budget=0.01)
+        calibrate(model, ffns, [ids[0]], budget=0.01)
     copied = copy.deepcopy(model)
     for other in (model, copied):
         assert not torch.equal(other(input_ids=ids).logits, relu)
-        substitute_activation(other, find_ffn_blocks(other), "relu")
+        substitute_activation(other, find_ffns(other), "relu")
         torch.testing.assert_close(other(input_ids=ids).logits, relu, rtol=0, atol=0)
 
 
 @pytest.mark.parametrize("activation", ["drelu", "fatrelu", "relu"])
 def test_keep_saves_the_models_own_activation(activation: str, tmp_path: Path) -> None:
     model = build(MODELS["llama"][0])
-    substitute_activation(model, find_ffn_blocks(model), activation, 0.1 if activation == "fatrelu" else 0.0)
+    substitute_activation(model, find_ffns(model), activation, 0.1 if activation == "fatrelu" else 0.0)
     write_model(tmp_path / "a", model, byte_tokenizer(), saved_fields(model.config, activation, [0.1]), torch.float32)
     loaded = load_checkpoint(tmp_path / "a")
-    substitute_activation(loaded.model, find_ffn_blocks(loaded.model), "keep")
+    substitute_activation(loaded.model, find_ffns(loaded.model), "keep")
     fields = saved_fields(loaded.model.config, "keep", [0.0], loaded.config)
     write_model(tmp_path / "b", loaded.model, byte_tokenizer(), fields, torch.float32)
     again, ids = load_checkpoint(tmp_path / "b"), torch.arange(3, 20)[None]
@@ -190,8 +190,8 @@ def test_wrong_number_of_thresholds(tmp_path: Path) -> None:
 
 def test_refuses_models_without_ffns() -> None:
     model = build(MixtralConfig(**LLAMA, num_local_experts=2))
-    with pytest.raises(TrainingError, match="expected feed-forward blocks") as caught:
-        find_ffn_blocks(model)
+    with pytest.raises(TrainingError, match="expected FFNs") as caught:
+        find_ffns(model)
     assert caught.value.hint
 
 
@@ -199,4 +199,4 @@ def test_refuses_a_config_that_cannot_say_it() -> None:
     config: Any = BloomConfig(vocab_size=259, hidden_size=16, n_layer=2, n_head=2)
     model = build(config)
     with pytest.raises(TrainingError, match="could not be saved"):
-        substitute_activation(model, find_ffn_blocks(model), "relu")
+        substitute_activation(model, find_ffns(model), "relu")

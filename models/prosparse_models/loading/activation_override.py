@@ -72,13 +72,13 @@ def apply_activation(
     if activation not in ("fatrelu", "drelu") and not is_override:
         return
     if activation == "drelu":
-        blocks = set_drelu(model)
+        ffns = set_drelu(model)
     else:
         module: nn.Module = FatReLU(config.threshold) if activation == "fatrelu" else ACT2FN[activation]
-        blocks = set_ffn_activation(model, module)
-    if blocks == 0:
+        ffns = set_ffn_activation(model, module)
+    if ffns == 0:
         raise CheckpointError(
-            f"model folder: {folder}: activation {activation}: expected FFN blocks that can have it, "
+            f"model folder: {folder}: activation {activation}: expected FFNs that can have it, "
             f"got none in {type(model).__name__}",
             hint="drelu needs gate_proj, up_proj and down_proj of their own; leave it out, or name relu or fatrelu"
             if activation == "drelu"

@@ -27,7 +27,7 @@ from transformers.models.auto.modeling_auto import (
 )
 
 from prosparse_models.errors import CheckpointError
-from prosparse_models.ffn_blocks import find_ffn_blocks
+from prosparse_models.ffns import find_ffns
 from prosparse_models.loading.activation_keys import ACTIVATION_KEYS, exported_activation, put_activation
 from prosparse_models.loading.activation_override import apply_activation, override_activation
 from prosparse_models.loading.calibration_file import read_calibration
@@ -225,9 +225,9 @@ def _is_bare(config: ModelConfig) -> bool:
 def _set_thresholds(model: PreTrainedModel, config: ModelConfig, folder: Path, weights: FileWeights | None) -> None:
     """Put FATReLU in place, with one threshold or one per layer."""
     try:
-        with nullcontext() if weights is None else weights.filled(model):  # blocks are found by what they compute
-            blocks = find_ffn_blocks(model)
-        set_thresholds(blocks, config.thresholds or [config.threshold] * len(blocks))
+        with nullcontext() if weights is None else weights.filled(model):  # ffns are found by what they compute
+            ffns = find_ffns(model)
+        set_thresholds(ffns, config.thresholds or [config.threshold] * len(ffns))
     except ValueError as error:
         raise CheckpointError(
             f"model folder: {folder}: fatrelu: {_one_line(error)}", hint="give one threshold, or one per layer"

@@ -1,4 +1,4 @@
-"""Replace the activation of feed-forward blocks, in the model and in its config."""
+"""Replace the activation of FFNs, in the model and in its config."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from transformers.activations import ACT2FN
 
 from prosparse_models.activation import FatReLU, set_up_relu
 from prosparse_models.errors import TrainingError
-from prosparse_models.ffn_blocks import FfnBlock
+from prosparse_models.ffns import Ffn
 from prosparse_models.loading.activation_keys import ACTIVATION_KEYS
 
 __all__ = ["ACTIVATIONS", "saved_fields", "set_thresholds", "substitute_activation"]
@@ -19,21 +19,19 @@ __all__ = ["ACTIVATIONS", "saved_fields", "set_thresholds", "substitute_activati
 ACTIVATIONS = ("relu", "relu2", "fatrelu", "drelu", "keep")
 
 
-def substitute_activation(
-    model: PreTrainedModel, blocks: Sequence[FfnBlock], activation: str, threshold: float = 0.0
-) -> None:
-    """Replace the activation of every block; weights stay as they are.
+def substitute_activation(model: PreTrainedModel, ffns: Sequence[Ffn], activation: str, threshold: float = 0.0) -> None:
+    """Replace the activation of every FFN; weights stay as they are.
 
     Args:
         model: its config is changed too, so that ``save_pretrained`` writes what transformers can read:
             ``relu`` for fatrelu and drelu, which `saved_fields` names.
-        blocks: what `find_ffn_blocks` found.
+        ffns: what `find_ffns` found.
         activation: ``relu``: max(z, 0). ``relu2``: its square. ``fatrelu``: z where z > threshold.
-            ``drelu``: relu(gate) * relu(up), gated blocks only. ``keep``: no change.
+            ``drelu``: relu(gate) * relu(up), gated FFNs only. ``keep``: no change.
         threshold: FATReLU t, >= 0, in units of the pre-activation; 0 unless fatrelu.
 
     Raises:
-        TrainingError: the blocks cannot have this activation, or the config has no field for it.
+        TrainingError: the FFNs cannot have this activation, or the config has no field for it.
 
     Source:
         Song et al., "ProSparse", section 3.2, step 1; dReLU: "TurboSparse", arXiv:2406.05955.
@@ -41,11 +39,11 @@ def substitute_activation(
     if activation == "keep":
         return
     if activation == "drelu":
-        for block in blocks:
-            if block.gate is None or block.is_merged:
-                kind = "no gate" if block.gate is None else "gate and up in one matrix"
+        for ffn in ffns:
+            if ffn.gate is None or ffn.is_merged:
+                kind = "no gate" if ffn.gate is None else "gate and up in one matrix"
                 raise TrainingError(
-                    f"{block.name}: drelu: expected a block with gate and up of their own, got {kind}",
+                    f"{ffn.name}: drelu: expected separate gate and up projections, got {kind}",
                     hint="use --activation relu",
                 )
     keys = [key for key in ACTIVATION_KEYS if isinstance(getattr(model.config, key, None), str)]
@@ -57,20 +55,20 @@ def substitute_activation(
         )
     for key in keys:
         setattr(model.config, key, "relu2" if activation == "relu2" else "relu")
-    for block in blocks:
-        set_up_relu(block.up, activation == "drelu")
+    for ffn in ffns:
+        set_up_relu(ffn.up, activation == "drelu")
         new = FatReLU(threshold) if activation == "fatrelu" else ACT2FN["relu2" if activation == "relu2" else "relu"]
-        setattr(block.parent, block.activation_name, new)
+        setattr(ffn.parent, ffn.activation_name, new)
 
 
-def set_thresholds(blocks: Sequence[FfnBlock], thresholds: Sequence[float]) -> None:
-    """Give each block FATReLU with a threshold of its own, in the blocks' order.
+def set_thresholds(ffns: Sequence[Ffn], thresholds: Sequence[float]) -> None:
+    """Give each FFN FATReLU with a threshold of its own, in the FFNs' order.
 
     Raises:
-        ValueError: there are not as many thresholds as blocks, or one is negative or not finite.
+        ValueError: there are not as many thresholds as FFNs, or one is negative or not finite.
     """
-    for block, threshold in zip(blocks, thresholds, strict=True):
-        setattr(block.parent, block.activation_name, FatReLU(threshold))
+    for ffn, threshold in zip(ffns, thresholds, strict=True):
+        setattr(ffn.parent, ffn.activation_name, FatReLU(threshold))
 
 
 def saved_fields(

@@ -11,7 +11,7 @@ from torch import nn
 
 from prosparse_models.activation import has_up_relu
 from prosparse_models.errors import TrainingError
-from prosparse_models.ffn_blocks import FfnBlock
+from prosparse_models.ffns import Ffn
 from prosparse_models.loading.substitution import set_thresholds
 from prosparse_models.sparsity import Measurement, measure
 
@@ -56,7 +56,7 @@ class Calibration:
 
 def calibrate(
     model: nn.Module,
-    blocks: Sequence[FfnBlock],
+    ffns: Sequence[Ffn],
     rows: Sequence[torch.Tensor],
     *,
     budget: float,
@@ -76,8 +76,8 @@ def calibrate(
     large activations gets a large threshold, and no layer pays for all.
 
     Args:
-        model: with ReLU or FATReLU in ``blocks``. It is left with the chosen thresholds.
-        blocks: its feed-forward blocks.
+        model: with ReLU or FATReLU in ``ffns``. It is left with the chosen thresholds.
+        ffns: its FFNs.
         rows: calibration text, token ids [sequence] each.
         budget: allowed rise of perplexity, a share: 0.01 is 1 %.
         per_layer: one threshold per layer instead of one for all.
@@ -92,15 +92,15 @@ def calibrate(
         Song et al., "ProSparse", section 3.2, equation 3, and Table 9. The search and the per-layer
         choice are ours: the paper picks one t of four by benchmark scores.
     """
-    _check_relu(blocks)
-    energy = _energy_by_gate(model, blocks, rows) if per_layer else None
+    _check_relu(ffns)
+    energy = _energy_by_gate(model, ffns, rows) if per_layer else None
     trials: dict[float, Trial] = {}
 
     def run(value: float) -> Trial:
         if value not in trials:
-            thresholds = tuple(_quantile(e, value) for e in energy) if energy else (value,) * len(blocks)
-            set_thresholds(blocks, thresholds)
-            measurement = measure(model, blocks, rows)
+            thresholds = tuple(_quantile(e, value) for e in energy) if energy else (value,) * len(ffns)
+            set_thresholds(ffns, thresholds)
+            measurement = measure(model, ffns, rows)
             within = measurement.perplexity <= limit
             trials[value] = Trial(value, thresholds, measurement, within)
             progress(
@@ -135,33 +135,33 @@ def calibrate(
         middle = float(f"{0.5 * (low + high):.4g}")  # nobody needs more digits
         low, high = (middle, high) if run(middle).within else (low, middle)
     chosen = trials[low]
-    set_thresholds(blocks, chosen.thresholds)
+    set_thresholds(ffns, chosen.thresholds)
     return Calibration(tuple(trials[k] for k in sorted(trials)), chosen, limit)
 
 
-def _check_relu(blocks: Sequence[FfnBlock]) -> None:
+def _check_relu(ffns: Sequence[Ffn]) -> None:
     z = torch.tensor([-1.0, -0.01, 1e6])
-    for block in blocks:
-        if has_up_relu(block.up):
+    for ffn in ffns:
+        if has_up_relu(ffn.up):
             raise TrainingError(
-                f"{block.name}: expected ReLU or FATReLU, got dReLU, which has no threshold",
+                f"{ffn.name}: expected ReLU or FATReLU, got dReLU, which has no threshold",
                 hint="dReLU models stay as they are",
             )
-        if not torch.equal(block.activation(z), torch.tensor([0.0, 0.0, 1e6])):
+        if not torch.equal(ffn.activation(z), torch.tensor([0.0, 0.0, 1e6])):
             raise TrainingError(
-                f"{block.name}: expected ReLU or FATReLU, got {block.activation!r}",
+                f"{ffn.name}: expected ReLU or FATReLU, got {ffn.activation!r}",
                 hint="train the model with prosparse sparsify first",
             )
 
 
 @torch.no_grad()
-def _energy_by_gate(model: nn.Module, blocks: Sequence[FfnBlock], rows: Sequence[torch.Tensor]) -> list[torch.Tensor]:
-    """Return, per block, a histogram over the gate's value (bins of 1/16 octave) of the sum of x1 squared."""
-    set_thresholds(blocks, [0.0] * len(blocks))
-    histograms = [torch.zeros(_OCTAVES * _BINS_PER_OCTAVE, dtype=torch.float64) for _ in blocks]
+def _energy_by_gate(model: nn.Module, ffns: Sequence[Ffn], rows: Sequence[torch.Tensor]) -> list[torch.Tensor]:
+    """Return, per FFN, a histogram over the gate's value (bins of 1/16 octave) of the sum of x1 squared."""
+    set_thresholds(ffns, [0.0] * len(ffns))
+    histograms = [torch.zeros(_OCTAVES * _BINS_PER_OCTAVE, dtype=torch.float64) for _ in ffns]
     gates: dict[int, torch.Tensor] = {}
     handles = []
-    for index, block in enumerate(blocks):
+    for index, ffn in enumerate(ffns):
 
         def keep(_: nn.Module, arguments: tuple[torch.Tensor, ...], index: int = index) -> None:
             gates[index] = arguments[0]
@@ -173,8 +173,8 @@ def _energy_by_gate(model: nn.Module, blocks: Sequence[FfnBlock], rows: Sequence
             bins = bins.clamp(0, _OCTAVES * _BINS_PER_OCTAVE - 1).cpu()
             histograms[index].index_add_(0, bins, x1[active].double().square().cpu())
 
-        handles.append(block.activation.register_forward_pre_hook(keep))
-        handles.append(block.down.register_forward_pre_hook(count))
+        handles.append(ffn.activation.register_forward_pre_hook(keep))
+        handles.append(ffn.down.register_forward_pre_hook(count))
     try:
         for row in rows:
             model(input_ids=row[None].to(next(model.parameters()).device), use_cache=False)

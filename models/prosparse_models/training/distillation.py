@@ -13,7 +13,7 @@ import torch.distributed as dist
 from torch import nn
 
 from prosparse_models.errors import TrainingError
-from prosparse_models.ffn_blocks import FfnBlock
+from prosparse_models.ffns import Ffn
 
 __all__ = ["logit_divergence", "recover_layers"]
 
@@ -40,8 +40,8 @@ def logit_divergence(
 
 def recover_layers(
     teacher: nn.Module,
-    teacher_blocks: Sequence[FfnBlock],
-    blocks: Sequence[FfnBlock],
+    teacher_ffns: Sequence[Ffn],
+    ffns: Sequence[Ffn],
     batches: Iterator[dict[str, torch.Tensor]],
     *,
     steps: int,
@@ -49,16 +49,16 @@ def recover_layers(
     device: torch.device,
     progress: Callable[[int, int, float], None] = lambda done, total, error: None,
 ) -> float:
-    """Regress each block's output on the original block's output for the same input.
+    """Regress each FFN's output on the original FFN's output for the same input.
 
-    One forward pass of the original gives every layer its input and its target; the blocks are then
+    One forward pass of the original gives every layer its input and its target; the FFNs are then
     trained on their own, so no gradient crosses layers and nothing else changes. The loss of a layer is
     the squared error over the target's squared norm, mean over layers.
 
     Args:
         teacher: the dense original, in evaluation mode, on ``device``.
-        teacher_blocks: its blocks.
-        blocks: the blocks to train, in the same order.
+        teacher_ffns: its FFNs.
+        ffns: the FFNs to train, in the same order.
         batches: micro-batches with input_ids, different ones in each process.
         steps: optimizer steps, one micro-batch each.
         learning_rate: Adam's peak; it falls to 0 along a cosine.
@@ -71,20 +71,20 @@ def recover_layers(
     Raises:
         TrainingError: the error is not finite.
     """
-    parameters = [p for block in blocks for p in block.parameters()]
+    parameters = [p for ffn in ffns for p in ffn.parameters()]
     optimizer = torch.optim.Adam(parameters, lr=learning_rate, betas=(0.9, 0.98))
     scheduler = torch.optim.lr_scheduler.CosineAnnealingLR(optimizer, steps)
     world = dist.get_world_size() if dist.is_available() and dist.is_initialized() else 1
     error = torch.zeros(())
     for step in range(steps):
-        inputs, targets = _layer_pairs(teacher, teacher_blocks, next(batches)["input_ids"].to(device))
+        inputs, targets = _layer_pairs(teacher, teacher_ffns, next(batches)["input_ids"].to(device))
         optimizer.zero_grad()
         total = torch.zeros((), device=device)
-        for block, x, y in zip(blocks, inputs, targets, strict=True):
-            loss = (block.compute(x) - y).square().sum() / y.square().sum().clamp_min(1e-12)
+        for ffn, x, y in zip(ffns, inputs, targets, strict=True):
+            loss = (ffn.compute(x) - y).square().sum() / y.square().sum().clamp_min(1e-12)
             torch.autograd.backward(loss)  # one layer's graph at a time
             total += loss.detach()
-        error = total / len(blocks)
+        error = total / len(ffns)
         for parameter in parameters if world > 1 else ():
             if parameter.grad is not None:
                 dist.all_reduce(parameter.grad)
@@ -105,9 +105,9 @@ def recover_layers(
 
 @torch.no_grad()
 def _layer_pairs(
-    teacher: nn.Module, blocks: Sequence[FfnBlock], ids: torch.Tensor
+    teacher: nn.Module, ffns: Sequence[Ffn], ids: torch.Tensor
 ) -> tuple[list[torch.Tensor], list[torch.Tensor]]:
-    """Return input and output of every block for ``ids`` [batch, sequence]."""
+    """Return input and output of every FFN for ``ids`` [batch, sequence]."""
     inputs: list[torch.Tensor] = []
     outputs: list[torch.Tensor] = []
 
@@ -118,9 +118,9 @@ def _layer_pairs(
         outputs.append(output.detach().clone())
 
     handles: list[Any] = []
-    for block in blocks:
-        handles.append(block.first.register_forward_pre_hook(keep_input))
-        handles.append(block.down.register_forward_hook(keep_output))
+    for ffn in ffns:
+        handles.append(ffn.first.register_forward_pre_hook(keep_input))
+        handles.append(ffn.down.register_forward_hook(keep_output))
     try:
         teacher(input_ids=ids, use_cache=False)
     finally:

@@ -63,8 +63,8 @@ class Distillation:
     """The recovery aid for small budgets: the dense original teaches. Off by default; not in the paper.
 
     Attributes:
-        layer_steps: steps before step 1 in which each block's output is regressed on the original
-            block's output for the same input.
+        layer_steps: steps before step 1 in which each FFN's output is regressed on the original
+            ffn's output for the same input.
         layer_learning_rate: rate of those steps.
         logit_weight: weight w of the original's logits in the loss: (1 - w) CE + w T^2 KL.
         temperature: T in it.

@@ -1,4 +1,4 @@
-"""The L1 term on the intermediate output of every feed-forward block, without a copy of it."""
+"""The L1 term on the intermediate output of every FFN, without a copy of it."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from typing import Any
 import torch
 from torch import nn
 
-from prosparse_models.ffn_blocks import FfnBlock
+from prosparse_models.ffns import Ffn
 
 __all__ = ["ActivationL1", "l1_norm"]
 
@@ -56,7 +56,7 @@ def l1_norm(x1: torch.Tensor, weight: torch.Tensor | None = None) -> tuple[torch
 
 
 class ActivationL1:
-    """Collect the L1 norms of all feed-forward blocks in a forward pass.
+    """Collect the L1 norms of all FFNs in a forward pass.
 
     The paper's term is ``lambda * sum over layers of ||x1||_1``; how tokens are reduced it does not say.
     Here: **sum over neurons, sum over layers, mean over the tokens that are not padding**, where the mean
@@ -70,21 +70,19 @@ class ActivationL1:
     so, which it does not say, scale is 1e-8 times the tokens of their micro-batch: 1.6e-4 for 16,384.
 
     Args:
-        blocks: the blocks to watch; their ``down`` layers get a hook, until `detach`.
+        ffns: the FFNs to watch; their ``down`` layers get a hook, until `detach`.
     """
 
-    def __init__(self, blocks: Sequence[FfnBlock]) -> None:
+    def __init__(self, ffns: Sequence[Ffn]) -> None:
         self._sink: list[torch.Tensor | None] | None = None
         self._active: list[torch.Tensor | None] = []
         self._weight: torch.Tensor | None = None
         self._count = False
-        self._handles = [
-            block.down.register_forward_pre_hook(self._hook_of(index)) for index, block in enumerate(blocks)
-        ]
+        self._handles = [ffn.down.register_forward_pre_hook(self._hook_of(index)) for index, ffn in enumerate(ffns)]
 
     @contextmanager
     def collect(self, weight: torch.Tensor | None, *, count: bool = False) -> Iterator[list[torch.Tensor | None]]:
-        """Yield a list that the forward pass inside fills with one norm per block.
+        """Yield a list that the forward pass inside fills with one norm per FFN.
 
         Args:
             weight: [batch, sequence], 1 for a token and 0 for padding; None if there is no padding.
@@ -99,7 +97,7 @@ class ActivationL1:
             self._sink = None  # recomputation in backward (checkpointing) hooks again but counts nothing
 
     def active(self) -> list[torch.Tensor | None]:
-        """Return, per block, the non-zero elements at real tokens in the last forward pass that counted."""
+        """Return, per FFN, the non-zero elements at real tokens in the last forward pass that counted."""
         return self._active
 
     def detach(self) -> None:

@@ -17,7 +17,7 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase
 from transformers.trainer_callback import PrinterCallback
 
 from prosparse_models.errors import TrainingError
-from prosparse_models.ffn_blocks import FfnBlock, find_ffn_blocks
+from prosparse_models.ffns import Ffn, find_ffns
 from prosparse_models.loading.checkpoint import load_checkpoint
 from prosparse_models.loading.substitution import saved_fields, substitute_activation
 from prosparse_models.loading.tokenizer import load_tokenizer
@@ -124,7 +124,7 @@ def sparsify(model_dir: Path, out: Path, recipe: Recipe, options: SparsifyOption
 
     say.status("load model")
     checkpoint = load_checkpoint(model_dir, trust_remote_code=options.trust_remote_code)
-    model, blocks = checkpoint.model, find_ffn_blocks(checkpoint.model)
+    model, ffns = checkpoint.model, find_ffns(checkpoint.model)
     _check_context(model, recipe)
     d = recipe.distillation
     teacher = copy.deepcopy(model) if d.logit_weight > 0 or (d.layer_steps > 0 and not found) else None
@@ -132,7 +132,7 @@ def sparsify(model_dir: Path, out: Path, recipe: Recipe, options: SparsifyOption
 
     def evaluate(of: PreTrainedModel | None = None) -> Measurement:
         share = {"rank": args.process_index, "world_size": args.world_size, "reduce": sum_over_processes}
-        return measure(of or trainer.model_wrapped, blocks, rows, batch=max(1, recipe.training.micro_batch), **share)
+        return measure(of or trainer.model_wrapped, ffns, rows, batch=max(1, recipe.training.micro_batch), **share)
 
     evaluations: list[dict[str, Any]] = found[1]["evaluations"] if found else []
     records: list[dict[str, Any]] = found[1]["records"] if found else []
@@ -144,13 +144,13 @@ def sparsify(model_dir: Path, out: Path, recipe: Recipe, options: SparsifyOption
     if not found:
         say.status("evaluate before")
         evaluated("before", evaluate(model))
-    substitute_activation(model, blocks, recipe.activation, recipe.threshold)
+    substitute_activation(model, ffns, recipe.activation, recipe.threshold)
     if not found and recipe.activation != "keep":
         say.status("evaluate after substitution")
         evaluated("substituted", evaluate(model))
     if teacher is not None and d.layer_steps > 0 and not found:
         say.status(f"layer recovery, {d.layer_steps} steps")
-        _recover(teacher.to(args.device), blocks, stream, recipe, args, say)
+        _recover(teacher.to(args.device), ffns, stream, recipe, args, say)
         evaluated("layer recovery", evaluate(model))
 
     stages = [(float(peak), int(last)) for peak, last in found[1]["stages"]] if found else list(recipe.stages)
@@ -168,9 +168,7 @@ def sparsify(model_dir: Path, out: Path, recipe: Recipe, options: SparsifyOption
         on_record=lambda record: say.record(record, recipe.steps),
         on_evaluation=say.evaluation,
     )
-    trainer = ProSparseTrainer(
-        model, blocks, recipe, args, stream, stages=stages, teacher=teacher, callbacks=[callback]
-    )
+    trainer = ProSparseTrainer(model, ffns, recipe, args, stream, stages=stages, teacher=teacher, callbacks=[callback])
     trainer.data_collator = collate
     trainer.remove_callback(PrinterCallback)
     say.status("train")
@@ -216,14 +214,14 @@ def _save(
     staging = out / ".saving"
     write_model(staging, model, tokenizer, fields, dtype, state)
     saved = load_checkpoint(staging).model.to(device)
-    measurement = measure(saved, find_ffn_blocks(saved), rows)
+    measurement = measure(saved, find_ffns(saved), rows)
     say.evaluation("saved", measurement)
     move_into(staging, out)
     return measurement
 
 
 def _recover(
-    teacher: PreTrainedModel, blocks: Sequence[FfnBlock], stream: PackedText, recipe: Recipe, args: Any, say: Monitor
+    teacher: PreTrainedModel, ffns: Sequence[Ffn], stream: PackedText, recipe: Recipe, args: Any, say: Monitor
 ) -> None:
     d = recipe.distillation
 
@@ -235,8 +233,8 @@ def _recover(
     own: Iterator[Any] = islice(iter(loader), args.process_index, None, args.world_size)
     recover_layers(
         teacher,
-        find_ffn_blocks(teacher),
-        blocks,
+        find_ffns(teacher),
+        ffns,
         own,
         steps=d.layer_steps,
         learning_rate=d.layer_learning_rate,

@@ -13,7 +13,7 @@ from torch.nn.functional import cross_entropy
 from transformers import PreTrainedModel, Trainer, TrainerCallback, TrainingArguments
 
 from prosparse_models.errors import TrainingError
-from prosparse_models.ffn_blocks import FfnBlock
+from prosparse_models.ffns import Ffn
 from prosparse_models.training.distillation import logit_divergence
 from prosparse_models.training.recipe import Recipe
 from prosparse_models.training.regularizer import ActivationL1
@@ -85,7 +85,7 @@ class ProSparseTrainer(Trainer):
 
     Args:
         model: with its activation substituted.
-        blocks: its feed-forward blocks.
+        ffns: its FFNs.
         recipe: lambda, batches, distillation.
         stages: the schedule, a list that `TargetSparsity` may change; ``recipe.stages`` if None.
         teacher: the dense original, for ``distillation.logit_weight`` > 0.
@@ -99,7 +99,7 @@ class ProSparseTrainer(Trainer):
     def __init__(
         self,
         model: PreTrainedModel,
-        blocks: Sequence[FfnBlock],
+        ffns: Sequence[Ffn],
         recipe: Recipe,
         args: TrainingArguments,
         train_dataset: Any,
@@ -109,13 +109,13 @@ class ProSparseTrainer(Trainer):
         callbacks: list[TrainerCallback] | None = None,
     ) -> None:
         super().__init__(model=model, args=args, train_dataset=train_dataset, callbacks=callbacks)
-        self._blocks = list(blocks)
+        self._ffns = list(ffns)
         self._recipe = recipe
         self.stages = list(recipe.stages) if stages is None else stages
         self._teacher = None if teacher is None else teacher.eval().requires_grad_(False).to(args.device)
-        self._l1 = ActivationL1(self._blocks)
-        # cross entropy, divergence, L1, tokens, predictions, tokens that were counted; then active elements per block
-        self._sums = torch.zeros(6 + len(self._blocks), dtype=torch.float64, device=args.device)
+        self._l1 = ActivationL1(self._ffns)
+        # cross entropy, divergence, L1, tokens, predictions, tokens that were counted; then active elements per FFN
+        self._sums = torch.zeros(6 + len(self._ffns), dtype=torch.float64, device=args.device)
 
     def get_batch_samples(
         self, epoch_iterator: Iterator[Any], num_batches: int, device: torch.device
@@ -214,7 +214,7 @@ class ProSparseTrainer(Trainer):
         if self._recipe.distillation.logit_weight > 0:
             terms["divergence"] = divergence / max(predictions, 1.0)
         if counted:
-            by_layer = [1.0 - a / (counted * block.d_ff) for a, block in zip(active, self._blocks, strict=True)]
+            by_layer = [1.0 - a / (counted * ffn.d_ff) for a, ffn in zip(active, self._ffns, strict=True)]
             terms["sparsity_by_layer"] = by_layer
             terms["sparsity"] = sum(by_layer) / len(by_layer)
         return terms

@@ -1,4 +1,4 @@
-"""Find the feed-forward blocks of a model by what its modules compute, not by their class names."""
+"""Find the FFNs of a model by what its modules compute, not by their class names."""
 
 from __future__ import annotations
 
@@ -14,21 +14,21 @@ from torch import nn
 
 from prosparse_models.errors import TrainingError
 
-__all__ = ["FfnBlock", "find_ffn_blocks"]
+__all__ = ["Ffn", "find_ffns"]
 
 _PROBE_TOKENS = 8
 
 
 @dataclass(frozen=True)
-class FfnBlock:
-    """One feed-forward block: ``down(act(gate(x)) * up(x))``, or ``down(act(up(x)))`` without a gate.
+class Ffn:
+    """One FFN: ``down(act(gate(x)) * up(x))``, or ``down(act(up(x)))`` without a gate.
 
     Attributes:
         name: dotted name of the module that holds the activation, for instance ``model.layers.0.mlp``.
         parent: that module.
         activation_name: attribute of ``parent`` that holds the activation, for instance ``act_fn``.
-        gate: the linear layer whose output the activation takes; None if the block is not gated.
-        up: the other linear layer of a gated block, or the only one of a plain block. In a block whose
+        gate: the linear layer whose output the activation takes; None if the FFN is not gated.
+        up: the other linear layer of a gated FFN, or the only one of an ungated FFN. In an FFN whose
             gate and up share one matrix, both are that layer.
         down: the linear layer whose input is the intermediate output (x1 in the paper).
         d_ff: number of neurons: the width of ``down``'s input.
@@ -44,14 +44,14 @@ class FfnBlock:
 
     @property
     def activation(self) -> nn.Module:
-        """The activation that the block has now."""
+        """The activation that the FFN has now."""
         module = getattr(self.parent, self.activation_name)
         assert isinstance(module, nn.Module)
         return module
 
     @property
     def first(self) -> nn.Module:
-        """The linear layer whose input is the block's input."""
+        """The linear layer whose input is the FFN's input."""
         return self.up if self.gate is None else self.gate
 
     @property
@@ -60,12 +60,12 @@ class FfnBlock:
         return self.gate is self.up
 
     def parameters(self) -> Iterator[nn.Parameter]:
-        """Yield the parameters of the block's linear layers, each once."""
+        """Yield the parameters of the FFN's linear layers, each once."""
         for layer in dict.fromkeys((self.first, self.up, self.down)):
             yield from layer.parameters()
 
     def compute(self, x: torch.Tensor) -> torch.Tensor:
-        """Return the block's output for its input ``x`` [..., d_model]; shape [..., d_model]."""
+        """Return the FFN's output for its input ``x`` [..., d_model]; shape [..., d_model]."""
         if self.gate is None:
             hidden = self.activation(self.up(x))
         elif self.is_merged:
@@ -86,10 +86,10 @@ class _Seen:
     y: torch.Tensor
 
 
-def find_ffn_blocks(model: nn.Module) -> list[FfnBlock]:
-    """Return the feed-forward blocks of ``model`` in the order in which they run.
+def find_ffns(model: nn.Module) -> list[Ffn]:
+    """Return the FFNs of ``model`` in the order in which they run.
 
-    The model computes a few tokens. A block is where the numbers agree: a parameterless module (the
+    The model computes a few tokens. An FFN is where the numbers agree: a parameterless module (the
     activation) takes a linear layer's output, and a sibling linear layer takes the activation's output,
     or that output times another sibling's. So LLaMA's gate_proj, GPT-NeoX's dense_h_to_4h, OPT's fc1
     and a merged gate_up_proj are all found without a list of names, and no name is trusted.
@@ -98,31 +98,31 @@ def find_ffn_blocks(model: nn.Module) -> list[FfnBlock]:
         model: a causal language model. Its weights are read, nothing is changed.
 
     Raises:
-        TrainingError: no block was found.
+        TrainingError: no FFN was found.
     """
-    blocks = []
+    ffns = []
     with _record(model) as seen:
         ids = torch.arange(1, _PROBE_TOKENS + 1, device=next(model.parameters()).device)[None]
         mode = model.training
-        model.eval()  # dropout between activation and down would hide the block
+        model.eval()  # dropout between activation and down would hide the FFN
         try:
             with torch.no_grad():
                 model(input_ids=ids, use_cache=False)
         finally:
             model.train(mode)
     for name, parent in model.named_modules():
-        block = _block_of(name, parent, seen)
-        if block is not None:
-            blocks.append(block)
-    if not blocks:
+        ffn = _ffn_of(name, parent, seen)
+        if ffn is not None:
+            ffns.append(ffn)
+    if not ffns:
         raise TrainingError(
-            f"model: {type(model).__name__}: expected feed-forward blocks (linear, activation, linear), got none",
+            f"model: {type(model).__name__}: expected FFNs (linear, activation, linear), got none",
             hint="mixtures of experts with fused expert matrices cannot be changed yet; use a dense model",
         )
-    return blocks
+    return ffns
 
 
-def _block_of(name: str, parent: nn.Module, seen: dict[nn.Module, list[_Seen]]) -> FfnBlock | None:
+def _ffn_of(name: str, parent: nn.Module, seen: dict[nn.Module, list[_Seen]]) -> Ffn | None:
     children = dict(parent.named_children())
     linear = {child: seen[child][-1] for child in children.values() if _is_linear(child) and child in seen}
     for key, activation in children.items():
@@ -135,13 +135,13 @@ def _block_of(name: str, parent: nn.Module, seen: dict[nn.Module, list[_Seen]]) 
             for (down, down_call), source in product(linear.items(), sources):
                 if down is source or down_call.x.shape != act.y.shape:
                     continue
-                block = partial(FfnBlock, name, parent, key, down=down, d_ff=act.y.shape[-1])
+                ffn = partial(Ffn, name, parent, key, down=down, d_ff=act.y.shape[-1])
                 if torch.equal(down_call.x, act.y):
-                    return block(gate=None, up=source)
+                    return ffn(gate=None, up=source)
                 for up, call in linear.items():
                     other = _other_factor(call.y, act.x, merged=up is source)
                     if other is not None and torch.equal(down_call.x, act.y * other):
-                        return block(gate=source, up=up)
+                        return ffn(gate=source, up=up)
     return None
 
 
