@@ -31,7 +31,7 @@ def export_pipeline(
     other_weights: Format = "f32",
     linears: list[LinearOutcome] | None = None,
     dense: Mapping[str, str] | None = None,
-    plain: bool = False,
+    decomposed: bool = False,
     positions: int | None = None,
 ) -> ir.passes.Sequential:
     """Return the passes that every export applies, first to last.
@@ -45,7 +45,7 @@ def export_pipeline(
         other_weights: how the others are: attention's, lm_head's, the embedding.
         linears: receives one entry per matrix that is stored in ``other_weights``, if that is not f32.
         dense: feed-forward blocks that stay as they are: reasons by the module path of down_proj.
-        plain: write standard ONNX instead of our operators.
+        decomposed: write standard ONNX instead of our operators.
         positions: the longest text, in tokens, if it is known.
     """
     fusions: list[ir.passes.PassBase] = []
@@ -65,7 +65,7 @@ def export_pipeline(
         common.RemoveUnusedNodesPass(),  # products of the blocks that the operators replaced
         KeepLogitsPass(),
         FuseLinearPass(other_weights, linears),  # after attention, whose patterns start from plain products
-        *([InlineOperatorsPass()] if plain else []),
+        *([InlineOperatorsPass()] if decomposed else []),
         common.RemoveUnusedNodesPass(),  # what the fusions left behind, with its initializers
         common.ClearMetadataAndDocStringPass(),  # after the FFN pass, which reads module paths from it
         common.TopologicalSortPass(),
@@ -74,21 +74,21 @@ def export_pipeline(
 
 
 def optimize_pipeline(
-    outcomes: list[FfnOutcome], *, weights: FfnFormat | None = None, plain: bool = False
+    outcomes: list[FfnOutcome], *, weights: FfnFormat | None = None, decomposed: bool = False
 ) -> ir.passes.Sequential:
     """Return the passes for a file that another exporter wrote, first to last; its interface stays as it is.
 
     Args:
         outcomes: receives one entry per feed-forward block.
         weights: how the blocks' matrices are stored; None for their own float type.
-        plain: write standard ONNX instead of our operators.
+        decomposed: write standard ONNX instead of our operators.
     """
     return ir.passes.Sequential(
         common.InlinePass(lambda function: function.domain != DOMAIN),  # a block may be spread over functions
         common.LiftConstantsToInitializersPass(lift_all_constants=False),  # weights may be Constant nodes
         common.ShapeInferencePass(),  # a bias of more dimensions than its product is none
         FuseSparseFfnPass(outcomes, weights),
-        *([InlineOperatorsPass()] if plain else []),
+        *([InlineOperatorsPass()] if decomposed else []),
         common.RemoveUnusedNodesPass(),
         common.TopologicalSortPass(),
     )

@@ -89,7 +89,7 @@ def measure_activity(
     if not nodes:
         raise ProSparseError(
             f"model: {path}: expected sparse feed-forward operators, got none",
-            hint="export it without --plain, or without --allow-dense to see why no block is sparse",
+            hint="export it without --decomposed, or without --allow-dense to see why no block is sparse",
         )
     if "encoder" in read_manifest(path):
         raise ProSparseError(

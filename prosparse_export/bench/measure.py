@@ -78,7 +78,7 @@ def bench(
     if not nodes:
         raise ProSparseError(
             f"model: {path}: expected sparse feed-forward operators, got none",
-            hint="export it without --plain, or without --allow-dense to see why no block is sparse",
+            hint="export it without --decomposed, or without --allow-dense to see why no block is sparse",
         )
     longest = max(options.context + options.tokens * (options.rounds + _WARM), *options.prefill)
     check_files(path)

@@ -21,10 +21,10 @@ _EXAMPLES = """
 Examples:
   prosparse-export models/demo out/demo.onnx
   prosparse-export prosparse-llama-2-7b out/7b/m.onnx --weights i4 -v
-  prosparse-export models/demo out/demo.onnx --calibrate mytext.txt   # what speed to expect
-  prosparse-export models/demo out/demo.onnx --attention plain --overwrite
+  prosparse-export models/demo out/demo.onnx --profile-text mytext.txt   # what speed to expect
+  prosparse-export models/demo out/demo.onnx --attention unfused --overwrite
   prosparse-export MiniCPM-S-1B-sft-llama-format out/1b/m.onnx --threshold 0.03
-  prosparse-export SmolLM2-135M out/lossy/m.onnx --approximate silu --keep 0.5 --calibrate text.txt   # LOSSY
+  prosparse-export SmolLM2-135M out/lossy/m.onnx --approximate silu --keep 0.5 --profile-text text.txt   # LOSSY
 """
 
 
@@ -35,10 +35,10 @@ Examples:
 @click.option("--allow-dense", is_flag=True, help="Write the model even if no FFN can be sparse.")
 @click.option(
     "--attention",
-    type=click.Choice(["fused", "plain"]),
+    type=click.Choice(["fused", "unfused"]),
     default="fused",
     show_default=True,
-    help="fused: GroupQueryAttention and fused norms, onnxruntime >= 1.20. plain: standard operators, >= 1.18.",
+    help="fused: GroupQueryAttention and fused norms, onnxruntime >= 1.20. unfused: standard operators, >= 1.18.",
 )
 @click.option(
     "--weights",
@@ -61,11 +61,11 @@ Examples:
     help="What the FFNs compute, where config.json is wrong about it.",
 )
 @click.option("--threshold", type=click.FloatRange(min=0.0), help="FATReLU threshold; makes relu fatrelu.")
-@click.option("--plain", is_flag=True, help="Standard ONNX instead of our operators, for OpenVINO and others.")
+@click.option("--decomposed", is_flag=True, help="Standard ONNX instead of our operators, for OpenVINO and others.")
 @click.option(
     "--approximate",
     type=click.Choice(["silu"]),
-    help="LOSSY, for SwiGLU models: zero activations below a threshold per layer. Needs --calibrate; prints its cost.",
+    help="LOSSY, for SwiGLU models: zero small activations, by a threshold per layer. Needs --profile-text.",
 )
 @click.option(
     "--keep",
@@ -73,7 +73,7 @@ Examples:
     help="With --approximate: share of neurons that stay active, by magnitude.  [default: 0.5]",
 )
 @click.option(
-    "--calibrate",
+    "--profile-text",
     type=click.Path(path_type=Path),
     multiple=True,
     metavar="FILE",
@@ -95,10 +95,10 @@ def export_command(
     other_weights: str,
     activation: str | None,
     threshold: float | None,
-    plain: bool,
+    decomposed: bool,
     approximate: str | None,
     keep: float | None,
-    calibrate: tuple[Path, ...],
+    profile_text: tuple[Path, ...],
     library: bool,
     trust_remote_code: bool,
     verbose: bool,
@@ -130,9 +130,9 @@ def export_command(
             other_weights=None if other_weights == "same" else cast("Format", other_weights),
             activation=activation,
             threshold=threshold,
-            plain=plain,
-            calibrate=calibrate if approximate is None else (),
-            approximate=None if approximate is None else Approximation(keep or 0.5, calibrate, approximate),
+            decomposed=decomposed,
+            profile_texts=profile_text if approximate is None else (),
+            approximate=None if approximate is None else Approximation(keep or 0.5, profile_text, approximate),
         )
         result = export_model(model_dir, output, options, progress)
     if verbose:

@@ -21,7 +21,7 @@ Examples:
   prosparse optimize model.onnx out/model.onnx
   prosparse optimize model.onnx out/model.onnx --allow-dense        # only list why nothing can be sparse
   prosparse optimize int4/model.onnx out/model.onnx --weights i4i8  # MatMulNBits: digits kept, down_proj rounded
-  prosparse optimize model.onnx out/plain/model.onnx --plain              # for OpenVINO and others
+  prosparse optimize model.onnx out/decomposed/model.onnx --decomposed    # for OpenVINO and others
 """
 
 
@@ -39,7 +39,9 @@ Examples:
     "i4i8: i4, down_proj in i8, for files in 4 bits (MatMulNBits). "
     "Everything else may round; the manifest says so, and by how much the outputs moved.",
 )
-@click.option("--plain", is_flag=True, help="Standard ONNX instead of our operators, for runtimes without functions.")
+@click.option(
+    "--decomposed", is_flag=True, help="Write standard ONNX in place of our operators, for OpenVINO and others."
+)
 @click.option("--library/--no-library", default=True, show_default=True, help="Put the operator library beside it.")
 @click.option(
     "--check/--no-check",
@@ -56,7 +58,7 @@ def optimize_command(
     overwrite: bool,
     allow_dense: bool,
     weights: str,
-    plain: bool,
+    decomposed: bool,
     library: bool,
     check: bool,
     verbose: bool,
@@ -73,7 +75,7 @@ def optimize_command(
         from prosparse_export.optimize.optimize import OptimizeOptions, optimize_file
 
         chosen = None if weights == "source" else cast("FfnFormat", weights)
-        options = OptimizeOptions(overwrite, allow_dense, library, chosen, plain, check)
+        options = OptimizeOptions(overwrite, allow_dense, library, chosen, decomposed, check)
         result = optimize_file(source, output, options, progress)
     for outcome in result.rewritten if verbose else ():
         click.echo(f"{outcome.node}: {outcome.op} ({outcome.activation})", err=True)

@@ -52,7 +52,7 @@ def check_approximation(wanted: Approximation) -> None:
     if not wanted.texts:
         raise ProSparseError(
             "approximation: expected calibration text, got none: thresholds and their cost are measured on it",
-            hint="give text like that which the model will see: --calibrate FILE",
+            hint="give text like that which the model will see: --profile-text FILE",
         )
     if wanted.activation != "silu":
         raise ProSparseError(
@@ -129,7 +129,7 @@ def _rows(model: PreTrainedModel, folder: Path, wanted: Approximation) -> tuple[
     if context < _LEAST:
         raise ProSparseError(
             f"approximation: {texts[0][0]}: expected at least {2 * _LEAST} tokens, got {len(joined)}",
-            hint="give more text: --calibrate FILE",
+            hint="give more text: --profile-text FILE",
         )
     rows = list(joined[: len(joined) // context * context].reshape(-1, context))
     return rows, _digests(wanted.texts)

@@ -28,7 +28,7 @@ _BOUND = 1e-3  # of the largest number
 
 
 def rewrite_encoder_decoder(
-    model: PreTrainedModel, weights: FfnFormat, *, plain: bool, progress: ProgressCallback
+    model: PreTrainedModel, weights: FfnFormat, *, decomposed: bool, progress: ProgressCallback
 ) -> tuple[ir.Model, ir.Model, list[FfnOutcome]]:
     """Return the graphs of encoder and decoder, their blocks rewritten, and what became of each block.
 
@@ -42,7 +42,7 @@ def rewrite_encoder_decoder(
     progress("rewrite", 0, 0)
     outcomes: list[FfnOutcome] = []
     for graph in graphs:
-        export_pipeline(outcomes, fuse_attention=False, weights=weights, plain=plain)(graph)
+        export_pipeline(outcomes, fuse_attention=False, weights=weights, decomposed=decomposed)(graph)
     return (*graphs, outcomes)
 
 

@@ -79,8 +79,8 @@ class ExportOptions:
         other_weights: how attention's, lm_head's and the embedding's are; None for as ``weights``, and i4 for i4i8.
         activation: what the FFNs compute (relu, relu2, fatrelu, drelu), where config.json is wrong.
         threshold: FATReLU t, where config.json lacks it or another is wanted.
-        plain: write standard ONNX instead of our operators, with standard attention.
-        calibrate: text on which each block's sparsity is measured, to leave blocks dense that would gain nothing and
+        decomposed: write standard ONNX instead of our operators, with standard attention.
+        profile_texts: text on which each FFN's sparsity is measured, to leave FFNs dense that would gain nothing and
             to say what to expect.
         approximate: zero the smallest activations of a SwiGLU model. LOSSY: the manifest has what it costs.
     """
@@ -94,9 +94,9 @@ class ExportOptions:
     other_weights: Format | None = None
     activation: str | None = None
     threshold: float | None = None
-    plain: bool = False
+    decomposed: bool = False
     approximate: Approximation | None = None
-    calibrate: tuple[Path, ...] = ()
+    profile_texts: tuple[Path, ...] = ()
 
 
 @dataclass(frozen=True)
@@ -137,11 +137,11 @@ def export_model(
             f"output: {output}: expected a folder of its own, got the model folder, whose config.json it would replace",
             hint="choose another folder",
         )
-    if options.with_library and not options.plain:
+    if options.with_library and not options.decomposed:
         check_library()
     if options.approximate is not None:
         check_approximation(options.approximate)
-    texts = [(path.name, read_text(path)) for path in options.calibrate]  # before the minutes of loading and tracing
+    texts = [(path.name, read_text(path)) for path in options.profile_texts]  # before minutes of loading and tracing
     with artifact_folder(output, overwrite=options.overwrite) as staging:
         progress("load", 0, 0)
         if _is_encoder_decoder(folder):
@@ -155,7 +155,7 @@ def export_model(
         refusals: list[str] = []
         linears: list[LinearOutcome] = []
         has_head = checkpoint.model.get_output_embeddings() is not None
-        fuse = options.fuse_attention and has_head and not options.plain  # the fused operator wants a cache
+        fuse = options.fuse_attention and has_head and not options.decomposed  # the fused operator wants a cache
         export_pipeline(
             outcomes,
             refusals,
@@ -164,7 +164,7 @@ def export_model(
             other_weights=other_weights,
             linears=linears,
             dense=layers_that_do_not_pay(measured, weights) if measured is not None else None,
-            plain=options.plain,
+            decomposed=options.decomposed,
             positions=context_in(checkpoint.config),
         )(graph)
         rewritten = tuple(o for o in outcomes if not o.reason)
@@ -188,7 +188,7 @@ def export_model(
             raise ProSparseError(f"weights: {error}", hint="choose another --weights: bf16 and f32 hold any") from error
         progress("check", 0, 0)
         del graph
-        uses_library = options.with_library and bool(rewritten) and not options.plain
+        uses_library = options.with_library and bool(rewritten) and not options.decomposed
         _check(checkpoint, staging / output.name, manifest, uses_library=uses_library)
         if measured is not None and uses_library:
             progress("time", 0, 0)
@@ -219,7 +219,7 @@ def _export_encoder_decoder(
     )
     weights: FfnFormat = options.weights or checkpoint_format(checkpoint.weight_dtype)
     encoder, decoder, outcomes = rewrite_encoder_decoder(
-        checkpoint.model, weights, plain=options.plain, progress=progress
+        checkpoint.model, weights, decomposed=options.decomposed, progress=progress
     )
     rewritten = tuple(o for o in outcomes if not o.reason)
     refused = tuple(o for o in outcomes if o.reason)
@@ -235,7 +235,7 @@ def _export_encoder_decoder(
     except WeightRangeError as error:
         raise ProSparseError(f"weights: {error}", hint="choose another --weights: bf16 and f32 hold any") from error
     progress("check", 0, 0)
-    uses_library = options.with_library and bool(rewritten) and not options.plain
+    uses_library = options.with_library and bool(rewritten) and not options.decomposed
     formats = stored_formats(manifest)
     check_encoder_decoder(checkpoint.model, staging / output.name, formats, uses_library=uses_library)
     progress("publish", 0, 0)
@@ -310,10 +310,10 @@ def _manifest(
         "opset": OPSET,
         "opset_imports": dict(sorted(graph.opset_imports.items())),
         "onnxruntime": ">=1.20" if fused else ">=1.18",
-        "attention": "GroupQueryAttention" if fused else "plain",
+        "attention": "GroupQueryAttention" if fused else "unfused",
         "attention_refused": refusals,
         "weight_format": weights,
-        "plain": options.plain,
+        "decomposed": options.decomposed,
         "ffn": {
             "rewritten": sum(not o.reason for o in outcomes),
             "refused": sum(bool(o.reason) for o in outcomes),
@@ -346,7 +346,7 @@ def _sidecars(
     generation_config = getattr(checkpoint.model, "generation_config", None)  # an encoder has none
     generation = generation_config.to_diff_dict() if generation_config is not None else {}
     documents = {"config.json": checkpoint.config, "generation_config.json": generation, MANIFEST: manifest}
-    library = library_path() if options.with_library and not options.plain else None
+    library = library_path() if options.with_library and not options.decomposed else None
     files = {} if library is None else {library.name: library}
     genai = genai_config(
         graph.graph,
@@ -395,5 +395,5 @@ def _check(checkpoint: Checkpoint, path: Path, manifest: Mapping[str, Any], *, u
     if not difference <= bound:
         raise ProSparseError(
             f"check: logits differ from PyTorch's: expected at most {bound:g}, got {difference:g}",
-            hint="please report this model; --attention plain may help",
+            hint="please report this model; --attention unfused may help",
         )

@@ -48,7 +48,7 @@ def measure_layers(
     Raises:
         ProSparseError: the text cannot be used.
     """
-    progress("calibrate", 0, 0)
+    progress("profile", 0, 0)
     model = checkpoint.model
     parameters = sum(p.numel() for p in model.parameters())
     wanted = int(min(max(_FLOPS / (2 * parameters), _LEAST_TOKENS), _MOST_TOKENS))
@@ -146,6 +146,6 @@ def _decode_seconds(path: Path, ids: Sequence[int], threads: int) -> float:
     if not times:
         raise ProSparseError(
             f"model: {path}: expected decode steps to time, got none",
-            hint="leave out --calibrate: the export does not need it; and please report this",
+            hint="leave out --profile-text: the export does not need it; and please report this",
         )
     return float(np.median(times[1:]))

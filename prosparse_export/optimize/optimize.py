@@ -44,7 +44,7 @@ class OptimizeOptions:
         with_library: put the operator library beside the graph.
         weights: how the blocks' matrices are stored; None for the float type that they have. Anything else that
             rounds is named in the manifest, with the difference that it made.
-        plain: write standard ONNX instead of our operators.
+        decomposed: write standard ONNX instead of our operators.
         check: compare the outputs with the source's; this runs both, which takes the memory that running takes.
     """
 
@@ -52,7 +52,7 @@ class OptimizeOptions:
     allow_dense: bool = False
     with_library: bool = True
     weights: FfnFormat | None = None
-    plain: bool = False
+    decomposed: bool = False
     check: bool = True
 
 
@@ -93,7 +93,7 @@ def optimize_file(
     """
     options = options or OptimizeOptions()
     source, output = Path(source), Path(output)
-    if options.with_library and not options.plain:
+    if options.with_library and not options.decomposed:
         check_library()
     with artifact_folder(output, overwrite=options.overwrite) as staging:
         progress("load", 0, 0)
@@ -109,7 +109,7 @@ def optimize_file(
         progress("rewrite", 0, 0)
         outcomes: list[FfnOutcome] = []
         with _without_log_lines():  # onnx's shape inference has opinions on other exporters' files
-            optimize_pipeline(outcomes, weights=options.weights, plain=options.plain)(model)
+            optimize_pipeline(outcomes, weights=options.weights, decomposed=options.decomposed)(model)
         rewritten = tuple(o for o in outcomes if not o.reason)
         refused = tuple(o for o in outcomes if o.reason)
         if not rewritten and not already and not options.allow_dense:
@@ -119,7 +119,7 @@ def optimize_file(
         progress("write", 0, 0)
         manifest = _manifest(source, model, outcomes, already, options)
         files = {}
-        if options.with_library and not options.plain:
+        if options.with_library and not options.decomposed:
             files[library_path().name] = library_path()
         try:
             sidecars = Sidecars({MANIFEST: manifest}, files)
@@ -130,7 +130,7 @@ def optimize_file(
         manifest["check"] = {"outputs_compared": False, "reason": "not asked for (--no-check)"}
         if options.check:
             # Operators that were there run as their bodies in the source, so they do in the result.
-            uses_library = options.with_library and not options.plain and not already
+            uses_library = options.with_library and not options.decomposed and not already
             manifest["check"] = check_outputs(
                 source, staging / output.name, rewritten, options.weights, halves=halves, library=uses_library
             )
@@ -169,7 +169,7 @@ def _manifest(
         "source": {"file": source.name, "sha256": digest, "producer": model.producer_name or ""},
         "opset_imports": dict(sorted(model.opset_imports.items())),
         "weight_format": (options.weights if rewritten else None) or "as in the source",  # of the blocks rewritten
-        "plain": options.plain,
+        "decomposed": options.decomposed,
         "ffn": {
             "rewritten": rewritten,
             "refused": sum(bool(o.reason) for o in outcomes),

@@ -68,7 +68,7 @@ def text(tmp_path_factory: pytest.TempPathFactory) -> Path:
 @pytest.fixture(scope="module")
 def artifact(swiglu: Path, text: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     output = tmp_path_factory.mktemp("lossy") / "out" / "m.onnx"
-    arguments = ["--approximate", "silu", "--keep", str(KEEP), "--calibrate", str(text), "-q"]
+    arguments = ["--approximate", "silu", "--keep", str(KEEP), "--profile-text", str(text), "-q"]
     result = CliRunner().invoke(main, ["export", str(swiglu), str(output), *arguments])
     assert result.exit_code == 0, result.output
     lossy = json.loads((output.parent / "prosparse.json").read_text())["approximation"]
@@ -152,7 +152,7 @@ def test_validate_and_info_know_that_it_is_lossy(swiglu: Path, artifact: Path) -
 
 
 def test_i4_and_the_plain_form(swiglu: Path, text: Path, tmp_path: Path) -> None:
-    options = ExportOptions(approximate=Approximation(KEEP, (text,)), weights="i4", plain=True)
+    options = ExportOptions(approximate=Approximation(KEEP, (text,)), weights="i4", decomposed=True)
     result = export_model(swiglu, tmp_path / "out" / "m.onnx", options)
     assert {(o.op, o.activation) for o in result.rewritten} == {("SparseGatedFFNI4", "silu")}
     proto = onnx.load(result.path)
@@ -197,11 +197,15 @@ def test_models_that_it_does_not_fit_are_refused(name: str, text: Path, tmp_path
 BAD = {
     "no text": (["--approximate", "silu"], 1, "expected calibration text, got none"),
     "keep without it": (["--keep", "0.5"], 2, "--keep goes with --approximate"),
-    "text without it": (["--calibrate", "TEXT"], 1, "no feed-forward block can be sparse"),
-    "all kept": (["--approximate", "silu", "--keep", "1", "--calibrate", "TEXT"], 2, "--keep"),
-    "another activation": (["--approximate", "silu", "--activation", "relu", "--calibrate", "TEXT"], 2, "leave out"),
-    "missing text": (["--approximate", "silu", "--calibrate", "missing.txt"], 1, "missing.txt: expected a text file"),
-    "short text": (["--approximate", "silu", "--calibrate", "SHORT"], 1, "expected at least 16 tokens"),
+    "text without it": (["--profile-text", "TEXT"], 1, "no feed-forward block can be sparse"),
+    "all kept": (["--approximate", "silu", "--keep", "1", "--profile-text", "TEXT"], 2, "--keep"),
+    "another activation": (["--approximate", "silu", "--activation", "relu", "--profile-text", "TEXT"], 2, "leave out"),
+    "missing text": (
+        ["--approximate", "silu", "--profile-text", "missing.txt"],
+        1,
+        "missing.txt: expected a text file",
+    ),
+    "short text": (["--approximate", "silu", "--profile-text", "SHORT"], 1, "expected at least 16 tokens"),
 }
 
 

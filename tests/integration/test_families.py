@@ -301,7 +301,7 @@ An encoder-decoder becomes two files: `OUT.onnx`, the decoder, and `OUT.encoder.
 - **exact**: logits of a left-padded batch and of 27 tokens one by one with a cache are PyTorch float32's within the
   rounding of sums in another order, with and without the operator library.
 - **generates**: 16 greedy tokens of three left-padded prompts are PyTorch's, with and without the library.
-- **attention**: fused (GroupQueryAttention), or plain where the reason below the table holds; both are exact.
+- **attention**: fused (GroupQueryAttention), or unfused where the reason below the table holds; both are exact.
   Packed: q_proj, k_proj and v_proj are one product, and rotary embedding is part of attention.
 - **zeros**: share of zeros at down_proj's input. The weights are random: what training gives is in the papers.
 
@@ -321,12 +321,12 @@ def table() -> str:
         cells += [outcome.op.removesuffix("F32") if outcome else "dense", outcome.activation if outcome else "-"]
         cells.append("yes" if found.largest_difference <= found.bound else "NO")
         generates = "-" if family.encoder else "yes" if found.greedy_differs == 0 else "NO"
-        cells += [generates, "fused, packed" if found.packed else "fused" if found.fused_attention else "plain"]
+        cells += [generates, "fused, packed" if found.packed else "fused" if found.fused_attention else "unfused"]
         cells.append(f"{found.sparsity:.0%}" if outcome else "-")
         lines.append("| " + " | ".join(cells) + " |")
         notes += [f"- {family.name}: {reason}." for reason in sorted({o.reason for o in refused})]
         if not family.encoder_decoder:
-            notes += [f"- {family.name}: attention stays plain: {family.attention}." for _ in found.attention[:1]]
+            notes += [f"- {family.name}: attention stays unfused: {family.attention}." for _ in found.attention[:1]]
     for family in REFUSED:
         lines.append(f"| {family.name} | - | not exported | - | - | - | - | - |")
         notes.append(f"- {family.name}: not exported: {family.note or family.refused}.")

@@ -85,7 +85,7 @@ def ours(path: Path, prompt: list[int]) -> list[int]:
     return tokens
 
 
-@pytest.mark.parametrize("kind", ["library", "no library", "plain attention"])
+@pytest.mark.parametrize("kind", ["library", "no library", "unfused attention"])
 def test_the_same_greedy_tokens(
     kind: str, python: Path, demo_folder: Path, demo_artifact: Path, tmp_path: Path
 ) -> None:
@@ -93,7 +93,7 @@ def test_the_same_greedy_tokens(
     if kind == "library":
         path = demo_artifact
     else:
-        options = ExportOptions(with_library=kind != "no library", fuse_attention=kind != "plain attention")
+        options = ExportOptions(with_library=kind != "no library", fuse_attention=kind != "unfused attention")
         export_model(demo_folder, path, options)
     result = generate(python, path.parent)
     assert result["tokens"] == ours(path, PROMPT)

@@ -57,7 +57,7 @@ def streamed(model: SparseModel, texts: list[list[int]], count: int) -> NDArray[
 
 
 @pytest.mark.parametrize("lengths", [(1,), (17,), (11, 5, 8), (1, 30)])
-@pytest.mark.parametrize("attention", ["fused", "plain"])
+@pytest.mark.parametrize("attention", ["fused", "unfused"])
 def test_tokens_are_the_plain_loops(
     attention: str, lengths: tuple[int, ...], model: SparseModel, plain: SparseModel
 ) -> None:
@@ -69,7 +69,7 @@ def test_tokens_are_the_plain_loops(
     assert len(np.unique(expected)) > 3
 
 
-@pytest.mark.parametrize("attention", ["fused", "plain"])
+@pytest.mark.parametrize("attention", ["fused", "unfused"])
 def test_tokens_are_pytorchs(attention: str, demo_folder: Path, model: SparseModel, plain: SparseModel) -> None:
     reference = load_checkpoint(demo_folder).model
     (text,) = prompts(20)
@@ -100,7 +100,7 @@ def test_the_cache_is_written_in_place(model: SparseModel) -> None:
             np.testing.assert_array_equal(value.numpy()[row, :, :used], cache.values[name][row, :, :used])
 
 
-@pytest.mark.parametrize("attention", ["fused", "plain"])
+@pytest.mark.parametrize("attention", ["fused", "unfused"])
 def test_a_long_prompt_goes_in_parts(attention: str, model: SparseModel, plain: SparseModel) -> None:
     subject = model if attention == "fused" else plain
     (text,) = prompts(2 * PREFILL_TOKENS + 100)

@@ -97,7 +97,7 @@ def test_openvino_runs_the_plain_form(stored: str, kind: str, widths: str, pytho
     arrays: Arrays = {k: (rng.standard_normal(v) / 8).astype(np.float32) for k, v in shapes.items()}
     proto = model(nodes, arrays, opset=20, x=f"float[b, s, {d_model}] x", y=f"float[b, s, {d_model}] y")
     onnx.save(proto, tmp_path / "in.onnx")
-    options = OptimizeOptions(weights=stored, plain=True)  # type: ignore[arg-type]
+    options = OptimizeOptions(weights=stored, decomposed=True)  # type: ignore[arg-type]
     result = optimize_file(tmp_path / "in.onnx", tmp_path / "out" / "m.onnx", options)
     assert [(o.activation, o.d_model, o.d_ff) for o in result.rewritten] == [(activation, d_model, d_ff)]
     x = rng.standard_normal((2, 3, d_model)).astype(np.float32)
@@ -142,7 +142,7 @@ def test_openvino_runs_whole_models(name: str, stored: str, python: Path, tmp_pa
         unaligned(folder)
     else:
         next(family for family in FAMILIES if family.name == name).save(folder)
-    options = ExportOptions(plain=True, weights=stored)  # type: ignore[arg-type]
+    options = ExportOptions(decomposed=True, weights=stored)  # type: ignore[arg-type]
     result = export_model(folder, tmp_path / "out" / "m.onnx", options)
     assert len(result.rewritten) == 1
     reference = load_checkpoint(folder).model

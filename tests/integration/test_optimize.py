@@ -238,7 +238,7 @@ def test_plain_form_is_standard_onnx(tmp_path: Path) -> None:
     for stored in ("f32", "f16", "i8", "i4", "i4i8"):
         for nodes in (GATED, PLAIN.format("ThresholdedRelu <alpha = 0.1> (z)")):
             source = save(tmp_path / "in", model(nodes, opset=20))
-            options = OptimizeOptions(weights=stored, plain=True, overwrite=True)  # type: ignore[arg-type]
+            options = OptimizeOptions(weights=stored, decomposed=True, overwrite=True)  # type: ignore[arg-type]
             result = optimize_file(source, tmp_path / "plain" / "m.onnx", options)
             usual = optimize_file(
                 source, tmp_path / "usual" / "m.onnx", OptimizeOptions(weights=stored, overwrite=True)

@@ -138,7 +138,7 @@ def test_float32_shards_under_a_bfloat16_config_stay_float32(tmp_path: Path) -> 
 
 def test_plain_export_is_standard_onnx(tmp_path: Path) -> None:
     folder = make(tmp_path / "m")
-    result = export_model(folder, tmp_path / "out" / "m.onnx", ExportOptions(plain=True))
+    result = export_model(folder, tmp_path / "out" / "m.onnx", ExportOptions(decomposed=True))
     proto = onnx.load(result.path)
     assert {node.domain for node in proto.graph.node} == {""}
     assert not proto.functions

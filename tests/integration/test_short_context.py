@@ -68,7 +68,7 @@ def test_commands_give_no_more(folder: Path, artifact: Path, tmp_path: Path) -> 
         ["validate", folder, artifact, "--max-tokens", "160", "--greedy", "4", "--step-tokens", "8", "--explain"],
         ["report", artifact, "-o", page, "--no-speed"],
         ["bench", artifact, *small],
-        ["export", folder, tmp_path / "calibrated" / "m.onnx", "--calibrate", text],
+        ["export", folder, tmp_path / "calibrated" / "m.onnx", "--profile-text", text],
     ]
     for command in commands:
         result = CliRunner().invoke(main, [*map(str, command), "-q"])

@@ -148,7 +148,7 @@ def test_low_memory_has_the_rounded_weights_too(folder: Path, i4: Path) -> None:
 def test_calibration_leaves_blocks_dense_that_gain_nothing(folder: Path, tmp_path: Path) -> None:
     text = tmp_path / "text.txt"
     text.write_text("The city lies on a river. " * 40)
-    result = export_model(folder, tmp_path / "out" / "m.onnx", ExportOptions(calibrate=(text,)))
+    result = export_model(folder, tmp_path / "out" / "m.onnx", ExportOptions(profile_texts=(text,)))
     assert [o.layer for o in result.rewritten] == [1]
     assert "% sparse, which gains 1.0" in result.refused[0].reason
     assert "does not pay" in result.refused[0].reason

@@ -74,7 +74,7 @@ def test_outputs_of_validate(option: str, demo_folder: Path, artifact: Path, tmp
 
 def test_text_of_an_export_is_read_first(demo_folder: Path, tmp_path: Path) -> None:
     output = tmp_path / "new" / "x.onnx"
-    refused(run("export", demo_folder, output, "--calibrate", tmp_path / "none.txt"), "expected a text file", "")
+    refused(run("export", demo_folder, output, "--profile-text", tmp_path / "none.txt"), "expected a text file", "")
     assert not output.parent.exists()
 
 
