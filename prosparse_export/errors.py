@@ -1,4 +1,4 @@
-"""The one error that a user can cause."""
+"""The root of all errors that a user can cause. It imports nothing, so that every package may import it."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ __all__ = ["ProSparseError"]
 
 
 class ProSparseError(Exception):
-    """Something that the user can mend. The command line prints it without a traceback.
+    """An error that the user can fix. The command line prints its message and hint without a traceback.
 
     Args:
         message: one line: what, where, expected, got.

@@ -18,6 +18,7 @@ import onnx_ir as ir
 from numpy.typing import NDArray
 
 from graph_passes.custom_ops import QUANT_BLOCK, Format
+from prosparse_export.errors import ProSparseError
 
 __all__ = ["WeightRangeError", "dequantize", "quantize", "rounded", "store"]
 
@@ -29,8 +30,12 @@ _FLOATS = {
 }
 
 
-class WeightRangeError(ValueError):
+class WeightRangeError(ProSparseError):
     """A weight is too large for the format, or not a number."""
+
+    def __init__(self, detail: str) -> None:
+        super().__init__(f"weights: {detail}", hint="choose another --weights: bf16 and f32 hold any")
+        self.detail = detail
 
 
 def quantize(weight: NDArray[np.float32], weights: Format) -> tuple[NDArray[np.int8 | np.uint8], NDArray[np.float16]]:
@@ -176,7 +181,7 @@ def store(
             try:
                 return ir.tensor(compute(), name=tensor_name)
             except WeightRangeError as error:
-                raise WeightRangeError(f"{name}: {error}") from error
+                raise WeightRangeError(f"{name}: {error.detail}") from error
 
         return tensor
 

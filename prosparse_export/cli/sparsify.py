@@ -12,7 +12,6 @@ import click
 
 from prosparse_export.cli.command import CONTEXT, ProSparseCommand
 from prosparse_export.cli.training_display import TrainingDisplay
-from prosparse_export.errors import ProSparseError
 
 __all__ = ["sparsify_command"]
 
@@ -176,12 +175,8 @@ def sparsify_command(
 def _list(ctx: click.Context, _: click.Parameter, value: bool) -> None:
     if not value or ctx.resilient_parsing:
         return
-    from prosparse_models.errors import TrainingError
     from prosparse_models.training.recipe import load_recipe, recipe_names
 
-    try:
-        for name in recipe_names():
-            click.echo(f"{name:14} {load_recipe(name).description}")
-    except TrainingError as error:
-        raise ProSparseError(str(error), hint=error.hint) from error
+    for name in recipe_names():
+        click.echo(f"{name:14} {load_recipe(name).description}")
     ctx.exit()

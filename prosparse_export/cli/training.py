@@ -3,8 +3,7 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Sequence
 from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
@@ -15,21 +14,13 @@ from prosparse_export.quiet import quiet
 __all__ = ["run_calibrate", "run_sparsify"]
 
 
-@contextmanager
-def _as_user_errors(*needed: str) -> Iterator[None]:
+def _require(*needed: str) -> None:
     missing = [name for name in needed if find_spec(name) is None]
     if missing:
         raise ProSparseError(
             f"training: expected the packages {', '.join(needed)}, got no {', '.join(missing)}",
             hint="pip install 'prosparse-export[train]'",
         )
-    from prosparse_models.errors import CheckpointError, TrainingError
-
-    try:
-        with quiet():
-            yield
-    except (CheckpointError, TrainingError) as error:
-        raise ProSparseError(str(error), hint=error.hint) from error
 
 
 def run_sparsify(
@@ -48,7 +39,8 @@ def run_sparsify(
     Raises:
         ProSparseError: what the user gave does not fit, or the extra [train] is not installed.
     """
-    with _as_user_errors("accelerate", "datasets", "matplotlib"):
+    _require("accelerate", "datasets", "matplotlib")
+    with quiet():
         import torch
 
         from prosparse_models.loading.hub import find_model_folder
@@ -96,7 +88,8 @@ def run_calibrate(
         )
     if out_dir is not None and not in_place and out_dir.exists() and not overwrite:
         raise ProSparseError(f"output: {out_dir}: expected nothing there, got a folder or file", hint="--overwrite")
-    with _as_user_errors("datasets"):
+    _require("datasets")
+    with quiet():
         import torch
 
         from prosparse_models import find_ffns, load_checkpoint

@@ -79,15 +79,12 @@ def approximate(
     check_approximation(wanted)
     rows, digests = _rows(model, folder, wanted)
     calibration, held_out = rows[::2], rows[1::2]
-    try:
-        with quiet():
-            blocks = silu_ffns(model)
-            thresholds = silu_thresholds(model, blocks, calibration, wanted.keep, partial(progress, "calibrate"))
-            dense = measure(model, blocks, held_out, batch=1, progress=partial(progress, "perplexity, dense"))
-            apply_thresholded_silu(blocks, thresholds)
-            sparse = measure(model, blocks, held_out, batch=1, progress=partial(progress, "perplexity, approximated"))
-    except TrainingError as error:
-        raise ProSparseError(str(error), hint=error.hint) from error
+    with quiet():
+        ffns = silu_ffns(model)
+        thresholds = silu_thresholds(model, ffns, calibration, wanted.keep, partial(progress, "calibrate"))
+        dense = measure(model, ffns, held_out, batch=1, progress=partial(progress, "perplexity, dense"))
+        apply_thresholded_silu(ffns, thresholds)
+        sparse = measure(model, ffns, held_out, batch=1, progress=partial(progress, "perplexity, approximated"))
     return {
         "activation": wanted.activation,
         "keep": wanted.keep,

@@ -19,7 +19,6 @@ from graph_passes import (
     FfnOutcome,
     Format,
     LinearOutcome,
-    WeightRangeError,
     export_pipeline,
     format_of,
     parts_of,
@@ -182,10 +181,7 @@ def export_model(
         if approximation is not None:
             manifest["approximation"] = approximation
         sidecars = _sidecars(folder, checkpoint, graph, output.name, manifest, options)
-        try:
-            write_artifact(graph, staging, output.name, sidecars, progress)
-        except WeightRangeError as error:
-            raise ProSparseError(f"weights: {error}", hint="choose another --weights: bf16 and f32 hold any") from error
+        write_artifact(graph, staging, output.name, sidecars, progress)
         progress("check", 0, 0)
         del graph
         uses_library = options.with_library and bool(rewritten) and not options.decomposed
@@ -228,12 +224,9 @@ def _export_encoder_decoder(
     refusals = ["encoder-decoder: attention stays as it was traced"]
     manifest = _manifest(folder, checkpoint, decoder, outcomes, refusals, [], weights, "f32", options)
     manifest["encoder"] = encoder_path(output).name
-    try:
-        write_encoder(encoder, staging, output.name, progress)
-        sidecars = _sidecars(folder, checkpoint, decoder, output.name, manifest, options)
-        write_artifact(decoder, staging, output.name, sidecars, progress)
-    except WeightRangeError as error:
-        raise ProSparseError(f"weights: {error}", hint="choose another --weights: bf16 and f32 hold any") from error
+    write_encoder(encoder, staging, output.name, progress)
+    sidecars = _sidecars(folder, checkpoint, decoder, output.name, manifest, options)
+    write_artifact(decoder, staging, output.name, sidecars, progress)
     progress("check", 0, 0)
     uses_library = options.with_library and bool(rewritten) and not options.decomposed
     formats = stored_formats(manifest)

@@ -12,7 +12,7 @@ from typing import Any
 
 import onnx_ir as ir
 
-from graph_passes import FfnFormat, FfnOutcome, WeightRangeError, optimize_pipeline
+from graph_passes import FfnFormat, FfnOutcome, optimize_pipeline
 from graph_passes.custom_ops import format_in, names
 from prosparse_export.artifact.writer import (
     MANIFEST,
@@ -121,11 +121,7 @@ def optimize_file(
         files = {}
         if options.with_library and not options.decomposed:
             files[library_path().name] = library_path()
-        try:
-            sidecars = Sidecars({MANIFEST: manifest}, files)
-            write_artifact(model, staging, output.name, sidecars, progress)
-        except WeightRangeError as error:
-            raise ProSparseError(f"weights: {error}", hint="choose another --weights: bf16 and f32 hold any") from error
+        write_artifact(model, staging, output.name, Sidecars({MANIFEST: manifest}, files), progress)
         progress("check", 0, 0)
         manifest["check"] = {"outputs_compared": False, "reason": "not asked for (--no-check)"}
         if options.check:

@@ -26,7 +26,7 @@ from transformers.models.auto.modeling_auto import (
     MODEL_MAPPING,
 )
 
-from prosparse_models.errors import CheckpointError
+from prosparse_models.errors import CheckpointError, TrainingError
 from prosparse_models.ffns import find_ffns
 from prosparse_models.loading.activation_keys import ACTIVATION_KEYS, exported_activation, put_activation
 from prosparse_models.loading.activation_override import apply_activation, override_activation
@@ -228,7 +228,7 @@ def _set_thresholds(model: PreTrainedModel, config: ModelConfig, folder: Path, w
         with nullcontext() if weights is None else weights.filled(model):  # ffns are found by what they compute
             ffns = find_ffns(model)
         set_thresholds(ffns, config.thresholds or [config.threshold] * len(ffns))
-    except ValueError as error:
+    except (ValueError, TrainingError) as error:
         raise CheckpointError(
             f"model folder: {folder}: fatrelu: {_one_line(error)}", hint="give one threshold, or one per layer"
         ) from error
