@@ -1,71 +1,65 @@
-"""Feed-forward blocks, sparse against dense, in one process: medians of paired ratios.
+"""FFNs, sparse against dense, in one process: medians of paired ratios.
 
-Engines take turns, so that what the machine does meanwhile meets all of them; every engine's weights exceed the
-caches. Times are per layer and call of n tokens. GB/s counts the bytes that a call has to read: of the sparse
-run the gate and the active share of up and down. The ceiling is 3 / (1 + 2a), without a gate 2 / (1 + a), where
-a = 1 - sparsity; of i4i8, whose down_proj has more bytes, a little more.
+    python benchmarks/ffn.py --quick                                   # two minutes
+    python benchmarks/ffn.py --shape llama-2-7b --sparsity 0.89 --tokens 1
+    python benchmarks/ffn.py --quick --against OLD/libprosparse_ops.so # two builds of the operator library
+    python benchmarks/ffn.py --linear                                  # Linear against MatMulNBits
+    python benchmarks/ffn.py --repack                                  # seconds per GB at session creation
+
+Engines take turns, so whatever else the machine does meets all of them; every engine's weights exceed the caches.
+Times are per layer and call of n tokens. GB/s counts the bytes that a call must read: in the sparse run the gate and
+the active rows of up and down. The limit by bytes is 3 / (1 + 2a), without a gate 2 / (1 + a), with a = 1 - sparsity;
+for i4i8, whose down_proj has more bytes, a little more.
 """
 
 from __future__ import annotations
 
-import csv
+import datetime
 import os
-import platform
+import shlex
 import statistics
+import sys
 import tempfile
 import time
-from dataclasses import asdict, dataclass
 from pathlib import Path
+from typing import Any
 
 import click
 import numpy as np
-from ffn_models import Blocks, Run, Shape, ort_dense, ort_linear, own_linear
+from common import in_turns, machine, paired_ratio
+from engines.ffn_graphs import SHAPES, Run, Shape
+from engines.ffn_onnxruntime import ort_dense, ort_linear
+from engines.ffn_ours import FfnLayers, own_linear
+from measurements import add_session
 
 from graph_passes import FFN_FORMATS
-from prosparse_export.runtime.operator_library import library_info
 
-SHAPES = {
-    "llama-2-7b": Shape("llama-2-7b", 4096, 11008),
-    "tinyllama": Shape("tinyllama", 2048, 5632),
-    "opt-6.7b": Shape("opt-6.7b", 4096, 16384, gated=False),
-    "smollm2": Shape("smollm2", 576, 1536),
+PEERS = {
+    "f32": ("onnxruntime f32",),
+    "f16": ("onnxruntime f32",),
+    "bf16": ("onnxruntime f32",),
+    "i8": ("onnxruntime q8", "llama.cpp Q8_0", "OpenVINO int8"),
+    "i4": ("onnxruntime q4", "llama.cpp Q4_0", "OpenVINO int4"),
+    "i4i8": ("onnxruntime q4", "llama.cpp Q4_0", "OpenVINO int4"),
 }
-BASELINES = {
-    "f32": ("ort f32",),
-    "f16": ("ort f32",),
-    "bf16": ("ort f32",),
-    "i8": ("ort q8", "llama Q8_0", "openvino int8"),
-    "i4": ("ort q4", "llama Q4_0", "openvino int4"),
-    "i4i8": ("ort q4", "llama Q4_0", "openvino int4"),
+_QUICK = {
+    "shapes": ("tinyllama",),
+    "weights": FFN_FORMATS,
+    "sparsities": (0.0, 0.89),
+    "token_counts": (1, 16),
+    "threads": (2,),
+    "rounds": 9,
+    "peers": False,
 }
 
 
-@dataclass(frozen=True)
-class Row:
-    """One comparison: ours sparse against one engine."""
-
-    shape: str
-    weights: str
-    tokens: int
-    sparsity: float
-    threads: int
-    against: str
-    ours_ms: float
-    ours_gb_s: float
-    other_ms: float
-    ratio: float
-    ratio_low: float
-    ratio_high: float
-    ceiling: float | None
-
-
-def baseline(name: str, shape: Shape, x: np.ndarray, threads: int) -> tuple[Run, int] | None:
-    """Return the engine's call and its layers, or None if its package is not here."""
+def peer(name: str, shape: Shape, x: np.ndarray, threads: int) -> tuple[Run, int] | None:
+    """Return another engine's call and its layers, or None if its package is not installed."""
     engine, kind = name.split()
-    if engine == "ort":
+    if engine == "onnxruntime":
         return ort_dense(shape, kind, x, threads)
     try:
-        if engine == "llama":
+        if engine == "llama.cpp":
             from engines.ffn_llama_cpp import llama_dense
 
             return llama_dense(shape, kind, x, threads)
@@ -73,114 +67,136 @@ def baseline(name: str, shape: Shape, x: np.ndarray, threads: int) -> tuple[Run,
 
         return openvino_dense(shape, int(kind[3:]), x, threads)
     except (ImportError, OSError) as error:
-        click.echo(f"left out: {name}: {error}", err=True)
+        click.echo(f"skipped: {name}: {error}", err=True)
         return None
 
 
-def interleave(runs: dict[str, tuple[Run, int]], rounds: int) -> dict[str, list[float]]:
-    """Return milliseconds per layer of each engine, by round."""
-    times: dict[str, list[float]] = {name: [] for name in runs}
-    for run, _ in runs.values():
-        run()  # warm
-        run()
-    for _ in range(rounds):
-        for name, (run, layers) in runs.items():
-            start = time.perf_counter()
-            run()
-            times[name].append((time.perf_counter() - start) * 1e3 / layers)
-    return times
-
-
 def compare(
-    blocks: Blocks, sparsity: float, threads: int, rounds: int, others: dict[str, tuple[Run, int]]
-) -> list[Row]:
-    """Run ours, our dense run and ``others`` in turns."""
-    shape = blocks.shape
-    ours, measured = blocks.session(sparsity, threads)
-    dense, _ = blocks.session(sparsity, threads, dense=True)
-    times = interleave({"ours": (ours, blocks.count), "own dense": (dense, blocks.count), **others}, rounds)
-    cost = shape.cost(blocks.weights, measured)
+    layers: FfnLayers,
+    sparsity: float,
+    threads: int,
+    rounds: int,
+    others: dict[str, tuple[Run, int]],
+    against: Path | None,
+) -> list[dict[str, Any]]:
+    """Run ours, our dense baseline, ``others`` and another build of the library in turns; print and return rows."""
+    shape, n = layers.shape, len(layers.x)
+    ours, measured = layers.session(sparsity, threads)
+    runs = {"ours": (ours, layers.count)}
+    runs["dense baseline"] = (layers.session(sparsity, threads, dense=True)[0], layers.count)
+    if against is not None:
+        for name, dense in (("ours, other library", False), ("dense, other library", True)):
+            runs[name] = (layers.session(sparsity, threads, dense=dense, library=against)[0], layers.count)
+    runs |= others
+    times = in_turns({name: run for name, (run, _) in runs.items()}, rounds, warm_up=2)
+    milliseconds = {name: [1e3 * t / runs[name][1] for t in own] for name, own in times.items()}
+    cost = shape.cost(layers.weights, measured)
     rows = []
-    for name in ("own dense", *others):
-        ratios = sorted(other / own for other, own in zip(times[name], times["ours"], strict=True))
-        median = statistics.median(times["ours"])
-        rows.append(
-            Row(
-                shape.name,
-                blocks.weights,
-                len(blocks.x),
-                round(measured, 4),
-                threads,
-                name,
-                median,
-                cost.sparse_bytes / 1e6 / median,
-                statistics.median(times[name]),
-                statistics.median(ratios),
-                ratios[len(ratios) // 4],
-                ratios[-1 - len(ratios) // 4],
-                cost.speedup if name == "own dense" else None,
-            )
+    for name, own in milliseconds.items():
+        base = milliseconds["dense baseline" if name == "dense, other library" else "ours"]
+        ratio = paired_ratio(own, base)
+        middle = statistics.median(own)
+        row = {
+            "model": shape.name, "weights": layers.weights, "threads": threads, "tokens": n,
+            "sparsity": round(measured, 3), "engine": name.split(" ")[0] if name in others else name,
+            "milliseconds": round(middle, 3),
+            "ratio": {"median": round(ratio.median, 3), "q1": round(ratio.low, 3), "q3": round(ratio.high, 3)},
+        }  # fmt: skip
+        note = f"{cost.sparse_bytes / 1e6 / middle:6.1f} GB/s" if name == "ours" else str(ratio)
+        if name == "ours":
+            row["gigabytes_per_second"] = round(cost.sparse_bytes / 1e6 / middle, 1)
+        elif name == "dense baseline":
+            row["limit"] = round(cost.speedup, 2)
+            note += f"  limit by bytes {cost.speedup:.2f}"
+        rows.append(row)
+        click.echo(
+            f"{shape.name:11}{layers.weights:>5} n={n:<4}{measured:6.1%} {threads}T  {name:21}{middle:9.3f} ms  {note}"
         )
     return rows
 
 
-def show(row: Row) -> None:
-    """Print one line."""
-    ceiling = f"  ceiling {row.ceiling:.2f}" if row.ceiling else ""
-    click.echo(
-        f"{row.shape:11}{row.weights:>5} n={row.tokens:<4}{row.sparsity:6.1%} {row.threads}T {row.ours_ms:9.3f} ms"
-        f" {row.ours_gb_s:6.1f} GB/s  {row.against:14}{row.other_ms:9.3f} ms  x{row.ratio:5.2f}"
-        f" [{row.ratio_low:.2f}, {row.ratio_high:.2f}]{ceiling}"
-    )
+def sweep(
+    shapes: tuple[str, ...],
+    weights: tuple[str, ...],
+    sparsities: tuple[float, ...],
+    token_counts: tuple[int, ...],
+    threads: tuple[int, ...],
+    rounds: int,
+    *,
+    peers: bool,
+    against: Path | None,
+) -> list[dict[str, Any]]:
+    """Compare every combination. Other engines run at 89 %, with several tokens, and where one sparsity is given."""
+    rows = []
+    with tempfile.TemporaryDirectory() as folder:
+        for shape in (SHAPES[name] for name in shapes or SHAPES):
+            for n in token_counts:
+                x = np.random.default_rng(1).standard_normal((n, shape.d_model), np.float32)
+                for kind in weights or FFN_FORMATS:
+                    layers = FfnLayers(shape, kind, x, Path(folder))
+                    for count in threads:
+                        names = PEERS[kind] if peers else ()
+                        others = {name: run for name in names if (run := peer(name, shape, x, count)) is not None}
+                        for sparsity in sparsities:
+                            chosen = others if len(sparsities) == 1 or sparsity == 0.89 or n > 1 else {}
+                            fewer = max(5, rounds // (1 + n // 16))
+                            rows += compare(layers, sparsity, count, fewer, chosen, against)
+    return rows
 
 
-def linear_rows(threads: int, rounds: int) -> list[str]:
-    """Compare our dense product with MatMulNBits at the 7B shape's projections."""
-    lines = []
+def linear(threads: int, rounds: int) -> list[dict[str, Any]]:
+    """Compare Linear with MatMulNBits at the 7B shape's projections."""
+    rows = []
     for d_in, d_out in ((4096, 4096), (4096, 11008)):
         x = np.random.default_rng(1).standard_normal((1, d_in), np.float32)
         for weights, width in (("i8", 8), ("i4", 4)):
             runs = {
                 "ours": own_linear(d_in, d_out, weights, x, threads),
-                "ort": ort_linear(d_in, d_out, width, x, threads),
+                "onnxruntime": ort_linear(d_in, d_out, width, x, threads),
             }
-            times = interleave(runs, rounds)
-            ratio = statistics.median(b / a for a, b in zip(times["ours"], times["ort"], strict=True))
-            ours, ort = statistics.median(times["ours"]), statistics.median(times["ort"])
-            lines.append(
-                f"Linear {weights} {d_in}x{d_out} n=1 {threads}T: {ours:.3f} ms,"
-                f" MatMulNBits-{width} {ort:.3f} ms, x{ratio:.2f}"
-            )
-    return lines
+            times = in_turns({name: run for name, (run, _) in runs.items()}, rounds, warm_up=2)
+            per_layer = {name: [1e3 * t / runs[name][1] for t in own] for name, own in times.items()}
+            for name, own in per_layer.items():
+                ratio, middle = paired_ratio(own, per_layer["ours"]), statistics.median(own)
+                click.echo(f"Linear {weights} {d_in}x{d_out} n=1 {threads}T  {name:12}{middle:8.3f} ms  {ratio}")
+                rows.append(
+                    {
+                        "model": f"{d_in}x{d_out}", "weights": weights, "threads": threads, "tokens": 1,
+                        "sparsity": 0.0, "engine": name, "milliseconds": round(middle, 3),
+                        "ratio": {"median": round(ratio.median, 2)},
+                    }
+                )  # fmt: skip
+    return rows
 
 
-def plot(rows: list[Row], path: Path) -> None:
-    """Draw the speedup over our dense run by sparsity, one line a format, beside the ceiling."""
-    import matplotlib as mpl
+def repack(weights: tuple[str, ...], threads: tuple[int, ...], rounds: int) -> None:
+    """Time session creation on a cached file: the library repacks with as many threads as there are processors."""
+    shape, processors = SHAPES["llama-2-7b"], sorted(os.sched_getaffinity(0))
+    x = np.random.default_rng(1).standard_normal((1, shape.d_model), np.float32)
 
-    mpl.use("Agg")
-    import matplotlib.pyplot as plt
+    def seconds(layers: FfnLayers, count: int) -> float:
+        os.sched_setaffinity(0, processors[:count])
+        try:
+            start = time.perf_counter()
+            layers.session(0.89, count)
+            return time.perf_counter() - start
+        finally:
+            os.sched_setaffinity(0, processors)
 
-    chosen = [row for row in rows if row.against == "own dense" and row.tokens == 1]
-    shapes = sorted({row.shape for row in chosen})
-    figure, axes = plt.subplots(
-        1, max(1, len(shapes)), figsize=(5 * max(1, len(shapes)), 4), squeeze=False, layout="constrained"
-    )
-    for axis, shape in zip(axes[0][: len(shapes)], shapes, strict=True):
-        for marker, weights in zip("osDv^P", FFN_FORMATS, strict=True):
-            points = sorted(
-                (r.sparsity * 100, r.ratio, r.ceiling) for r in chosen if r.shape == shape and r.weights == weights
-            )
-            if points:
-                axis.plot([p[0] for p in points], [p[1] for p in points], marker=marker, label=weights)
-        ceiling = sorted({(r.sparsity * 100, r.ceiling) for r in chosen if r.shape == shape and r.weights != "i4i8"})
-        axis.plot([c[0] for c in ceiling], [c[1] for c in ceiling], "k--", label="bytes alone")
-        axis.set(title=shape, xlabel="sparsity (%)", ylabel="times our dense run")
-        axis.legend()
-    figure.savefig(path, dpi=120)
+    for kind in weights or FFN_FORMATS:
+        with tempfile.TemporaryDirectory() as folder:
+            layers = FfnLayers(shape, kind, x, Path(folder), working_set=10**9)
+            stored = layers.count * shape.cost(kind).dense_bytes / 1e9
+            seconds(layers, max(threads))  # warm-up: from here on the file is in the page cache
+            times = {count: [seconds(layers, count) / stored for _ in range(rounds)] for count in threads}
+            for count, own in times.items():
+                click.echo(
+                    f"{kind:>5} {count}T: {statistics.median(own):.2f} s per GB"
+                    f" [{min(own):.2f}, {max(own):.2f}], {stored:.2f} GB"
+                )
 
 
-@click.command(context_settings={"help_option_names": ["-h", "--help"]})
+@click.command(context_settings={"help_option_names": ["-h", "--help"]}, help=f"\b\n{__doc__}")
 @click.option("--shape", "shapes", type=click.Choice(list(SHAPES)), multiple=True, help="[default: all]")
 @click.option("--weights", type=click.Choice(FFN_FORMATS), multiple=True, help="[default: all]")
 @click.option(
@@ -189,77 +205,33 @@ def plot(rows: list[Row], path: Path) -> None:
     type=click.FloatRange(0, 1),
     multiple=True,
     default=(0, 0.5, 0.67, 0.8, 0.89, 0.95, 0.99),
-    help="Share of zeros, 0 to 1.",
+    help="Activation sparsity, 0 to 1.",
 )
 @click.option("--tokens", "token_counts", type=click.IntRange(1), multiple=True, default=(1, 2, 4, 8, 16, 32, 128))
-@click.option("--threads", type=int, multiple=True, default=(1, 2), show_default=True)
-@click.option("--rounds", type=int, default=15, show_default=True)
-@click.option(
-    "--baselines/--no-baselines", default=True, help="Other engines, at 89 % and where --sparsity names one value."
-)
-@click.option("--linear", is_flag=True, help="Our dense product against MatMulNBits, and nothing else.")
-@click.option("--quick", is_flag=True, help="TinyLlama's shape, f32, i8 and i4, 0 and 89 %, n = 1 and 16: two minutes.")
-@click.option(
-    "--output",
-    type=click.Path(path_type=Path),
-    default=Path("out/benchmarks"),
-    show_default=True,
-    help="Folder for ffn.csv, ffn.png.",
-)
-def main(shapes, weights, sparsities, token_counts, threads, rounds, baselines, linear, quick, output) -> None:
-    """Measure our operators against their own dense run and other engines."""
-    model = (
-        next(
-            (
-                line.split(":")[1].strip()
-                for line in Path("/proc/cpuinfo").read_text().splitlines()
-                if "model name" in line
-            ),
-            "",
-        )
-        if Path("/proc/cpuinfo").exists()
-        else platform.processor()
-    )
-    click.echo(f"{model}, {os.cpu_count()} cores, ISA {library_info().isa_used}")
-    if linear:
-        for count in threads:
-            for line in linear_rows(count, rounds):
-                click.echo(line)
+@click.option("--threads", type=click.IntRange(1), multiple=True, default=(1, 2), show_default=True)
+@click.option("--rounds", type=click.IntRange(3), default=15, show_default=True)
+@click.option("--peers/--no-peers", default=True, help="Other engines.")
+@click.option("--against", type=click.Path(path_type=Path, exists=True), help="Another build of the operator library.")
+@click.option("--linear", "only_linear", is_flag=True, help="Linear against MatMulNBits, and nothing else.")
+@click.option("--repack", "only_repack", is_flag=True, help="Seconds per GB that repacking takes, and nothing else.")
+@click.option("--quick", is_flag=True, help="TinyLlama's shape, all formats, 0 and 89 %, 1 and 16 tokens, 2 threads.")
+@click.option("--record", metavar="MACHINE", help="Put the results into benchmarks/results/MACHINE.json.")
+def main(**options: Any) -> None:
+    """Parse, measure, record."""
+    click.echo(", ".join(f"{key} {value}" for key, value in machine().items()))
+    record, quick = options.pop("record"), options.pop("quick")
+    suite = "linear" if options.pop("only_linear") else "ffn"
+    if options.pop("only_repack"):
+        repack(options["weights"], options["threads"], options["rounds"])
         return
-    if quick:
-        shapes, weights, sparsities, token_counts, threads, rounds = (
-            ("tinyllama",),
-            ("f32", "i8", "i4"),
-            (0, 0.89),
-            (1, 16),
-            (2,),
-            7,
-        )
-    rows: list[Row] = []
-    with tempfile.TemporaryDirectory() as folder:
-        for shape in (SHAPES[name] for name in shapes or SHAPES):
-            for n in token_counts:
-                x = np.random.default_rng(1).standard_normal((n, shape.d_model), np.float32)
-                for kind in weights or FFN_FORMATS:
-                    blocks = Blocks(shape, kind, x, Path(folder))
-                    for count in threads:
-                        names = BASELINES[kind] if baselines else ()
-                        others = {name: run for name in names if (run := baseline(name, shape, x, count)) is not None}
-                        for sparsity in sparsities:
-                            chosen = others if len(sparsities) == 1 or sparsity == 0.89 or n > 1 else {}
-                            for row in compare(blocks, sparsity, count, max(5, rounds // (1 + n // 16)), chosen):
-                                show(row)
-                                rows.append(row)
-    output.mkdir(parents=True, exist_ok=True)
-    with (output / "ffn.csv").open("w", newline="") as stream:
-        writer = csv.DictWriter(stream, list(asdict(rows[0])))
-        writer.writeheader()
-        writer.writerows(asdict(row) for row in rows)
-    try:
-        plot(rows, output / "ffn.png")
-    except ImportError:
-        click.echo("no plot: matplotlib is not installed", err=True)
-    click.echo(f"written: {output / 'ffn.csv'}, {output / 'ffn.png'}")
+    if suite == "linear":
+        rows = [row for count in options["threads"] for row in linear(count, options["rounds"])]
+    else:
+        rows = sweep(**(options | (_QUICK if quick else {})))
+    if record is not None:
+        arguments = [argument for argument in sys.argv[1:] if argument not in ("--record", record)]
+        command, today = shlex.join(["python", "benchmarks/ffn.py", *arguments]), datetime.date.today().isoformat()
+        add_session(record, {"suite": suite, "command": command, "date": today, "runs": rows})
 
 
 if __name__ == "__main__":

@@ -25,8 +25,9 @@ from pathlib import Path
 
 import click
 import numpy as np
-from ffn import SHAPES, interleave
-from ffn_models import Blocks, Run
+from common import in_turns, paired_ratio
+from engines.ffn_graphs import SHAPES, Run
+from engines.ffn_ours import FfnLayers
 
 from prosparse_export.runtime.operator_library import library_info
 
@@ -61,21 +62,9 @@ def build(folder: Path, name: str, value: int) -> Path:
     return next(place.glob("libprosparse_ops.*"))
 
 
-def sessions(
-    blocks: Blocks, sparsity: float, threads: int, libraries: Mapping[int, Path]
-) -> dict[str, tuple[Run, int]]:
-    """Return a call of the blocks for each library."""
-    runs = {}
-    before = os.environ.get("PROSPARSE_OPS_LIBRARY")
-    try:
-        for value, library in libraries.items():
-            os.environ["PROSPARSE_OPS_LIBRARY"] = str(library)
-            runs[str(value)] = (blocks.session(sparsity, threads)[0], blocks.count)
-    finally:
-        os.environ.pop("PROSPARSE_OPS_LIBRARY")
-        if before is not None:
-            os.environ["PROSPARSE_OPS_LIBRARY"] = before
-    return runs
+def sessions(layers: FfnLayers, sparsity: float, threads: int, libraries: Mapping[int, Path]) -> dict[str, Run]:
+    """Return a call of the layers for each library."""
+    return {str(value): layers.session(sparsity, threads, library=library)[0] for value, library in libraries.items()}
 
 
 def rows(name: str, threads: int, rounds: int, folder: Path) -> Iterator[str]:
@@ -93,12 +82,12 @@ def rows(name: str, threads: int, rounds: int, folder: Path) -> Iterator[str]:
     yield "|---|---" + "|---" * len(values) + "|"
     for shape, weights, n in itertools.product((SHAPES[s] for s in shapes), formats, counts):
         x = np.random.default_rng(1).standard_normal((n, shape.d_model), np.float32)
-        blocks = Blocks(shape, weights, x, folder)
+        layers = FfnLayers(shape, weights, x, folder)
         for sparsity in sparsities:
-            times = interleave(sessions(blocks, sparsity, threads, libraries), rounds)
-            pairs = [zip(times[str(v)], times[own], strict=True) for v in values]
-            cells = " | ".join(f"{statistics.median(t / base for t, base in pair):.2f}" for pair in pairs)
-            yield f"| {shape.name}, {weights}, {n}, {sparsity:.0%} | {statistics.median(times[own]):.3f} | {cells} |"
+            times = in_turns(sessions(layers, sparsity, threads, libraries), rounds, warm_up=2)
+            cells = " | ".join(f"{paired_ratio(times[str(v)], times[own]).median:.2f}" for v in values)
+            milliseconds = 1e3 * statistics.median(times[own]) / layers.count
+            yield f"| {shape.name}, {weights}, {n}, {sparsity:.0%} | {milliseconds:.3f} | {cells} |"
 
 
 @click.command(context_settings={"help_option_names": ["-h", "--help"]})

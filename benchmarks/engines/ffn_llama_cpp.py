@@ -8,8 +8,9 @@ from ctypes import POINTER, Structure, c_bool, c_char_p, c_int, c_int64, c_size_
 from pathlib import Path
 
 import numpy as np
-from ffn_models import Run, Shape
 from numpy.typing import NDArray
+
+from engines.ffn_graphs import Run, Shape
 
 TYPES = {"Q4_0": (2, 18), "Q8_0": (8, 34)}  # ggml_type, bytes of a block of 32
 _F32 = 0

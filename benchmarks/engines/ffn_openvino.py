@@ -4,9 +4,10 @@ from __future__ import annotations
 
 import numpy as np
 import openvino as ov
-from ffn_models import Run, Shape
 from numpy.typing import NDArray
 from openvino import opset13 as ops
+
+from engines.ffn_graphs import Run, Shape
 
 
 def openvino_dense(shape: Shape, width: int, x: NDArray[np.float32], threads: int) -> tuple[Run, int]:
