@@ -11,6 +11,7 @@ from typing import Any
 import torch
 from torch import nn
 
+from prosparse_models.activation import has_up_relu
 from prosparse_models.ffns import Ffn
 
 __all__ = ["Measurement", "SparsityMeter", "measure"]
@@ -25,6 +26,8 @@ class Measurement:
         perplexity: exp of the mean cross entropy of the next token, in nats.
         sparsity: mean over layers of the share of exact zeros at down_proj's input.
         sparsity_by_layer: that share, per layer.
+        skipped_by_layer: share of neurons that the sparse operators skip, per layer: those
+            whose gate is zero. Lower than the sparsity for dReLU, which has a ReLU after up_proj too; otherwise equal.
         dead_by_layer: neurons that were zero at every token, per layer.
         always_on_by_layer: neurons that were zero at no token, per layer.
         d_ff: neurons per layer.
@@ -34,6 +37,7 @@ class Measurement:
     perplexity: float
     sparsity: float
     sparsity_by_layer: tuple[float, ...]
+    skipped_by_layer: tuple[float, ...]
     dead_by_layer: tuple[int, ...]
     always_on_by_layer: tuple[int, ...]
     d_ff: tuple[int, ...]
@@ -44,9 +48,9 @@ class Measurement:
 
 
 class SparsityMeter:
-    """Counts, per neuron, at how many tokens down_proj's input is not exactly zero.
+    """Counts, per neuron, at how many tokens down_proj's input is not exactly zero; for dReLU also the gate.
 
-    Memory: one int64 per neuron. NaN counts as active.
+    Memory: one or two int64 per neuron. NaN counts as active.
 
     Args:
         ffns: the FFNs to watch.
@@ -57,6 +61,9 @@ class SparsityMeter:
         device = next(self._ffns[0].down.parameters()).device
         self.tokens = torch.zeros((), dtype=torch.int64, device=device)
         self.active = [torch.zeros(ffn.d_ff, dtype=torch.int64, device=device) for ffn in self._ffns]
+        self.active_gates = {  # by FFN; elsewhere the gate alone decides what is zero
+            i: torch.zeros_like(self.active[i]) for i, ffn in enumerate(self._ffns) if _is_drelu(ffn)
+        }
         self._mask: torch.Tensor | None = None
 
     @contextmanager
@@ -64,6 +71,7 @@ class SparsityMeter:
         """Count the forward pass inside. ``mask`` [batch, sequence]: 0 for tokens that do not count."""
         self._mask = mask
         handles = [ffn.down.register_forward_pre_hook(self._hook_of(index)) for index, ffn in enumerate(self._ffns)]
+        handles += [self._ffns[i].first.register_forward_hook(self._gate_hook_of(i)) for i in self.active_gates]
         try:
             yield
         finally:
@@ -72,14 +80,28 @@ class SparsityMeter:
 
     def _hook_of(self, index: int) -> Callable[[nn.Module, tuple[torch.Tensor, ...]], None]:
         def hook(_: nn.Module, arguments: tuple[torch.Tensor, ...]) -> None:
-            active = (arguments[0] != 0).flatten(0, -2)
-            if self._mask is not None:
-                active = active & self._mask.flatten().bool()[:, None]
+            active = self._counted(arguments[0])
             self.active[index] += active.sum(0)
             if index == 0:
                 self.tokens += active.shape[0] if self._mask is None else self._mask.bool().sum()
 
         return hook
+
+    def _gate_hook_of(self, index: int) -> Callable[[nn.Module, tuple[torch.Tensor, ...], torch.Tensor], None]:
+        activation = self._ffns[index].activation
+
+        def hook(_: nn.Module, arguments: tuple[torch.Tensor, ...], output: torch.Tensor) -> None:
+            self.active_gates[index] += self._counted(activation(output)).sum(0)
+
+        return hook
+
+    def _counted(self, values: torch.Tensor) -> torch.Tensor:
+        active = (values != 0).flatten(0, -2)
+        return active if self._mask is None else active & self._mask.flatten().bool()[:, None]
+
+
+def _is_drelu(ffn: Ffn) -> bool:
+    return ffn.gate is not None and not ffn.is_merged and has_up_relu(ffn.up)
 
 
 @torch.no_grad()
@@ -130,16 +152,23 @@ def measure(
     finally:
         model.train(mode)
     counts = [reduce(meter.tokens), *(reduce(active) for active in meter.active)]
+    gates = {index: reduce(active) for index, active in meter.active_gates.items()}
     entropy = reduce(entropy)
     tokens = int(counts[0])
-    by_layer = tuple(1.0 - active.double().mean().item() / tokens for active in counts[1:])
+    by_layer = tuple(_share_of_zeros(active, tokens) for active in counts[1:])
+    skipped = tuple(_share_of_zeros(gates[i], tokens) if i in gates else share for i, share in enumerate(by_layer))
     nats_per_token = (entropy[0] / entropy[1]).item()
     return Measurement(
         tokens=tokens,
         perplexity=math.exp(nats_per_token) if nats_per_token < 700 else math.inf,
         sparsity=sum(by_layer) / len(by_layer),
         sparsity_by_layer=by_layer,
+        skipped_by_layer=skipped,
         dead_by_layer=tuple(int((active == 0).sum()) for active in counts[1:]),
         always_on_by_layer=tuple(int((active == tokens).sum()) for active in counts[1:]),
         d_ff=tuple(ffn.d_ff for ffn in ffns),
     )
+
+
+def _share_of_zeros(active: torch.Tensor, tokens: int) -> float:
+    return 1.0 - active.double().mean().item() / tokens

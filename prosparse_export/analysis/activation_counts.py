@@ -1,8 +1,12 @@
-"""Which neurons an artifact's feed-forward blocks use, counted inside the graph.
+"""Count the active neurons of an artifact's sparse FFNs over text.
 
-A copy of the graph is run in which each sparse operator's function body, under a name that no library registers,
-also gives how many of its hidden values are not exactly zero: per token, per neuron, and shared with the token
-before. So the count is of the artifact's own numbers, and no hidden activation leaves the graph.
+A neuron is active if its operator reads the neuron's rows of up_proj and down_proj. Which ones those are is stated once
+per activation, as the value ``inactive`` of the operator's function body (graph_passes/custom_ops.py). The counts come
+from that body: beside each operator, an edited copy of the graph computes the part of the body that ends at
+``inactive`` and reduces it to sums, so no hidden activation leaves the graph and down_proj is never dequantized.
+
+dReLU applies a second ReLU, to up_proj, after the rows have been read. Its activation sparsity is therefore higher than
+the share of neurons that are skipped, and `LayerActivity` has both.
 """
 
 from __future__ import annotations
@@ -15,7 +19,7 @@ import numpy as np
 import onnx
 from numpy.typing import NDArray
 
-from graph_passes.custom_ops import DOMAIN
+from graph_passes.custom_ops import DOMAIN, function_proto
 from prosparse_export.analysis.debug_session import add_output, edited_session, first_feeds
 from prosparse_export.analysis.ffn_nodes import FfnNode, ffn_nodes, read_graph
 from prosparse_export.artifact.writer import read_manifest
@@ -24,20 +28,21 @@ from prosparse_export.progress import ProgressCallback, no_progress
 
 __all__ = ["Activity", "LayerActivity", "measure_activity"]
 
-_DOMAIN = f"{DOMAIN}.activity"
-_COUNTS = ("per_token", "per_neuron", "shared")
+_DOMAIN = f"{DOMAIN}.counts"
+_COUNTS = ("per_token", "per_neuron", "shared", "zeros")
 
 
 @dataclass(frozen=True)
 class LayerActivity:
-    """One sparse operator over a text.
+    """One sparse FFN over some text.
 
     Attributes:
-        module: the PyTorch module that it replaces.
-        d_ff: its neurons.
+        module: the PyTorch module that the operator replaces.
+        d_ff: number of neurons.
         per_token: active neurons of each token, ``[tokens]``.
         per_neuron: tokens for which each neuron is active, ``[d_ff]``.
-        shared: neurons active for a token and for the one before, ``[tokens]``; -1 for a window's first.
+        shared: neurons active for a token and for the previous one, ``[tokens]``; -1 at the start of a window.
+        zeros: exact zeros at down_proj's input for each token, ``[tokens]``.
     """
 
     module: str
@@ -45,21 +50,27 @@ class LayerActivity:
     per_token: NDArray[np.int64]
     per_neuron: NDArray[np.int64]
     shared: NDArray[np.int64]
+    zeros: NDArray[np.int64]
 
     @property
     def sparsity(self) -> float:
-        """Share of exact zeros at down_proj's input."""
-        return 1 - float(self.per_token.mean()) / self.d_ff
+        """Activation sparsity: the share of exact zeros at down_proj's input."""
+        return float(self.zeros.mean()) / self.d_ff
+
+    @property
+    def skipped(self) -> float:
+        """Share of neurons that are not active; below `sparsity` for dReLU, otherwise equal to it."""
+        return float((self.d_ff - self.per_token).mean()) / self.d_ff
 
 
 @dataclass(frozen=True)
 class Activity:
-    """All sparse operators over some texts.
+    """All sparse FFNs over some texts.
 
     Attributes:
-        layers: in the graph's order.
-        texts: for each token the number of its text, ``[tokens]``.
-        positions: for each token its place in its window, ``[tokens]``.
+        layers: in graph order.
+        texts: index of each token's text, ``[tokens]``.
+        positions: position of each token in its window, ``[tokens]``.
     """
 
     layers: tuple[LayerActivity, ...]
@@ -68,7 +79,7 @@ class Activity:
 
     @property
     def sparsity(self) -> float:
-        """Mean over layers, as the ProSparse paper has it (section 3.1)."""
+        """Mean activation sparsity over layers, as in section 3.1 of the ProSparse paper."""
         return float(np.mean([layer.sparsity for layer in self.layers]))
 
 
@@ -80,39 +91,40 @@ def measure_activity(
     threads: int | None = None,
     progress: ProgressCallback = no_progress,
 ) -> Activity:
-    """Count over ``texts`` (token ids each), in windows of ``context`` tokens that do not overlap.
+    """Count active neurons over ``texts`` (token ids each), in non-overlapping windows of ``context`` tokens.
+
+    The model itself runs with the operator library.
 
     Raises:
-        ProSparseError: the graph has no sparse operator.
+        ProSparseError: the graph has no sparse operator, or the artifact is an encoder-decoder.
     """
     nodes = ffn_nodes(read_graph(path))
     if not nodes:
         raise ProSparseError(
             f"model: {path}: expected sparse feed-forward operators, got none",
-            hint="export it without --decomposed, or without --allow-dense to see why no block is sparse",
+            hint="export without --decomposed, or without --allow-dense to see why each FFN is dense",
         )
     if "encoder" in read_manifest(path):
         raise ProSparseError(
-            f"model: {path}: expected a decoder alone, got an encoder-decoder, which reads no running text",
+            f"model: {path}: expected a decoder-only model, got an encoder-decoder",
             hint="`prosparse generate` runs it",
         )
-    session = edited_session(path, _count_in_bodies, library=False, threads=threads)
-    names = [[f"prosparse.{kind}.{i}" for kind in _COUNTS] for i in range(len(nodes))]
-    parts: list[list[list[NDArray[np.float32]]]] = [[[], [], []] for _ in nodes]
+    session = edited_session(path, _add_counts, library=True, threads=threads, has_bodies=True)
+    names = [f"prosparse.{kind}.{i}" for i in range(len(nodes)) for kind in _COUNTS]
+    parts: list[list[NDArray[np.float32]]] = [[] for _ in names]
     numbers, positions = [], []
     done, total = 0, sum(map(len, texts))
     for number, ids in enumerate(texts):
         for begin in range(0, len(ids), context):
             progress("sparsity", done, total)
             window = ids[begin : begin + context]
-            outputs = session.run([name for layer in names for name in layer], first_feeds(session, window))
-            for i, part in enumerate(parts):
-                for k in range(len(_COUNTS)):
-                    part[k].append(outputs[len(_COUNTS) * i + k])
+            for part, counts in zip(parts, session.run(names, first_feeds(session, window)), strict=True):
+                part.append(counts)
             numbers.append(np.full(len(window), number))
             positions.append(np.arange(len(window)))
             done += len(window)
-    layers = tuple(_layer(node, *part) for node, part in zip(nodes, parts, strict=True))
+    width = len(_COUNTS)
+    layers = tuple(_layer(node, *parts[width * i : width * (i + 1)]) for i, node in enumerate(nodes))
     return Activity(layers, np.concatenate(numbers), np.concatenate(positions))
 
 
@@ -121,63 +133,88 @@ def _layer(
     per_token: list[NDArray[np.float32]],
     per_neuron: list[NDArray[np.float32]],
     shared: list[NDArray[np.float32]],
+    zeros: list[NDArray[np.float32]],
 ) -> LayerActivity:
-    tokens = np.concatenate(per_token).astype(np.int64)
     neurons = np.sum([counts.astype(np.int64) for counts in per_neuron], axis=0)
-    both = np.concatenate([np.append(-1, counts.astype(np.int64)) for counts in shared])
-    return LayerActivity(node.module, len(neurons), tokens, neurons, both)
-
-
-def _count_in_bodies(model: onnx.ModelProto) -> None:
-    counting = []
-    for function in model.functions:
-        if function.domain == DOMAIN and "FFN" in function.name:
-            counting.append(onnx.FunctionProto())
-            counting[-1].CopyFrom(function)
-            _count_in(counting[-1])
-    model.functions.extend(counting)
-    model.opset_import.append(onnx.helper.make_opsetid(_DOMAIN, 1))
-    for i, node in enumerate(ffn_nodes(model)):
-        node.node.domain = _DOMAIN
-        for kind in _COUNTS:
-            name = f"prosparse.{kind}.{i}"
-            node.node.output.append(name)
-            add_output(model, name)
-
-
-def _count_in(body: onnx.FunctionProto) -> None:
-    """Let a body also give the counts of what its last product takes in: down_proj's input."""
-    made_by = {output: node for node in body.node for output in node.output}
-    last = made_by[body.output[0]]
-    while last.op_type != "MatMul":
-        last = made_by[last.input[0]]
-    hidden = last.input[0]
-    make = onnx.helper.make_node
-    constant = onnx.helper.make_tensor
-
-    def const(name: str, values: list[int]) -> onnx.NodeProto:
-        return make("Constant", [], [name], value=constant(name, onnx.TensorProto.INT64, [len(values)], values))
-
-    body.node.extend(
-        [
-            make("Constant", [], ["act_zero"], value=constant("act_zero", 1, [], [0.0])),
-            const("act_first_axis", [0]),
-            const("act_last_axis", [1]),
-            const("act_one", [1]),
-            const("act_minus_one", [-1]),
-            const("act_begin", [0]),
-            const("act_end", [2**62]),
-            make("Flatten", [hidden], ["act_rows"], axis=-1),
-            make("Equal", ["act_rows", "act_zero"], ["act_is_zero"]),
-            make("Not", ["act_is_zero"], ["act_is_active"]),
-            make("Cast", ["act_is_active"], ["act_active"], to=1),
-            make("ReduceSum", ["act_active", "act_last_axis"], ["act_per_token"], keepdims=0),
-            make("ReduceSum", ["act_active", "act_first_axis"], ["act_per_neuron"], keepdims=0),
-            make("Slice", ["act_active", "act_one", "act_end", "act_first_axis"], ["act_later"]),
-            make("Slice", ["act_active", "act_begin", "act_minus_one", "act_first_axis"], ["act_earlier"]),
-            make("Mul", ["act_later", "act_earlier"], ["act_both"]),
-            make("ReduceSum", ["act_both", "act_last_axis"], ["act_shared"], keepdims=0),
-        ]
+    return LayerActivity(
+        node.module,
+        len(neurons),
+        np.concatenate(per_token).astype(np.int64),
+        neurons,
+        np.concatenate([np.append(-1, counts.astype(np.int64)) for counts in shared]),
+        np.concatenate(zeros).astype(np.int64),
     )
-    body.domain = _DOMAIN
-    body.output.extend(["act_per_token", "act_per_neuron", "act_shared"])
+
+
+def _add_counts(model: onnx.ModelProto) -> None:
+    """Add a counting node beside each sparse operator; its outputs become the graph's."""
+    opset = next(entry.version for entry in model.opset_import if entry.domain == "")
+    bodies: dict[str, onnx.FunctionProto] = {}
+    for i, node in enumerate(ffn_nodes(model)):
+        name = f"{node.node.op_type}_{node.activation}"
+        if name not in bodies:
+            bodies[name] = _counting_body(name, node, opset)
+        value_of = dict(
+            zip(function_proto(node.node.op_type, opset, node.activation).input, node.node.input, strict=True)
+        )
+        outputs = [f"prosparse.{kind}.{i}" for kind in _COUNTS]
+        inputs = [value_of[name] for name in bodies[name].input]
+        counting = onnx.helper.make_node(name, inputs, outputs, domain=_DOMAIN)
+        counting.attribute.extend(node.node.attribute)
+        model.graph.node.append(counting)
+        for output in outputs:
+            add_output(model, output)
+    model.functions.extend(bodies.values())
+    model.opset_import.append(onnx.helper.make_opsetid(_DOMAIN, 1))
+
+
+def _counting_body(name: str, node: FfnNode, opset: int) -> onnx.FunctionProto:
+    """Return the start of the operator's body, which then sums ``inactive`` and, for dReLU, the zeros of ``h``."""
+    body = function_proto(node.node.op_type, opset, node.activation, without_strings=True)
+    is_drelu = node.activation == "drelu"
+    needed = {"inactive", "h"} if is_drelu else {"inactive"}
+    kept = []
+    for step in reversed(body.node):
+        if needed & set(step.output):
+            needed.update(step.input)
+            kept.append(step)
+    inputs = [value for value in body.input if value in needed]
+    constant, make = onnx.helper.make_tensor, onnx.helper.make_node
+
+    def zeros_of(value: str) -> list[onnx.NodeProto]:
+        zero = constant("count_zero", onnx.TensorProto.FLOAT, [], [0.0])
+        return [
+            make("Constant", [], ["count_zero"], value=zero),
+            make("Equal", [value, "count_zero"], ["count_is_zero"]),
+        ]
+
+    integers = {
+        "count_begin": 0,
+        "count_end": 2**62,
+        "count_rows": 0,
+        "count_columns": 1,
+        "count_last": -1,
+        "count_one": 1,
+    }
+    steps = [
+        *(
+            make("Constant", [], [key], value=constant(key, onnx.TensorProto.INT64, [1], [v]))
+            for key, v in integers.items()
+        ),
+        *(zeros_of("h") if is_drelu else [make("Identity", ["inactive"], ["count_is_zero"])]),
+        make("Flatten", ["count_is_zero"], ["count_zero_rows"], axis=-1),
+        make("Cast", ["count_zero_rows"], ["count_zeros"], to=onnx.TensorProto.FLOAT),
+        make("ReduceSum", ["count_zeros", "count_columns"], ["zeros"], keepdims=0),
+        make("Not", ["inactive"], ["count_is_active"]),
+        make("Flatten", ["count_is_active"], ["count_active_rows"], axis=-1),
+        make("Cast", ["count_active_rows"], ["count_active"], to=onnx.TensorProto.FLOAT),
+        make("ReduceSum", ["count_active", "count_columns"], ["per_token"], keepdims=0),
+        make("ReduceSum", ["count_active", "count_rows"], ["per_neuron"], keepdims=0),
+        make("Slice", ["count_active", "count_one", "count_end", "count_rows"], ["count_later"]),
+        make("Slice", ["count_active", "count_begin", "count_last", "count_rows"], ["count_earlier"]),
+        make("Mul", ["count_later", "count_earlier"], ["count_both"]),
+        make("ReduceSum", ["count_both", "count_columns"], ["shared"], keepdims=0),
+    ]
+    return onnx.helper.make_function(
+        _DOMAIN, name, inputs, list(_COUNTS), [*reversed(kept), *steps], body.opset_import, list(body.attribute)
+    )

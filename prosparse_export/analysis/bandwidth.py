@@ -1,4 +1,4 @@
-"""How fast this machine reads memory, with so many threads: what a decode step can reach at best."""
+"""Measure memory bandwidth, the bound on decode speed."""
 
 from __future__ import annotations
 
@@ -9,14 +9,14 @@ import numpy as np
 
 __all__ = ["measure_bandwidth"]
 
-_BYTES = 256 << 20  # beyond any cache
+_BYTES = 256 << 20  # larger than any cache
 _ROUNDS = 5
 
 
 def measure_bandwidth(threads: int) -> float:
-    """Return bytes per second of a streaming read of 256 MiB, the best of some rounds.
+    """Return the read bandwidth in bytes per second: the best of several passes over 256 MiB.
 
-    numpy's maximum of int32 is the load that needs least arithmetic; its loop runs without Python's lock.
+    The reduction is numpy's maximum of int32, which needs little arithmetic and releases the GIL.
     """
     parts = np.array_split(np.ones(_BYTES // 4, np.int32), threads)
     best = float("inf")

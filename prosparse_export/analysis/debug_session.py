@@ -29,12 +29,24 @@ def add_output(model: onnx.ModelProto, name: str, elem_type: int = onnx.TensorPr
 
 
 def edited_session(
-    path: Path, edit: Callable[[onnx.ModelProto], None], *, library: bool, threads: int | None = None
+    path: Path,
+    edit: Callable[[onnx.ModelProto], None],
+    *,
+    library: bool,
+    threads: int | None = None,
+    has_bodies: bool = False,
 ) -> onnxruntime.InferenceSession:
-    """Open the graph at ``path`` after ``edit``; its weights stay in the file where they are.
+    """Open a session of the graph at ``path`` after ``edit``; the weights stay in their file.
+
+    Args:
+        path: the artifact.
+        edit: changes the graph in place.
+        library: register the operator library.
+        threads: intra-op threads; None for onnxruntime's default.
+        has_bodies: the edit adds function bodies that dequantize weights, so onnxruntime must not fold large ones.
 
     Raises:
-        ProSparseError: onnxruntime refuses the edited graph.
+        ProSparseError: onnxruntime cannot open the edited graph.
     """
     model = read_graph(path)
     edit(model)
@@ -45,7 +57,7 @@ def edited_session(
     if library:
         register(options)
     providers = ["CPUExecutionProvider"]
-    disabled = disabled_optimizers(path, read_manifest(path), library=library)
+    disabled = disabled_optimizers(path, read_manifest(path), library=library and not has_bodies)
     data = model.SerializeToString()
     try:
         options.add_session_config_entry(_FOLDER, str(path.parent.resolve()))

@@ -1,4 +1,4 @@
-"""What a decode step reads, by the graph."""
+"""Count the bytes that a decode step reads, from the graph."""
 
 from __future__ import annotations
 
@@ -12,34 +12,33 @@ from prosparse_export.analysis.roofline import Ffn
 
 __all__ = ["ffn_shape", "initializer_bytes", "other_bytes"]
 
-_BITS = {1: 32, 10: 16, 16: 16, 2: 8, 3: 8, 6: 32, 7: 64, 9: 8, 21: 4, 22: 4}  # onnx.TensorProto's types
-_LOOKING_UP = frozenset({"Gather", "GroupQueryAttention"})  # a row or so of their initializers
+_BITS = {1: 32, 10: 16, 16: 16, 2: 8, 3: 8, 6: 32, 7: 64, 9: 8, 21: 4, 22: 4}  # by onnx.TensorProto.DataType
+_LOOKUPS = frozenset({"Gather", "GroupQueryAttention"})  # these read single rows of their initializers
 
 
 def initializer_bytes(tensor: onnx.TensorProto) -> int:
-    """Return the bytes of a tensor's elements, wherever they lie; 32 bits for a type without a width of its own."""
+    """Return the size of a tensor's elements in bytes, 32 bits each for types not listed."""
     return int(math.prod(tensor.dims)) * _BITS.get(tensor.data_type, 32) // 8
 
 
-def ffn_shape(model: onnx.ModelProto, node: FfnNode, sparsity: float) -> Ffn:
-    """Return a sparse block's sizes."""
+def ffn_shape(model: onnx.ModelProto, node: FfnNode, skipped: float) -> Ffn:
+    """Return the sizes of a sparse FFN of which the share ``skipped`` of neurons is inactive."""
     dims = {tensor.name: list(tensor.dims) for tensor in model.graph.initializer}
     first = dims[node.node.input[1]]
-    width = first[1] * (2 if format_of(node.weights, is_down=False) == "i4" else 1)  # two weights in a byte
-    return Ffn(width, first[0], node.gated, node.weights, sparsity)
+    width = first[1] * (2 if format_of(node.weights, is_down=False) == "i4" else 1)  # two weights per byte
+    return Ffn(width, first[0], node.gated, node.weights, skipped)
 
 
 def other_bytes(model: onnx.ModelProto, context: int) -> int:
-    """Return the bytes outside the sparse blocks that a token reads: other weights and ``context`` tokens of cache.
+    """Return the bytes that a token reads outside the sparse FFNs: other weights, and ``context`` tokens of KV cache.
 
-    Rows of an embedding are looked up, not read through, so what only Gather reads does not count; nor do attention's
-    tables of cos and sin.
+    Embedding tables and attention's cos/sin cache do not count: a token reads one row of each.
     """
     sizes = {tensor.name: initializer_bytes(tensor) for tensor in model.graph.initializer}
     read: set[str] = set()
     for node in model.graph.node:
         sparse = node.domain == DOMAIN and "FFN" in node.op_type
-        if not sparse and node.op_type not in _LOOKING_UP:
+        if not sparse and node.op_type not in _LOOKUPS:
             read.update(name for name in node.input if name in sizes)
     cache: int = 0
     for value in model.graph.input:

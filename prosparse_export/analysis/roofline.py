@@ -1,8 +1,8 @@
-"""What a token costs where reading weights is all that counts: bytes over bandwidth.
+"""Predict a decode step from the bytes that it reads, assuming that memory bandwidth is the bottleneck.
 
-A decode step reads every weight of the model once, but of a sparse block's up_proj and down_proj only the rows of the
-active neurons. So with a share a = 1 - sparsity of active neurons a gated block of one format reads (1 + 2a) / 3 of its
-bytes, one without a gate (1 + a) / 2. Everything else is read in full. docs/guides/run.md: how well that predicts.
+A decode step reads every weight of the model once, except that a sparse FFN reads only the active neurons' rows of
+up_proj and down_proj. With a share a of active neurons, a gated FFN in one format reads (1 + 2a) / 3 of its bytes and
+an ungated one (1 + a) / 2. docs/guides/run.md compares predictions with measurements.
 """
 
 from __future__ import annotations
@@ -18,54 +18,55 @@ _BITS = {"f32": 32.0, "f16": 16.0, "bf16": 16.0, "i8": 8.0 + 16 / 32, "i4": 4.0 
 
 
 def bits_per_weight(weights: Format) -> float:
-    """Return the bits of a stored weight, with its share of the block's scale (f16, one for 32 weights)."""
+    """Return the bits per stored weight, including its share of the scale (one f16 for 32 weights)."""
     return _BITS[weights]
 
 
 @dataclass(frozen=True)
 class Ffn:
-    """A feed-forward block.
+    """A feed-forward network.
 
     Attributes:
         d_model: width of its input.
-        d_ff: neurons.
-        gated: gate_proj, up_proj and down_proj; without, up_proj and down_proj.
+        d_ff: number of neurons.
+        gated: it has gate_proj, up_proj and down_proj rather than up_proj and down_proj.
         weights: format of the matrices.
-        sparsity: share of exact zeros at down_proj's input; 0 for a block that runs densely.
+        skipped: share of neurons whose rows of the later matrices are not read; 0 for a dense FFN. For dReLU the gate
+            alone decides this, so it is lower than the activation sparsity (analysis/activation_counts.py).
     """
 
     d_model: int
     d_ff: int
     gated: bool
     weights: FfnFormat
-    sparsity: float
+    skipped: float
 
     def _matrix_bytes(self, *, is_down: bool) -> float:
         return self.d_model * self.d_ff * bits_per_weight(format_of(self.weights, is_down=is_down)) / 8
 
     @property
     def streamed_bytes(self) -> float:
-        """Bytes of the matrix that is always read: gate_proj, or up_proj where there is no gate."""
+        """Bytes of the matrix that is always read: gate_proj, or up_proj of an ungated FFN."""
         return self._matrix_bytes(is_down=False)
 
     @property
     def skippable_bytes(self) -> float:
-        """Bytes of the matrices of which inactive neurons' rows are skipped."""
+        """Bytes of the matrices whose rows are read for active neurons only."""
         return self._matrix_bytes(is_down=True) + (self._matrix_bytes(is_down=False) if self.gated else 0.0)
 
     @property
     def dense_bytes(self) -> float:
-        """Bytes that a token reads if every neuron is computed."""
+        """Bytes per token with every neuron computed."""
         return self.streamed_bytes + self.skippable_bytes
 
     @property
     def sparse_bytes(self) -> float:
-        """Bytes that a token reads if only active neurons are."""
-        return self.streamed_bytes + self.skippable_bytes * (1 - self.sparsity)
+        """Bytes per token with inactive neurons skipped."""
+        return self.streamed_bytes + self.skippable_bytes * (1 - self.skipped)
 
     @property
     def speedup(self) -> float:
-        """The most that skipping can gain in this block: its dense bytes over its sparse bytes."""
+        """Upper bound of the speedup of this FFN: dense bytes over sparse bytes."""
         return self.dense_bytes / self.sparse_bytes
 
 
@@ -76,7 +77,7 @@ class Cost:
     Attributes:
         sparse_seconds: with inactive neurons skipped.
         dense_seconds: with every neuron computed.
-        ffn_share: of the dense step's bytes, those of the feed-forward blocks.
+        ffn_share: share of the dense step's bytes that the FFNs read.
     """
 
     sparse_seconds: float
@@ -85,24 +86,24 @@ class Cost:
 
     @property
     def speedup(self) -> float:
-        """Dense over sparse."""
+        """Dense time over sparse time."""
         return self.dense_seconds / self.sparse_seconds
 
 
 def predict(layers: Sequence[Ffn], other_bytes: float, bandwidth: float, overhead_seconds: float = 0.0) -> Cost:
-    """Predict a decode step of one row.
+    """Predict a decode step with a batch of one.
 
     Args:
-        layers: the sparse blocks.
-        other_bytes: what else a token reads: projections, lm_head, dense blocks, the KV cache.
-        bandwidth: bytes per second that the machine streams with the threads at hand.
-        overhead_seconds: per token, for what is not reading: attention's arithmetic, norms, calls.
+        layers: the sparse FFNs.
+        other_bytes: everything else that a token reads: attention projections, lm_head, dense FFNs, the KV cache.
+        bandwidth: memory bandwidth in bytes per second, with the same number of threads.
+        overhead_seconds: time per token that is not spent reading weights: attention's arithmetic, norms, calls.
 
     Raises:
-        ValueError: the bandwidth is not above 0.
+        ValueError: the bandwidth is not positive.
     """
     if not bandwidth > 0:
-        raise ValueError(f"bandwidth: expected bytes per second above 0, got {bandwidth}")
+        raise ValueError(f"bandwidth: expected a positive number of bytes per second, got {bandwidth}")
     dense, sparse = sum(f.dense_bytes for f in layers), sum(f.sparse_bytes for f in layers)
     return Cost(
         sparse_seconds=(sparse + other_bytes) / bandwidth + overhead_seconds,

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import os
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -18,6 +18,7 @@ import onnx
 import onnxruntime
 from numpy.typing import NDArray
 
+from prosparse_export.analysis.activation_counts import LayerActivity, measure_activity
 from prosparse_export.analysis.bandwidth import measure_bandwidth
 from prosparse_export.analysis.ffn_nodes import FfnNode, ffn_nodes, read_graph
 from prosparse_export.analysis.graph_bytes import ffn_shape, other_bytes
@@ -25,7 +26,6 @@ from prosparse_export.analysis.roofline import predict
 from prosparse_export.artifact.integrity import check_files
 from prosparse_export.bench.profile import profile_decode
 from prosparse_export.bench.result import BenchResult, LayerTime, Spread, Timing
-from prosparse_export.bench.sparsity import measure_sparsity
 from prosparse_export.errors import ProSparseError
 from prosparse_export.progress import ProgressCallback, no_progress
 from prosparse_export.runtime.decode_loop import Decoder
@@ -108,7 +108,7 @@ def bench(
     blocks, others = profile_decode(
         path, nodes, ids[: options.context + options.tokens], options.context, threads=threads
     )
-    sparsities = measure_sparsity(path, graph, nodes, shown, threads=threads, progress=progress)
+    activity = measure_activity(path, [shown], threads=threads, progress=progress)
     return _result(
         path,
         graph,
@@ -122,7 +122,7 @@ def bench(
         timings,
         blocks,
         others,
-        sparsities,
+        activity.layers,
     )
 
 
@@ -139,9 +139,9 @@ def _result(
     timings: list[Timing],
     blocks: list[float],
     others: dict[str, float],
-    sparsities: list[float],
+    activity: Sequence[LayerActivity],
 ) -> BenchResult:
-    ffns = [ffn_shape(graph, node, sparsity) for node, sparsity in zip(nodes, sparsities, strict=True)]
+    ffns = [ffn_shape(graph, node, layer.skipped) for node, layer in zip(nodes, activity, strict=True)]
     cost = predict(ffns, other_bytes(graph, options.context), bandwidth)
     ratio = timings[0].ratio
     data = path.with_name(f"{path.name}.data")
@@ -161,8 +161,8 @@ def _result(
         file_bytes=path.stat().st_size + (data.stat().st_size if data.is_file() else 0),
         timings=tuple(timings),
         layers=tuple(
-            LayerTime(node.module, ffn.sparsity, time_, ffn.speedup)
-            for node, ffn, time_ in zip(nodes, ffns, blocks, strict=True)
+            LayerTime(layer.module, layer.sparsity, layer.skipped, time_, ffn.speedup)
+            for layer, ffn, time_ in zip(activity, ffns, blocks, strict=True)
         ),
         other_microseconds=others,
         ffn_share=cost.ffn_share,

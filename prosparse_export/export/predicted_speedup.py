@@ -60,13 +60,14 @@ def measure_layers(
         blocks = find_ffns(model)
         found = measure(model, blocks, rows, batch=len(rows) if checkpoint.weights is not None else 1)
     names = {module: name for name, module in model.named_modules()}
-    by_down = {names[b.down]: share for b, share in zip(blocks, found.sparsity_by_layer, strict=True)}
+    downs = [names[block.down] for block in blocks]
     return {
         "texts": {document.name: document.sha256 for document in documents},
         "tokens": found.tokens,
         "perplexity": found.perplexity,
         "ids": ids[: _CONTEXT + _STEPS].tolist(),
-        "sparsity": by_down,
+        "sparsity": dict(zip(downs, found.sparsity_by_layer, strict=True)),
+        "skipped": dict(zip(downs, found.skipped_by_layer, strict=True)),
         "gated": {names[b.down]: b.gate is not None for b in blocks},
     }
 
@@ -79,10 +80,12 @@ def layers_that_do_not_pay(measured: Mapping[str, Any], weights: FfnFormat) -> d
         weights: format of the sparse blocks.
     """
     reasons = {}
-    for name, sparsity in measured["sparsity"].items():
-        gain = Ffn(1, 1, measured["gated"][name], weights, sparsity).speedup
+    for name, skipped in measured["skipped"].items():
+        gain = Ffn(1, 1, measured["gated"][name], weights, skipped).speedup
         if gain < LEAST_GAIN:
-            reasons[name] = f"it is {sparsity:.1%} sparse, which gains {gain:.2f}x at most: sparse does not pay"
+            reasons[name] = (
+                f"{skipped:.1%} of its neurons are inactive: a speedup of at most {gain:.2f}x does not pay off"
+            )
     return reasons
 
 
@@ -106,9 +109,9 @@ def expected_gain(
     threads = default_threads()
     sparse, layers = [], []
     for outcome in outcomes:
-        share = measured["sparsity"].get(outcome.linears[-1]) if outcome.linears else None
-        ffn = Ffn(outcome.d_model, outcome.d_ff, "Gated" in outcome.op, weights, share or 0.0)
-        layer: dict[str, Any] = {"layer": outcome.layer, "sparsity": share, "speedup": 1.0}
+        down = outcome.linears[-1] if outcome.linears else None
+        ffn = Ffn(outcome.d_model, outcome.d_ff, "Gated" in outcome.op, weights, measured["skipped"].get(down, 0.0))
+        layer: dict[str, Any] = {"layer": outcome.layer, "sparsity": measured["sparsity"].get(down), "speedup": 1.0}
         if not outcome.reason:
             sparse.append(ffn)
             layer["speedup"] = ffn.speedup

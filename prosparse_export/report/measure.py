@@ -231,7 +231,7 @@ def _layer(
         kept_by_chance=chance,
         by_position=by_position,
         by_text=tuple(1 - float(active[activity.texts == t].mean()) for t in range(int(activity.texts.max()) + 1)),
-        ceiling=3 / (1 + 2 * (1 - sparsity)) if gated else 2 / (1 + (1 - sparsity)),
+        ceiling=3 / (1 + 2 * (1 - layer.skipped)) if gated else 2 / (1 + (1 - layer.skipped)),
         speed=speed,
     )
 

@@ -14,8 +14,8 @@ from prosparse_export.analysis.roofline import Ffn, bits_per_weight, predict
 
 
 def test_llama_2_7b_in_i4() -> None:
-    """Of facts measured elsewhere: 76 MB dense and 31 MB at 89 % for a block, 65.5 % of the weights, x1.64 at most."""
-    ffn = Ffn(4096, 11008, gated=True, weights="i4", sparsity=0.89)
+    """Known figures: an FFN reads 76 MB dense and 31 MB at 89 %, has 65.5 % of the weights, and gains at most x1.64."""
+    ffn = Ffn(4096, 11008, gated=True, weights="i4", skipped=0.89)
     assert ffn.dense_bytes == 3 * 4096 * 11008 * 18 / 32
     assert ffn.sparse_bytes == pytest.approx(ffn.dense_bytes * 1.22 / 3)
     others = (32 * 4 * 4096 * 4096 + 32000 * 4096) * 18 / 32
@@ -27,9 +27,9 @@ def test_llama_2_7b_in_i4() -> None:
 
 def test_mixed_formats() -> None:
     weights = 64 * 256
-    gated, plain = (Ffn(64, 256, gated=gated, weights="i4i8", sparsity=0.75) for gated in (True, False))
+    gated, ungated = (Ffn(64, 256, gated=gated, weights="i4i8", skipped=0.75) for gated in (True, False))
     assert (gated.dense_bytes, gated.sparse_bytes) == (weights * 17.5 / 8, weights * (4.5 + 13 / 4) / 8)
-    assert (plain.dense_bytes, plain.sparse_bytes) == (weights * 13 / 8, weights * (4.5 + 8.5 / 4) / 8)
+    assert (ungated.dense_bytes, ungated.sparse_bytes) == (weights * 13 / 8, weights * (4.5 + 8.5 / 4) / 8)
 
 
 @pytest.mark.parametrize("weights", [f for f in FFN_FORMATS if f != "bf16"])
@@ -49,13 +49,13 @@ def test_sizes_are_the_graphs(weights: FfnFormat) -> None:
 
 
 def test_without_a_gate_and_without_sparsity() -> None:
-    ffn = Ffn(64, 256, gated=False, weights="f32", sparsity=0.75)
+    ffn = Ffn(64, 256, gated=False, weights="f32", skipped=0.75)
     assert (ffn.dense_bytes, ffn.sparse_bytes) == (2 * 64 * 256 * 4, 1.25 * 64 * 256 * 4)
-    assert Ffn(64, 256, gated=True, weights="bf16", sparsity=0.0).speedup == 1.0
+    assert Ffn(64, 256, gated=True, weights="bf16", skipped=0.0).speedup == 1.0
 
 
 def test_overhead_counts_in_both() -> None:
-    ffn = Ffn(64, 256, gated=True, weights="i8", sparsity=1.0)
+    ffn = Ffn(64, 256, gated=True, weights="i8", skipped=1.0)
     cost = predict([ffn], 0.0, 1e9, overhead_seconds=1.0)
     assert 1.0 < cost.speedup < 1.0001
     assert predict([ffn], 0.0, 1e9).speedup == pytest.approx(3.0)
