@@ -15,9 +15,10 @@ from transformers import PreTrainedModel
 from prosparse_export.errors import ProSparseError
 from prosparse_export.progress import ProgressCallback
 from prosparse_export.quiet import quiet
-from prosparse_export.text.files import load_tokenizer, read_text, tokenize
+from prosparse_export.text.files import read_text, tokenize
 from prosparse_models.approximation import apply_thresholded_silu, silu_ffns, silu_thresholds
 from prosparse_models.errors import TrainingError
+from prosparse_models.loading.tokenizer import load_tokenizer
 from prosparse_models.sparsity import measure
 
 __all__ = ["Approximation", "approximate", "approximate_again"]
@@ -119,7 +120,8 @@ def approximate_again(model: PreTrainedModel, recorded: dict[str, Any]) -> None:
 def _rows(model: PreTrainedModel, folder: Path, wanted: Approximation) -> tuple[list[torch.Tensor], dict[str, str]]:
     """Return the text as rows of one length, at least two."""
     texts = [(str(path), read_text(path)) for path in wanted.texts]
-    documents = tokenize(load_tokenizer(folder), texts, wanted.tokens)
+    with quiet():
+        documents = tokenize(load_tokenizer(folder), texts, wanted.tokens)
     joined = torch.cat([torch.from_numpy(document.ids) for document in documents])
     limit = getattr(model.config.get_text_config(), "max_position_embeddings", None) or _CONTEXT
     context = min(_CONTEXT, limit, len(joined) // 2)

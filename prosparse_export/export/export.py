@@ -12,7 +12,6 @@ from typing import Any
 import numpy as np
 import onnx_ir as ir
 import torch
-from transformers import AutoTokenizer
 
 from graph_passes import (
     FfnFormat,
@@ -56,6 +55,7 @@ from prosparse_export.runtime.operator_library import check_library, library_pat
 from prosparse_export.text.files import read_text
 from prosparse_models import Checkpoint, CheckpointError
 from prosparse_models.loading.model_config import read_model_config
+from prosparse_models.loading.tokenizer import load_tokenizer
 
 __all__ = ["ExportOptions", "ExportResult", "export_model"]
 
@@ -362,10 +362,8 @@ def _write_tokenizer(folder: Path, target: Path) -> None:
         return
     try:
         with quiet():
-            AutoTokenizer.from_pretrained(folder, local_files_only=True, trust_remote_code=False).save_pretrained(
-                target
-            )
-    except (OSError, ValueError, ImportError):  # a tokenizer that brings code, or a package that is not here
+            load_tokenizer(folder).save_pretrained(target)
+    except CheckpointError:  # a tokenizer that brings code, or a package that is not here
         for name in names:
             shutil.copyfile(folder / name, target / name)
 

@@ -21,8 +21,9 @@ from prosparse_export.progress import ProgressCallback
 from prosparse_export.quiet import quiet
 from prosparse_export.runtime.model import SparseModel
 from prosparse_export.runtime.threads import default_threads
-from prosparse_export.text.files import load_tokenizer, tokenize
+from prosparse_export.text.files import tokenize
 from prosparse_models import Checkpoint, find_ffns, measure
+from prosparse_models.loading.tokenizer import load_tokenizer
 
 __all__ = ["LEAST_GAIN", "expected_gain", "layers_that_do_not_pay", "measure_layers"]
 
@@ -52,7 +53,8 @@ def measure_layers(
     model = checkpoint.model
     parameters = sum(p.numel() for p in model.parameters())
     wanted = int(min(max(_FLOPS / (2 * parameters), _LEAST_TOKENS), _MOST_TOKENS))
-    documents = tokenize(load_tokenizer(folder), texts, wanted)
+    with quiet():
+        documents = tokenize(load_tokenizer(folder), texts, wanted)
     ids = torch.cat([torch.from_numpy(document.ids) for document in documents])
     row = min(_ROW, len(ids))
     rows = list(ids[: len(ids) // row * row].reshape(-1, row))

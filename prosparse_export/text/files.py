@@ -13,7 +13,7 @@ from numpy.typing import NDArray
 from prosparse_export.errors import ProSparseError
 from prosparse_export.quiet import quiet
 
-__all__ = ["Document", "load_tokenizer", "read_text", "tokenize"]
+__all__ = ["Document", "read_text", "tokenize"]
 
 _LEAST = 16  # tokens; fewer say nothing
 _LONGEST_TOKEN = 24  # characters, on average over a text: more of it than that is not even tokenized
@@ -63,29 +63,6 @@ def read_text(path: Path) -> str:
         raise ProSparseError(
             f"text: {path}: expected UTF-8, got another encoding (byte {data[error.start]:#04x} at {error.start})",
             hint=f"convert it, for instance: iconv -f ISO-8859-1 -t UTF-8 {path} > mine.txt",
-        ) from error
-
-
-def load_tokenizer(folder: Path):  # type: ignore[no-untyped-def]  # transformers' classes are untyped
-    """Return the tokenizer of a model folder.
-
-    Raises:
-        ProSparseError: there is none, or it cannot be read.
-    """
-    from transformers import AutoTokenizer
-
-    if not any("token" in path.name or path.suffix == ".model" for path in folder.iterdir()):
-        raise ProSparseError(
-            f"tokenizer: {folder}: expected tokenizer.json, got no tokenizer",
-            hint="copy the tokenizer's files into the model folder",
-        )
-    try:
-        with quiet():
-            return AutoTokenizer.from_pretrained(folder, local_files_only=True, trust_remote_code=False)
-    except (OSError, ValueError, ImportError) as error:
-        raise ProSparseError(
-            f"tokenizer: {folder}: cannot be read: {' '.join(str(error).split())[:300]}",
-            hint="copy the tokenizer's files into the model folder",
         ) from error
 
 

@@ -9,9 +9,9 @@ from importlib.resources import files
 import numpy as np
 from numpy.typing import NDArray
 
-from prosparse_export.text.files import Document, load_tokenizer, read_text, tokenize
+from prosparse_export.text.files import Document, read_text, tokenize
 
-__all__ = ["Document", "Window", "default_text", "load_tokenizer", "read_text", "tokenize", "windows"]
+__all__ = ["Document", "Window", "default_text", "read_text", "tokenize", "windows"]
 
 BUNDLED = "bundled: Wikipedia introductions"
 

@@ -23,9 +23,10 @@ from prosparse_export.errors import ProSparseError
 from prosparse_export.export.approximate import approximate_again
 from prosparse_export.export.rounded_reference import as_stored
 from prosparse_export.progress import ProgressCallback, no_progress
+from prosparse_export.quiet import quiet
 from prosparse_export.runtime.model import SparseModel
 from prosparse_export.runtime.operator_library import check_library, library_info
-from prosparse_export.text.windows import BUNDLED, Document, Window, default_text, load_tokenizer, tokenize, windows
+from prosparse_export.text.windows import BUNDLED, Document, Window, default_text, tokenize, windows
 from prosparse_export.validation import reference as ref
 from prosparse_export.validation.determinism import check_determinism
 from prosparse_export.validation.exactness import Comparison, Expected, run_all
@@ -43,6 +44,7 @@ from prosparse_export.validation.quantization_ablation import RoundingCost, roun
 from prosparse_export.validation.result import Check, Sparsity, Validation, check_limits
 from prosparse_export.validation.validation_target import Subject, open_subject
 from prosparse_models import Checkpoint
+from prosparse_models.loading.tokenizer import load_tokenizer
 
 __all__ = ["validate"]
 
@@ -78,7 +80,8 @@ def validate(
     subject = open_subject(Path(folder), Path(path), trust=trust_remote_code)
     check_library()
     given = texts or [(BUNDLED, default_text()) if text is None else ("text", text)]
-    documents = tokenize(load_tokenizer(subject.folder), given, options.tokens)
+    with quiet():
+        documents = tokenize(load_tokenizer(subject.folder), given, options.tokens)
     with torch.no_grad():
         return _Run(subject, options, documents, clock).result()
 

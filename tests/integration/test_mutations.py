@@ -22,10 +22,10 @@ from prosparse_export.analysis.ffn_nodes import ffn_nodes, read_graph
 from prosparse_export.errors import ProSparseError
 from prosparse_export.export.export import ExportOptions
 from prosparse_export.runtime.operator_library import library_path
-from prosparse_export.text.windows import load_tokenizer
 from prosparse_export.validation import Limits, Validation, ValidationOptions, as_text, default_text, validate
 from prosparse_export.validation.explain import explain
 from prosparse_export.validation.validation_target import open_subject
+from prosparse_models.loading.tokenizer import load_tokenizer
 
 pytestmark = pytest.mark.integration
 Edit = Callable[[onnx.ModelProto], None]

@@ -19,9 +19,9 @@ from prosparse_export.analysis.activation_counts import measure_activity
 from prosparse_export.report import Report, ReportOptions, measure, write_page, write_pngs
 from prosparse_export.report.charts import CHARTS
 from prosparse_export.report.page import render_page
-from prosparse_export.text.windows import load_tokenizer
 from prosparse_export.validation import default_text
 from prosparse_models import load_checkpoint
+from prosparse_models.loading.tokenizer import load_tokenizer
 
 pytestmark = pytest.mark.integration
 

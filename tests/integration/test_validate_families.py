@@ -21,12 +21,13 @@ from prosparse_export import export_model
 from prosparse_export.analysis.ffn_nodes import ffn_nodes
 from prosparse_export.cli import main
 from prosparse_export.export.export import ExportOptions
-from prosparse_export.text.windows import load_tokenizer, tokenize
+from prosparse_export.text.windows import tokenize
 from prosparse_export.validation import Limits, ValidationOptions, default_text, validate
 from prosparse_export.validation.explain import explain
 from prosparse_export.validation.linear_nodes import comparable
 from prosparse_export.validation.patched_forward import run_forced
 from prosparse_export.validation.validation_target import open_subject
+from prosparse_models.loading.tokenizer import load_tokenizer
 
 pytestmark = pytest.mark.integration
 OPTIONS = ValidationOptions(tokens=128, context=64, greedy=8, step_tokens=16, explain=True)
