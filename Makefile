@@ -5,7 +5,7 @@ BIN := $(VENV)/bin
 DEMO := out/demo.onnx
 SOURCES := $(shell find native prosparse_export graph_passes models/prosparse_models -name '*.py' -o -name '*.cc' -o -name '*.h' -o -name 'CMakeLists.txt')
 
-.PHONY: demo test check clean
+.PHONY: demo test check docs clean
 
 demo: $(DEMO)
 	$(BIN)/prosparse validate models/demo $(DEMO)
@@ -24,6 +24,11 @@ check: $(VENV)/installed-dev
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
 	$(BIN)/lint-imports
+	$(BIN)/python benchmarks/tables.py --check
+	$(BIN)/mkdocs build --quiet
+
+docs: $(VENV)/installed-dev
+	$(BIN)/mkdocs serve
 
 $(VENV)/ready: constraints.txt
 	$(PYTHON) -m venv $(VENV)
