@@ -48,4 +48,7 @@ def _option(text: str) -> str:
 
 
 def _cell(text: str) -> str:
-    return " ".join(text.split()).replace("|", "\\|").replace("<", "&lt;")
+    text = " ".join(text.split())
+    for special, written in (("|", "\\|"), ("<", "&lt;"), ("[", "\\["), ("*", "\\*")):
+        text = text.replace(special, written)
+    return text
