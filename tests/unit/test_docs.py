@@ -14,20 +14,10 @@ from prosparse_export.cli import main
 
 ROOT = Path(__file__).parent.parent.parent
 SOURCES = ("prosparse_export", "graph_passes", "models/prosparse_models", "native/src", "native/ort")
-ROOTS = (
-    "prosparse_export/",
-    "graph_passes/",
-    "models/",
-    "native/",
-    "tests/",
-    "benchmarks/",
-    "docs/",
-    ".ci/",
-    ".github/",
-)
+ROOTS = ("prosparse_export/", "graph_passes/", "models/", "native/", "tests/", "benchmarks/", "docs/", ".ci/")
 PAGES = sorted([*ROOT.glob("*.md"), *ROOT.glob("docs/**/*.md"), ROOT / "native" / "README.md"])
-# Written by a command on the same page, or made by a reader.
-_GENERATED = re.compile(r"^(out|models/mine|docs/\*\*)")
+_PREFIXES = (".venv/bin/python", "taskset", "-c", "0-3")  # before the command itself
+_GENERATED = re.compile(r"^(out|models/mine|docs/\*\*)")  # written by a command on the same page, or a reader's
 
 
 def _name(page: Path) -> str:
@@ -49,11 +39,9 @@ def commands(text: str) -> list[list[str]]:
     """Return every command line of prosparse in ``text``, code blocks and backticks, as arguments after `prosparse`."""
     found = []
     for line in [*_blocks(text), *re.findall(r"`([^`\n]+)`", text)]:
-        words = (
-            shlex.split(line.strip().removeprefix("$ ").removeprefix("- "), comments=True)
-            if "prosparse" in line
-            else []
-        )
+        if "prosparse" not in line:
+            continue
+        words = shlex.split(line.strip().removeprefix("$ ").removeprefix("- "), comments=True)
         while words and (re.fullmatch(r"[A-Z_]+=\S+", words[0]) or words[0] in _PREFIXES):
             words = words[1:]
         if words[:1] == ["prosparse-export"]:
