@@ -16,8 +16,8 @@ import click
 import torch
 from torch import nn
 
-from graph_passes.custom_ops import Format
-from graph_passes.weights.weight_format import rounded
+from graph_passes.formats import Format
+from graph_passes.weights.quantization import rounded
 from prosparse_export.validation import default_text
 from prosparse_models import load_checkpoint
 from prosparse_models.loading.tokenizer import load_tokenizer

@@ -1,6 +1,16 @@
 """Graph passes: ``onnx_ir.Model`` in, ``onnx_ir.Model`` out. No torch, no onnxruntime, no disk."""
 
-from graph_passes.custom_ops import FFN_FORMATS, FORMATS, FfnFormat, Format, format_of, is_quantized
+from graph_passes.formats import (
+    FFN_FORMATS,
+    FORMAT_SPECS,
+    FORMATS,
+    FfnFormat,
+    Format,
+    FormatSpec,
+    float_format,
+    format_of,
+    is_quantized,
+)
 from graph_passes.fuse_attention import FuseGroupQueryAttentionPass
 from graph_passes.fuse_linear import FuseLinearPass, LinearOutcome
 from graph_passes.fuse_norms import FuseSkipRmsNormPass
@@ -13,15 +23,17 @@ from graph_passes.pack_qkv import PackQkvPass
 from graph_passes.patterns.ffn_pattern import FfnOutcome
 from graph_passes.pipeline import export_pipeline, optimize_pipeline
 from graph_passes.weights.packed_names import parts_of
-from graph_passes.weights.weight_format import WeightRangeError, dequantize, quantize, rounded
+from graph_passes.weights.quantization import WeightRangeError, dequantize, quantize, rounded
 
 __all__ = [
     "FFN_FORMATS",
     "FORMATS",
+    "FORMAT_SPECS",
     "LOGITS_TO_KEEP",
     "FfnFormat",
     "FfnOutcome",
     "Format",
+    "FormatSpec",
     "FuseGroupQueryAttentionPass",
     "FuseLinearPass",
     "FuseRotaryEmbeddingPass",
@@ -35,6 +47,7 @@ __all__ = [
     "WeightRangeError",
     "dequantize",
     "export_pipeline",
+    "float_format",
     "format_of",
     "is_quantized",
     "optimize_pipeline",

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 import onnx_ir as ir
 from onnx_ir import tape
 
-from graph_passes import custom_ops
+from graph_passes import custom_ops, formats, function_bodies
 from graph_passes.patterns.linear import Linear, find_linears, module_scope
 from graph_passes.weights.quantized_gather import gathered_rows
 from graph_passes.weights.store_weight import WeightStore
@@ -32,7 +32,7 @@ class LinearOutcome:
     op: str
     d_in: int
     d_out: int
-    weights: custom_ops.Format
+    weights: formats.Format
 
 
 class FuseLinearPass(ir.passes.InPlacePass):
@@ -51,7 +51,7 @@ class FuseLinearPass(ir.passes.InPlacePass):
         outcomes: one entry per matrix is appended here, in graph order.
     """
 
-    def __init__(self, weights: custom_ops.Format, outcomes: list[LinearOutcome] | None = None) -> None:
+    def __init__(self, weights: formats.Format, outcomes: list[LinearOutcome] | None = None) -> None:
         super().__init__()
         self._weights = weights
         self._names: set[str | None] = set()
@@ -69,11 +69,11 @@ class FuseLinearPass(ir.passes.InPlacePass):
             if node.op_type == "Gather" and node.domain == "" and node.attributes.get_int("axis", 0) == 0:
                 self._embedding(model.graph, node, store)
         for linear in find_linears(model.graph).values():
-            if linear.weight.kind == "float" and linear.weight.product == ir.DataType.FLOAT:
+            if linear.weight.kind == "float" and linear.weight.matmul_type == ir.DataType.FLOAT:
                 x = renewed.get(linear.x, linear.x)
                 renewed[linear.output] = self._product(model.graph, linear, x, store)
         if renewed:
-            body = custom_ops.function(
+            body = function_bodies.function(
                 custom_ops.linear(self._weights), model.opset_imports.get("", custom_ops.OPSET), ""
             )
             model.functions[body.identifier()] = body
@@ -105,8 +105,8 @@ class FuseLinearPass(ir.passes.InPlacePass):
         if tensor is None or table is None or ids is None or tensor.dtype != ir.DataType.FLOAT:
             return
         shape = tuple(tensor.shape.numpy())
-        is_quantized = custom_ops.is_quantized(self._weights)
-        if len(shape) != 2 or not _are_tokens(ids) or (is_quantized and shape[1] % custom_ops.QUANT_BLOCK):
+        is_quantized = formats.is_quantized(self._weights)
+        if len(shape) != 2 or not _are_tokens(ids) or (is_quantized and shape[1] % formats.QUANT_GROUP):
             return
         module = module_scope(node) or (table.name or "").removesuffix(".weight")
         weight = Weight(table, (shape[0], shape[1]), tensor.dtype, "float", tensor.numpy)

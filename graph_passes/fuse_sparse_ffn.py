@@ -8,14 +8,14 @@ from dataclasses import replace
 import onnx_ir as ir
 from onnx_ir import tape
 
-from graph_passes import custom_ops
+from graph_passes import custom_ops, formats, function_bodies
 from graph_passes.patterns.ffn_pattern import FfnMatch, FfnOutcome, find_ffns
 from graph_passes.patterns.linear import Linear
 from graph_passes.weights.store_weight import WeightStore
 
 __all__ = ["FuseSparseFfnPass"]
 
-_OWN: dict[ir.DataType, custom_ops.Format] = {ir.DataType.FLOAT16: "f16", ir.DataType.BFLOAT16: "bf16"}
+_HALVES = frozenset({ir.DataType.FLOAT16, ir.DataType.BFLOAT16})
 
 
 class FuseSparseFfnPass(ir.passes.InPlacePass):
@@ -40,7 +40,7 @@ class FuseSparseFfnPass(ir.passes.InPlacePass):
     def __init__(
         self,
         outcomes: list[FfnOutcome] | None = None,
-        weights: custom_ops.FfnFormat | None = "f32",
+        weights: formats.FfnFormat | None = "f32",
         dense: Mapping[str, str] | None = None,
     ) -> None:
         super().__init__()
@@ -55,7 +55,7 @@ class FuseSparseFfnPass(ir.passes.InPlacePass):
         store = WeightStore(model.graph)
         renewed: dict[ir.Value, ir.Value] = {}  # what a block gave before and after: the next may read it
         for match in find_ffns(model.graph):
-            weights: custom_ops.FfnFormat | None = self._weights or _own_format(match)
+            weights: formats.FfnFormat | None = self._weights or _own_format(match)
             stays = self._dense.get(match.down.module, "") if match.down is not None else ""
             reason = match.reason or stays or _format_refusal(match, weights)
             name = ""
@@ -76,16 +76,16 @@ class FuseSparseFfnPass(ir.passes.InPlacePass):
         return ir.passes.PassResult(model, modified=bool(renewed))
 
 
-def _own_format(match: FfnMatch) -> custom_ops.Format | None:
+def _own_format(match: FfnMatch) -> formats.Format | None:
     """Return the float format that holds all of a block's matrices as they are; None where they are integers."""
     kinds = {(linear.weight.kind, linear.weight.dtype) for linear in _linears(match)}
     if any(kind != "float" for kind, _ in kinds):
         return None
     dtypes = {dtype for _, dtype in kinds}
-    return _OWN.get(dtypes.pop(), "f32") if len(dtypes) == 1 else "f32"
+    return (formats.float_format(dtypes.pop()) if len(dtypes) == 1 else None) or "f32"
 
 
-def _format_refusal(match: FfnMatch, weights: custom_ops.FfnFormat | None) -> str:
+def _format_refusal(match: FfnMatch, weights: formats.FfnFormat | None) -> str:
     if weights is not None:
         return ""
     kinds = {linear.weight.kind for linear in _linears(match)}
@@ -101,13 +101,13 @@ def _add_body(bodies: dict[str, ir.Function], model: ir.Model, name: str, activa
     """Add the body of operator ``name`` and return "", or why there can be none."""
     known = bodies.get(name) or model.functions.get((custom_ops.DOMAIN, name, ""))
     try:
-        body = custom_ops.function(name, opset, activation)
-    except custom_ops.OpsetError as error:
+        body = function_bodies.function(name, opset, activation)
+    except function_bodies.OpsetError as error:
         return str(error)
     if known is not None and not _same_body(known, body):
-        if opset < custom_ops.OPSET_OF_STRINGS:
+        if opset < function_bodies.OPSET_WITH_STRINGS:
             return f"opset {opset} allows one activation per operator, and another block has another: expected 19"
-        if activation == "silu" or _same_body(known, custom_ops.function(name, opset, "silu")):
+        if activation == "silu" or _same_body(known, function_bodies.function(name, opset, "silu")):
             return "silu allows no other activation in one file, and another block has another"
     bodies[name] = body
     return ""
@@ -140,7 +140,7 @@ def _outcome(match: FfnMatch, op: str) -> FfnOutcome:
 
 
 def _rewrite(
-    graph: ir.Graph, match: FfnMatch, x: ir.Value, name: str, weights: custom_ops.FfnFormat, store: WeightStore
+    graph: ir.Graph, match: FfnMatch, x: ir.Value, name: str, weights: formats.FfnFormat, store: WeightStore
 ) -> ir.Value:
     assert match.up is not None
     assert match.down is not None
@@ -149,15 +149,15 @@ def _rewrite(
         parts.insert(0, ("gate_proj", match.gate))
     new = tape.Tape()
     old = match.down.output
-    half = x.dtype or match.up.weight.product
-    is_half = half in _OWN
+    half = x.dtype or match.up.weight.matmul_type
+    is_half = half in _HALVES
     inputs = [new.op("Cast", [x], {"to": ir.DataType.FLOAT}) if is_half else x]
     block = match.module or f"ffn.{match.layer}"
     again = sum((node.name or "").partition(":")[0] == block for node in graph)  # a module may run twice
     for role, linear in parts:
         module = linear.module or f"{block}.{role}"
         is_down = role == "down_proj"
-        stored = custom_ops.format_of(weights, is_down=is_down)
+        stored = formats.format_of(weights, is_down=is_down)
         inputs += store.neuron_major(linear.weight, module, stored, in_major=linear.in_major, is_down=is_down)
         inputs.append(store.bias(linear.bias, linear.d_out))
     y = new.op(

@@ -5,7 +5,7 @@ from __future__ import annotations
 import onnx_ir as ir
 from onnx_ir.passes import common
 
-from graph_passes import custom_ops
+from graph_passes import custom_ops, function_bodies
 
 __all__ = ["InlineOperatorsPass"]
 
@@ -24,7 +24,7 @@ class InlineOperatorsPass(ir.passes.InPlacePass):
         for node in found:
             activation = node.attributes.get_string("activation", "") or ""
             node.overload = activation or "linear"  # never "", whose function is dropped below
-            body = custom_ops.function(node.op_type, opset, activation, without_strings=True)
+            body = function_bodies.function(node.op_type, opset, activation, portable=True)
             body.overload = node.overload
             model.functions[body.identifier()] = body
         if found:

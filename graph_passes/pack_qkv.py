@@ -110,7 +110,7 @@ def _are_alike(parts: Sequence[Linear]) -> bool:
         and part.in_major == parts[0].in_major
         and part.product.op_type == "MatMul"
         and part.weight.kind == "float"
-        and part.weight.dtype == part.weight.product == ir.DataType.FLOAT
+        and part.weight.dtype == part.weight.matmul_type == ir.DataType.FLOAT
         and len(part.output.uses()) == 1
         and not part.output.is_graph_output()
         for part in parts

@@ -7,7 +7,8 @@ from collections.abc import Mapping
 import onnx_ir as ir
 from onnx_ir.passes import common
 
-from graph_passes.custom_ops import DOMAIN, FfnFormat, Format
+from graph_passes.custom_ops import DOMAIN
+from graph_passes.formats import FfnFormat, Format
 from graph_passes.fuse_attention import FuseGroupQueryAttentionPass
 from graph_passes.fuse_linear import FuseLinearPass, LinearOutcome
 from graph_passes.fuse_norms import FuseSkipRmsNormPass

@@ -10,14 +10,13 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 
-import ml_dtypes
 import numpy as np
 import onnx
 import onnxruntime
 from numpy.typing import NDArray
 from onnx import TensorProto, helper
 
-from graph_passes import custom_ops
+from graph_passes import FORMAT_SPECS, FfnFormat, Format, custom_ops
 from prosparse_export import register
 from prosparse_export.analysis.roofline import Ffn
 
@@ -33,13 +32,6 @@ def _last_level_cache() -> int:
 
 
 WORKING_SET = max(192 << 20, _last_level_cache() * 3 // 2)  # bytes of weights that a round reads at least
-TYPES = {
-    "f32": TensorProto.FLOAT,
-    "f16": TensorProto.FLOAT16,
-    "bf16": TensorProto.BFLOAT16,
-    "i8": TensorProto.INT8,
-    "i4": TensorProto.UINT8,
-}
 
 
 @dataclass(frozen=True)
@@ -56,7 +48,7 @@ class Shape:
         """Matrices of an FFN."""
         return 3 if self.gated else 2
 
-    def cost(self, weights: custom_ops.FfnFormat, sparsity: float = 0.0) -> Ffn:
+    def cost(self, weights: FfnFormat, sparsity: float = 0.0) -> Ffn:
         """Return what an FFN in one of our formats reads."""
         return Ffn(self.d_model, self.d_ff, self.gated, weights, sparsity)
 
@@ -73,19 +65,17 @@ SHAPES = {
 }
 
 
-def random_weights(weights: str, rows: int, cols: int, rng: np.random.Generator) -> tuple[Array, Array | None]:
+def random_weights(weights: Format, rows: int, cols: int, rng: np.random.Generator) -> tuple[Array, Array | None]:
     """Return stored weights and scales (None for float formats) of about unit variance per row of ``cols``."""
     size = cols**-0.5
-    if weights == "f32":
-        return rng.standard_normal((rows, cols), np.float32) * np.float32(size), None
-    if weights in ("f16", "bf16"):
-        dtype = np.float16 if weights == "f16" else ml_dtypes.bfloat16
-        return (rng.standard_normal((rows, cols), np.float32) * np.float32(size)).astype(dtype), None
-    blocks = -(-cols // 32)
-    if weights == "i8":
+    spec = FORMAT_SPECS[weights]
+    if not spec.group:
+        return (rng.standard_normal((rows, cols), np.float32) * np.float32(size)).astype(spec.dtype), None
+    scales = (rows, spec.groups(cols))
+    if spec.bits == 8:
         integers = rng.integers(-127, 128, (rows, cols), np.int8)
-        return integers, np.full((rows, blocks), size / 73, np.float16)
-    return rng.integers(0, 256, (rows, blocks * 16), np.uint8), np.full((rows, blocks), size / 4.6, np.float16)
+        return integers, np.full(scales, size / 73, np.float16)
+    return rng.integers(0, 256, (rows, spec.stored_columns(cols)), np.uint8), np.full(scales, size / 4.6, np.float16)
 
 
 def summed(

@@ -11,8 +11,8 @@ import onnx
 from numpy.typing import NDArray
 from onnx import TensorProto, helper
 
-from engines.ffn_graphs import TYPES, WORKING_SET, Array, Run, Shape, ort_run, random_weights, summed
-from graph_passes import custom_ops, dequantize, format_of
+from engines.ffn_graphs import WORKING_SET, Array, Run, Shape, ort_run, random_weights, summed
+from graph_passes import FORMAT_SPECS, FfnFormat, Format, custom_ops, dequantize, format_of, is_quantized
 from prosparse_export.analysis.roofline import bits_per_weight
 
 __all__ = ["FfnLayers", "own_linear"]
@@ -24,7 +24,7 @@ class FfnLayers:
     def __init__(
         self,
         shape: Shape,
-        weights: custom_ops.FfnFormat,
+        weights: FfnFormat,
         x: NDArray[np.float32],
         folder: Path,
         *,
@@ -41,7 +41,7 @@ class FfnLayers:
                 for name in self.names:
                     own = format_of(weights, is_down=name == "down")
                     stored, scales = random_weights(own, shape.d_ff, shape.d_model, rng)
-                    self._add(data, f"w_{name}_{layer}", stored, TYPES[own])
+                    self._add(data, f"w_{name}_{layer}", stored, FORMAT_SPECS[own].onnx_type)
                     if scales is not None:
                         self._add(data, f"s_{name}_{layer}", scales, TensorProto.FLOAT16)
                     if name == self.names[0]:
@@ -79,7 +79,7 @@ class FfnLayers:
             inputs = ["x"]
             for name in self.names:
                 inputs.append(f"w_{name}_{layer}")
-                if custom_ops.is_quantized(self.weights):
+                if is_quantized(self.weights):
                     inputs.append(f"s_{name}_{layer}")
                 inputs.append(f"b_{name}_{layer}")
                 value = zeros[name] + (bias if name == self.names[0] else np.float32(0))
@@ -96,7 +96,7 @@ class FfnLayers:
 
 
 def own_linear(
-    d_in: int, d_out: int, weights: custom_ops.Format, x: NDArray[np.float32], threads: int
+    d_in: int, d_out: int, weights: Format, x: NDArray[np.float32], threads: int
 ) -> tuple[Run, int]:
     """Our Linear alone."""
     rng = np.random.default_rng(0)

@@ -258,7 +258,7 @@ def _check(gate: Linear | None, up: Linear, down: Linear, interior: list[ir.Node
     """Return why a ReLU block cannot be rewritten, or ""."""
     if up.d_in != down.d_out:
         return f"input width {up.d_in} differs from output width {down.d_out}: the operators have one d_model"
-    dtype = up.x.dtype or up.weight.product
+    dtype = up.x.dtype or up.weight.matmul_type
     if dtype not in _FLOATS:
         return f"its input is {dtype.name}: expected FLOAT, FLOAT16 or BFLOAT16"
     inside = [output for node in interior for output in node.outputs]

@@ -1,1 +1,1 @@
-"""Weights: where they come from in a graph, and the operators' storage formats."""
+"""Weights: read them from a graph, quantize them, and store them in the operators' formats."""

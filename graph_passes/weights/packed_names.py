@@ -1,4 +1,4 @@
-"""Names of products that stand for several modules of the model: ``model.layers.0.self_attn.q_proj+k_proj+v_proj``."""
+"""Names of packed projections, such as ``model.layers.0.self_attn.q_proj+k_proj+v_proj``."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ __all__ = ["packed_name", "parts_of"]
 
 
 def packed_name(modules: Sequence[str]) -> str:
-    """Return one name for sibling modules, in order; "" where they are no siblings."""
+    """Return one name for sibling modules, in order; "" if they are not siblings."""
     parents = {module.rpartition(".")[0] for module in modules}
     leaves = [module.rpartition(".")[2] for module in modules]
     if len(parents) != 1 or not all(leaves) or any("+" in leaf for leaf in leaves):
@@ -17,6 +17,6 @@ def packed_name(modules: Sequence[str]) -> str:
 
 
 def parts_of(name: str) -> list[str]:
-    """Return the module paths that ``name`` stands for: itself, if it is of one module."""
+    """Return the module paths that ``name`` stands for, or ``name`` itself if it is one module."""
     parent, dot, leaves = name.rpartition(".")
     return [f"{parent}{dot}{leaf}" for leaf in leaves.split("+")]

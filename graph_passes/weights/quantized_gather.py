@@ -1,4 +1,4 @@
-"""Rows of a stored matrix as float32, by standard operators: the embedding of tokens."""
+"""Look up rows of a stored embedding matrix and convert them to float32, with standard operators."""
 
 from __future__ import annotations
 
@@ -8,28 +8,29 @@ import numpy as np
 import onnx_ir as ir
 from onnx_ir import tape
 
-from graph_passes.custom_ops import QUANT_BLOCK, Format, is_quantized
+from graph_passes.formats import FORMAT_SPECS, Format
 
 __all__ = ["gathered_rows"]
 
 
 def gathered_rows(new: tape.Tape, stored: Sequence[ir.Value], ids: ir.Value, weights: Format, width: int) -> ir.Value:
-    """Record what reads rows ``ids`` of a matrix, and return them as float32 ``[batch, sequence, width]``.
+    """Record the nodes that gather rows ``ids`` of a matrix; return them as float32 ``[batch, sequence, width]``.
 
     Args:
         new: records the nodes.
-        stored: the weights ``[rows, width]`` and, for i8 and i4, the scales ``[rows, width / 32]``.
+        stored: the weights and, for integer formats, the scales ``[rows, width / 32]``.
         ids: int64 ``[batch, sequence]``.
         weights: the format of ``stored``.
-        width: columns; a multiple of 32 for i8 and i4.
+        width: columns; for integer formats a multiple of 32.
     """
+    spec = FORMAT_SPECS[weights]
     rows = new.op("Gather", [stored[0], ids], {"axis": 0})
-    if not is_quantized(weights):
+    if not spec.group:
         return new.op("Cast", [rows], {"to": ir.DataType.FLOAT})
     scales = new.op("Cast", [new.op("Gather", [stored[1], ids], {"axis": 0})], {"to": ir.DataType.FLOAT})
     scales = new.op("Unsqueeze", [scales, _constant(new, np.array([-1]))])
-    if weights == "i4":
-        # By arithmetic in float32, exact for bytes: OpenVINO 2026.4 gives other numbers for BitwiseAnd.
+    if spec.bits == 4:
+        # Arithmetic in float32 is exact for bytes; OpenVINO 2026.4 computes BitwiseAnd wrongly.
         bytes_ = new.op("Cast", [rows], {"to": ir.DataType.FLOAT})
         sixteen = _constant(new, np.array(16.0, np.float32))
         odd = new.op("Floor", [new.op("Div", [bytes_, sixteen])])
@@ -37,12 +38,13 @@ def gathered_rows(new: tape.Tape, stored: Sequence[ir.Value], ids: ir.Value, wei
         last = _constant(new, np.array([-1]))
         columns = [new.op("Unsqueeze", [half, last]) for half in (even, odd)]
         rows = new.op("Concat", columns, {"axis": -1})
-    numbers = rows if weights == "i4" else new.op("Cast", [rows], {"to": ir.DataType.FLOAT})
-    if weights == "i4":
-        numbers = new.op("Sub", [numbers, _constant(new, np.array(8.0, np.float32))])
-    # A 0 copies a dimension: batch, sequence.
-    blocks = new.op("Reshape", [numbers, _constant(new, np.array([0, 0, width // QUANT_BLOCK, QUANT_BLOCK]))])
-    return new.op("Reshape", [new.op("Mul", [blocks, scales]), _constant(new, np.array([0, 0, width]))])
+    if spec.bits == 4:
+        values = new.op("Sub", [rows, _constant(new, np.array(8.0, np.float32))])
+    else:
+        values = new.op("Cast", [rows], {"to": ir.DataType.FLOAT})
+    # In Reshape, 0 copies a dimension: batch, sequence.
+    groups = new.op("Reshape", [values, _constant(new, np.array([0, 0, spec.groups(width), spec.group]))])
+    return new.op("Reshape", [new.op("Mul", [groups, scales]), _constant(new, np.array([0, 0, width]))])
 
 
 def _constant(new: tape.Tape, array: np.ndarray) -> ir.Value:

@@ -1,4 +1,4 @@
-"""Where a linear layer's matrix comes from: an initializer, and how its numbers are read."""
+"""Recognize a linear layer's constant weight matrix, and read it."""
 
 from __future__ import annotations
 
@@ -10,11 +10,13 @@ import numpy as np
 import onnx_ir as ir
 from numpy.typing import NDArray
 
+from graph_passes.weights.quantization import unpack
+
 __all__ = ["Weight", "is_parameter", "nbits_weight", "weight_behind"]
 
 Kind = Literal["float", "qdq", "nbits"]
 _FLOATS = frozenset({ir.DataType.FLOAT, ir.DataType.FLOAT16, ir.DataType.BFLOAT16})
-_COMPUTED = "is computed in the graph: expected a constant matrix"
+_COMPUTED = "is computed at run time; expected an initializer"
 
 
 @dataclass(frozen=True)
@@ -22,46 +24,46 @@ class Weight:
     """A constant matrix.
 
     Attributes:
-        value: the initializer that holds the numbers, or, quantized, the integers.
+        value: the initializer that holds the weights or, quantized, the integers.
         shape: rows and columns as stored.
-        product: type of a product with the matrix.
-        kind: float; qdq (DequantizeLinear of integers); nbits (com.microsoft::MatMulNBits).
-        read: returns the matrix, ``shape``; float32 unless ``kind`` is float. Nothing is read before it is called.
-        digits: nbits only, and only where the operators' i4 storage has the same integers: returns them as uint8
-            ``[rows, cols / 2]`` and their scales ``[rows, cols / 32]``.
+        matmul_type: type of a MatMul with the matrix.
+        kind: float, qdq (DequantizeLinear of integers) or nbits (com.microsoft::MatMulNBits).
+        read: returns the matrix, ``shape``; float32 unless ``kind`` is float. Nothing is read before the call.
+        packed: nbits only: returns the 4-bit values as i4 stores them, uint8 ``[rows, cols / 2]``, and their scales
+            ``[rows, cols / 32]``.
     """
 
     value: ir.Value
     shape: tuple[int, int]
-    product: ir.DataType
+    matmul_type: ir.DataType
     kind: Kind
     read: Callable[[], NDArray[np.generic]]
-    digits: Callable[[], tuple[NDArray[np.uint8], NDArray[np.floating]]] | None = None
+    packed: Callable[[], tuple[NDArray[np.uint8], NDArray[np.floating]]] | None = None
 
     @property
     def dtype(self) -> ir.DataType:
-        """Float type of the numbers, or the type of the integers."""
+        """Element type of ``value``."""
         assert self.value.const_value is not None
         return self.value.const_value.dtype
 
 
 def is_parameter(value: ir.Value | None) -> bool:
-    """Tell whether ``value`` is an initializer with known contents that no caller can override."""
+    """Return whether ``value`` is an initializer with known contents that callers cannot override."""
     return value is not None and value.is_initializer() and value.const_value is not None and not value.is_graph_input()
 
 
 def weight_behind(value: ir.Value | None) -> tuple[Weight, bool] | str:
-    """Return the matrix behind ``value`` and whether it is stored transposed, or why there is none.
+    """Return the constant matrix behind ``value`` and whether it is stored transposed, or why there is none.
 
     1. an initializer;
-    2. ``Transpose``, ``Identity`` of case 1, any number of times, in any order;
-    3. ``Cast`` to float32 of a float16 or bfloat16 initializer, which keeps its numbers;
+    2. case 1 behind any sequence of ``Transpose`` and ``Identity``;
+    3. ``Cast`` to float32 of a float16 or bfloat16 initializer, which is exact;
     4. ``DequantizeLinear`` of an integer initializer with constant scales.
     """
-    transposed, product = False, None
+    transposed, matmul_type = False, None
     while value is not None and not is_parameter(value):
         if value.is_initializer() and value.is_graph_input():
-            return "may be replaced by the caller, since it is an input too: expected an initializer alone"
+            return "is also a graph input, which callers may override; expected an initializer only"
         node = value.producer()
         if node is None or node.domain != "" or not node.inputs:
             return _COMPUTED
@@ -73,7 +75,7 @@ def weight_behind(value: ir.Value | None) -> tuple[Weight, bool] | str:
                 return _COMPUTED
             if source.dtype not in _FLOATS:
                 return _of_type(source.dtype)
-            product = ir.DataType.FLOAT
+            matmul_type = ir.DataType.FLOAT
         elif node.op_type == "DequantizeLinear":
             weight = _dequantized(node)
             return weight if isinstance(weight, str) else (weight, transposed)
@@ -86,13 +88,13 @@ def weight_behind(value: ir.Value | None) -> tuple[Weight, bool] | str:
     if tensor.dtype not in _FLOATS:
         return _of_type(tensor.dtype)
     if len(tensor.shape) != 2:
-        return f"has {len(tensor.shape)} dimensions: expected a matrix"
+        return f"has rank {len(tensor.shape)}; expected 2"
     shape = tuple(tensor.shape.numpy())
-    return Weight(value, (shape[0], shape[1]), product or tensor.dtype, "float", tensor.numpy), transposed
+    return Weight(value, (shape[0], shape[1]), matmul_type or tensor.dtype, "float", tensor.numpy), transposed
 
 
 def _of_type(dtype: ir.DataType) -> str:
-    return f"is {dtype.name}: expected FLOAT, FLOAT16 or BFLOAT16"
+    return f"has type {dtype.name}; expected FLOAT, FLOAT16 or BFLOAT16"
 
 
 def _dequantized(node: ir.Node) -> Weight | str:
@@ -106,37 +108,37 @@ def _dequantized(node: ir.Node) -> Weight | str:
     assert tensor is not None
     assert scales is not None
     if len(tensor.shape) != 2:
-        return f"has {len(tensor.shape)} dimensions: expected a matrix"
+        return f"has rank {len(tensor.shape)}; expected 2"
     zeros = zero.const_value if zero is not None else None
     axis = node.attributes.get_int("axis", 1)
     block = node.attributes.get_int("block_size", 0)
     rows, cols = tuple(tensor.shape.numpy())
     for what, parameter in (("scales", scales), ("zero points", zeros)):
         if parameter is not None and not _fits(tuple(parameter.shape.numpy()), (rows, cols), axis, block):
-            blocks = f" in blocks of {block}" if block else ""
-            got = f"{what} of shape {list(parameter.shape.numpy())} along axis {axis}{blocks}"
-            return f"has {got}: expected some that fit its shape {[rows, cols]}"
+            attributes = f"axis={axis}" + (f", block_size={block}" if block else "")
+            got = f"{what} of shape {list(parameter.shape.numpy())} ({attributes})"
+            return f"has {got}, which do not match its shape {[rows, cols]}"
 
     def each(parameter: NDArray[np.generic]) -> NDArray[np.float32]:
-        numbers = parameter.astype(np.float32)
+        values = parameter.astype(np.float32)
         if block:
-            wide: NDArray[np.float32] = np.repeat(numbers, block, axis=axis)
+            wide: NDArray[np.float32] = np.repeat(values, block, axis=axis)
             return wide[:rows, :cols]
-        if numbers.size == 1:
-            return numbers.reshape(1, 1)
-        return numbers.reshape([-1, 1] if axis in (0, -2) else [1, -1])
+        if values.size == 1:
+            return values.reshape(1, 1)
+        return values.reshape([-1, 1] if axis in (0, -2) else [1, -1])
 
     def read() -> NDArray[np.float32]:
-        numbers: NDArray[np.float32] = tensor.numpy().astype(np.float32)
+        values: NDArray[np.float32] = tensor.numpy().astype(np.float32)
         if zeros is not None:
-            numbers = numbers - each(zeros.numpy())
-        return numbers * each(scales.numpy())
+            values = values - each(zeros.numpy())
+        return values * each(scales.numpy())
 
     return Weight(integers, (rows, cols), scales.dtype, "qdq", read)
 
 
 def _fits(shape: tuple[int, ...], matrix: tuple[int, int], axis: int, block: int) -> bool:
-    """Tell whether a DequantizeLinear's parameter of ``shape`` fits a matrix: one number, one per line, or blocks."""
+    """Return whether a DequantizeLinear parameter of ``shape`` fits a matrix: per tensor, per axis or blockwise."""
     if not -2 <= axis <= 1 or block < 0:
         return False
     if not block:
@@ -149,8 +151,11 @@ def _fits(shape: tuple[int, ...], matrix: tuple[int, int], axis: int, block: int
 def nbits_weight(node: ir.Node) -> Weight | str:
     """Return the matrix ``[N, K]`` of a ``com.microsoft::MatMulNBits`` node, or why it cannot be read.
 
-    Its storage is uint8 ``[N, blocks, block_size / 2]``, the even column in the low half, with one scale per row
-    and block and 8 as zero (onnxruntime's contrib operator documentation).
+    It is stored as uint8 ``[N, blocks, block_size / 2]``, the even column in the low half, with one scale per row
+    and block and a zero point of 8.
+
+    Source:
+        onnxruntime, contrib operators: com.microsoft.MatMulNBits.
     """
     attributes = node.attributes
     rows, cols = attributes.get_int("N", 0), attributes.get_int("K", 0)
@@ -158,39 +163,39 @@ def nbits_weight(node: ir.Node) -> Weight | str:
     inputs = [*node.inputs, *[None] * 6][:6]
     integers, scales, zeros, order = inputs[1], inputs[2], inputs[3], inputs[4]
     if bits != 4 or block != 32:
-        return f"MatMulNBits has {bits} bits in blocks of {block}: expected 4 in blocks of 32"
+        return f"MatMulNBits has bits={bits}, block_size={block}; expected bits=4, block_size=32"
     if order is not None:
-        return "MatMulNBits has columns in another order (g_idx)"
+        return "MatMulNBits uses g_idx, which is not supported"
     if cols % block or not rows > 0 < cols:
-        return f"MatMulNBits has N = {rows}, K = {cols}: expected K a multiple of {block}"
+        return f"MatMulNBits has N={rows}, K={cols}; expected positive numbers, K a multiple of {block}"
     if not (is_parameter(integers) and is_parameter(scales)):
-        return "MatMulNBits has weights that are no initializers"
+        return "MatMulNBits weights and scales must be initializers"
     assert integers is not None
     assert scales is not None
     if zeros is not None and not _all_eights(zeros):
-        return "MatMulNBits has zero points: expected symmetric weights"
+        return "MatMulNBits has zero points other than 8; expected symmetric weights"
     tensor, scale_tensor = integers.const_value, scales.const_value
     assert tensor is not None
     assert scale_tensor is not None
     for what, stored, size in (("bytes", tensor, rows * cols // 2), ("scales", scale_tensor, rows * cols // block)):
         if stored.size != size or (what == "bytes" and stored.dtype != ir.DataType.UINT8):
             got = f"{stored.size} {what} ({stored.dtype.name})"
-            return f"MatMulNBits has {got}: expected {size} for N = {rows}, K = {cols}"
+            return f"MatMulNBits has {got}; expected {size} for N={rows}, K={cols}"
 
-    def digits() -> tuple[NDArray[np.uint8], NDArray[np.floating]]:
+    def packed_and_scales() -> tuple[NDArray[np.uint8], NDArray[np.floating]]:
         packed = tensor.numpy().reshape(rows, cols // 2)
         return packed, scale_tensor.numpy().reshape(rows, cols // block)
 
     def read() -> NDArray[np.float32]:
-        packed, scale = digits()
-        numbers = np.stack([packed & 15, packed >> 4], -1).reshape(rows, cols).astype(np.float32) - 8
-        return numbers * np.repeat(scale.astype(np.float32), block, axis=1)
+        packed, scale = packed_and_scales()
+        values: NDArray[np.float32] = unpack(packed).astype(np.float32)
+        return values * np.repeat(scale.astype(np.float32), block, axis=1)
 
-    return Weight(integers, (rows, cols), scale_tensor.dtype, "nbits", read, digits)
+    return Weight(integers, (rows, cols), scale_tensor.dtype, "nbits", read, packed_and_scales)
 
 
 def _all_eights(zeros: ir.Value) -> bool:
-    """Tell whether the zero points are 8, what they are where there are none."""
+    """Return whether all zero points are 8, which is the default."""
     if not is_parameter(zeros) or zeros.const_value is None:
         return False
     array = zeros.const_value.numpy()

@@ -10,7 +10,8 @@ import onnx
 from numpy.typing import NDArray
 from onnx import external_data_helper, numpy_helper
 
-from graph_passes.custom_ops import DOMAIN, FfnFormat, format_in
+from graph_passes.custom_ops import DOMAIN, format_in
+from graph_passes.formats import FfnFormat
 from prosparse_export.artifact.integrity import no_model
 from prosparse_export.errors import ProSparseError
 

@@ -6,7 +6,8 @@ import math
 
 import onnx
 
-from graph_passes.custom_ops import DOMAIN, format_of
+from graph_passes.custom_ops import DOMAIN
+from graph_passes.formats import FORMAT_SPECS, format_of
 from prosparse_export.analysis.ffn_nodes import FfnNode
 from prosparse_export.analysis.roofline import Ffn
 
@@ -25,7 +26,7 @@ def ffn_shape(model: onnx.ModelProto, node: FfnNode, skipped: float) -> Ffn:
     """Return the sizes of a sparse FFN of which the share ``skipped`` of neurons is inactive."""
     dims = {tensor.name: list(tensor.dims) for tensor in model.graph.initializer}
     first = dims[node.node.input[1]]
-    width = first[1] * (2 if format_of(node.weights, is_down=False) == "i4" else 1)  # two weights per byte
+    width = FORMAT_SPECS[format_of(node.weights, is_down=False)].columns(first[1])
     return Ffn(width, first[0], node.gated, node.weights, skipped)
 
 

@@ -10,16 +10,14 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from graph_passes import FfnFormat, Format, format_of
+from graph_passes import FORMAT_SPECS, FfnFormat, Format, format_of
 
 __all__ = ["Cost", "Ffn", "bits_per_weight", "predict"]
-
-_BITS = {"f32": 32.0, "f16": 16.0, "bf16": 16.0, "i8": 8.0 + 16 / 32, "i4": 4.0 + 16 / 32}
 
 
 def bits_per_weight(weights: Format) -> float:
     """Return the bits per stored weight, including its share of the scale (one f16 for 32 weights)."""
-    return _BITS[weights]
+    return FORMAT_SPECS[weights].bits_per_weight
 
 
 @dataclass(frozen=True)

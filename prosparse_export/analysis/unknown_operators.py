@@ -6,7 +6,9 @@ import numpy as np
 import onnx
 import onnxruntime
 
-from graph_passes.custom_ops import DOMAIN, QUANT_BLOCK, format_in, format_of, function_proto, names
+from graph_passes.custom_ops import DOMAIN, format_in, names
+from graph_passes.formats import FORMAT_SPECS, QUANT_GROUP, format_of
+from graph_passes.function_bodies import function_proto
 from prosparse_export.runtime.operator_library import register
 
 __all__ = ["unknown_to_the_library"]
@@ -25,21 +27,22 @@ def unknown_to_the_library(model: onnx.ModelProto) -> list[str]:
 def _opens(op: str) -> bool:
     if op not in names():
         return False
-    kinds = {"f32": 1, "f16": 10, "bf16": 16, "i8": 3, "i4": 2}
-    shapes = {"s": (10, (QUANT_BLOCK, 1)), "b": (1, (QUANT_BLOCK,))}
     inputs = list(function_proto(op).input)
     initializers = []
     for name in inputs[1:]:
-        weights = format_of(format_in(op), is_down=name == "w_down")
-        matrix = (kinds[weights], (QUANT_BLOCK, QUANT_BLOCK // 2 if weights == "i4" else QUANT_BLOCK))
-        kind, shape = shapes.get(name[0], matrix)
-        raw = bytes(int(np.prod(shape)) * {1: 4, 10: 2, 16: 2, 3: 1, 2: 1}[kind])
-        initializers.append(onnx.helper.make_tensor(name, kind, shape, raw, raw=True))
+        spec = FORMAT_SPECS[format_of(format_in(op), is_down=name == "w_down")]
+        array = {
+            "w": np.zeros((QUANT_GROUP, spec.stored_columns(QUANT_GROUP)), spec.dtype),
+            "s": np.zeros((QUANT_GROUP, 1), np.float16),
+            "b": np.zeros(QUANT_GROUP, np.float32),
+        }[name[0]]
+        kind = onnx.helper.np_dtype_to_tensor_dtype(array.dtype)
+        initializers.append(onnx.helper.make_tensor(name, kind, array.shape, array.tobytes(), raw=True))
     attributes = {} if op.startswith("Linear") else {"activation": "relu", "threshold": 0.0}
     node = onnx.helper.make_node(op, inputs, ["y"], domain=DOMAIN, **attributes)
     value = onnx.helper.make_tensor_value_info
     graph = onnx.helper.make_graph(
-        [node], "probe", [value("x", 1, [1, QUANT_BLOCK])], [value("y", 1, None)], initializers
+        [node], "probe", [value("x", 1, [1, QUANT_GROUP])], [value("y", 1, None)], initializers
     )
     opsets = [onnx.helper.make_opsetid("", 20), onnx.helper.make_opsetid(DOMAIN, 1)]
     probe = onnx.helper.make_model(graph, opset_imports=opsets, ir_version=9)

@@ -11,6 +11,7 @@ import click
 from prosparse_export.cli.command import CONTEXT, ProSparseCommand
 from prosparse_export.cli.describe import describe_approximation, describe_expected
 from prosparse_export.cli.display import stages
+from prosparse_export.cli.format_choice import FormatChoice
 
 if TYPE_CHECKING:
     from graph_passes import FfnFormat, Format
@@ -42,7 +43,7 @@ Examples:
 )
 @click.option(
     "--weights",
-    type=click.Choice(["checkpoint", "f32", "f16", "bf16", "i8", "i4i8", "i4"]),
+    type=FormatChoice("checkpoint", ffn=True),
     default="checkpoint",
     show_default=True,
     help="How the sparse FFNs' matrices are stored. checkpoint: in its own float type. i8, i4: integers with one scale "
@@ -50,7 +51,7 @@ Examples:
 )
 @click.option(
     "--other-weights",
-    type=click.Choice(["same", "f32", "f16", "bf16", "i8", "i4"]),
+    type=FormatChoice("same", ffn=False),
     default="same",
     show_default=True,
     help="How attention's, lm_head's and the embedding's matrices are stored. same: as --weights; i4 for i4i8.",

@@ -10,6 +10,7 @@ import click
 
 from prosparse_export.cli.command import CONTEXT, ProSparseCommand
 from prosparse_export.cli.display import stages
+from prosparse_export.cli.format_choice import FormatChoice
 
 if TYPE_CHECKING:
     from graph_passes import FfnFormat
@@ -32,7 +33,7 @@ Examples:
 @click.option("--allow-dense", is_flag=True, help="Write the file even if no FFN can be sparse.")
 @click.option(
     "--weights",
-    type=click.Choice(["source", "f32", "f16", "bf16", "i8", "i4i8", "i4"]),
+    type=FormatChoice("source", ffn=True),
     default="source",
     show_default=True,
     help="How the sparse FFNs' matrices are stored. source: in the float type that they have; integers are refused. "

@@ -7,14 +7,13 @@ from collections.abc import Callable, Mapping
 from contextlib import AbstractContextManager, nullcontext
 from typing import Any, NamedTuple
 
-import ml_dtypes
 import numpy as np
 import torch
 from numpy.typing import NDArray
 from transformers import PreTrainedModel
 from transformers.pytorch_utils import Conv1D
 
-from graph_passes import FfnFormat, Format, format_of, is_quantized, quantize, rounded
+from graph_passes import FORMAT_SPECS, FfnFormat, Format, float_format, format_of, is_quantized, quantize, rounded
 from prosparse_models import Checkpoint
 
 __all__ = [
@@ -29,12 +28,10 @@ __all__ = [
     "with_stored_weights",
 ]
 
-_CHECKPOINT: dict[str, Format] = {"float16": "f16", "bfloat16": "bf16"}
-
 
 def checkpoint_format(dtype: str) -> Format:
     """Return the format that holds a checkpoint's weights as they are; ``dtype`` as in config.json."""
-    return _CHECKPOINT.get(dtype.removeprefix("torch."), "f32")
+    return float_format(dtype.removeprefix("torch.")) or "f32"
 
 
 _SIGMAS = 3.0
@@ -154,8 +151,9 @@ def with_stored_weights(model: PreTrainedModel, formats: Mapping[str, StoredAs])
 
 
 def _rounded(weight: torch.Tensor, stored: StoredAs, *, transposed: bool) -> torch.Tensor:
-    if stored.weights in ("f16", "bf16"):
-        return weight.to(torch.float16 if stored.weights == "f16" else torch.bfloat16).to(weight.dtype)
+    spec = FORMAT_SPECS[stored.weights]
+    if not spec.group:
+        return weight.to(getattr(torch, spec.dtype.name)).to(weight.dtype)
     turn = stored.is_down != transposed
     matrix = weight.T if turn else weight
     result = torch.from_numpy(rounded(matrix.detach().float().numpy(), stored.weights))
@@ -174,5 +172,4 @@ def stored_arrays(weight: torch.Tensor, weights: FfnFormat, *, is_down: bool) ->
     own = format_of(weights, is_down=is_down)
     if is_quantized(own):
         return list(quantize(matrix, own))
-    dtype = {"f32": np.float32, "f16": np.float16, "bf16": ml_dtypes.bfloat16}[own]
-    return [matrix.astype(dtype)]
+    return [matrix.astype(FORMAT_SPECS[own].dtype)]

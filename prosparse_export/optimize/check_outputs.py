@@ -9,7 +9,7 @@ from typing import Any
 
 import onnx_ir as ir
 
-from graph_passes import FfnFormat, FfnOutcome, format_of, is_quantized
+from graph_passes import FORMAT_SPECS, FfnFormat, FfnOutcome, format_of
 from graph_passes.custom_ops import format_in
 from prosparse_export.errors import ProSparseError
 from prosparse_export.optimize.compare_outputs import largest_difference
@@ -18,10 +18,6 @@ from prosparse_export.optimize.matmulnbits_float import float_products
 __all__ = ["check_outputs", "has_halves", "output_bound"]
 
 _FLOAT, _HALF = 1e-4, 2e-2  # of the largest output: sums in another order; a half rounds at every node
-# A product's error by rounding its weights, of the product itself. The largest of 32 normal weights is about 2.3
-# standard deviations. It becomes 127 or 8 steps, and rounding errs by a step / sqrt(12) (root mean square). Errors of
-# different weights are independent, so the sum errs as one weight does. A float errs by half of its last bit at most.
-_ERROR = {"f32": 0.0, "f16": 2.0**-11, "bf16": 2.0**-8, "i8": 2.3 / 127 / math.sqrt(12), "i4": 2.3 / 8 / math.sqrt(12)}
 _MARGIN = 4.0  # the largest of many outputs, and layers that amplify
 _UNRELATED = 2.0  # two outputs of one size differ by twice that at most, however many layers amplify
 
@@ -45,12 +41,12 @@ def output_bound(rewritten: Sequence[FfnOutcome], weights: FfnFormat | None, *, 
     squares = 0.0
     for outcome in rewritten if weights is not None else ():
         stored = format_in(outcome.op)
-        first, down = format_of(stored, is_down=False), format_of(stored, is_down=True)
-        if outcome.source == "nbits" and is_quantized(first):
-            first = "f16"
-        squares += (_ERROR[first] * (2.0 if outcome.activation == "relu2" else 1.0)) ** 2 + _ERROR[down] ** 2
-        squares += _ERROR[first] ** 2 if "Gated" in outcome.op else 0.0
-        squares += _ERROR[first] if outcome.threshold else 0.0
+        first, down = (FORMAT_SPECS[format_of(stored, is_down=is_down)] for is_down in (False, True))
+        scales_only = outcome.source == "nbits" and first.group > 0
+        error = FORMAT_SPECS["f16"].error if scales_only else first.error
+        squares += (error * (2.0 if outcome.activation == "relu2" else 1.0)) ** 2 + down.error**2
+        squares += error**2 if "Gated" in outcome.op else 0.0
+        squares += error if outcome.threshold else 0.0
     return min(bound + _MARGIN * math.sqrt(squares), _UNRELATED)
 
 

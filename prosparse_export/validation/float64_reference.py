@@ -11,7 +11,7 @@ from transformers import PreTrainedModel
 from transformers.pytorch_utils import Conv1D
 
 from graph_passes import dequantize
-from graph_passes.custom_ops import QUANT_BLOCK
+from graph_passes.formats import QUANT_GROUP
 from prosparse_export.analysis.ffn_nodes import FfnNode
 from prosparse_export.export.rounded_reference import stored_arrays
 from prosparse_models import FileWeights
@@ -114,10 +114,10 @@ def exact_ffn(x: Array, w: Weights, activation: str, threshold: float, *, rounds
     bound = h_error @ down + gamma(len(down) + 6) * (reach @ down + np.abs(w["down_bias"]))
     if rounds:  # a product with a weight is at most its block's largest, rounded up by 8 / 7
         cols = down.shape[1]
-        blocks = np.pad(down, [(0, 0), (0, -cols % QUANT_BLOCK)]).reshape(len(down), -1, QUANT_BLOCK).max(-1)
+        blocks = np.pad(down, [(0, 0), (0, -cols % QUANT_GROUP)]).reshape(len(down), -1, QUANT_GROUP).max(-1)
         largest = np.stack([(row[:, None] * blocks).max(0) for row in reach])
         active = ((h != 0) | (h_error != 0)).sum(-1, keepdims=True)
-        bound += np.repeat(largest, QUANT_BLOCK, -1)[:, :cols] * STEP * 128 * active * 8 / 7
+        bound += np.repeat(largest, QUANT_GROUP, -1)[:, :cols] * STEP * 128 * active * 8 / 7
     return h @ w["down"] + w["down_bias"], bound
 
 
@@ -126,7 +126,7 @@ def linear_error(x: Array, w: Array, b: Array, rounds: bool) -> tuple[Array, Arr
     step = np.zeros_like(x)
     if rounds:
         cols = x.shape[-1]
-        blocks = np.pad(np.abs(x), [(0, 0), (0, -cols % QUANT_BLOCK)]).reshape(len(x), -1, QUANT_BLOCK)
-        step = np.repeat(blocks.max(-1), QUANT_BLOCK, axis=-1)[:, :cols] * STEP
+        blocks = np.pad(np.abs(x), [(0, 0), (0, -cols % QUANT_GROUP)]).reshape(len(x), -1, QUANT_GROUP)
+        step = np.repeat(blocks.max(-1), QUANT_GROUP, axis=-1)[:, :cols] * STEP
     size = np.abs(w).T
     return x @ w.T + b, gamma(w.shape[1] + 6) * ((np.abs(x) + step) @ size + np.abs(b)) + step @ size

@@ -12,7 +12,8 @@ import torch
 from numpy.typing import NDArray
 from transformers.pytorch_utils import Conv1D
 
-from graph_passes.custom_ops import DOMAIN, FfnFormat, format_in
+from graph_passes.custom_ops import DOMAIN, format_in
+from graph_passes.formats import FfnFormat
 from graph_passes.patterns.linear import find_linears
 from graph_passes.weights.packed_names import parts_of
 from prosparse_export.export.rounded_reference import stored_arrays

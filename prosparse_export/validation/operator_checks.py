@@ -15,7 +15,8 @@ import onnx
 import onnx_ir as ir
 from numpy.typing import NDArray
 
-from graph_passes.custom_ops import DOMAIN, Format, is_quantized
+from graph_passes.custom_ops import DOMAIN
+from graph_passes.formats import Format, is_quantized
 from graph_passes.patterns.linear import find_linears
 from prosparse_export.analysis.ffn_nodes import initializer
 from prosparse_export.analysis.graph_bytes import initializer_bytes

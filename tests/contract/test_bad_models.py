@@ -12,7 +12,7 @@ from support.graphs import weights_model
 from test_kernels import session
 from test_weight_formats import CASES, KINDS, Arrays, make
 
-from graph_passes import custom_ops
+from graph_passes import formats
 
 # What onnxruntime puts before an operator's own words.
 _REFUSAL = re.compile(
@@ -143,7 +143,7 @@ ATTRIBUTES = [
 
 
 def model_of(
-    kind: str, weights: custom_ops.FfnFormat, inputs: Arrays, changed: dict[str, object] | None = None
+    kind: str, weights: formats.FfnFormat, inputs: Arrays, changed: dict[str, object] | None = None
 ) -> onnx.ModelProto:
     attributes = {"activation": "relu", "threshold": 0.0} | (changed or {}) if kind != "linear" else {}
     present = {name: value for name, value in attributes.items() if value is not None}
@@ -166,7 +166,7 @@ def refusal(model: onnx.ModelProto) -> str:
 
 @pytest.mark.parametrize(("kind", "weights", "spoil", "message"), WEIGHTS)
 def test_shapes_and_scales(
-    kind: str, weights: custom_ops.FfnFormat, spoil: Callable[[Arrays], None], message: str
+    kind: str, weights: formats.FfnFormat, spoil: Callable[[Arrays], None], message: str
 ) -> None:
     inputs, _ = make(kind, weights, D_MODEL, D_FF, np.random.default_rng(0))
     session(model_of(kind, weights, inputs), library=True)  # what is refused below is refused for one reason
@@ -175,7 +175,7 @@ def test_shapes_and_scales(
 
 
 @pytest.mark.parametrize(("kind", "weights", "name", "dtype", "got"), TYPES)
-def test_types(kind: str, weights: custom_ops.FfnFormat, name: str, dtype: type, got: str) -> None:
+def test_types(kind: str, weights: formats.FfnFormat, name: str, dtype: type, got: str) -> None:
     inputs, _ = make(kind, weights, D_MODEL, D_FF, np.random.default_rng(0))
     typed(name, dtype)(inputs)
     expected = _TYPE.format(got=got, what=name, op=KINDS[kind](weights))
@@ -184,13 +184,13 @@ def test_types(kind: str, weights: custom_ops.FfnFormat, name: str, dtype: type,
 
 @pytest.mark.parametrize(("kind", "changed", "message"), ATTRIBUTES)
 def test_attributes(kind: str, changed: dict[str, object], message: str) -> None:
-    for weights in custom_ops.FFN_FORMATS:
+    for weights in formats.FFN_FORMATS:
         inputs, _ = make(kind, weights, D_MODEL, D_FF, np.random.default_rng(0))
         assert refusal(model_of(kind, weights, inputs, changed)) == f"{KINDS[kind](weights)} node 'ffn': {message}"
 
 
 @pytest.mark.parametrize(("kind", "weights"), CASES)
-def test_computed_weights(kind: str, weights: custom_ops.FfnFormat) -> None:
+def test_computed_weights(kind: str, weights: formats.FfnFormat) -> None:
     """Each matrix, scale and bias in turn is an input of the graph."""
     inputs, _ = make(kind, weights, D_MODEL, D_FF, np.random.default_rng(0))
     for name in inputs:

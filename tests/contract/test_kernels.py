@@ -24,7 +24,7 @@ from prosparse_export.runtime.operator_library import library_info, library_path
 U = 2.0**-24  # unit roundoff of float32
 GATED, PLAIN = custom_ops.sparse_gated_ffn("f32"), custom_ops.sparse_ffn("f32")
 COMBINATIONS = [(GATED, a) for a in sorted(custom_ops.GATED_ACTIVATIONS)]
-COMBINATIONS += [(PLAIN, a) for a in sorted(custom_ops.PLAIN_ACTIVATIONS)]
+COMBINATIONS += [(PLAIN, a) for a in sorted(custom_ops.UNGATED_ACTIVATIONS)]
 
 
 def gamma(n: int) -> float:

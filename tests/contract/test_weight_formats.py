@@ -12,23 +12,23 @@ from numpy.typing import NDArray
 from support.graphs import weights_model
 from test_kernels import gamma, session
 
-from graph_passes import custom_ops, dequantize, quantize
-from graph_passes.weights.weight_format import WeightRangeError
+from graph_passes import custom_ops, dequantize, formats, quantize
+from graph_passes.weights.quantization import WeightRangeError
 
 Arrays = dict[str, NDArray[np.generic]]
 CAST = {"f32": np.float32, "f16": np.float16, "bf16": ml_dtypes.bfloat16}
 STEP = 0.52 / 32639  # half a step of 16 bits, and the roundings of the quotient
 ACTIVATIONS = {
     "gated": sorted(custom_ops.GATED_ACTIVATIONS),
-    "plain": sorted(custom_ops.PLAIN_ACTIVATIONS),
+    "plain": sorted(custom_ops.UNGATED_ACTIVATIONS),
     "linear": ["none"],
 }
 KINDS = {"gated": custom_ops.sparse_gated_ffn, "plain": custom_ops.sparse_ffn, "linear": custom_ops.linear}
-FORMATS = {"gated": custom_ops.FFN_FORMATS, "plain": custom_ops.FFN_FORMATS, "linear": custom_ops.FORMATS}
+FORMATS = {"gated": formats.FFN_FORMATS, "plain": formats.FFN_FORMATS, "linear": formats.FORMATS}
 CASES = [(kind, weights) for kind, formats in FORMATS.items() for weights in formats]
 
 
-def stored(matrix: NDArray[np.float32], weights: custom_ops.Format, suffix: str) -> tuple[Arrays, NDArray[np.float64]]:
+def stored(matrix: NDArray[np.float32], weights: formats.Format, suffix: str) -> tuple[Arrays, NDArray[np.float64]]:
     """The initializers of one matrix, and what they mean."""
     if weights in CAST:
         array = matrix.astype(CAST[weights])
@@ -38,14 +38,12 @@ def stored(matrix: NDArray[np.float32], weights: custom_ops.Format, suffix: str)
     return {f"w{suffix}": integers, f"s{suffix}": scales}, exact
 
 
-def make(
-    kind: str, weights: custom_ops.FfnFormat, d_model: int, d_ff: int, rng: np.random.Generator, shift: float = 0.0
-):
+def make(kind: str, weights: formats.FfnFormat, d_model: int, d_ff: int, rng: np.random.Generator, shift: float = 0.0):
     inputs: Arrays = {}
     exact: dict[str, NDArray[np.float64]] = {}
     for suffix in {"gated": ("_gate", "_up", "_down"), "plain": ("_up", "_down"), "linear": ("",)}[kind]:
         matrix = rng.standard_normal((d_ff, d_model)).astype(np.float32)
-        own = custom_ops.format_of(weights, is_down=suffix == "_down")
+        own = formats.format_of(weights, is_down=suffix == "_down")
         arrays, exact[f"w{suffix}"] = stored(matrix, own, suffix)
         bias = rng.standard_normal(d_model if suffix == "_down" else d_ff).astype(np.float32)
         if suffix == ("_gate" if kind == "gated" else "_up"):
@@ -108,7 +106,7 @@ def exact_ffn(kind: str, e, x, activation: str, threshold: float, rounds: bool):
 
 def check(
     kind: str,
-    weights: custom_ops.FfnFormat,
+    weights: formats.FfnFormat,
     d_model: int,
     d_ff: int,
     tokens: int,
@@ -124,7 +122,7 @@ def check(
     case = f"{kind} {weights} d_model={d_model} d_ff={d_ff} tokens={tokens} {activation} t={threshold} seed={seed}"
     for library in (True, False):
         actual = session(model, library=library).run(None, {"x": x})[0].astype(np.float64)
-        rounds = library and custom_ops.is_quantized(weights)
+        rounds = library and formats.is_quantized(weights)
         expected, bound = exact_ffn(kind, exact, x, activation, threshold, rounds=rounds)
         assert actual.shape == expected.shape, case
         wrong = ~(np.abs(actual - expected) <= bound)  # a NaN is wrong
@@ -132,7 +130,7 @@ def check(
 
 
 @pytest.mark.parametrize(("kind", "weights"), CASES)
-def test_kernel_and_body_compute_the_stored_numbers(kind: str, weights: custom_ops.FfnFormat) -> None:
+def test_kernel_and_body_compute_the_stored_numbers(kind: str, weights: formats.FfnFormat) -> None:
     for seed, (d_model, d_ff, tokens) in enumerate([(8, 24, 1), (33, 70, 3), (64, 129, 14), (300, 100, 2)]):
         for activation in ACTIVATIONS[kind]:
             check(kind, weights, d_model, d_ff, tokens, activation, 0.0 if seed % 2 else 0.3, seed)
@@ -149,8 +147,8 @@ def test_random_cases() -> None:
         check(kind, weights, d_model, d_ff, tokens, activation, float(rng.choice([0.0, 0.01, 1.0])), seed)
 
 
-@pytest.mark.parametrize("weights", custom_ops.FFN_FORMATS)
-def test_same_bits_for_any_threads(weights: custom_ops.FfnFormat) -> None:
+@pytest.mark.parametrize("weights", formats.FFN_FORMATS)
+def test_same_bits_for_any_threads(weights: formats.FfnFormat) -> None:
     inputs, _ = make("gated", weights, 512, 1000, np.random.default_rng(0), shift=20.0)
     model = weights_model(custom_ops.sparse_gated_ffn(weights), inputs, 2, activation="relu", threshold=0.0)
     x = np.random.default_rng(1).standard_normal((70, 512)).astype(np.float32)
@@ -162,7 +160,7 @@ def test_same_bits_for_any_threads(weights: custom_ops.FfnFormat) -> None:
 
 
 @pytest.mark.parametrize("weights", ["i8", "i4"])
-def test_quantization_rounds_to_nearest(weights: custom_ops.Format) -> None:
+def test_quantization_rounds_to_nearest(weights: formats.Format) -> None:
     rng = np.random.default_rng(0)
     matrix = rng.standard_normal((700, 75)).astype(np.float32)
     matrix[3] = 0.0

@@ -226,8 +226,8 @@ def test_command_lists_what_it_refused(tmp_path: Path) -> None:
 def test_wrong_numbers_are_not_published(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     from graph_passes.weights import store_weight
 
-    real = store_weight.store
-    monkeypatch.setattr(store_weight, "store", lambda read, *rest: real(lambda: read() * np.float32(1.01), *rest))
+    real = store_weight.stored_tensors
+    monkeypatch.setattr(store_weight, "stored_tensors", lambda read, *rest: real(lambda: read() * np.float32(1.01), *rest))
     source = save(tmp_path / "in", model(GATED))
     with pytest.raises(ProSparseError, match="outputs differ from the source's"):
         optimize_file(source, tmp_path / "out" / "m.onnx")

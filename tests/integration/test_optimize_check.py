@@ -91,8 +91,8 @@ def test_the_copy_with_float_products_is_gone_and_changes_nothing(tmp_path: Path
 def test_a_corrupt_rewrite_is_not_published(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     from graph_passes.weights import store_weight
 
-    real = store_weight.store
-    monkeypatch.setattr(store_weight, "store", lambda read, *rest: real(lambda: read() * np.float32(1.01), *rest))
+    real = store_weight.stored_tensors
+    monkeypatch.setattr(store_weight, "stored_tensors", lambda read, *rest: real(lambda: read() * np.float32(1.01), *rest))
     with pytest.raises(ProSparseError, match=re.escape("outputs differ from the source's")):
         optimized("MatMulNBits, f32", tmp_path / "m")
     assert not (tmp_path / "m" / "out").exists()

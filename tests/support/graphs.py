@@ -74,7 +74,7 @@ def evaluate(model: ir.Model, **feeds: np.ndarray) -> list[np.ndarray]:
 
 def weights_model(op: str, inputs: dict[str, np.ndarray], rank: int, **attributes: object) -> onnx.ModelProto:
     """A model of one com.prosparse node, its weights initializers, and its function body."""
-    from graph_passes import custom_ops
+    from graph_passes import custom_ops, function_bodies
 
     names = list(inputs)
     node = helper.make_node(op, ["x", *names], ["y"], domain=custom_ops.DOMAIN, name="ffn", **attributes)
@@ -90,5 +90,5 @@ def weights_model(op: str, inputs: dict[str, np.ndarray], rank: int, **attribute
     )
     imports = [helper.make_opsetid("", custom_ops.OPSET), helper.make_opsetid(custom_ops.DOMAIN, custom_ops.VERSION)]
     activation = "silu" if attributes.get("activation") == "silu" else ""
-    functions = [custom_ops.function_proto(op, activation=activation)] if op in custom_ops.names() else []
+    functions = [function_bodies.function_proto(op, activation=activation)] if op in custom_ops.names() else []
     return helper.make_model(graph, opset_imports=imports, functions=functions, ir_version=9)
