@@ -1,4 +1,4 @@
-"""Names and versions of the operators of domain ``com.prosparse``. docs/reference/operators.md describes each operator."""
+"""Operator names of domain ``com.prosparse``. docs/reference/operators.md describes each operator."""
 
 from __future__ import annotations
 

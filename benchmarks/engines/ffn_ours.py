@@ -95,9 +95,7 @@ class FfnLayers:
             return ort_run(path, self.x, threads, ours=True), float(np.mean(measured))
 
 
-def own_linear(
-    d_in: int, d_out: int, weights: Format, x: NDArray[np.float32], threads: int
-) -> tuple[Run, int]:
+def own_linear(d_in: int, d_out: int, weights: Format, x: NDArray[np.float32], threads: int) -> tuple[Run, int]:
     """Our Linear alone."""
     rng = np.random.default_rng(0)
     count = max(1, -(-WORKING_SET * 8 // int(d_in * d_out * bits_per_weight(weights))))

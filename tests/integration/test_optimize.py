@@ -227,7 +227,9 @@ def test_wrong_numbers_are_not_published(tmp_path: Path, monkeypatch: pytest.Mon
     from graph_passes.weights import store_weight
 
     real = store_weight.stored_tensors
-    monkeypatch.setattr(store_weight, "stored_tensors", lambda read, *rest: real(lambda: read() * np.float32(1.01), *rest))
+    monkeypatch.setattr(
+        store_weight, "stored_tensors", lambda read, *rest: real(lambda: read() * np.float32(1.01), *rest)
+    )
     source = save(tmp_path / "in", model(GATED))
     with pytest.raises(ProSparseError, match="outputs differ from the source's"):
         optimize_file(source, tmp_path / "out" / "m.onnx")

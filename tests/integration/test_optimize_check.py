@@ -92,7 +92,9 @@ def test_a_corrupt_rewrite_is_not_published(tmp_path: Path, monkeypatch: pytest.
     from graph_passes.weights import store_weight
 
     real = store_weight.stored_tensors
-    monkeypatch.setattr(store_weight, "stored_tensors", lambda read, *rest: real(lambda: read() * np.float32(1.01), *rest))
+    monkeypatch.setattr(
+        store_weight, "stored_tensors", lambda read, *rest: real(lambda: read() * np.float32(1.01), *rest)
+    )
     with pytest.raises(ProSparseError, match=re.escape("outputs differ from the source's")):
         optimized("MatMulNBits, f32", tmp_path / "m")
     assert not (tmp_path / "m" / "out").exists()
