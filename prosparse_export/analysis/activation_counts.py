@@ -19,7 +19,8 @@ import numpy as np
 import onnx
 from numpy.typing import NDArray
 
-from graph_passes.custom_ops import DOMAIN, function_proto
+from graph_passes.custom_ops import DOMAIN
+from graph_passes.function_bodies import function_proto
 from prosparse_export.analysis.debug_session import add_output, edited_session, first_feeds
 from prosparse_export.analysis.ffn_nodes import FfnNode, ffn_nodes, read_graph
 from prosparse_export.artifact.writer import read_manifest
@@ -170,7 +171,7 @@ def _add_counts(model: onnx.ModelProto) -> None:
 
 def _counting_body(name: str, node: FfnNode, opset: int) -> onnx.FunctionProto:
     """Return the start of the operator's body, which then sums ``inactive`` and, for dReLU, the zeros of ``h``."""
-    body = function_proto(node.node.op_type, opset, node.activation, without_strings=True)
+    body = function_proto(node.node.op_type, opset, node.activation, portable=True)
     is_drelu = node.activation == "drelu"
     needed = {"inactive", "h"} if is_drelu else {"inactive"}
     kept = []
