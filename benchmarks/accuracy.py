@@ -23,7 +23,7 @@ import click
 from common import Ratio, in_turns, paired_ratio
 
 from prosparse_export import export_model
-from prosparse_export.export.export import ExportOptions
+from prosparse_export.export import ExportOptions
 from prosparse_export.runtime.model import SparseModel
 from prosparse_export.validation import Validation, ValidationOptions, default_text, read_text, validate
 

@@ -31,7 +31,7 @@ import torch
 from graph_passes import FFN_FORMATS, is_quantized
 from prosparse_export import export_model
 from prosparse_export.artifact.writer import read_manifest
-from prosparse_export.export.export import ExportOptions
+from prosparse_export.export import ExportOptions
 from prosparse_export.export.load import load_model_folder
 from prosparse_export.quiet import quiet
 from prosparse_export.runtime.model import Cache, SparseModel

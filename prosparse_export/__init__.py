@@ -17,8 +17,8 @@ from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
     from prosparse_export.errors import ProSparseError
-    from prosparse_export.export.export import ExportOptions, export_model
-    from prosparse_export.optimize.optimize import OptimizeOptions, optimize_file
+    from prosparse_export.export import ExportOptions, export_model
+    from prosparse_export.optimize import OptimizeOptions, optimize_file
     from prosparse_export.runtime.model import load
     from prosparse_export.runtime.operator_library import library_path, register
     from prosparse_export.validation import validate

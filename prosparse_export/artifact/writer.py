@@ -36,9 +36,6 @@ MANIFEST = "prosparse.json"
 _ROOM = 1 << 20  # bytes for everything but the weights
 
 
-"""Called with bytes written, bytes in all and the next tensor's name."""
-
-
 @dataclass(frozen=True)
 class Sidecars:
     """What lies beside the graph.

@@ -15,6 +15,7 @@ from prosparse_export.cli.format_choice import FormatChoice
 
 if TYPE_CHECKING:
     from graph_passes import FfnFormat, Format
+    from prosparse_export.export import ExportResult
 
 __all__ = ["export_command"]
 
@@ -22,7 +23,7 @@ _EXAMPLES = """
 Examples:
   prosparse-export models/demo out/demo.onnx
   prosparse-export prosparse-llama-2-7b out/7b/m.onnx --weights i4 -v
-  prosparse-export models/demo out/demo.onnx --profile-text mytext.txt   # what speed to expect
+  prosparse-export models/demo out/demo.onnx --profile-text mytext.txt   # predict the speedup
   prosparse-export models/demo out/demo.onnx --attention unfused --overwrite
   prosparse-export MiniCPM-S-1B-sft-llama-format out/1b/m.onnx --threshold 0.03
   prosparse-export SmolLM2-135M out/lossy/m.onnx --approximate silu --keep 0.5 --profile-text text.txt   # LOSSY
@@ -32,8 +33,8 @@ Examples:
 @click.command("export", cls=ProSparseCommand, context_settings=CONTEXT, epilog=_EXAMPLES)
 @click.argument("model_dir", type=click.Path(path_type=Path))
 @click.argument("output", type=click.Path(path_type=Path))
-@click.option("--overwrite", is_flag=True, help="Replace files that are in the way.")
-@click.option("--allow-dense", is_flag=True, help="Write the model even if no FFN can be sparse.")
+@click.option("--overwrite", is_flag=True, help="Replace existing files.")
+@click.option("--allow-dense", is_flag=True, help="Write the model even if no FFN could be rewritten.")
 @click.option(
     "--attention",
     type=click.Choice(["fused", "unfused"]),
@@ -46,46 +47,49 @@ Examples:
     type=FormatChoice("checkpoint", ffn=True),
     default="checkpoint",
     show_default=True,
-    help="How the sparse FFNs' matrices are stored. checkpoint: in its own float type. i8, i4: integers with one scale "
-    "per 32 weights, smaller and faster, rounded. i4i8: i4, but down_proj in i8.",
+    help="Storage format of the sparse FFNs. checkpoint: the checkpoint's float type. i8, i4: integers with one scale "
+    "per 32 weights; smaller and faster, but rounded. i4i8: i4, with down_proj in i8.",
 )
 @click.option(
     "--other-weights",
     type=FormatChoice("same", ffn=False),
     default="same",
     show_default=True,
-    help="How attention's, lm_head's and the embedding's matrices are stored. same: as --weights; i4 for i4i8.",
+    help="Storage format of attention, lm_head and embedding. same: as --weights, and i4 for i4i8.",
 )
 @click.option(
     "--activation",
     type=click.Choice(["relu", "relu2", "fatrelu", "drelu"]),
-    help="What the FFNs compute, where config.json is wrong about it.",
+    help="The FFNs' activation, if config.json is wrong.",
 )
-@click.option("--threshold", type=click.FloatRange(min=0.0), help="FATReLU threshold; makes relu fatrelu.")
-@click.option("--decomposed", is_flag=True, help="Standard ONNX instead of our operators, for OpenVINO and others.")
+@click.option("--threshold", type=click.FloatRange(min=0.0), help="FATReLU threshold; turns relu into fatrelu.")
+@click.option("--decomposed", is_flag=True, help="Write standard ONNX operators only, for OpenVINO and others.")
 @click.option(
     "--approximate",
     type=click.Choice(["silu"]),
-    help="LOSSY, for SwiGLU models: zero small activations, by a threshold per layer. Needs --profile-text.",
+    help="LOSSY: training-free sparsity for SwiGLU models. Zeroes activations below a threshold per layer and prints "
+    "the cost in perplexity. Requires --profile-text.",
 )
 @click.option(
     "--keep",
     type=click.FloatRange(min=0.0, max=1.0, min_open=True, max_open=True),
-    help="With --approximate: share of neurons that stay active, by magnitude.  [default: 0.5]",
+    help="With --approximate: fraction of neurons that stay active, by magnitude.  [default: 0.5]",
 )
 @click.option(
     "--profile-text",
     type=click.Path(path_type=Path),
     multiple=True,
     metavar="FILE",
-    help="Text like that which the model will see, UTF-8: measures every FFN's sparsity, leaves those dense that would "
-    "gain nothing, and says what speed to expect. Repeatable.",
+    help="Representative text (UTF-8). Measures each FFN's activation sparsity, keeps FFNs dense that would gain "
+    "nothing, and predicts the speedup. Repeatable.",
 )
-@click.option("--library/--no-library", default=True, show_default=True, help="Put the operator library beside it.")
-@click.option("--trust-remote-code", is_flag=True, help="Let Python code in MODEL_DIR run. Read it first.")
-@click.option("-v", "--verbose", is_flag=True, help="Say what became of every FFN and attention, and why.")
-@click.option("-q", "--quiet", is_flag=True, help="No progress display.")
-@click.option("--json", "as_json", is_flag=True, help="Print the manifest as JSON instead of a summary.")
+@click.option(
+    "--library/--no-library", default=True, show_default=True, help="Copy the operator library next to OUTPUT."
+)
+@click.option("--trust-remote-code", is_flag=True, help="Run Python code from MODEL_DIR. Read it first.")
+@click.option("-v", "--verbose", is_flag=True, help="List every FFN and attention layer, with the reason if unfused.")
+@click.option("-q", "--quiet", is_flag=True, help="Hide progress.")
+@click.option("--json", "as_json", is_flag=True, help="Print the manifest as JSON.")
 def export_command(
     model_dir: Path,
     output: Path,
@@ -106,20 +110,19 @@ def export_command(
     quiet: bool,
     as_json: bool,
 ) -> None:
-    """Export the model folder MODEL_DIR to the ONNX file OUTPUT, its ReLU FFNs as sparse operators.
+    """Export MODEL_DIR to the ONNX file OUTPUT, with its ReLU FFNs as sparse operators.
 
-    MODEL_DIR holds config.json, *.safetensors and the tokenizer. Beside OUTPUT come its weights
-    (OUTPUT.data), config.json, the tokenizer, prosparse.json and the operator library. Nothing is
-    written if anything fails.
+    MODEL_DIR holds config.json, *.safetensors and the tokenizer. Next to OUTPUT go its weights
+    (OUTPUT.data), config.json, the tokenizer, prosparse.json and the operator library. If
+    anything fails, nothing is written.
     """
     if approximate is None and keep is not None:
-        raise click.UsageError("--keep goes with --approximate")
+        raise click.UsageError("--keep requires --approximate")
     if approximate is not None and (activation is not None or threshold is not None):
-        raise click.UsageError("--approximate keeps the model's activation: leave out --activation and --threshold")
+        raise click.UsageError("--approximate cannot be combined with --activation or --threshold")
     with stages(quiet=quiet) as progress:
         progress("start", 0, 0)
-        from prosparse_export.export.approximate import Approximation
-        from prosparse_export.export.export import ExportOptions, export_model  # torch takes seconds to import
+        from prosparse_export.export import Approximation, ExportOptions, export_model  # torch takes seconds to import
 
         options = ExportOptions(
             overwrite=overwrite,
@@ -136,16 +139,20 @@ def export_command(
             approximate=None if approximate is None else Approximation(keep or 0.5, profile_text, approximate),
         )
         result = export_model(model_dir, output, options, progress)
+    _print_result(result, verbose=verbose, as_json=as_json)
+
+
+def _print_result(result: ExportResult, *, verbose: bool, as_json: bool) -> None:
     if verbose:
-        for outcome in (*result.rewritten, *result.refused):
+        for outcome in (*result.rewritten, *result.not_rewritten):
             click.echo(str(outcome), err=True)
-        for line in result.attention_refusals:
+        for line in result.attention_not_fused:
             click.echo(line, err=True)
     if as_json:
         click.echo(json.dumps(result.manifest, indent=2))
         return
     for line in describe_expected(result.manifest.get("expected")):
         click.echo(line)
-    click.echo(f"{result.path}: {len(result.rewritten)} FFNs rewritten, {len(result.refused)} refused")
+    click.echo(f"{result.path}: {len(result.rewritten)} FFNs rewritten, {len(result.not_rewritten)} not rewritten")
     if (lossy := result.manifest.get("approximation")) is not None:
         click.echo(f"LOSSY: {describe_approximation(lossy)}")

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import hashlib
 from collections.abc import Sequence
-from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -13,6 +12,7 @@ import torch
 from transformers import PreTrainedModel
 
 from prosparse_export.errors import ProSparseError
+from prosparse_export.export.options import Approximation
 from prosparse_export.progress import ProgressCallback
 from prosparse_export.quiet import quiet
 from prosparse_export.text.files import read_text, tokenize
@@ -21,50 +21,9 @@ from prosparse_models.errors import TrainingError
 from prosparse_models.loading.tokenizer import load_tokenizer
 from prosparse_models.sparsity import measure
 
-__all__ = ["Approximation", "approximate", "approximate_again"]
+__all__ = ["approximate", "approximate_again"]
 
 _CONTEXT, _LEAST = 512, 8  # tokens per row; in at least two rows
-_TOKENS = 32_768
-
-
-@dataclass(frozen=True)
-class Approximation:
-    """What ``--approximate`` asks for.
-
-    Attributes:
-        keep: share of neurons that stay active, in (0, 1).
-        texts: calibration text, UTF-8 files.
-        activation: which activation is thresholded; silu is the only one.
-        tokens: at most so many tokens of text are used.
-    """
-
-    keep: float
-    texts: tuple[Path, ...]
-    activation: str = "silu"
-    tokens: int = _TOKENS
-
-
-def check_approximation(wanted: Approximation) -> None:
-    """Refuse what cannot work before the model is loaded.
-
-    Raises:
-        ProSparseError: no text, a share that is none, or another activation.
-    """
-    if not wanted.texts:
-        raise ProSparseError(
-            "approximation: expected calibration text, got none: thresholds and their cost are measured on it",
-            hint="give text like that which the model will see: --profile-text FILE",
-        )
-    if wanted.activation != "silu":
-        raise ProSparseError(
-            f"approximation: expected silu, got {wanted.activation!r}",
-            hint="silu is the only activation that it approximates; a model with ReLU needs no --approximate",
-        )
-    if not 0.0 < wanted.keep < 1.0:
-        raise ProSparseError(
-            f"approximation: keep: expected a share between 0 and 1, got {wanted.keep:g}",
-            hint="0.5 keeps the larger half of the neurons active",
-        )
 
 
 def approximate(
@@ -77,7 +36,6 @@ def approximate(
     Raises:
         ProSparseError: the text cannot be used, or the model is no SwiGLU model.
     """
-    check_approximation(wanted)
     rows, digests = _rows(model, folder, wanted)
     calibration, held_out = rows[::2], rows[1::2]
     with quiet():

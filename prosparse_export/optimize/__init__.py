@@ -1,5 +1,5 @@
-"""The graph passes alone, on an ONNX file of another exporter."""
+"""Run the graph passes on any ONNX file."""
 
-from prosparse_export.optimize.optimize import OptimizeOptions, optimize_file
+from prosparse_export.optimize.optimize import OptimizeOptions, OptimizeResult, optimize_file
 
-__all__ = ["OptimizeOptions", "optimize_file"]
+__all__ = ["OptimizeOptions", "OptimizeResult", "optimize_file"]

@@ -1,4 +1,4 @@
-"""The weights of a foreign ONNX file: there, whole, and in the folder that they are said to be in."""
+"""Check that the weights of a third-party ONNX file are present, complete and inside its folder."""
 
 from __future__ import annotations
 
@@ -16,13 +16,12 @@ _FIELDS = ("float_data", "int32_data", "int64_data", "double_data", "uint64_data
 
 
 def check_weights(path: Path, model: ir.Model) -> None:
-    """Check all initializers and constants of ``model``, which came from ``path``, without reading the former.
+    """Check all initializers and constants of ``model``, which came from ``path``, without reading external data.
 
-    A file beside the .onnx may be a link to elsewhere, as all files in the Hugging Face cache are: its tensors are
-    given the path that the link leads to.
+    The data file may be a symbolic link, as in the Hugging Face cache: its tensors then refer to the link's target.
 
     Raises:
-        ProSparseError: data is missing, shorter or longer than its shape, or named outside of the folder.
+        ProSparseError: data is missing, does not have the size of its shape, or lies outside the folder.
     """
     for graph in graphs_of(model):
         values = list(graph.initializers.values()) if isinstance(graph, ir.Graph) else []
@@ -50,29 +49,28 @@ def _outside(path: Path, name: str, tensor: ir.ExternalTensor) -> ir.ExternalTen
     location = os.path.normpath(os.fspath(tensor.location))
     if os.path.isabs(location) or location.split(os.sep)[0] == os.pardir:
         raise ProSparseError(
-            f"model: {path}: {name}: expected its weights in the folder of the .onnx file, got {location!r}, "
-            "which leads out of it",
-            hint="copy the data file beside the .onnx file and save the model with that name",
+            f"model: {path}: {name}: expected external data in the folder of the .onnx file, got {location!r}",
+            hint="copy the data file next to the .onnx file and save the model with that name",
         )
     file = path.parent / location
     if not file.is_file():
         raise ProSparseError(
-            f"model: {path}: {name}: expected its weights in {file}, got no such file",
-            hint="copy the data file beside the .onnx file, under the name that it had",
+            f"model: {path}: {name}: external data {file}: no such file",
+            hint="copy the data file next to the .onnx file, under its original name",
         )
     offset, length = tensor.offset or 0, tensor.length if tensor.length is not None else tensor.nbytes
     if offset < 0 or length != tensor.nbytes:
         raise ProSparseError(
-            f"model: {path}: {name}: expected {tensor.nbytes} bytes, as its shape says, from an offset of 0 or more "
-            f"in {file}, got {length} from {offset}",
+            f"model: {path}: {name}: external data in {file}: expected {tensor.nbytes} bytes by its shape, at "
+            f"offset >= 0, got {length} at {offset}",
             hint=AGAIN,
         )
     if file.stat().st_size < offset + length:
         raise ProSparseError(
             f"model: {path}: {name}: expected {offset + length} bytes in {file}, got {file.stat().st_size}",
-            hint="the copy was probably cut off: copy the data file again",
+            hint="copy the data file again: the copy is probably truncated",
         )
-    # onnx_ir refuses a link out of base_dir. The name was checked above, and whoever made the link could have copied.
+    # onnx_ir rejects links out of base_dir. The name was checked above; a link is as trustworthy as a copy.
     return ir.ExternalTensor(
         os.path.realpath(file), offset, length, tensor.dtype, shape=tensor.shape, name=tensor.name, base_dir=""
     )
@@ -84,9 +82,7 @@ def _check_inside(path: Path, name: str, tensor: ir.serde.TensorProtoTensor) -> 
     if proto.HasField("raw_data"):
         got = len(proto.raw_data)
         if got != tensor.nbytes:
-            raise ProSparseError(
-                f"{where}: expected {tensor.nbytes} bytes, as its shape {shape} says, got {got}", hint=AGAIN
-            )
+            raise ProSparseError(f"{where}: expected {tensor.nbytes} bytes for shape {shape}, got {got}", hint=AGAIN)
         return
     numbers = sum(len(getattr(proto, field)) for field in _FIELDS)
     try:
@@ -94,6 +90,4 @@ def _check_inside(path: Path, name: str, tensor: ir.serde.TensorProtoTensor) -> 
     except (ValueError, TypeError, AssertionError):
         fits = False
     if not fits:
-        raise ProSparseError(
-            f"{where}: expected {tensor.size} numbers, as its shape {shape} says, got {numbers}", hint=AGAIN
-        )
+        raise ProSparseError(f"{where}: expected {tensor.size} values for shape {shape}, got {numbers}", hint=AGAIN)

@@ -1,4 +1,4 @@
-"""Whether the graph of a foreign ONNX file can run at all: every node and output has what it is made of."""
+"""Check that the graph of a third-party ONNX file can run: no cycles, and a producer for every value."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ def check_graph(path: Path, model: ir.Model) -> None:
     """Check ``model``, which came from ``path``.
 
     Raises:
-        ProSparseError: it is cyclic, a node lacks an input or an output, or nothing makes a value that is read.
+        ProSparseError: it has cycles, a node lacks an input or output, or a value has no producer.
     """
     for function in model.functions.values():
         _check_nodes(path, function, function.opset_imports or model.opset_imports)
@@ -29,17 +29,17 @@ def check_graph(path: Path, model: ir.Model) -> None:
     try:
         common.TopologicalSortPass()(model)
     except (ValueError, ir.passes.PassError) as error:
-        raise ProSparseError(f"model: {path}: expected a graph without cycles, got one", hint=AGAIN) from error
+        raise ProSparseError(f"model: {path}: the graph has a cycle", hint=AGAIN) from error
     for graph in _graphs(model.graph):
         for node in graph:
             for value in node.inputs:
-                if value is not None and not _is_made(value, graph, model.graph):
+                if value is not None and not _is_produced(value, graph, model.graph):
                     raise ProSparseError(
-                        f"model: {path}: node {_name(node)}: nothing makes its input {value.name!r}", hint=AGAIN
+                        f"model: {path}: node {_name(node)}: no node produces its input {value.name!r}", hint=AGAIN
                     )
         for value in graph.outputs:
-            if not _is_made(value, graph, model.graph):
-                raise ProSparseError(f"model: {path}: nothing makes the output {value.name!r}", hint=AGAIN)
+            if not _is_produced(value, graph, model.graph):
+                raise ProSparseError(f"model: {path}: no node produces the graph output {value.name!r}", hint=AGAIN)
 
 
 def graphs_of(model: ir.Model) -> Iterator[ir.Graph | ir.Function]:
@@ -62,14 +62,14 @@ def _graphs(graph: ir.Graph | ir.Function) -> Iterator[ir.Graph | ir.Function]:
                     yield from _graphs(body)
 
 
-def _is_made(value: ir.Value, graph: ir.Graph | ir.Function, outermost: ir.Graph) -> bool:
+def _is_produced(value: ir.Value, graph: ir.Graph | ir.Function, outermost: ir.Graph) -> bool:
     if value.producer() is not None or value.is_initializer() or value in graph.inputs:
         return True
-    return graph is not outermost and value.is_graph_input()  # of a graph around this body
+    return graph is not outermost and value.is_graph_input()  # an outer graph's
 
 
 def _check_nodes(path: Path, graph: ir.Graph | ir.Function, imports: Mapping[str, int]) -> None:
-    """Compare the inputs and outputs of standard operators with their definition; others are not known here."""
+    """Check the numbers of inputs and outputs of standard operators against their schemas."""
     for node in graph:
         opset = imports.get("")
         if node.domain != "" or opset is None or not onnx.defs.has(node.op_type, opset, ""):
@@ -78,14 +78,14 @@ def _check_nodes(path: Path, graph: ir.Graph | ir.Function, imports: Mapping[str
         if not schema.min_input <= len(node.inputs) <= schema.max_input or len(node.outputs) < schema.min_output:
             most = f" to {schema.max_input}" if schema.max_input != schema.min_input else ""
             raise ProSparseError(
-                f"model: {path}: node {_name(node)}: {node.op_type} has {len(node.inputs)} inputs and "
-                f"{len(node.outputs)} outputs: expected {schema.min_input}{most} and {schema.min_output} or more",
+                f"model: {path}: node {_name(node)}: {node.op_type}: expected {schema.min_input}{most} inputs and at "
+                f"least {schema.min_output} outputs, got {len(node.inputs)} and {len(node.outputs)}",
                 hint=AGAIN,
             )
         for value, formal in zip(node.inputs, schema.inputs, strict=False):
             if value is None and formal.option == onnx.defs.OpSchema.FormalParameterOption.Single:
                 raise ProSparseError(
-                    f"model: {path}: node {_name(node)}: {node.op_type} has no input {formal.name}: expected one",
+                    f"model: {path}: node {_name(node)}: {node.op_type}: required input {formal.name} is missing",
                     hint=AGAIN,
                 )
 

@@ -1,4 +1,4 @@
-"""Does an optimized file still give what its source gives? The bound on the difference, and how it follows."""
+"""Compare the outputs of an optimized file with its source's, within a derived bound."""
 
 from __future__ import annotations
 
@@ -13,13 +13,13 @@ from graph_passes import FORMAT_SPECS, FfnFormat, FfnOutcome, format_of
 from graph_passes.custom_ops import format_in
 from prosparse_export.errors import ProSparseError
 from prosparse_export.optimize.compare_outputs import largest_difference
-from prosparse_export.optimize.matmulnbits_float import float_products
+from prosparse_export.optimize.matmulnbits_float import with_float_activations
 
 __all__ = ["check_outputs", "has_halves", "output_bound"]
 
-_FLOAT, _HALF = 1e-4, 2e-2  # of the largest output: sums in another order; a half rounds at every node
-_MARGIN = 4.0  # the largest of many outputs, and layers that amplify
-_UNRELATED = 2.0  # two outputs of one size differ by twice that at most, however many layers amplify
+_FLOAT, _HALF = 1e-4, 2e-2  # relative to the largest output: summation order; float16 rounds at every node
+_MARGIN = 4.0  # the maximum over many outputs, and amplification by later layers
+_UNRELATED = 2.0  # outputs of one magnitude differ by at most twice that
 
 
 def has_halves(model: ir.Model) -> bool:
@@ -30,12 +30,12 @@ def has_halves(model: ir.Model) -> bool:
 
 
 def output_bound(rewritten: Sequence[FfnOutcome], weights: FfnFormat | None, *, halves: bool) -> float:
-    """Return by how much an output may change at most, as a share of the largest one.
+    """Return the largest allowed change of an output, relative to the largest output.
 
-    Where weights are rounded, products err independently of each other, so their errors add as squares: in a block
-    up and down, and the gate; relu2 doubles what its argument errs by. Under FATReLU about as large a share of
-    neurons as the error comes to lie on the other side of the threshold, and moves by all of it. Of MatMulNBits'
-    digits down_proj's alone change, and the other scales become float16.
+    Rounding errors of different MatMuls are independent, so their squares add: up_proj, down_proj and, if gated,
+    gate_proj of every FFN. relu2 doubles its argument's error. Under FATReLU, a fraction of neurons about as large as
+    the error crosses the threshold and changes by all of it. MatMulNBits keeps its 4-bit values except in down_proj;
+    the other scales become float16.
     """
     bound = _HALF if halves else _FLOAT
     squares = 0.0
@@ -59,10 +59,11 @@ def check_outputs(
     halves: bool,
     library: bool,
 ) -> dict[str, Any]:
-    """Compare outputs on made-up inputs and return what the manifest says of it.
+    """Compare outputs on random inputs and return the manifest's record.
 
-    Files with MatMulNBits are compared a second time with its activations in float32, since its rounding of them is
-    no fault of the rewrite; the bound is held against that. Their copies go beside ``written``.
+    MatMulNBits may round activations to 8 bits, which the rewrite does not cause. Files that use it are therefore
+    compared a second time with float32 activations, and that difference must be within the bound. The copies for it
+    are temporary and lie next to ``written``.
 
     Raises:
         ProSparseError: they differ by more than `output_bound`.
@@ -74,18 +75,18 @@ def check_outputs(
     record: dict[str, Any] = {"outputs_compared": True, "largest_difference": difference, "largest_output": size}
     if any(o.source == "nbits" for o in rewritten):
         room = written.parent
-        with float_products(source, room) as before, float_products(written, room) as after:
+        with with_float_activations(source, room) as before, with_float_activations(written, room) as after:
             found = largest_difference(before, after, library=library)
         if isinstance(found, str):
-            return {**record, "float_products_compared": False, "reason": found}
+            return {**record, "float_activations_compared": False, "reason": found}
         difference, size = found
-        record["largest_difference_of_float_products"] = difference
+        record["largest_difference_with_float_activations"] = difference
     bound = output_bound(rewritten, weights, halves=halves) * max(1.0, size)
     if not difference <= bound:
         raise ProSparseError(
             f"check: {written.name}: outputs differ from the source's: expected at most {bound:g}, got {difference:g}",
-            hint="please report this file's exporter"
+            hint="please report this, and name the file's exporter"
             if weights in (None, "f32")
-            else "take --weights f32 or another that rounds less; --no-check writes it all the same",
+            else "pass --weights f32 or another format that rounds less, or --no-check to write it anyway",
         )
     return {**record, "bound": bound}

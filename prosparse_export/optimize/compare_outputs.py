@@ -1,4 +1,4 @@
-"""Run two ONNX files on the same made-up inputs and compare what they give."""
+"""Run two ONNX files on the same random inputs and compare their outputs."""
 
 from __future__ import annotations
 
@@ -27,11 +27,11 @@ _TYPES = {
 
 
 def largest_difference(one: Path, other: Path, *, library: bool) -> tuple[float, float] | str:
-    """Return the largest difference of the float outputs and their largest magnitude, or why there is none.
+    """Return the largest difference of the float outputs and their largest magnitude, or why they cannot be compared.
 
     Args:
-        one: the file that ``other`` was made of; onnxruntime runs it as it is.
-        other: the new file.
+        one: the source.
+        other: the optimized file.
         library: register the operator library for ``other``.
 
     Raises:
@@ -42,14 +42,14 @@ def largest_difference(one: Path, other: Path, *, library: bool) -> tuple[float,
         feeds = _feeds(before, _head_size(one.parent))
         expected = before.run(None, feeds)
     except Exception as error:  # onnxruntime's exceptions share no base class
-        return f"onnxruntime does not run the source on made-up inputs: {_line(error)}"
-    del before  # its weights, before those of the other file come
+        return f"onnxruntime does not run the source on random inputs: {_line(error)}"
+    del before  # free its weights first
     try:
         actual = _session(other, library=library, as_written=True).run(None, feeds)
     except Exception as error:
         raise ProSparseError(
-            f"check: {other.name}: onnxruntime runs the source, but not the new file: {_line(error)}",
-            hint="please report this file's exporter",
+            f"check: {other.name}: onnxruntime runs the source, but not the optimized file: {_line(error)}",
+            hint="please report this, and name the file's exporter",
         ) from error
     difference, size = 0.0, 0.0
     for x, y in zip(expected, actual, strict=True):
@@ -76,7 +76,7 @@ def _session(path: Path, *, library: bool, as_written: bool = False) -> onnxrunt
 
 
 def _head_size(folder: Path) -> int:
-    """Return what genai_config.json says of a cache's last dimension: its graphs only name it."""
+    """Return the KV cache's last dimension by genai_config.json: in its graphs it is symbolic."""
     path = folder / "genai_config.json"
     try:
         return int(json.loads(path.read_text(encoding="utf-8"))["model"]["decoder"]["head_size"])
@@ -85,7 +85,7 @@ def _head_size(folder: Path) -> int:
 
 
 def _feeds(session: onnxruntime.InferenceSession, head_size: int) -> dict[str, NDArray[np.generic]]:
-    """Return inputs: a batch of 1, 4 tokens with an empty cache, small integers, normal floats."""
+    """Return inputs: batch size 1, 4 tokens, an empty KV cache, small integers, normally distributed floats."""
     rng = np.random.default_rng(0)
     feeds: dict[str, NDArray[np.generic]] = {}
     for value in session.get_inputs():

@@ -1,4 +1,4 @@
-"""A copy of an ONNX file whose 4-bit products round no activations, to compare what else differs."""
+"""Make MatMulNBits compute with float32 activations, so that only other differences remain."""
 
 from __future__ import annotations
 
@@ -12,16 +12,15 @@ from pathlib import Path
 import onnx
 from onnx.external_data_helper import uses_external_data
 
-__all__ = ["float_products"]
+__all__ = ["with_float_activations"]
 
 
 @contextmanager
-def float_products(path: Path, room: Path) -> Iterator[Path]:
-    """Yield a file that computes as ``path`` does, but MatMulNBits in float32 (accuracy_level 0).
+def with_float_activations(path: Path, room: Path) -> Iterator[Path]:
+    """Yield a temporary copy of ``path`` in which MatMulNBits computes in float32 (accuracy_level 0).
 
-    At accuracy level 4 it rounds activations to 8 bits. The copy is in a folder of its own in ``room``, which is
-    gone afterwards. Weights outside of the graph are hard links where the file system has them, else copies:
-    onnxruntime follows no symbolic link out of the graph's folder.
+    At accuracy level 4 it rounds activations to 8 bits. The copy lies in a folder below ``room``. External data is
+    hard-linked where possible, else copied: onnxruntime follows no symbolic link out of the graph's folder.
     """
     proto = onnx.load(path, load_external_data=False)
     for nodes in (proto.graph.node, *(function.node for function in proto.functions)):
@@ -48,5 +47,5 @@ def float_products(path: Path, room: Path) -> Iterator[Path]:
 def _link(source: Path, target: Path) -> None:
     try:
         os.link(source, target)
-    except OSError:  # another file system, or a file of somebody else's
+    except OSError:  # another file system, or a file of another owner
         shutil.copyfile(source, target)

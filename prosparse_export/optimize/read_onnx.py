@@ -1,4 +1,4 @@
-"""Read an ONNX file that somebody else wrote, without reading its weights, and refuse what cannot be right."""
+"""Read a third-party ONNX file, without its weights, and reject files that are damaged or cannot run."""
 
 from __future__ import annotations
 
@@ -14,9 +14,9 @@ from prosparse_export.errors import ProSparseError
 from prosparse_export.optimize.check_external_data import check_weights
 from prosparse_export.optimize.check_graph import AGAIN, check_graph
 
-__all__ = ["read_foreign_file"]
+__all__ = ["read_onnx_file"]
 
-_IR_WITHOUT_CONSTANTS = 3  # up to here every initializer had to be listed as an input too
+_IR_WITHOUT_CONSTANTS = 3  # up to this IR version every initializer had to be listed as an input
 _DOMAIN = "com.prosparse"
 _UNREADABLE = (
     DecodeError,
@@ -30,28 +30,28 @@ _UNREADABLE = (
 )
 
 
-def read_foreign_file(path: Path) -> ir.Model:
-    """Return the model in ``path``, its local functions inlined; weights outside of the file stay there until used.
+def read_onnx_file(path: Path) -> ir.Model:
+    """Return the model in ``path`` with its local functions inlined; external weights are not read.
 
     Raises:
-        ProSparseError: no file, no ONNX, weights missing, cut off or outside of the folder, an unknown opset, or a
-            graph that cannot run: cyclic, or with nodes or outputs that lack what they are made of.
+        ProSparseError: there is no such file, it is not ONNX, weights are missing, truncated or outside the folder,
+            the opset is unknown, or the graph cannot run: it has cycles, or values that no node produces.
     """
     if not path.is_file():
         raise ProSparseError(f"model: {path}: expected an .onnx file, got no such file", hint="check the path")
     disabled = logging.root.manager.disable
-    logging.disable(logging.WARNING)  # onnx_ir warns of what is an error here, with a line of its own
+    logging.disable(logging.WARNING)  # what onnx_ir warns about is an error below
     try:
         model = ir.load(path)
     except _UNREADABLE as error:
         raise ProSparseError(
-            f"model: {path}: expected an ONNX file, got {path.stat().st_size} bytes that are none: {_line(error)}",
+            f"model: {path}: not a valid ONNX file ({path.stat().st_size} bytes): {_line(error)}",
             hint=AGAIN,
         ) from error
     finally:
         logging.disable(disabled)
     if not model.graph.outputs or not len(model.graph):
-        raise ProSparseError(f"model: {path}: expected a graph with nodes and outputs, got an empty one", hint=AGAIN)
+        raise ProSparseError(f"model: {path}: expected a graph with nodes and outputs, got an empty graph", hint=AGAIN)
     _check_opset(path, model)
     check_weights(path, model)
     check_graph(path, model)
@@ -63,35 +63,33 @@ def read_foreign_file(path: Path) -> ir.Model:
 
 def _check_opset(path: Path, model: ir.Model) -> None:
     for imports in (model.opset_imports, *(function.opset_imports for function in model.functions.values())):
-        if "ai.onnx" in imports:  # the same domain by its other name
+        if "ai.onnx" in imports:  # another name of the same domain
             imports.setdefault("", imports.pop("ai.onnx"))
     newest = onnx.defs.onnx_opset_version()
     opset = model.opset_imports.get("")
     if opset is None or opset < 1:
-        got = f"opset {opset}" if opset is not None else "opset of ai.onnx is not stated"
+        got = f"got {opset}" if opset is not None else "the file states no opset"
         raise ProSparseError(
-            f"model: {path}: {got}: expected 1 to {newest}",
-            hint="export the file again: without its opset nobody can tell what its operators mean",
+            f"model: {path}: opset: expected 1 to {newest}, {got}",
+            hint="export the file again: operators have no meaning without an opset",
         )
     if opset > newest:
         raise ProSparseError(
-            f"model: {path}: opset {opset}: expected 1 to {newest}, the newest that onnx {onnx.__version__} knows",
+            f"model: {path}: opset: expected 1 to {newest}, the newest in onnx {onnx.__version__}, got {opset}",
             hint="upgrade onnx, or export with an older opset",
         )
 
 
 def _inline(path: Path, model: ir.Model) -> None:
-    """Inline local functions here, where an error can name the file; the operators' own stay."""
+    """Inline local functions, except the bodies of com.prosparse operators."""
     try:
         common.InlinePass(lambda function: function.domain != _DOMAIN)(model)
     except (ValueError, ir.passes.PassError, ir.passes.InvariantError) as error:
-        raise ProSparseError(
-            f"model: {path}: expected local functions that can be inlined, got: {_line(error)}", hint=AGAIN
-        ) from error
+        raise ProSparseError(f"model: {path}: local functions cannot be inlined: {_line(error)}", hint=AGAIN) from error
 
 
 def _line(error: BaseException) -> str:
-    """Return the first cause of ``error`` in one line: those above it only say where they passed it on."""
+    """Return the root cause of ``error`` in one line."""
     while (cause := error.__cause__ or error.__context__) is not None:
         error = cause
     return " ".join(str(error).split())[:200] or type(error).__name__

@@ -18,7 +18,7 @@ from transformers import LlamaConfig, LlamaForCausalLM, OPTConfig, OPTForCausalL
 
 from prosparse_export import ExportOptions, ProSparseError, export_model, load
 from prosparse_export.cli import main
-from prosparse_export.export.approximate import Approximation
+from prosparse_export.export import Approximation
 from prosparse_export.export.rounded_reference import stored_formats, with_stored_weights
 from prosparse_models import load_checkpoint
 from prosparse_models.approximation import ThresholdedSilu
@@ -196,10 +196,14 @@ def test_models_that_it_does_not_fit_are_refused(name: str, text: Path, tmp_path
 
 BAD = {
     "no text": (["--approximate", "silu"], 1, "expected calibration text, got none"),
-    "keep without it": (["--keep", "0.5"], 2, "--keep goes with --approximate"),
-    "text without it": (["--profile-text", "TEXT"], 1, "no feed-forward block can be sparse"),
+    "keep without it": (["--keep", "0.5"], 2, "--keep requires --approximate"),
+    "text without it": (["--profile-text", "TEXT"], 1, "no FFN could be rewritten"),
     "all kept": (["--approximate", "silu", "--keep", "1", "--profile-text", "TEXT"], 2, "--keep"),
-    "another activation": (["--approximate", "silu", "--activation", "relu", "--profile-text", "TEXT"], 2, "leave out"),
+    "another activation": (
+        ["--approximate", "silu", "--activation", "relu", "--profile-text", "TEXT"],
+        2,
+        "cannot be combined",
+    ),
     "missing text": (
         ["--approximate", "silu", "--profile-text", "missing.txt"],
         1,

@@ -79,8 +79,8 @@ def measure(family: Family) -> Measured:
             shapes += count_relu_shapes(graph) + sum(node.domain == "com.prosparse" for node in graph)
         return Measured(
             result.rewritten,
-            result.refused,
-            result.attention_refusals,
+            result.not_rewritten,
+            result.attention_not_fused,
             result.manifest["attention"] == "GroupQueryAttention",
             packed,
             shapes,
@@ -277,8 +277,8 @@ def test_family(family: Family) -> None:
     assert all(o.threshold == pytest.approx(family.threshold, abs=1e-8) for o in found.rewritten)
     assert found.packed == family.packed
     assert all((o.d_model, o.d_ff) == (D_MODEL, D_FF) for o in found.rewritten)
-    assert {o.reason for o in found.refused} == family.reasons
-    of_relu = [o for o in found.refused if "not a ReLU" not in o.reason]
+    assert {o.reason for o in found.not_rewritten} == family.reasons
+    of_relu = [o for o in found.not_rewritten if "not a ReLU" not in o.reason]
     assert found.shapes == len(found.rewritten) + len(of_relu)  # nothing was overlooked
     if family.encoder_decoder:
         assert found.attention == ("encoder-decoder: attention stays as it was traced",)
@@ -294,7 +294,7 @@ def table() -> str:
     notes = []
     for family in EXPORTED:
         found = measure(family)
-        refused = [o for o in found.refused if not (family.router and o.module.endswith(family.router))]
+        refused = [o for o in found.not_rewritten if not (family.router and o.module.endswith(family.router))]
         total = len(found.rewritten) + len(refused)
         outcome = found.rewritten[0] if found.rewritten else None
         cells = [family.name, f"{len(found.rewritten)} of {total}"]

@@ -77,8 +77,8 @@ def test_computes_what_pytorch_does(kind: str, tmp_path: Path) -> None:
     result = export_model(tmp_path / "m", tmp_path / "out" / "m.onnx")
     op, activation, threshold = EXPECTED[kind]
     assert [(o.op, o.activation) for o in result.rewritten] == [(op, activation)] * 2
-    assert result.refused == ()
-    reasons = {line.partition(": ")[2] for line in result.attention_refusals}
+    assert result.not_rewritten == ()
+    reasons = {line.partition(": ")[2] for line in result.attention_not_fused}
     assert reasons == ({"head_dim is 12: the operator takes multiples of 8"} if kind == "odd heads" else set())
     assert result.rewritten[0].threshold == pytest.approx(threshold, abs=1e-9)
     checkpoint = load_checkpoint(tmp_path / "m")

@@ -22,7 +22,7 @@ from lm_eval.models.huggingface import HFLM
 from lm_eval.tasks import TaskManager
 
 from prosparse_export import export_model
-from prosparse_export.export.export import ExportOptions
+from prosparse_export.export import ExportOptions
 from prosparse_export.lm_eval import ProSparseLM
 from prosparse_export.runtime.model import SparseModel
 from prosparse_export.validation import default_text

@@ -20,7 +20,7 @@ from prosparse_export import export_model
 from prosparse_export.analysis.activation_counts import measure_activity
 from prosparse_export.analysis.ffn_nodes import ffn_nodes, read_graph
 from prosparse_export.errors import ProSparseError
-from prosparse_export.export.export import ExportOptions
+from prosparse_export.export import ExportOptions
 from prosparse_export.runtime.operator_library import library_path
 from prosparse_export.validation import Limits, Validation, ValidationOptions, as_text, default_text, validate
 from prosparse_export.validation.explain import explain

@@ -66,8 +66,8 @@ def test_foreign_structure(name: str, tmp_path: Path) -> None:
     before = source.read_bytes()
     result = optimize_file(source, tmp_path / "out" / "m.onnx", OptimizeOptions(allow_dense=True))
     assert len(result.rewritten) == rewritten
-    assert len(result.refused) == len(reasons)
-    for outcome, reason in zip(result.refused, reasons, strict=True):
+    assert len(result.not_rewritten) == len(reasons)
+    for outcome, reason in zip(result.not_rewritten, reasons, strict=True):
         assert reason in outcome.reason
         assert outcome.node.startswith("/mlp/")
     # Nothing was overlooked, says a count that shares no code with the matcher, and counts no block without a ReLU.
@@ -128,14 +128,14 @@ def test_zeros_that_enlarge_the_activations_make_no_relu(tmp_path: Path) -> None
     nodes = "z = MatMul (x, w_up)\no = ConstantOfShape (larger)\nh = Max (z, o)\ny = MatMul (h, w_down)"
     proto = model(nodes, {**weights(), "larger": np.array([2, 1, 1, D_FF])}, y=f"float[two, b, s, {D_MODEL}] y")
     result = optimize_file(save(tmp_path / "in", proto), tmp_path / "m.onnx", OptimizeOptions(allow_dense=True))
-    assert [o.reason for o in result.refused] == ["activation is Max, not a ReLU"]
+    assert [o.reason for o in result.not_rewritten] == ["activation is Max, not a ReLU"]
 
 
 def test_a_second_run_changes_nothing(tmp_path: Path) -> None:
     source = save(tmp_path / "in", model(GATED))
     first = optimize_file(source, tmp_path / "one" / "m.onnx")
     second = optimize_file(first.path, tmp_path / "two" / "m.onnx")
-    assert (len(second.rewritten), len(second.refused), second.already) == (0, 0, 1)
+    assert (len(second.rewritten), len(second.not_rewritten), second.already) == (0, 0, 1)
     one, two = (onnx.load(path) for path in (first.path, second.path))
     assert [n.op_type for n in one.graph.node] == [n.op_type for n in two.graph.node] == ["SparseGatedFFNF32"]
     assert [f.name for f in two.functions] == ["SparseGatedFFNF32"]

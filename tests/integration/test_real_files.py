@@ -60,12 +60,12 @@ def test_real_files(files: dict[str, Path], tmp_path: Path) -> None:
         result = optimize_file(files[name], output, OptimizeOptions(allow_dense=True))
         shapes = count_relu_shapes(onnx.load(files[name]).graph)
         assert len(result.rewritten) == 0
-        assert len(result.refused) == refused == shapes, [str(o) for o in result.refused]
-        assert all(outcome.node and outcome.reason for outcome in result.refused)
+        assert len(result.not_rewritten) == refused == shapes, [str(o) for o in result.not_rewritten]
+        assert all(outcome.node and outcome.reason for outcome in result.not_rewritten)
         check = result.manifest["check"]
         assert check["outputs_compared"], check
         assert check["largest_difference"] == 0.0  # nothing was rewritten
-        reasons = "; ".join(sorted({o.reason.partition(":")[0] for o in result.refused})) or "-"
+        reasons = "; ".join(sorted({o.reason.partition(":")[0] for o in result.not_rewritten})) or "-"
         opset = result.manifest["opset_imports"][""]
         rows.append(f"| {name} | {what} | {opset} | {shapes} | {refused} | {reasons} |")
     check_table(ROOT / "docs" / "guides" / "optimize.md", HEAD + "\n".join(rows))

@@ -150,8 +150,8 @@ def test_calibration_leaves_blocks_dense_that_gain_nothing(folder: Path, tmp_pat
     text.write_text("The city lies on a river. " * 40)
     result = export_model(folder, tmp_path / "out" / "m.onnx", ExportOptions(profile_texts=(text,)))
     assert [o.layer for o in result.rewritten] == [1]
-    assert "% of its neurons are inactive: a speedup of at most 1.0" in result.refused[0].reason
-    assert "does not pay" in result.refused[0].reason
+    assert "% of its neurons are inactive: a speedup of at most 1.0" in result.not_rewritten[0].reason
+    assert "does not pay" in result.not_rewritten[0].reason
     manifest = json.loads((tmp_path / "out" / "prosparse.json").read_text())
     first, second = manifest["expected"]["layers"]
     assert first["sparsity"] < 0.07

@@ -20,7 +20,7 @@ from onnx import helper
 from prosparse_export import export_model
 from prosparse_export.analysis.ffn_nodes import ffn_nodes
 from prosparse_export.cli import main
-from prosparse_export.export.export import ExportOptions
+from prosparse_export.export import ExportOptions
 from prosparse_export.text.windows import tokenize
 from prosparse_export.validation import Limits, ValidationOptions, default_text, validate
 from prosparse_export.validation.explain import explain

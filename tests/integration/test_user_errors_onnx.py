@@ -1,4 +1,4 @@
-"""``prosparse optimize`` on files that are no valid ONNX, or not all there: one line, a hint, and nothing written."""
+"""User errors, ONNX files: damaged or incomplete ones give one line and a hint, and nothing is written."""
 
 from __future__ import annotations
 
@@ -95,101 +95,122 @@ OTHER_OPSET = '<domain: "pkg", opset_import: ["" : 13]> Act (z) => (h) { h = Rel
 
 
 BAD: dict[str, tuple[Callable[[], bytes], str]] = {
-    "text": (lambda: b"this is no protobuf" * 9, "expected an ONNX file, got 171 bytes"),
-    "empty": (lambda: b"", "got an empty one"),
-    "truncated": (lambda: model(GATED).SerializeToString()[:-1000], "expected an ONNX file, got"),
-    "cyclic": (cyclic, "expected a graph without cycles"),
-    "a value from nowhere": (dangling, "nothing makes its input 'w_up'"),
-    "opset of the future": (lambda: of_opset(99), "opset 99: expected 1 to"),
-    "external data missing": (lambda: external(8192), "expected its weights in"),
-    "MatMul of one input": (lambda: without_input("MatMul", GATED), "MatMul has 1 inputs and 1 outputs: expected 2"),
-    "Relu of no input": (lambda: without_input("Relu", GATED), "Relu has 0 inputs and 1 outputs: expected 1"),
-    "Relu of an input without name": (
+    "text": (lambda: b"this is no protobuf" * 9, "not a valid ONNX file (171 bytes)"),
+    "empty": (lambda: b"", "got an empty graph"),
+    "truncated": (lambda: model(GATED).SerializeToString()[:-1000], "not a valid ONNX file ("),
+    "cycle": (cyclic, "the graph has a cycle"),
+    "value without a producer": (dangling, "no node produces its input 'w_up'"),
+    "newer opset": (lambda: of_opset(99), "opset: expected 1 to"),
+    "external data missing": (lambda: external(8192), "external data "),
+    "MatMul with one input": (
+        lambda: without_input("MatMul", GATED),
+        "MatMul: expected 2 inputs and at least 1 outputs, got 1 and 1",
+    ),
+    "Relu without input": (
+        lambda: without_input("Relu", GATED),
+        "Relu: expected 1 inputs and at least 1 outputs, got 0 and 1",
+    ),
+    "Relu with an unnamed input": (
         lambda: changed(GATED, lambda p: p.graph.node[2].input.__setitem__(0, "")),
-        "Relu has no input X",
+        "Relu: required input X is missing",
     ),
-    "Gemm of one input": (
+    "Gemm with one input": (
         lambda: without_input("Gemm", "z = Gemm (x, w_up, b_up)\nh = Relu (z)\ny = Gemm (h, w_down, b_down)", **ROWS),
-        "Gemm has 1 inputs and 1 outputs: expected 2 to 3",
+        "Gemm: expected 2 to 3 inputs and at least 1 outputs, got 1 and 1",
     ),
-    "Less of one input": (lambda: without_input("Less", WHERE), "Less has 1 inputs"),
-    "Where of two inputs": (lambda: without_input("Where", WHERE), "Where has 2 inputs"),
-    "Pow of one input": (lambda: without_input("Pow", POW), "Pow has 1 inputs"),
-    "Mul of one input": (lambda: without_input("Mul", GATED), "Mul has 1 inputs"),
-    "Relu of no input in a function": (
+    "Less with one input": (
+        lambda: without_input("Less", WHERE),
+        "Less: expected 2 inputs and at least 1 outputs, got 1",
+    ),
+    "Where with two inputs": (
+        lambda: without_input("Where", WHERE),
+        "Where: expected 3 inputs and at least 1 outputs, got 2",
+    ),
+    "Pow with one input": (lambda: without_input("Pow", POW), "Pow: expected 2 inputs and at least 1 outputs, got 1"),
+    "Mul with one input": (lambda: without_input("Mul", GATED), "Mul: expected 2 inputs and at least 1 outputs, got 1"),
+    "Relu without input in a function": (
         lambda: changed(
             CALL, lambda p: p.functions[0].node[0].ClearField("input"), functions=FUNCTION, imports=', "pkg" : 1'
         ),
-        "Relu has 0 inputs",
+        "Relu: expected 1 inputs and at least 1 outputs, got 0",
     ),
-    "a function that calls itself": (
+    "recursive function": (
         lambda: changed(CALL, lambda _: None, functions=ENDLESS, imports=', "pkg" : 1'),
         "Cyclic dependency detected between functions: pkg::Act -> pkg::Act",
     ),
-    "a function of another opset": (
+    "function with another opset": (
         lambda: changed(CALL, lambda _: None, functions=OTHER_OPSET, imports=', "pkg" : 1'),
         "Opset mismatch when inlining function 'pkg::Act'",
     ),
-    "an output made twice": (
+    "output with two producers": (
         lambda: changed(GATED, lambda p: p.graph.node[1].output.__setitem__(0, "z")),
         'Original declaration %"z"',
     ),
-    "an output made by no node": (
+    "output without a producer": (
         lambda: changed(GATED, lambda p: setattr(p.graph.output[0], "name", "nowhere")),
-        "nothing makes the output 'nowhere'",
+        "no node produces the graph output 'nowhere'",
     ),
-    "numbers of an unknown type": (
+    "unknown data type": (
         lambda: changed(GATED, lambda p: setattr(p.graph.initializer[0], "data_type", 99)),
         "99 is not a valid DataType",
     ),
-    "fewer numbers than the shape": (
+    "raw data shorter than the shape": (
         lambda: changed(GATED, lambda p: p.graph.initializer[0].dims.__setitem__(0, 1000)),
-        "w_gate: expected 256000 bytes, as its shape [1000, 64] says, got 8192",
+        "w_gate: expected 256000 bytes for shape [1000, 64], got 8192",
     ),
-    "no numbers": (
+    "no data": (
         lambda: changed(GATED, lambda p: p.graph.initializer[0].ClearField("raw_data")),
-        "w_gate: expected 2048 numbers, as its shape [32, 64] says, got 0",
+        "w_gate: expected 2048 values for shape [32, 64], got 0",
     ),
-    "fewer numbers than the shape, in a list": (
+    "float data shorter than the shape": (
         lambda: changed(
             GATED,
             lambda p: p.graph.initializer[0].ClearField("raw_data") or p.graph.initializer[0].float_data.append(1.0),
         ),
-        "w_gate: expected 2048 numbers, as its shape [32, 64] says, got 1",
+        "w_gate: expected 2048 values for shape [32, 64], got 1",
     ),
-    "an offset that is no number": (lambda: external(8192, offset="abc"), "invalid literal for int"),
-    "an offset below 0": (lambda: external(8192, offset=-5), "External data offset must be non-negative"),
-    "data shorter than the shape": (lambda: external(100, "in.onnx"), "expected 8192 bytes, as its shape says"),
-    "data out of the folder": (lambda: external(8192, "../secret.bin"), "got '../secret.bin', which leads out of it"),
-    "data out of the folder, hidden": (
+    "offset that is not a number": (lambda: external(8192, offset="abc"), "invalid literal for int"),
+    "negative offset": (lambda: external(8192, offset=-5), "External data offset must be non-negative"),
+    "external data shorter than the shape": (
+        lambda: external(100, "in.onnx"),
+        "expected 8192 bytes by its shape, at offset >= 0, got 100 at 0",
+    ),
+    "external data outside the folder": (
+        lambda: external(8192, "../secret.bin"),
+        "external data in the folder of the .onnx file, got '../secret.bin'",
+    ),
+    "external data outside the folder, hidden": (
         lambda: external(8192, "a/../../secret.bin"),
-        "'../secret.bin', which leads out",
+        "external data in the folder of the .onnx file, got '../secret.bin'",
     ),
-    "data at an absolute path": (lambda: external(8192, "/secret.bin"), "got '/secret.bin', which leads out of it"),
-    "MatMulNBits of another shape": (
+    "external data at an absolute path": (
+        lambda: external(8192, "/secret.bin"),
+        "external data in the folder of the .onnx file, got '/secret.bin'",
+    ),
+    "MatMulNBits with another shape": (
         lambda: changed(
             nbits(), lambda _: None, {**nbits_arrays(), "q_up": np.zeros((3, 1, 16), np.uint8)}, imports=MS
         ),
         "MatMulNBits has 48 bytes (UINT8): expected 1024 for N = 64, K = 32",
     ),
-    "MatMulNBits of no input": (
+    "MatMulNBits without input": (
         lambda: changed(nbits(), lambda p: p.graph.node[0].ClearField("input"), nbits_arrays(), imports=MS),
         "MatMulNBits has weights that are no initializers",
     ),
-    "DequantizeLinear of another shape": (
+    "DequantizeLinear with another shape": (
         lambda: changed(QDQ, lambda _: None, {**qdq_arrays(), "s_w_up": np.ones(5, np.float32)}),
         "has scales of shape [5] along axis 1: expected some that fit its shape [32, 64]",
     ),
-    "opset 0": (lambda: of_opset(0), "opset 0: expected 1 to"),
-    "opset below 0": (lambda: of_opset(-3), "opset -3: expected 1 to"),
-    "no opset": (lambda: in_domain("pkg", 18), "opset of ai.onnx is not stated"),
-    "nothing to do": (lambda: model("y = Relu (x)").SerializeToString(), "no feed-forward block was found"),
+    "opset 0": (lambda: of_opset(0), ", got 0"),
+    "negative opset": (lambda: of_opset(-3), ", got -3"),
+    "no opset": (lambda: in_domain("pkg", 18), "the file states no opset"),
+    "nothing to do": (lambda: model("y = Relu (x)").SerializeToString(), "no FFN was found"),
     "opset 11": (lambda: of_opset(11), "opset is 11: expected 13 or newer"),
 }
 
 
 @pytest.mark.parametrize("name", BAD)
-def test_bad_input_is_one_line(name: str, tmp_path: Path) -> None:
+def test_the_error_is_one_line(name: str, tmp_path: Path) -> None:
     build, message = BAD[name]
     (tmp_path / "in").mkdir()
     source = tmp_path / "in" / "in.onnx"
@@ -202,24 +223,24 @@ def test_bad_input_is_one_line(name: str, tmp_path: Path) -> None:
     assert error.startswith(f"error: model: {source}: ")
     assert message in error
     assert hint.startswith("hint: ")
-    assert ("upgrade onnx" in hint) == (name == "opset of the future")
+    assert ("upgrade onnx" in hint) == (name == "newer opset")
     assert not (tmp_path / "out").exists()
 
 
-def test_bad_input_is_one_line_in_a_terminal_too(tmp_path: Path) -> None:
-    """Where log lines of onnx_ir would be seen, which pytest keeps away."""
-    (tmp_path / "in.onnx").write_bytes(BAD["an output made by no node"][0]())
+def test_the_error_is_one_line_in_a_terminal_too(tmp_path: Path) -> None:
+    """In a process of its own, where pytest does not capture onnx_ir's log lines."""
+    (tmp_path / "in.onnx").write_bytes(BAD["output without a producer"][0]())
     command = [sys.executable, "-m", "prosparse_export", "optimize", "-q", "in.onnx", "out/m.onnx"]
     environment = {**os.environ, "PYTHONPATH": os.pathsep.join(sys.path)}
     child = subprocess.run(command, capture_output=True, text=True, check=False, cwd=tmp_path, env=environment)
     assert child.returncode == 1
     assert child.stderr.splitlines() == [
-        "error: model: in.onnx: nothing makes the output 'nowhere'",
+        "error: model: in.onnx: no node produces the graph output 'nowhere'",
         "hint: copy or export the file again",
     ]
 
 
-def test_opset_by_its_other_name(tmp_path: Path) -> None:
+def test_domain_ai_onnx_is_the_default_domain(tmp_path: Path) -> None:
     (tmp_path / "in.onnx").write_bytes(in_domain("ai.onnx", 18))
     result = optimize_file(tmp_path / "in.onnx", tmp_path / "out" / "m.onnx")
     assert len(result.rewritten) == 1
@@ -227,8 +248,8 @@ def test_opset_by_its_other_name(tmp_path: Path) -> None:
     assert result.manifest["check"]["outputs_compared"]
 
 
-def test_files_of_the_hugging_face_cache(tmp_path: Path) -> None:
-    """There, the .onnx and its data are links to files of other names in another folder."""
+def test_symbolic_links_of_the_hugging_face_cache(tmp_path: Path) -> None:
+    """The cache links the .onnx and its data to files of other names in another folder."""
     snapshot = tmp_path / "snapshots" / "revision"
     for folder in (tmp_path / "blobs", snapshot):
         folder.mkdir(parents=True)
@@ -244,7 +265,7 @@ def test_files_of_the_hugging_face_cache(tmp_path: Path) -> None:
     np.testing.assert_array_equal(stored[w_up], weights()["w_up"].T)
 
 
-def test_a_new_file_that_does_not_run_is_an_error(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_result_that_does_not_run_is_an_error(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     from prosparse_export.optimize import optimize
 
     def cut(model: ir.Model, staging: Path, name: str, *rest: object) -> None:
@@ -253,13 +274,13 @@ def test_a_new_file_that_does_not_run_is_an_error(tmp_path: Path, monkeypatch: p
 
     monkeypatch.setattr(optimize, "write_artifact", cut)
     (tmp_path / "in.onnx").write_bytes(model(GATED).SerializeToString())
-    with pytest.raises(ProSparseError, match="onnxruntime runs the source, but not the new file") as caught:
+    with pytest.raises(ProSparseError, match="onnxruntime runs the source, but not the optimized file") as caught:
         optimize_file(tmp_path / "in.onnx", tmp_path / "out" / "m.onnx")
     assert caught.value.hint
     assert not (tmp_path / "out").exists()
 
 
-def test_external_data_that_was_cut_off(tmp_path: Path) -> None:
+def test_truncated_external_data(tmp_path: Path) -> None:
     (tmp_path / "in.onnx").write_bytes(external(8192))
     (tmp_path / "weights.bin").write_bytes(b"0" * 4000)
     with pytest.raises(ProSparseError, match=r"expected 8192 bytes in .*weights.bin, got 4000"):

@@ -1,4 +1,4 @@
-"""The comparison after ``prosparse optimize``: a bound that follows from the rounding, and files that break it."""
+"""The output check of ``prosparse optimize``: its bound follows from rounding, and wrong files exceed it."""
 
 from __future__ import annotations
 
@@ -13,14 +13,13 @@ from support.third_party_graphs import GATED, MS, model, nbits, nbits_arrays
 
 from graph_passes import FfnFormat
 from prosparse_export import OptimizeOptions, ProSparseError, optimize_file
+from prosparse_export.optimize import OptimizeResult
 from prosparse_export.optimize.check_outputs import check_outputs, output_bound
-from prosparse_export.optimize.matmulnbits_float import float_products
-from prosparse_export.optimize.optimize import OptimizeResult
+from prosparse_export.optimize.matmulnbits_float import with_float_activations
 
-pytestmark = pytest.mark.integration
 LEVEL_4 = nbits().replace("block_size = 32", "block_size = 32, accuracy_level = 4")
 I8, I4 = 2.3 / 127 / 12**0.5, 2.3 / 8 / 12**0.5
-# Source, format, bound as a share of the largest output: 4 times the root of the products' squared errors, summed.
+# Source, format, bound relative to the largest output: 4 times the root of the MatMuls' summed squared errors.
 CASES: dict[str, tuple[str, FfnFormat, float]] = {
     "float, f32": (GATED, "f32", 1e-4),
     "float, f16": (GATED, "f16", 1e-4 + 4 * 3**0.5 * 2.0**-11),
@@ -44,17 +43,17 @@ def optimized(name: str, folder: Path, *, outside: bool = False) -> tuple[Path, 
 
 
 @pytest.mark.parametrize("name", CASES)
-def test_a_right_file_is_within_the_bound_and_a_wrong_one_is_not(name: str, tmp_path: Path) -> None:
+def test_correct_files_are_within_the_bound_and_wrong_files_are_not(name: str, tmp_path: Path) -> None:
     source, result = optimized(name, tmp_path / "m")
     check = result.manifest["check"]
-    difference = check.get("largest_difference_of_float_products", check["largest_difference"])
+    difference = check.get("largest_difference_with_float_activations", check["largest_difference"])
     assert difference <= check["bound"] == pytest.approx(CASES[name][2] * max(1.0, check["largest_output"]), rel=0.1)
 
     proto = onnx.load(result.path)
     node = next(n for n in proto.graph.node if n.domain == "com.prosparse")
     inputs = list(node.input)
     gate, up = ([i for i, one in enumerate(inputs) if part in one] for part in ("gate_proj", "up_proj"))
-    for one, other in zip(gate, up, strict=True):  # integers have scales
+    for one, other in zip(gate, up, strict=True):  # integer formats have scales too
         node.input[one], node.input[other] = inputs[other], inputs[one]
     onnx.save(proto, result.path.parent / "wrong.onnx")
     with pytest.raises(ProSparseError, match="outputs differ from the source's: expected at most") as caught:
@@ -68,14 +67,14 @@ def test_a_right_file_is_within_the_bound_and_a_wrong_one_is_not(name: str, tmp_
 def test_rounded_activations_do_not_widen_the_bound(tmp_path: Path) -> None:
     _, result = optimized("MatMulNBits, f32", tmp_path / "m", outside=True)
     check = result.manifest["check"]
-    assert check["largest_difference"] > 10 * check["bound"]  # accuracy level 4, on the source's side alone
-    assert check["largest_difference_of_float_products"] <= check["bound"] / 10
+    assert check["largest_difference"] > 10 * check["bound"]  # accuracy level 4, in the source only
+    assert check["largest_difference_with_float_activations"] <= check["bound"] / 10
 
 
-def test_the_copy_with_float_products_is_gone_and_changes_nothing(tmp_path: Path) -> None:
+def test_the_copy_float_activations_is_gone_and_changes_nothing(tmp_path: Path) -> None:
     source, _ = optimized("MatMulNBits, f32", tmp_path / "m", outside=True)
     before = source.read_bytes()
-    with float_products(source, tmp_path) as copy:
+    with with_float_activations(source, tmp_path) as copy:
         changed = onnx.load(copy, load_external_data=False)
         assert (copy.parent / "in.data").read_bytes() == (source.parent / "in.data").read_bytes()
     assert not copy.parent.exists()
@@ -102,11 +101,9 @@ def test_a_corrupt_rewrite_is_not_published(tmp_path: Path, monkeypatch: pytest.
 
 def test_the_bound_stays_finite(tmp_path: Path) -> None:
     _, result = optimized("float, i4", tmp_path / "m")
-    (block,) = result.rewritten
-    assert output_bound([block] * 1000, "i4", halves=False) == 2.0
-    assert output_bound([block] * 1000, None, halves=False) == 1e-4
-    assert output_bound([replace(block, activation="relu2")], "i8", halves=True) > output_bound(
-        [block], "i8", halves=True
-    )
-    flips = output_bound([replace(block, activation="fatrelu", threshold=0.1)], "i4", halves=False)
-    assert output_bound([block], "i4", halves=False) < flips < 2.0
+    (ffn,) = result.rewritten
+    assert output_bound([ffn] * 1000, "i4", halves=False) == 2.0
+    assert output_bound([ffn] * 1000, None, halves=False) == 1e-4
+    assert output_bound([replace(ffn, activation="relu2")], "i8", halves=True) > output_bound([ffn], "i8", halves=True)
+    crossings = output_bound([replace(ffn, activation="fatrelu", threshold=0.1)], "i4", halves=False)
+    assert output_bound([ffn], "i4", halves=False) < crossings < 2.0

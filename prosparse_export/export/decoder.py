@@ -1,0 +1,97 @@
+"""Load, trace and rewrite a model with one graph: a decoder or an encoder."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import onnx_ir as ir
+
+from graph_passes import FfnFormat, FfnOutcome, LinearOutcome, export_pipeline, format_of
+from prosparse_export.artifact.model_settings import context_in
+from prosparse_export.errors import ProSparseError
+from prosparse_export.export.approximate import approximate
+from prosparse_export.export.lazy_initializers import place_weights
+from prosparse_export.export.load import load_model_folder
+from prosparse_export.export.options import ExportOptions
+from prosparse_export.export.predicted_speedup import layers_that_do_not_pay, measure_layers
+from prosparse_export.export.rewritten_model import RewrittenModel
+from prosparse_export.export.rounded_reference import checkpoint_format
+from prosparse_export.export.trace import trace
+from prosparse_export.progress import ProgressCallback
+from prosparse_models import Checkpoint
+
+__all__ = ["rewrite_decoder"]
+
+
+def rewrite_decoder(
+    folder: Path, options: ExportOptions, texts: Sequence[tuple[str, str]], progress: ProgressCallback
+) -> RewrittenModel:
+    """Load the model in ``folder``, trace it and run the graph passes.
+
+    Args:
+        folder: the model folder.
+        options: see `ExportOptions`.
+        texts: (name, contents) of ``options.profile_texts``.
+        progress: called with each stage.
+
+    Raises:
+        ProSparseError: the model cannot be loaded or traced, or an approximated FFN could not be rewritten.
+    """
+    checkpoint, graph, approximation = _traced(folder, options, progress)
+    profile = measure_layers(checkpoint, folder, texts, progress) if texts else None
+    weights: FfnFormat = options.weights or checkpoint_format(checkpoint.weight_dtype)
+    other_weights = options.other_weights or format_of(weights, is_down=False)
+    progress("rewrite", 0, 0)
+    outcomes: list[FfnOutcome] = []
+    attention: list[str] = []
+    linears: list[LinearOutcome] = []
+    has_cache = checkpoint.model.get_output_embeddings() is not None  # GroupQueryAttention needs one
+    export_pipeline(
+        outcomes,
+        attention,
+        fuse_attention=options.fuse_attention and has_cache and not options.decomposed,
+        weights=weights,
+        other_weights=other_weights,
+        linears=linears,
+        dense=layers_that_do_not_pay(profile, weights) if profile is not None else None,
+        decomposed=options.decomposed,
+        positions=context_in(checkpoint.config),
+    )(graph)
+    result = RewrittenModel(
+        checkpoint, [graph], outcomes, attention, weights, other_weights, linears, approximation, profile
+    )
+    if approximation is not None and len(result.rewritten) < len(approximation["thresholds"]):
+        found = result.not_rewritten
+        raise ProSparseError(
+            f"approximation: {folder}: expected {len(approximation['thresholds'])} FFNs to be rewritten, got "
+            f"{len(result.rewritten)}: {found[0] if found else 'the others were not found'}",
+            hint="leave out --approximate: the model would lose accuracy without gaining speed",
+        )
+    return result
+
+
+def _traced(
+    folder: Path, options: ExportOptions, progress: ProgressCallback
+) -> tuple[Checkpoint, ir.Model, dict[str, Any] | None]:
+    """Load and trace the model, leaving its matrices in their files where possible.
+
+    An approximation is measured on the model and needs all weights in memory; its record is the third result.
+    """
+    approximation = None
+    for in_files in (True, False) if options.approximate is None else (False,):
+        checkpoint = load_model_folder(
+            folder,
+            trust_remote_code=options.trust_remote_code,
+            activation=options.activation,
+            threshold=options.threshold,
+            in_files=in_files,
+        )
+        if options.approximate is not None:
+            approximation = approximate(checkpoint.model, folder, options.approximate, progress)
+        progress("trace", 0, 0)
+        graph = trace(checkpoint.model)
+        if checkpoint.weights is None or not place_weights(graph.graph, checkpoint.weights):
+            break
+    return checkpoint, graph, approximation

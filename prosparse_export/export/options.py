@@ -1,0 +1,107 @@
+"""Options of an export, checked before the model is loaded."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+
+from graph_passes import FfnFormat, Format
+from prosparse_export.errors import ProSparseError
+from prosparse_export.runtime.operator_library import check_library
+
+__all__ = ["Approximation", "ExportOptions", "check_options"]
+
+_TOKENS = 32_768
+
+
+@dataclass(frozen=True)
+class Approximation:
+    """Training-free activation sparsity for SwiGLU models (``--approximate``). LOSSY.
+
+    Attributes:
+        keep: fraction of neurons that stay active, in (0, 1).
+        texts: representative text, UTF-8 files; sets the thresholds and measures their cost.
+        activation: the activation to threshold; only silu is supported.
+        tokens: maximum number of tokens to use.
+    """
+
+    keep: float
+    texts: tuple[Path, ...]
+    activation: str = "silu"
+    tokens: int = _TOKENS
+
+
+@dataclass(frozen=True)
+class ExportOptions:
+    """Options of `export_model`.
+
+    Attributes:
+        overwrite: replace existing files.
+        allow_dense: write the artifact even if no FFN could be rewritten.
+        fuse_attention: use onnxruntime's fused attention, RoPE and norm operators (onnxruntime >= 1.20).
+        with_library: copy the operator library next to the graph.
+        trust_remote_code: run Python code from the model folder, for model types that transformers does not know.
+        weights: storage format of the rewritten FFNs; None for the checkpoint's float type.
+        other_weights: storage format of attention, lm_head and embedding; None for the same as ``weights`` (i4 for
+            i4i8).
+        activation: the FFNs' activation (relu, relu2, fatrelu, drelu), if config.json is wrong.
+        threshold: FATReLU threshold, to set or override config.json's.
+        decomposed: write standard ONNX operators instead of com.prosparse ones; attention is not fused either.
+        profile_texts: representative text on which to measure each FFN's activation sparsity. FFNs that would gain
+            nothing stay dense, and the manifest records the expected speedup.
+        approximate: training-free sparsity for SwiGLU models. LOSSY: the manifest records its cost.
+    """
+
+    overwrite: bool = False
+    allow_dense: bool = False
+    fuse_attention: bool = True
+    with_library: bool = True
+    trust_remote_code: bool = False
+    weights: FfnFormat | None = None
+    other_weights: Format | None = None
+    activation: str | None = None
+    threshold: float | None = None
+    decomposed: bool = False
+    profile_texts: tuple[Path, ...] = ()
+    approximate: Approximation | None = None
+
+    @property
+    def copies_library(self) -> bool:
+        """Whether the operator library goes next to the graph."""
+        return self.with_library and not self.decomposed
+
+
+def check_options(folder: Path, output: Path, options: ExportOptions) -> None:
+    """Check what can be checked without loading the model.
+
+    Raises:
+        ProSparseError: the output would overwrite the model folder, the operator library is missing, or the
+            approximation's options are invalid.
+    """
+    if output.parent.resolve() == folder.resolve():
+        raise ProSparseError(
+            f"output: {output}: expected a separate folder, got the model folder, whose config.json would be replaced",
+            hint="choose another folder",
+        )
+    if options.copies_library:
+        check_library()
+    if options.approximate is not None:
+        _check_approximation(options.approximate)
+
+
+def _check_approximation(wanted: Approximation) -> None:
+    if not wanted.texts:
+        raise ProSparseError(
+            "approximation: expected representative text, got no file: it sets the thresholds and measures their cost",
+            hint="pass --profile-text FILE",
+        )
+    if wanted.activation != "silu":
+        raise ProSparseError(
+            f"approximation: expected silu, got {wanted.activation!r}",
+            hint="only silu can be approximated; a ReLU model needs no --approximate",
+        )
+    if not 0.0 < wanted.keep < 1.0:
+        raise ProSparseError(
+            f"approximation: keep: expected a fraction between 0 and 1, got {wanted.keep:g}",
+            hint="0.5 keeps half of the neurons active",
+        )

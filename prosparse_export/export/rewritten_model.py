@@ -1,0 +1,50 @@
+"""A rewritten model, ready to be written."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from typing import Any
+
+import onnx_ir as ir
+
+from graph_passes import FfnFormat, FfnOutcome, Format, LinearOutcome
+from prosparse_models import Checkpoint
+
+__all__ = ["RewrittenModel"]
+
+
+@dataclass
+class RewrittenModel:
+    """The graphs of a checkpoint after the passes, and what the passes did.
+
+    Attributes:
+        checkpoint: the PyTorch model.
+        graphs: the graph, or the decoder followed by the encoder; emptied once written, to free their weights.
+        outcomes: one per FFN.
+        attention: reasons why attention was not fused.
+        linears: linear projections outside the FFNs that were stored in ``other_weights``.
+        weights: storage format of the rewritten FFNs.
+        other_weights: storage format of the other matrices.
+        approximation: the manifest's record of ``--approximate``, if given.
+        profile: activation sparsity by FFN from ``--profile-text``, if given.
+    """
+
+    checkpoint: Checkpoint
+    graphs: list[ir.Model]
+    outcomes: list[FfnOutcome]
+    attention: list[str]
+    weights: FfnFormat
+    other_weights: Format
+    linears: list[LinearOutcome] = field(default_factory=list)
+    approximation: dict[str, Any] | None = None
+    profile: dict[str, Any] | None = None
+
+    @property
+    def rewritten(self) -> tuple[FfnOutcome, ...]:
+        """The FFNs that became sparse operators."""
+        return tuple(outcome for outcome in self.outcomes if not outcome.reason)
+
+    @property
+    def not_rewritten(self) -> tuple[FfnOutcome, ...]:
+        """The FFNs that stay dense, with their reasons."""
+        return tuple(outcome for outcome in self.outcomes if outcome.reason)
