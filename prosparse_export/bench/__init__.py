@@ -1,6 +1,6 @@
-"""Speed and memory of an artifact, sparse against dense, in one process."""
+"""Measure speed and memory of an artifact, sparse against a dense baseline, in one process."""
 
 from prosparse_export.bench.measure import BenchOptions, bench
-from prosparse_export.bench.result import BenchResult, LayerTime, Timing
+from prosparse_export.bench.result import BenchResult, LayerTime, LoopTime, Timing
 
-__all__ = ["BenchOptions", "BenchResult", "LayerTime", "Timing", "bench"]
+__all__ = ["BenchOptions", "BenchResult", "LayerTime", "LoopTime", "Timing", "bench"]

@@ -1,4 +1,4 @@
-"""Where a decode step's time goes inside onnxruntime: by sparse block, and by kind of operator elsewhere."""
+"""Attribute decode time to sparse FFNs and other operators with onnxruntime's profiler."""
 
 from __future__ import annotations
 
@@ -16,16 +16,16 @@ from prosparse_export.runtime.model import SparseModel
 
 __all__ = ["profile_decode"]
 
-_MARK = "_kernel_time"
+_KERNEL_TIME = "_kernel_time"  # suffix of the events that hold a node's time
 
 
 def profile_decode(
     path: Path, nodes: list[FfnNode], ids: NDArray[np.int64], context: int, *, threads: int
 ) -> tuple[list[float], dict[str, float]]:
-    """Decode ``ids[context:]`` under onnxruntime's profiler.
+    """Decode ``ids[context:]`` after a prefill of the tokens before.
 
     Returns:
-        microseconds per token of each block in order, and of all other nodes by operator, largest first.
+        microseconds per token of each sparse FFN, in order, and of all other nodes by operator type, largest first.
     """
     with tempfile.TemporaryDirectory() as folder:
         options = onnxruntime.SessionOptions()
@@ -39,24 +39,24 @@ def profile_decode(
         for token in ids[context:]:
             decoder.step(np.array([token]))
         events = json.loads(Path(model.session.end_profiling()).read_text(encoding="utf-8"))
-    names = {node.module: i for i, node in enumerate(nodes)}
+    index_of = {node.module: i for i, node in enumerate(nodes)}
     begin = _decode_begin(events, len(ids) - context)
     durations: dict[tuple[str, str], list[float]] = defaultdict(list)
     for event in events:
-        if event.get("cat") == "Node" and event["name"].endswith(_MARK) and event["ts"] >= begin:
-            key = (event["name"].removesuffix(_MARK), event["args"].get("op_name", "?"))
+        if event.get("cat") == "Node" and event["name"].endswith(_KERNEL_TIME) and event["ts"] >= begin:
+            key = (event["name"].removesuffix(_KERNEL_TIME), event["args"].get("op_name", "?"))
             durations[key].append(event["dur"])
-    blocks = [0.0] * len(nodes)
+    ffns = [0.0] * len(nodes)
     others: dict[str, float] = defaultdict(float)
     for (name, op), times in durations.items():
-        if name in names:
-            blocks[names[name]] = float(np.median(times))  # the mean would count when something else ran
+        if name in index_of:
+            ffns[index_of[name]] = float(np.median(times))  # a mean would include the moments of other processes
         else:
             others[op] += float(np.median(times))
-    return blocks, dict(sorted(others.items(), key=lambda item: -item[1]))
+    return ffns, dict(sorted(others.items(), key=lambda item: -item[1]))
 
 
 def _decode_begin(events: list[dict[str, object]], steps: int) -> float:
-    """Return the timestamp of the first decode step: the runs before it are prefill."""
+    """Return the timestamp of the first decode step; the runs before it are prefill."""
     runs = sorted(float(e["ts"]) for e in events if e.get("name") == "model_run")  # type: ignore[arg-type]
     return runs[-steps]

@@ -1,4 +1,4 @@
-"""The numbers of `prosparse bench`."""
+"""The result of `prosparse bench`."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from typing import Any
 
 import numpy as np
 
-__all__ = ["BenchResult", "LayerTime", "Spread", "Timing"]
+__all__ = ["BenchResult", "LayerTime", "LoopTime", "Spread", "Timing"]
 
 
 @dataclass(frozen=True)
@@ -28,15 +28,15 @@ class Spread:
 
 @dataclass(frozen=True)
 class Timing:
-    """One workload, the sparse run and the dense one in turns.
+    """One workload, the sparse run and the dense baseline alternating.
 
     Attributes:
-        name: decode, or prefill.
-        tokens: context at the beginning of decode; tokens of the prompt.
+        name: decode or prefill.
+        tokens: tokens in the KV cache when decode begins, or tokens of the prompt.
         sparse: tokens per second.
-        dense: tokens per second; None if there is no dense run.
-        ratio: dense time over sparse time, by round; None likewise.
-        seconds: of the sparse run: a token of decode; the whole prompt, which is the time to the first token.
+        dense: tokens per second of the dense baseline; None without one.
+        ratio: dense time over sparse time, by round; None without a dense baseline.
+        seconds: of the sparse run: time per token of decode, or time to the first token of a prompt.
     """
 
     name: str
@@ -48,15 +48,32 @@ class Timing:
 
 
 @dataclass(frozen=True)
+class LoopTime:
+    """The decode loop of `SparseModel.stream`, with greedy search.
+
+    Attributes:
+        microseconds: per token.
+        outside_microseconds: per token, outside onnxruntime's call.
+        outside_share: the latter as a share of the former.
+        unbound_ratio: time of a loop over `SparseModel.forward`, which binds no buffers, over that of this loop.
+    """
+
+    microseconds: Spread
+    outside_microseconds: Spread
+    outside_share: Spread
+    unbound_ratio: Spread
+
+
+@dataclass(frozen=True)
 class LayerTime:
-    """One sparse block in decode.
+    """One sparse FFN in decode.
 
     Attributes:
         module: the PyTorch module that it replaces.
         sparsity: activation sparsity, the share of exact zeros at down_proj's input, over the text.
         skipped: share of neurons that the operator skips; lower than the sparsity for dReLU.
-        microseconds: median per token, by onnxruntime's profile of the sparse run.
-        ceiling: dense bytes over sparse bytes.
+        microseconds: median per token, from onnxruntime's profile of the sparse run.
+        ceiling: upper bound of its speedup: dense bytes over sparse bytes.
     """
 
     module: str
@@ -68,32 +85,32 @@ class LayerTime:
 
 @dataclass(frozen=True)
 class BenchResult:
-    """What was measured.
+    """All measurements.
 
     Attributes:
-        name: the graph's file.
+        name: file name of the graph.
         machine: processor, instruction set, threads, onnxruntime.
-        dense: what the dense run is.
-        load_seconds: from the file to a session that is ready.
-        resident_bytes: growth of resident memory by loading; None where the system does not say.
-        file_bytes: graph and weights on disk.
-        timings: decode first, then prefill by length.
-        layers: sparse blocks in order.
-        other_microseconds: medians per token of decode, summed by kind of operator, outside the sparse blocks.
-        ffn_share: of a dense token's bytes, those of the sparse blocks.
-        bandwidth: bytes per second, measured streaming.
-        floor_seconds: the sparse token's bytes over the bandwidth.
-        ceiling: the most that skipping can gain in decode, by bytes.
-        reached: measured ratio of decode over the ceiling; None without a dense run.
+        load_seconds: time to open a session.
+        resident_bytes: growth of resident memory by loading; None on systems without /proc.
+        file_bytes: size of graph and weights on disk.
+        timings: decode, then prefill by prompt length.
+        loop: the decode loop outside onnxruntime.
+        layers: sparse FFNs in graph order.
+        other_microseconds: median per token of decode outside the sparse FFNs, summed by operator type.
+        ffn_share: share of a dense token's bytes that the FFNs read.
+        bandwidth: measured memory bandwidth, bytes per second.
+        floor_seconds: bytes that a sparse token reads over the bandwidth.
+        ceiling: upper bound of the speedup of decode: dense bytes over sparse bytes.
+        reached: measured speedup of decode over the ceiling; None without a dense baseline.
     """
 
     name: str
     machine: str
-    dense: str
     load_seconds: float
     resident_bytes: int | None
     file_bytes: int
     timings: tuple[Timing, ...]
+    loop: LoopTime
     layers: tuple[LayerTime, ...]
     other_microseconds: dict[str, float]
     ffn_share: float
@@ -103,5 +120,5 @@ class BenchResult:
     reached: float | None
 
     def to_dict(self) -> dict[str, Any]:
-        """Return it for JSON."""
+        """Return a dictionary for JSON."""
         return asdict(self)

@@ -7,7 +7,6 @@ from pathlib import Path
 
 import click
 
-from prosparse_export.artifact.atomic_write import write_aside
 from prosparse_export.cli.command import CONTEXT, ProSparseCommand
 from prosparse_export.cli.display import stages
 from prosparse_export.cli.outputs import check_outputs
@@ -20,7 +19,7 @@ _EXAMPLES = """
 Examples:
   prosparse bench out/demo.onnx
   prosparse bench out/7b/m.onnx --threads 2 --prefill 128 --prefill 512 --rounds 15
-  prosparse bench out/7b/m.onnx --no-dense --json numbers.json --plot chart.png
+  prosparse bench out/7b/m.onnx --no-dense --json --plot chart.png > numbers.json
 """
 
 
@@ -28,21 +27,23 @@ Examples:
 @click.argument("onnx_file", type=click.Path(path_type=Path))
 @click.option("--threads", type=click.IntRange(min=1), help="Intra-op threads.  [default: one per core]")
 @click.option("--context", type=click.IntRange(min=1), default=128, show_default=True, help="Tokens before decode.")
-@click.option("--tokens", type=click.IntRange(min=1), default=16, show_default=True, help="Decoded in a round.")
+@click.option("--tokens", type=click.IntRange(min=1), default=16, show_default=True, help="Tokens decoded per round.")
 @click.option(
     "--prefill",
     type=click.IntRange(min=1),
     multiple=True,
     default=(16, 128, 512),
     show_default=True,
-    help="Prompt lengths to time, tokens. Repeatable.",
+    help="Prompt length in tokens. Repeatable.",
 )
-@click.option("--rounds", type=click.IntRange(min=3), default=9, show_default=True, help="Sparse and dense.")
-@click.option("--dense/--no-dense", default=True, show_default=True, help="The dense twin too: the weights twice.")
-@click.option("--text", "text_file", type=click.Path(path_type=Path), help="Tokens to feed.  [default: bundled text]")
-@click.option("--json", "json_file", type=click.Path(path_type=Path), help="Also write the numbers into this file.")
-@click.option("--plot", "plot_file", type=click.Path(path_type=Path), help="Also draw them: PNG, SVG or PDF.")
-@click.option("--overwrite", is_flag=True, help="Replace files that are in the way.")
+@click.option("--rounds", type=click.IntRange(min=3), default=9, show_default=True, help="Timed rounds.")
+@click.option(
+    "--dense/--no-dense", default=True, show_default=True, help="Run the dense baseline: loads weights twice."
+)
+@click.option("--text", "text_file", type=click.Path(path_type=Path), help="Text to feed, UTF-8.  [default: bundled]")
+@click.option("--json", "as_json", is_flag=True, help="Print JSON instead of the table.")
+@click.option("--plot", "plot_file", type=click.Path(path_type=Path), help="Write a chart: PNG, SVG or PDF.")
+@click.option("--overwrite", is_flag=True, help="Replace an existing chart.")
 @click.option("-q", "--quiet", is_flag=True, help="No progress display.")
 def bench_command(
     onnx_file: Path,
@@ -53,22 +54,22 @@ def bench_command(
     rounds: int,
     dense: bool,
     text_file: Path | None,
-    json_file: Path | None,
+    as_json: bool,
     plot_file: Path | None,
     overwrite: bool,
     quiet: bool,
 ) -> None:
-    """Time the exported model ONNX_FILE: decode and prefill, sparse against dense, in one process and in turns.
+    """Time decode and prefill of the exported model ONNX_FILE, sparse against dense, in one process.
 
-    The dense twin is the same file with every neuron computed by the same kernels. Where no tokenizer lies beside the
-    model, random tokens are fed instead of text. A ratio is the median over rounds of dense time over sparse time in
-    the same round, so it is not quite the ratio of the two medians.
+    The dense baseline is the same file with every neuron computed by the same kernels; the two
+    alternate. A speedup is the median over rounds of dense time over sparse time, so it may differ
+    from the ratio of the medians. Without a tokenizer beside the model, random tokens are fed.
     """
-    check_outputs((json_file, plot_file), overwrite=overwrite)
+    check_outputs((plot_file,), overwrite=overwrite)
     if plot_file is not None and plot_file.suffix.lower() not in _PLOTS:
         raise ProSparseError(
-            f"output: {plot_file}: expected a name that ends in {', '.join(_PLOTS)}, got {plot_file.suffix or 'none'}",
-            hint=f"for instance {plot_file.with_suffix('.png')}",
+            f"plot: {plot_file}: expected a name that ends in {', '.join(_PLOTS)}",
+            hint=f"for example {plot_file.with_suffix('.png')}",
         )
     with stages(quiet=quiet) as progress:
         progress("start", 0, 0)
@@ -76,7 +77,7 @@ def bench_command(
 
         from prosparse_export.artifact.model_settings import read_tokenizer
         from prosparse_export.bench import BenchOptions, bench
-        from prosparse_export.bench.render import plot, table
+        from prosparse_export.bench.render import as_text, plot
         from prosparse_export.text.windows import default_text, read_text
 
         text = default_text() if text_file is None else read_text(text_file)
@@ -87,8 +88,6 @@ def bench_command(
             ids = np.asarray(tokenizer.encode(text).ids, np.int64)
         options = BenchOptions(threads, context, tokens, prefill, rounds, dense)
         result = bench(onnx_file, ids, options, progress)
-    click.echo(table(result))
-    if json_file is not None:
-        write_aside(json_file, json.dumps(result.to_dict(), indent=2) + "\n")
+    click.echo(json.dumps(result.to_dict(), indent=2) if as_json else as_text(result))
     if plot_file is not None:
         plot(result, plot_file)
