@@ -1,6 +1,6 @@
 """Draw the charts of README and docs/performance from benchmarks/results, for light and dark pages.
 
-python benchmarks/chart.py             # docs/images/engines-{light,dark}.svg, sparsity-{light,dark}.svg
+python benchmarks/chart.py             # docs/images/{engines,engines-narrow,sparsity}-{light,dark}.svg
 
 `engines`: decode and prefill of one model in tokens/s, by engine, where the longest prompt is the case that we lose.
 `sparsity`: speedup of one FFN over its dense baseline, by activation sparsity, beside the limit set by bytes read.
@@ -31,14 +31,17 @@ LINES = ("#0969da", "#1a7f37", "#8250df", "#bf8700", "#cf222e")
 Theme = Mapping[str, str]
 
 
-def engines_figure(results: Mapping[str, Any], model: str, weights: str, theme: Theme) -> Figure:
-    """Two panels of horizontal bars: decode, and the longest prompt measured."""
+def engines_figure(
+    results: Mapping[str, Any], model: str, weights: str, theme: Theme, *, stacked: bool = False
+) -> Figure:
+    """Two panels of horizontal bars, side by side or stacked: decode, and the longest prompt measured."""
     rows = workloads(
         results, ("engines",), lambda run: run["model"] == model and run["weights"] == weights and run["threads"] == 2
     )
     decode = next(row for row in rows if row.key["phase"] == "decode")
     prefill = max((row for row in rows if row.key["phase"] == "prefill"), key=lambda row: row.key["context"])
-    figure, panels = plt.subplots(1, 2, figsize=(8.4, 2.3))
+    lines, columns = (2, 1) if stacked else (1, 2)
+    figure, panels = plt.subplots(lines, columns, figsize=(4.2, 4.4) if stacked else (8.4, 2.3))
     for axes, row, title in (
         (panels[0], decode, f"Decode at {decode.key['context']} tokens"),
         (panels[1], prefill, f"Prefill of {prefill.key['context']} tokens"),
@@ -103,6 +106,7 @@ def main(machine: str, model: str, weights: str, output: Path) -> None:
     for name, theme in THEMES.items():
         for stem, figure in (
             ("engines", engines_figure(results, model, weights, theme)),
+            ("engines-narrow", engines_figure(results, model, weights, theme, stacked=True)),
             ("sparsity", sparsity_figure(results, theme)),
         ):
             path = output / f"{stem}-{name}.svg"

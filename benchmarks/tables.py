@@ -34,7 +34,9 @@ class Table:
         wanted: which runs.
         label: names a row.
         own: fields of our run that get a column, with their headers.
-        commands: print them below the table.
+        head: of the labels' column.
+        engines: that get a column, if they were measured.
+        brief: medians without quartiles, and no commands below the table.
     """
 
     suites: tuple[str, ...]
@@ -42,7 +44,8 @@ class Table:
     label: Callable[[Run], str]
     own: Mapping[str, str]
     head: str = "workload"
-    commands: bool = True
+    engines: tuple[str, ...] = ENGINES
+    brief: bool = False
 
 
 def _model(run: Run) -> str:
@@ -77,7 +80,8 @@ TABLES = {
         lambda run: (run["model"], run["weights"], run["phase"], run["context"]) in SUMMARY and run["threads"] == 2,
         lambda run: f"{_model(run)}, {run['weights']}, {_phase(run)}",
         SPEED,
-        commands=False,
+        engines=tuple(engine for engine in ENGINES if engine != "onnxruntime"),
+        brief=True,
     ),
     "models-decode": Table(
         ("engines",),
@@ -125,12 +129,12 @@ TABLES = {
 }
 
 
-def _ratio(run: Run | None) -> str:
+def _ratio(run: Run | None, *, brief: bool = False) -> str:
     if run is None:
         return "-"
     ratio = run["ratio"]
     text = f"**{ratio['median']:.2f}**" if ratio["median"] < 1 else f"{ratio['median']:.2f}"
-    return f"{text} [{ratio['q1']:.2f}, {ratio['q3']:.2f}]" if "q1" in ratio else text
+    return f"{text} [{ratio['q1']:.2f}, {ratio['q3']:.2f}]" if "q1" in ratio and not brief else text
 
 
 def _own(run: Run | None, field: str) -> str:
@@ -156,16 +160,18 @@ def render(name: str, machine: str) -> str:
         return _memory(results)
     table = TABLES[name]
     rows = workloads(results, table.suites, table.wanted)
-    engines = [engine for engine in ENGINES if any(engine in row.engines for row in rows)]
+    engines = [engine for engine in table.engines if any(engine in row.engines for row in rows)]
     own = {
         field: head for field, head in table.own.items() if any(field in row.engines.get("ours", {}) for row in rows)
     }
     grid = [[table.head, *own.values(), *engines]]
     for row in rows:
         ours = row.engines.get("ours")
-        cells = [_own(ours, field) for field in own] + [_ratio(row.engines.get(engine)) for engine in engines]
+        cells = [_own(ours, field) for field in own] + [
+            _ratio(row.engines.get(engine), brief=table.brief) for engine in engines
+        ]
         grid.append([table.label(row.key), *cells])
-    return _grid(grid) + (_commands(rows) if table.commands else "")
+    return _grid(grid) + ("" if table.brief else _commands(rows))
 
 
 def _commands(rows: list[Workload]) -> str:
