@@ -28,7 +28,7 @@ from common import in_turns, machine, paired_ratio
 
 import prosparse_export
 from prosparse_export import ExportOptions, export_model
-from prosparse_export.artifact.writer import read_manifest
+from prosparse_export.artifact.manifest import require_manifest
 
 
 class Model:
@@ -83,7 +83,7 @@ class Model:
 
 def write_separate(model_dir: Path, path: Path, like: Path) -> None:
     """Export ``model_dir`` to ``path`` in the weight format of ``like``, with q_proj, k_proj and v_proj separate."""
-    options = ExportOptions(weights=read_manifest(like)["weight_format"], allow_dense=True, overwrite=True)
+    options = ExportOptions(weights=require_manifest(like).weight_format, allow_dense=True, overwrite=True)
     with mock.patch("graph_passes.pack_qkv._match", return_value=None):
         export_model(model_dir, path, options)
 

@@ -31,7 +31,7 @@ from common import in_turns, machine, paired_ratio
 from engines.load import Loaded, candidates, opened
 from measurements import add_session
 
-from prosparse_export.artifact.writer import read_manifest
+from prosparse_export.artifact.manifest import require_manifest
 
 Run = dict[str, Any]
 _PAUSE = 0.05  # seconds between engines: threads of the one before stop spinning
@@ -88,7 +88,7 @@ def measure(
     artifact: Path, models: dict[str, Path], checkpoint: Path, threads: int, workload: Workload, llama_repacked: bool
 ) -> tuple[list[Run], list[Run]]:
     """Load the engines, time them in turns, print; return speed and memory as `measurements` stores them."""
-    weights = str(read_manifest(artifact)["weight_format"])
+    weights = str(require_manifest(artifact).weight_format)
     made = json.loads((checkpoint / "random_checkpoint.json").read_text())
     model = {"model": made["shape"], "layers": made["layers"], "weights": weights, "threads": threads}
     longest = max(workload.capacity, *workload.prefill) + 8
@@ -165,7 +165,7 @@ def main(
     speed: list[Run] = []
     memory: list[Run] = []
     for artifact in artifacts:
-        weights = str(read_manifest(artifact)["weight_format"])
+        weights = str(require_manifest(artifact).weight_format)
         models = candidates(weights, checkpoint, artifact, decomposed, work, without)
         if prepare:
             click.echo("\n".join(map(str, models.values())))

@@ -30,7 +30,7 @@ import torch
 
 from graph_passes import FFN_FORMATS, is_quantized
 from prosparse_export import export_model
-from prosparse_export.artifact.writer import read_manifest
+from prosparse_export.artifact.manifest import require_manifest
 from prosparse_export.export import ExportOptions
 from prosparse_export.export.load import load_model_folder
 from prosparse_export.quiet import quiet
@@ -82,7 +82,7 @@ def main(
         path = artifact
         if path is None:
             path = export_model(model, Path(folder) / "m.onnx", ExportOptions(weights=weights)).path  # type: ignore[arg-type]
-        weights = str(read_manifest(path)["weight_format"])
+        weights = str(require_manifest(path).weight_format)
         found: dict[str, list[dict[str, float]]] = {name: [] for name in only or PARTS}
         for _ in range(rounds):
             for name in found:

@@ -23,7 +23,7 @@ from graph_passes.custom_ops import DOMAIN
 from graph_passes.function_bodies import function_proto
 from prosparse_export.analysis.debug_session import add_output, edited_session, first_feeds
 from prosparse_export.analysis.ffn_nodes import FfnNode, ffn_nodes, read_graph
-from prosparse_export.artifact.writer import read_manifest
+from prosparse_export.artifact.manifest import read_manifest
 from prosparse_export.errors import ProSparseError
 from prosparse_export.progress import ProgressCallback, no_progress
 
@@ -105,7 +105,8 @@ def measure_activity(
             f"model: {path}: expected sparse feed-forward operators, got none",
             hint="export without --decomposed, or without --allow-dense to see why each FFN is dense",
         )
-    if "encoder" in read_manifest(path):
+    manifest = read_manifest(path)
+    if manifest is not None and manifest.encoder is not None:
         raise ProSparseError(
             f"model: {path}: expected a decoder-only model, got an encoder-decoder",
             hint="`prosparse generate` runs it",

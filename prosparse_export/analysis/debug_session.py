@@ -13,7 +13,7 @@ import onnxruntime
 from numpy.typing import NDArray
 
 from prosparse_export.analysis.ffn_nodes import read_graph
-from prosparse_export.artifact.writer import read_manifest
+from prosparse_export.artifact.manifest import read_manifest
 from prosparse_export.errors import ProSparseError
 from prosparse_export.runtime.operator_library import disabled_optimizers, register
 

@@ -12,7 +12,7 @@ from onnx import external_data_helper, numpy_helper
 
 from graph_passes.custom_ops import DOMAIN, format_in
 from graph_passes.formats import FfnFormat
-from prosparse_export.artifact.integrity import no_model
+from prosparse_export.artifact.integrity import missing_model
 from prosparse_export.errors import ProSparseError
 
 __all__ = ["FfnNode", "ffn_nodes", "initializer", "read_graph"]
@@ -55,7 +55,7 @@ def read_graph(path: Path) -> onnx.ModelProto:
     try:
         return onnx.load(str(path), load_external_data=False)
     except (FileNotFoundError, IsADirectoryError) as error:
-        raise no_model(path) from error
+        raise missing_model(path) from error
     except OSError as error:
         raise ProSparseError(
             f"model: {path}: cannot be read: {error.strerror}", hint="choose a file that you may read"

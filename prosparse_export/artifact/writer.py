@@ -1,11 +1,9 @@
-"""Fourth stage: write the graph and what belongs to it, all or nothing."""
+"""Write the graph and the files beside it: all of them or none."""
 
 from __future__ import annotations
 
 import contextlib
-import errno
 import filecmp
-import hashlib
 import json
 import os
 import shutil
@@ -20,30 +18,29 @@ from typing import Any
 
 import onnx_ir as ir
 
+from prosparse_export.artifact.atomic_write import disk_errors
+from prosparse_export.artifact.integrity import sha256_file
+from prosparse_export.artifact.manifest import FileRecord, read_manifest
 from prosparse_export.errors import ProSparseError
 from prosparse_export.progress import ProgressCallback, no_progress
 
 __all__ = [
     "Sidecars",
     "artifact_folder",
-    "read_manifest",
-    "sha256_file",
     "write_artifact",
-    "write_manifest",
 ]
 
-MANIFEST = "prosparse.json"
 _ROOM = 1 << 20  # bytes for everything but the weights
 
 
 @dataclass(frozen=True)
 class Sidecars:
-    """What lies beside the graph.
+    """Files beside the graph, except for the manifest.
 
     Attributes:
-        documents: JSON files by name; the manifest gets sizes and hashes of graph and weights.
-        files: files to copy, by the name that they get.
-        write: called with a folder, writes more files into it (the tokenizer's).
+        documents: contents of JSON files, by name.
+        files: files to copy, by the name of the copy.
+        write: writes more files (the tokenizer's) into a folder.
     """
 
     documents: Mapping[str, Any] = field(default_factory=dict)
@@ -53,13 +50,14 @@ class Sidecars:
 
 @contextmanager
 def artifact_folder(output: Path, *, overwrite: bool) -> Iterator[Path]:
-    """Yield a folder beside ``output`` whose files replace those of ``output``'s folder at the end.
+    """Yield a staging folder beside ``output``; its files move into ``output``'s folder at the end.
 
-    If the body raises, or is interrupted, nothing remains. ``output`` itself is moved last, so it never
-    exists without what it needs.
+    If the body raises or is interrupted, everything is as before. ``output`` itself is moved last, so it never
+    exists without the files that it needs.
 
     Raises:
-        ProSparseError: a file is in the way, the folder holds another artifact or is not writable, or the disk is full.
+        ProSparseError: a file exists already, the folder holds another artifact or is not writable, or the disk is
+            full.
     """
     if output.suffix != ".onnx":
         raise ProSparseError(
@@ -75,7 +73,7 @@ def artifact_folder(output: Path, *, overwrite: bool) -> Iterator[Path]:
     created = _make_parents(output.parent)
     staging = None
     try:
-        with _disk_errors(output):
+        with disk_errors(output.parent):
             staging = Path(tempfile.mkdtemp(prefix=f".{output.name}.", suffix=".partial", dir=output.parent))
             yield staging
             _publish(staging, output, overwrite=overwrite)
@@ -91,7 +89,7 @@ def artifact_folder(output: Path, *, overwrite: bool) -> Iterator[Path]:
 
 def write_artifact(
     model: ir.Model, staging: Path, name: str, sidecars: Sidecars, progress: ProgressCallback = no_progress
-) -> None:
+) -> dict[str, FileRecord]:
     """Write ``model`` as ``name`` with external data ``name.data``, and the sidecars, into ``staging``.
 
     Args:
@@ -101,8 +99,11 @@ def write_artifact(
         sidecars: what goes beside it.
         progress: called before each tensor.
 
+    Returns:
+        For the manifest: graphs and external data in ``staging``, by name.
+
     Raises:
-        ProSparseError: there is not enough room on the disk.
+        ProSparseError: there is not enough free space on the disk.
     """
     total = sum(
         value.const_value.nbytes for value in model.graph.initializers.values() if value.const_value is not None
@@ -111,7 +112,7 @@ def write_artifact(
     if free < total + _ROOM:
         raise ProSparseError(
             f"output: {staging.parent}: disk full: expected {total + _ROOM:,} bytes free, got {free:,}",
-            hint="free some space or choose another folder",
+            hint="free some space, or choose another folder",
         )
     written = 0
 
@@ -128,64 +129,30 @@ def write_artifact(
         alignment=4096,  # a page: onnxruntime maps the file and the kernels read it in place
         align_threshold=65536,
     )
-    files = {path.name: {"bytes": path.stat().st_size, "sha256": sha256_file(path)} for path in staging.iterdir()}
+    records = {path.name: FileRecord(path.stat().st_size, sha256_file(path)) for path in staging.iterdir()}
     for file_name, document in sidecars.documents.items():
-        if file_name == MANIFEST:
-            document["files"] = files
-        _write_json(staging / file_name, document)
+        text = json.dumps(document, indent=2, ensure_ascii=False) + "\n"
+        (staging / file_name).write_text(text, encoding="utf-8")
     if sidecars.write is not None:
         sidecars.write(staging)
     for file_name, source in sidecars.files.items():
         shutil.copyfile(source, staging / file_name)
-
-
-def write_manifest(staging: Path, manifest: Mapping[str, Any]) -> None:
-    """Write prosparse.json into ``staging`` again, with more in it."""
-    _write_json(staging / MANIFEST, manifest)
-
-
-def _write_json(path: Path, document: Any) -> None:
-    path.write_text(json.dumps(document, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
-
-
-def read_manifest(path: Path) -> dict[str, Any]:
-    """Return prosparse.json beside the graph ``path``, or {} if there is none.
-
-    Raises:
-        ProSparseError: it is not JSON.
-    """
-    file = path.parent / MANIFEST
-    if not file.is_file():
-        return {}
-    try:
-        manifest: dict[str, Any] = json.loads(file.read_text(encoding="utf-8"))
-    except ValueError as error:
-        raise ProSparseError(f"manifest: {file}: expected JSON, got {error}", hint="export the model again") from error
-    return manifest
-
-
-def sha256_file(path: Path) -> str:
-    """Return the SHA-256 of a file, in hexadecimal; read in parts."""
-    digest = hashlib.sha256()
-    with path.open("rb") as stream:
-        while block := stream.read(1 << 20):
-            digest.update(block)
-    return digest.hexdigest()
+    return records
 
 
 def _check_alone(output: Path) -> None:
-    """Refuse a folder with another artifact, before any work: its manifest and tokenizer would become this one's."""
+    """Fail for a folder with another artifact, whose manifest and tokenizer this one would replace."""
     try:
-        files = read_manifest(output).get("files")
+        manifest = read_manifest(output)
     except ProSparseError:
-        return  # damaged: no artifact can rely on it
-    graphs = [name for name in (files if isinstance(files, dict) else {}) if name.endswith(".onnx")]
+        return  # damaged: the other artifact is lost anyway
+    graphs = [name for name in (manifest.files if manifest is not None else {}) if name.endswith(".onnx")]
     others = [name for name in graphs if (output.parent / name).is_file()]
     if others and output.name not in graphs:
         free = output.parent / output.stem / output.name
         raise ProSparseError(
-            f"output: {output.parent}: expected a folder of its own, got that of {others[0]}",
-            hint=f"an artifact is all of its folder: choose another, for instance {free}",
+            f"output: {output.parent}: expected a folder without another artifact, got that of {others[0]}",
+            hint=f"each artifact needs its own folder, for instance {free}",
         )
 
 
@@ -201,8 +168,7 @@ def _make_parents(folder: Path) -> list[Path]:
             path.mkdir()
     except OSError as error:
         raise ProSparseError(
-            f"output: {folder}: cannot make a folder in it: {error.strerror}",
-            hint="choose a folder that you may write to",
+            f"output: {folder}: cannot create a folder in it: {error.strerror}", hint="choose a writable folder"
         ) from error
     return missing
 
@@ -221,7 +187,7 @@ def _publish(staging: Path, output: Path, *, overwrite: bool) -> None:
     replaced.mkdir()
     placed: list[Path] = []
     try:
-        for name in reversed(names):  # the old graph first: never beside new weights, not even for a moment
+        for name in reversed(names):  # the old graph first: it must never be beside new weights
             if (output.parent / name).exists():
                 os.replace(output.parent / name, replaced / name)
         for name in names:
@@ -238,7 +204,7 @@ def _publish(staging: Path, output: Path, *, overwrite: bool) -> None:
 
 @contextmanager
 def _uninterrupted() -> Iterator[None]:
-    """Hold off Ctrl-C and the like: what tidies up is short and has to end."""
+    """Ignore Ctrl-C and SIGTERM: cleaning up is short and must complete."""
     if threading.current_thread() is not threading.main_thread():
         yield
         return
@@ -253,19 +219,3 @@ def _uninterrupted() -> Iterator[None]:
 
 def _same(one: Path, other: Path) -> bool:
     return other.is_file() and filecmp.cmp(one, other, shallow=False)
-
-
-@contextmanager
-def _disk_errors(output: Path) -> Iterator[None]:
-    try:
-        yield
-    except OSError as error:
-        what = {errno.ENOSPC: "disk full", errno.EDQUOT: "disk quota exceeded"}.get(
-            error.errno or 0, error.strerror or str(error)
-        )
-        if error.errno is None and " requested and " in what:  # numpy.tofile says how much it wrote, and not why
-            what = f"disk full ({what})"
-        raise ProSparseError(
-            f"output: {output.parent}: cannot write: {what}",
-            hint="choose a folder that you may write to and that has room for the weights",
-        ) from error

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, cast
 import click
 
 from prosparse_export.cli.command import CONTEXT, ProSparseCommand
-from prosparse_export.cli.describe import describe_approximation, describe_expected
+from prosparse_export.cli.describe import describe_approximation, describe_speedup
 from prosparse_export.cli.display import stages
 from prosparse_export.cli.format_choice import FormatChoice
 
@@ -149,10 +149,10 @@ def _print_result(result: ExportResult, *, verbose: bool, as_json: bool) -> None
         for line in result.attention_not_fused:
             click.echo(line, err=True)
     if as_json:
-        click.echo(json.dumps(result.manifest, indent=2))
+        click.echo(json.dumps(result.manifest.to_dict(), indent=2))
         return
-    for line in describe_expected(result.manifest.get("expected")):
+    for line in describe_speedup(result.manifest.predicted_speedup):
         click.echo(line)
     click.echo(f"{result.path}: {len(result.rewritten)} FFNs rewritten, {len(result.not_rewritten)} not rewritten")
-    if (lossy := result.manifest.get("approximation")) is not None:
+    if (lossy := result.manifest.approximation) is not None:
         click.echo(f"LOSSY: {describe_approximation(lossy)}")

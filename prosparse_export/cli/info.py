@@ -8,14 +8,17 @@ from collections.abc import Iterator
 from dataclasses import asdict
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING
 
 import click
 
 from prosparse_export.cli.command import CONTEXT, ProSparseCommand
 from prosparse_export.cli.describe import describe_approximation, describe_calibration
 from prosparse_export.cli.display import stages
-from prosparse_export.errors import ProSparseError
+
+if TYPE_CHECKING:
+    from prosparse_export.artifact.manifest import Manifest
+    from prosparse_export.artifact.measured_records import ValidatedFiles, ValidationRecord
 
 __all__ = ["info_command"]
 
@@ -53,7 +56,7 @@ def info_command(onnx_file: Path | None, verify: bool, as_json: bool) -> None:
     if onnx_file is not None:
         if verify:
             _verify(onnx_file)
-        _artifact(onnx_file, as_json=as_json, verify=verify)
+        _show_artifact(onnx_file, as_json=as_json, verify=verify)
         return
     from prosparse_export.runtime.operator_library import library_info
 
@@ -76,49 +79,49 @@ def info_command(onnx_file: Path | None, verify: bool, as_json: bool) -> None:
     click.echo(f"ISA used: {library.isa_used or f'none: {library.error}'}")
 
 
-def _artifact(path: Path, *, as_json: bool, verify: bool) -> None:
-    from prosparse_export.artifact.integrity import no_model
-    from prosparse_export.artifact.writer import read_manifest
+def _show_artifact(path: Path, *, as_json: bool, verify: bool) -> None:
+    from prosparse_export.artifact.integrity import missing_model
+    from prosparse_export.artifact.manifest import require_manifest
 
     if not path.is_file():
-        raise no_model(path)
-    manifest = read_manifest(path)
-    if not manifest:
-        raise ProSparseError(
-            f"manifest: {path.parent}: expected a prosparse.json beside the model, got none",
-            hint="only models from prosparse-export have one",
-        )
-    validation = manifest.get("validation")
-    if validation is not None:
-        validation["current"] = _is_current(path, validation["artifact"], verify=verify)
+        raise missing_model(path)
+    manifest = require_manifest(path)
+    current = manifest.validation is not None and _is_current(path, manifest.validation.artifact, verify=verify)
     if as_json:
-        click.echo(json.dumps(manifest, indent=2))
+        values = manifest.to_dict()
+        if manifest.validation is not None:
+            values["validation"]["current"] = current
+        click.echo(json.dumps(values, indent=2))
         return
-    ffn = manifest["ffn"]
-    click.echo(f"{path}: {manifest['source']['model_type']}, {manifest['weight_format']} weights")
-    click.echo(f"attention: {manifest['attention']}; onnxruntime {manifest['onnxruntime']}")
-    click.echo(f"sparse FFNs: {ffn['rewritten']}, refused: {ffn['refused']}")
-    if (lossy := manifest.get("approximation")) is not None:
-        click.echo(f"LOSSY: {describe_approximation(lossy)}")
-    if (searched := manifest.get("calibration")) is not None:
-        click.echo(f"calibrated: {describe_calibration(searched)}")
-    click.echo("exported with: " + ", ".join(f"{name} {v}" for name, v in manifest["versions"].items()))
-    if validation is None:
-        click.echo(f"not validated: prosparse validate MODEL_DIR {path}")
-        return
-    for line in _validation_lines(validation):
+    for line in (*_manifest_lines(path, manifest), *_validation_lines(path, manifest.validation, current=current)):
         click.echo(line)
 
 
-def _is_current(path: Path, validated: dict[str, Any], *, verify: bool) -> bool:
-    """Tell whether these are the files that were validated: the graph, the weights' size and, to verify, their hash."""
-    from prosparse_export.artifact.writer import sha256_file
+def _manifest_lines(path: Path, manifest: Manifest) -> Iterator[str]:
+    source = manifest.source
+    name = f"optimized from {source.file}" if source.kind == "onnx_file" else source.model_type
+    yield f"{path}: {name}, {manifest.weight_format or 'unchanged'} weights"
+    if manifest.attention is not None:
+        yield f"attention: {manifest.attention}; onnxruntime {manifest.onnxruntime}"
+    yield f"sparse FFNs: {len(manifest.rewritten)}, not rewritten: {len(manifest.not_rewritten)}"
+    if manifest.already_sparse:
+        yield f"sparse before optimizing: {', '.join(f'{n} in {w}' for w, n in manifest.already_sparse.items())}"
+    if manifest.approximation is not None:
+        yield f"LOSSY: {describe_approximation(manifest.approximation)}"
+    if manifest.calibration is not None:
+        yield f"calibrated: {describe_calibration(manifest.calibration)}"
+    yield "exported with: " + ", ".join(f"{name} {v}" for name, v in manifest.versions.items())
+
+
+def _is_current(path: Path, validated: ValidatedFiles, *, verify: bool) -> bool:
+    """Return whether the files are those that were validated: graph hash, size of the weights and, if asked, hash."""
+    from prosparse_export.artifact.integrity import sha256_file
 
     data = path.with_name(f"{path.name}.data")
     size = data.stat().st_size if data.is_file() else None
-    if validated["sha256"] != sha256_file(path) or validated.get("data_bytes") != size:
+    if validated.sha256 != sha256_file(path) or validated.data_bytes != size:
         return False
-    return not verify or size is None or validated.get("data_sha256") == sha256_file(data)
+    return not verify or size is None or validated.data_sha256 == sha256_file(data)
 
 
 def _verify(path: Path) -> None:
@@ -129,26 +132,25 @@ def _verify(path: Path) -> None:
     click.echo(f"verified: {checked} files are those that were exported", err=True)
 
 
-def _validation_lines(validation: dict[str, Any]) -> Iterator[str]:
-    verdict = "passed:" if validation["passed"] else f"FAILED: {len(validation['failed'])} of"
-    stale = "" if validation["current"] else " (of another version of this file: validate again)"
-    yield f"validation {verdict} {validation['checks']} checks{stale}"
-    for check in validation["failed"]:
-        yield f"  broken: {check['name']}: measured {check['measured']}; allowed {check['allowed']}"
-    texts = ", ".join(f"{name} ({digest[:12]})" for name, digest in validation["texts"].items())
-    yield f"  text: {validation['tokens']} tokens of {texts}"
-    for q in validation["quality"]:
+def _validation_lines(path: Path, validation: ValidationRecord | None, *, current: bool) -> Iterator[str]:
+    if validation is None:
+        yield f"not validated: prosparse validate MODEL_DIR {path}"
+        return
+    verdict = "passed:" if validation.passed else f"FAILED: {len(validation.failed)} of"
+    stale = "" if current else " (the files have changed since: validate again)"
+    yield f"validation {verdict} {validation.checks} checks{stale}"
+    for check in validation.failed:
+        yield f"  failed: {check.name}: measured {check.measured}; allowed {check.allowed}"
+    texts = ", ".join(f"{name} ({digest[:12]})" for name, digest in validation.texts.items())
+    yield f"  text: {validation.tokens} tokens of {texts}"
+    for q in validation.quality:
         yield (
-            f"  {q['name']}: perplexity {_number(q['perplexity'])} (PyTorch {_number(q['reference_perplexity'])}), "
-            f"KL {_number(q['kl_mean'])}, top-1 {q['top1']:.2%}"
+            f"  {q.name}: perplexity {q.perplexity:.5g} (PyTorch {q.reference_perplexity:.5g}), "
+            f"KL {q.kl_mean:.5g}, top-1 {q.top1:.2%}"
         )
-    if validation["sparsity"] is not None:
-        yield f"  sparsity: {validation['sparsity']['mean']:.2%}"
-    yield "  with: " + ", ".join(f"{name} {v}" for name, v in validation["versions"].items())
-
-
-def _number(value: float | str) -> str:
-    return value if isinstance(value, str) else f"{value:.5g}"
+    if validation.sparsity is not None:
+        yield f"  activation sparsity: {validation.sparsity.mean:.2%}"
+    yield "  with: " + ", ".join(f"{name} {v}" for name, v in validation.versions.items())
 
 
 def _version(name: str) -> str:

@@ -82,12 +82,13 @@ def optimize_command(
         click.echo(f"{outcome.node}: {outcome.op} ({outcome.activation})", err=True)
     for outcome in result.not_rewritten:
         click.echo(f"{outcome.node}: {outcome.reason}", err=True)
-    if not result.manifest["check"]["outputs_compared"]:
-        click.echo(f"outputs not compared: {result.manifest['check']['reason']}", err=True)
+    compared = result.manifest.output_check
+    if compared is not None and not compared.outputs_compared:
+        click.echo(f"outputs not compared: {compared.reason}", err=True)
     if chosen is not None and result.already and result.already_formats != (chosen,):
         click.echo(f"hint: sparse operators keep their format; for {chosen}, export the model again", err=True)
     if as_json:
-        click.echo(json.dumps(result.manifest, indent=2))
+        click.echo(json.dumps(result.manifest.to_dict(), indent=2))
         return
     already = ""
     if result.already:

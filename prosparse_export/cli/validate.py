@@ -9,7 +9,7 @@ from typing import Any
 
 import click
 
-from prosparse_export.artifact.atomic_write import write_aside
+from prosparse_export.artifact.atomic_write import atomic_write
 from prosparse_export.cli.command import CONTEXT, ProSparseCommand
 from prosparse_export.cli.display import stages
 from prosparse_export.cli.outputs import check_outputs
@@ -161,7 +161,7 @@ def validate_command(
         )
     for path, contents in ((junit, as_junit), (markdown, as_markdown)):
         if path is not None:
-            write_aside(path, contents(result))
+            atomic_write(path, contents(result))
     if record and not record_validation(onnx_file, result):
         click.echo("note: prosparse.json was not updated: there is none, or its folder is read-only", err=True)
     click.echo(json.dumps(result.to_dict(), indent=2) if as_json else as_text(result))

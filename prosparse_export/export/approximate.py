@@ -6,11 +6,11 @@ import hashlib
 from collections.abc import Sequence
 from functools import partial
 from pathlib import Path
-from typing import Any
 
 import torch
 from transformers import PreTrainedModel
 
+from prosparse_export.artifact.measured_records import ApproximationRecord
 from prosparse_export.errors import ProSparseError
 from prosparse_export.export.options import Approximation
 from prosparse_export.progress import ProgressCallback
@@ -28,8 +28,8 @@ _CONTEXT, _LEAST = 512, 8  # tokens per row; in at least two rows
 
 def approximate(
     model: PreTrainedModel, folder: Path, wanted: Approximation, progress: ProgressCallback
-) -> dict[str, Any]:
-    """Put thresholds into the blocks of ``model`` and return what the manifest says of them.
+) -> ApproximationRecord:
+    """Put thresholds into the FFNs of ``model`` and return them with their cost.
 
     Every other row of the text sets the thresholds; perplexity before and after is measured on the rows between.
 
@@ -44,22 +44,21 @@ def approximate(
         dense = measure(model, ffns, held_out, batch=1, progress=partial(progress, "perplexity, dense"))
         apply_thresholded_silu(ffns, thresholds)
         sparse = measure(model, ffns, held_out, batch=1, progress=partial(progress, "perplexity, approximated"))
-    return {
-        "activation": wanted.activation,
-        "keep": wanted.keep,
-        "thresholds": thresholds,
-        "texts": digests,
-        "calibration_tokens": sum(map(len, calibration)),
-        "perplexity_tokens": sum(map(len, held_out)),
-        "perplexity_dense": dense.perplexity,
-        "perplexity": sparse.perplexity,
-        "perplexity_change": sparse.perplexity / dense.perplexity - 1.0,
-        "sparsity": sparse.sparsity,
-        "sparsity_by_layer": list(sparse.sparsity_by_layer),
-    }
+    return ApproximationRecord(
+        activation=wanted.activation,
+        keep=wanted.keep,
+        thresholds=tuple(thresholds),
+        texts=digests,
+        calibration_tokens=sum(map(len, calibration)),
+        perplexity_tokens=sum(map(len, held_out)),
+        dense_perplexity=dense.perplexity,
+        perplexity=sparse.perplexity,
+        sparsity=sparse.sparsity,
+        sparsity_by_layer=tuple(sparse.sparsity_by_layer),
+    )
 
 
-def approximate_again(model: PreTrainedModel, recorded: dict[str, Any]) -> None:
+def approximate_again(model: PreTrainedModel, recorded: ApproximationRecord) -> None:
     """Put the thresholds that a manifest records into ``model``.
 
     Raises:
@@ -67,7 +66,7 @@ def approximate_again(model: PreTrainedModel, recorded: dict[str, Any]) -> None:
     """
     try:
         with quiet():
-            apply_thresholded_silu(silu_ffns(model), recorded["thresholds"])
+            apply_thresholded_silu(silu_ffns(model), recorded.thresholds)
     except (TrainingError, ValueError) as error:
         raise ProSparseError(
             f"approximation: prosparse.json is of another model: {error}",

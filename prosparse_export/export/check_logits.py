@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -12,6 +11,7 @@ from numpy.typing import NDArray
 from transformers import PreTrainedModel
 from transformers.modeling_outputs import BaseModelOutput
 
+from prosparse_export.artifact.manifest import Manifest
 from prosparse_export.artifact.model_settings import context_in
 from prosparse_export.errors import ProSparseError
 from prosparse_export.export.malloc_trim import give_back
@@ -34,7 +34,7 @@ _BOUND = 1e-3  # relative to the largest logit; `prosparse validate` measures on
 
 
 @torch.no_grad()
-def check_logits(checkpoint: Checkpoint, path: Path, manifest: Mapping[str, Any], *, library: bool) -> None:
+def check_logits(checkpoint: Checkpoint, path: Path, manifest: Manifest, *, library: bool) -> None:
     """Compare logits on random tokens with PyTorch's, computed with the weights as stored.
 
     Args:
@@ -47,7 +47,7 @@ def check_logits(checkpoint: Checkpoint, path: Path, manifest: Mapping[str, Any]
         ProSparseError: they differ beyond rounding.
     """
     formats = stored_formats(manifest)
-    if "encoder" in manifest:
+    if manifest.encoder is not None:
         with_stored_weights(checkpoint.model, formats)
         pairs = _encoder_decoder(checkpoint.model, path, library=library)
     else:

@@ -4,11 +4,11 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
 
 import onnx_ir as ir
 
 from graph_passes import FfnFormat, FfnOutcome, LinearOutcome, export_pipeline, format_of
+from prosparse_export.artifact.measured_records import ApproximationRecord
 from prosparse_export.artifact.model_settings import context_in
 from prosparse_export.errors import ProSparseError
 from prosparse_export.export.approximate import approximate
@@ -62,10 +62,10 @@ def rewrite_decoder(
     result = RewrittenModel(
         checkpoint, [graph], outcomes, attention, weights, other_weights, linears, approximation, profile
     )
-    if approximation is not None and len(result.rewritten) < len(approximation["thresholds"]):
+    if approximation is not None and len(result.rewritten) < len(approximation.thresholds):
         found = result.not_rewritten
         raise ProSparseError(
-            f"approximation: {folder}: expected {len(approximation['thresholds'])} FFNs to be rewritten, got "
+            f"approximation: {folder}: expected {len(approximation.thresholds)} FFNs to be rewritten, got "
             f"{len(result.rewritten)}: {found[0] if found else 'the others were not found'}",
             hint="leave out --approximate: the model would lose accuracy without gaining speed",
         )
@@ -74,7 +74,7 @@ def rewrite_decoder(
 
 def _traced(
     folder: Path, options: ExportOptions, progress: ProgressCallback
-) -> tuple[Checkpoint, ir.Model, dict[str, Any] | None]:
+) -> tuple[Checkpoint, ir.Model, ApproximationRecord | None]:
     """Load and trace the model, leaving its matrices in their files where possible.
 
     An approximation is measured on the model and needs all weights in memory; its record is the third result.

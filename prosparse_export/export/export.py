@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any
 
 from graph_passes import FfnOutcome
-from prosparse_export.artifact.writer import Sidecars, artifact_folder, write_artifact, write_manifest
+from prosparse_export.artifact.manifest import Manifest, write_manifest
+from prosparse_export.artifact.writer import Sidecars, artifact_folder, write_artifact
 from prosparse_export.errors import ProSparseError
 from prosparse_export.export.check_logits import check_logits
 from prosparse_export.export.decoder import rewrite_decoder
@@ -39,7 +39,7 @@ class ExportResult:
     rewritten: tuple[FfnOutcome, ...]
     not_rewritten: tuple[FfnOutcome, ...]
     attention_not_fused: tuple[str, ...]
-    manifest: dict[str, Any]
+    manifest: Manifest
 
 
 def export_model(
@@ -67,13 +67,14 @@ def export_model(
         if not model.rewritten and not options.allow_dense:
             raise _nothing_rewritten(folder, model)
         manifest = export_manifest(folder, output, model, options)
-        _write(folder, staging / output.name, model, manifest, options, progress)
+        manifest = _write(folder, staging / output.name, model, manifest, options, progress)
         progress("check", 0, 0)
         uses_library = options.copies_library and bool(model.rewritten)
         check_logits(model.checkpoint, staging / output.name, manifest, library=uses_library)
         if model.profile is not None and uses_library:
             progress("time", 0, 0)
-            manifest["expected"] = expected_gain(staging / output.name, model.profile, model.outcomes, model.weights)
+            speedup = expected_gain(staging / output.name, model.profile, model.outcomes, model.weights)
+            manifest = replace(manifest, predicted_speedup=speedup)
             write_manifest(staging, manifest)
         progress("publish", 0, 0)
     return ExportResult(output, model.rewritten, model.not_rewritten, tuple(model.attention), manifest)
@@ -83,18 +84,21 @@ def _write(
     folder: Path,
     target: Path,
     model: RewrittenModel,
-    manifest: dict[str, Any],
+    manifest: Manifest,
     options: ExportOptions,
     progress: ProgressCallback,
-) -> None:
-    """Write the graphs and the files next to them, then free the graphs."""
+) -> Manifest:
+    """Write the graphs and the files next to them, then free the graphs; return the manifest with their hashes."""
     graph, *encoders = model.graphs
     progress("write", 0, 0)
     sidecars = export_sidecars(folder, target.name, model, manifest, options)
     for encoder in encoders:
         write_artifact(encoder, target.parent, encoder_path(target).name, Sidecars(), progress)
-    write_artifact(graph, target.parent, target.name, sidecars, progress)
+    files = write_artifact(graph, target.parent, target.name, sidecars, progress)
     model.graphs.clear()
+    manifest = replace(manifest, files=files)
+    write_manifest(target.parent, manifest)
+    return manifest
 
 
 def _nothing_rewritten(folder: Path, model: RewrittenModel) -> ProSparseError:

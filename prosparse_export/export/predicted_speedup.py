@@ -15,6 +15,7 @@ from prosparse_export.analysis.bandwidth import measure_bandwidth
 from prosparse_export.analysis.ffn_nodes import read_graph
 from prosparse_export.analysis.graph_bytes import other_bytes
 from prosparse_export.analysis.roofline import Ffn, predict
+from prosparse_export.artifact.measured_records import LayerSpeedup, PredictedSpeedup
 from prosparse_export.errors import ProSparseError
 from prosparse_export.export.rounded_reference import as_stored
 from prosparse_export.progress import ProgressCallback
@@ -93,8 +94,8 @@ def layers_that_do_not_pay(measured: Mapping[str, Any], weights: FfnFormat) -> d
 
 def expected_gain(
     path: Path, measured: Mapping[str, Any], outcomes: Sequence[FfnOutcome], weights: FfnFormat
-) -> dict[str, Any]:
-    """Return what the manifest says under ``expected``: the gain of each sparse block and of a decode step.
+) -> PredictedSpeedup:
+    """Return the predicted speedup of each FFN and of a decode step.
 
     Bytes that are read decide; what a step takes beyond them is timed, on the calibration text and this machine, and
     is the same for the dense step.
@@ -113,27 +114,27 @@ def expected_gain(
     for outcome in outcomes:
         down = outcome.linears[-1] if outcome.linears else None
         ffn = Ffn(outcome.d_model, outcome.d_ff, "Gated" in outcome.op, weights, measured["skipped"].get(down, 0.0))
-        layer: dict[str, Any] = {"layer": outcome.layer, "sparsity": measured["sparsity"].get(down), "speedup": 1.0}
         if not outcome.reason:
             sparse.append(ffn)
-            layer["speedup"] = ffn.speedup
-        layers.append(layer)
+        layers.append(
+            LayerSpeedup(outcome.layer, 1.0 if outcome.reason else ffn.speedup, measured["sparsity"].get(down))
+        )
     bandwidth = measure_bandwidth(threads)
     others = other_bytes(read_graph(path), _CONTEXT)
     seconds = _decode_seconds(path, measured["ids"], threads)
     read = (sum(ffn.sparse_bytes for ffn in sparse) + others) / bandwidth
     cost = predict(sparse, others, bandwidth, max(seconds - read, 0.0))
-    return {
-        "texts": measured["texts"],
-        "tokens": measured["tokens"],
-        "perplexity": measured["perplexity"],
-        "layers": layers,
-        "decode_speedup": cost.speedup,
-        "decode_seconds": cost.sparse_seconds,
-        "ffn_share": cost.ffn_share,
-        "threads": threads,
-        "bandwidth": bandwidth,
-    }
+    return PredictedSpeedup(
+        texts=measured["texts"],
+        tokens=measured["tokens"],
+        perplexity=measured["perplexity"],
+        layers=tuple(layers),
+        decode_speedup=cost.speedup,
+        decode_seconds=cost.sparse_seconds,
+        ffn_share=cost.ffn_share,
+        threads=threads,
+        bandwidth=bandwidth,
+    )
 
 
 def _decode_seconds(path: Path, ids: Sequence[int], threads: int) -> float:

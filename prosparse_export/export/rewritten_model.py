@@ -8,6 +8,7 @@ from typing import Any
 import onnx_ir as ir
 
 from graph_passes import FfnFormat, FfnOutcome, Format, LinearOutcome
+from prosparse_export.artifact.measured_records import ApproximationRecord
 from prosparse_models import Checkpoint
 
 __all__ = ["RewrittenModel"]
@@ -36,7 +37,7 @@ class RewrittenModel:
     weights: FfnFormat
     other_weights: Format
     linears: list[LinearOutcome] = field(default_factory=list)
-    approximation: dict[str, Any] | None = None
+    approximation: ApproximationRecord | None = None
     profile: dict[str, Any] | None = None
 
     @property

@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Mapping
 from contextlib import AbstractContextManager, nullcontext
-from typing import Any, NamedTuple
+from typing import NamedTuple, cast
 
 import numpy as np
 import torch
@@ -14,6 +14,7 @@ from transformers import PreTrainedModel
 from transformers.pytorch_utils import Conv1D
 
 from graph_passes import FORMAT_SPECS, FfnFormat, Format, float_format, format_of, is_quantized, quantize, rounded
+from prosparse_export.artifact.manifest import Manifest
 from prosparse_models import Checkpoint
 
 __all__ = [
@@ -61,11 +62,10 @@ def format_bound(formats: Mapping[str, StoredAs], largest: float, flips: float =
     return max(1e-3, (roundings * INTEGER_STEP + _SIGMAS * math.sqrt(flips)) * largest)
 
 
-def flips_of(manifest: Mapping[str, Any]) -> float:
+def flips_of(manifest: Manifest) -> float:
     """Return the shares of active neurons that rounding flips at thresholds above 0, added up over the blocks."""
-    step = INTEGER_STEP if is_quantized(manifest.get("weight_format", "f32")) else _FLOAT_STEP
-    layers = manifest.get("ffn", {}).get("layers", [])
-    return sum(2 * step * _HAZARD for layer in layers if not layer["reason"] and layer["threshold"] > 0)
+    step = INTEGER_STEP if is_quantized(_ffn_format(manifest)) else _FLOAT_STEP
+    return sum(2 * step * _HAZARD for ffn in manifest.rewritten if ffn.threshold > 0)
 
 
 class StoredAs(NamedTuple):
@@ -80,17 +80,21 @@ class StoredAs(NamedTuple):
     is_down: bool
 
 
-def stored_formats(manifest: Mapping[str, Any]) -> dict[str, StoredAs]:
+def _ffn_format(manifest: Manifest) -> FfnFormat:
+    return cast("FfnFormat", manifest.weight_format or "f32")
+
+
+def stored_formats(manifest: Manifest) -> dict[str, StoredAs]:
     """Return how each matrix is stored that is not stored as float32, by module path, as prosparse.json says."""
     formats: dict[str, StoredAs] = {}
-    weights = manifest.get("weight_format", "f32")
-    for layer in manifest.get("ffn", {}).get("layers", []):
-        names = [] if layer["reason"] else layer.get("linears") or []
-        for name in names:
-            is_down = name == names[-1]
+    weights = _ffn_format(manifest)
+    for ffn in manifest.rewritten:
+        for name in ffn.linears:
+            is_down = name == ffn.linears[-1]
             formats[name] = StoredAs(format_of(weights, is_down=is_down), is_down)
-    others = manifest.get("linear", {})
-    formats.update({name: StoredAs(others["weight_format"], is_down=False) for name in others.get("modules", [])})
+    if manifest.linears is not None:
+        others = StoredAs(cast("Format", manifest.linears.weight_format), is_down=False)
+        formats.update(dict.fromkeys(manifest.linears.modules, others))
     return {name: stored for name, stored in formats.items() if stored.weights != "f32"}
 
 

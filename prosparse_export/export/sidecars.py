@@ -3,16 +3,27 @@
 from __future__ import annotations
 
 import shutil
+from collections.abc import Mapping
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
 from graph_passes import parts_of
 from prosparse_export.artifact.genai_config import GENAI_CONFIG, genai_config
-from prosparse_export.artifact.writer import MANIFEST, Sidecars, sha256_file
+from prosparse_export.artifact.integrity import sha256_file
+from prosparse_export.artifact.json_records import from_json
+from prosparse_export.artifact.manifest import (
+    FUSED,
+    FfnRecord,
+    LinearRecord,
+    Manifest,
+    ModelFolderSource,
+    OverrideRecord,
+)
+from prosparse_export.artifact.measured_records import ThresholdSearch
+from prosparse_export.artifact.writer import Sidecars
 from prosparse_export.export.options import ExportOptions
 from prosparse_export.export.rewritten_model import RewrittenModel
-from prosparse_export.export.trace import OPSET
 from prosparse_export.quiet import quiet
 from prosparse_export.runtime.encoder_decoder import encoder_path
 from prosparse_export.runtime.operator_library import library_path
@@ -24,55 +35,49 @@ __all__ = ["export_manifest", "export_sidecars"]
 _PACKAGES = ("prosparse-export", "torch", "transformers", "onnx", "onnx-ir", "onnxscript", "onnxruntime")
 
 
-def export_manifest(folder: Path, output: Path, model: RewrittenModel, options: ExportOptions) -> dict[str, Any]:
-    """Return the contents of prosparse.json for ``model``, exported from ``folder`` to ``output``."""
+def export_manifest(folder: Path, output: Path, model: RewrittenModel, options: ExportOptions) -> Manifest:
+    """Return the manifest of ``model``, exported from ``folder`` to ``output``; hashes of its files come later."""
     checkpoint, graph = model.checkpoint, model.graphs[0]
-    fused = any(node.op_type == "GroupQueryAttention" for node in graph.graph)
-    manifest = {
-        "format": 1,
-        "versions": {name: version(name) for name in _PACKAGES},
-        "source": {
-            "model_type": checkpoint.config.get("model_type"),
-            "sha256": {path.name: sha256_file(path) for path in (folder / "config.json", *checkpoint.files)},
-            "weight_dtype": checkpoint.weight_dtype,
-        },
-        "overrides": checkpoint.overrides,
-        "opset": OPSET,
-        "opset_imports": dict(sorted(graph.opset_imports.items())),
-        "onnxruntime": ">=1.20" if fused else ">=1.18",
-        "attention": "GroupQueryAttention" if fused else "unfused",
-        "attention_refused": model.attention,
-        "weight_format": model.weights,
-        "decomposed": options.decomposed,
-        "ffn": {
-            "rewritten": len(model.rewritten),
-            "refused": len(model.not_rewritten),
-            "layers": [vars(outcome) for outcome in model.outcomes],
-        },
-        "linear": {
-            "weight_format": model.other_weights,
-            "modules": [part for linear in model.linears for part in parts_of(linear.module)],
-        },
-    }
-    if len(model.graphs) > 1:
-        manifest["encoder"] = encoder_path(output).name
-    if checkpoint.calibration is not None:
-        kept = ("search_parameter", "budget", "perplexity_limit", "tokens", "hidden_act_param", "chosen")
-        record = checkpoint.calibration
-        manifest["calibration"] = {**{key: record[key] for key in kept}, "points": record["trials"]}
-    if model.approximation is not None:
-        manifest["approximation"] = model.approximation
-    return manifest
+    fused = any(node.op_type == FUSED for node in graph.graph)
+    return Manifest(
+        source=ModelFolderSource(
+            model_type=checkpoint.config.get("model_type"),
+            weight_dtype=checkpoint.weight_dtype,
+            sha256={path.name: sha256_file(path) for path in (folder / "config.json", *checkpoint.files)},
+        ),
+        versions={name: version(name) for name in _PACKAGES},
+        opset_imports=dict(sorted(graph.opset_imports.items())),
+        weight_format=model.weights,
+        ffns=tuple(FfnRecord(**vars(outcome)) for outcome in model.outcomes),
+        decomposed=options.decomposed,
+        onnxruntime=">=1.20" if fused else ">=1.18",
+        attention=FUSED if fused else "unfused",
+        attention_not_fused=tuple(model.attention),
+        linears=LinearRecord(
+            model.other_weights, tuple(part for linear in model.linears for part in parts_of(linear.module))
+        ),
+        overrides={name: from_json(OverrideRecord, dict(change)) for name, change in checkpoint.overrides.items()},
+        encoder=encoder_path(output).name if len(model.graphs) > 1 else None,
+        calibration=_threshold_search(checkpoint.calibration),
+        approximation=model.approximation,
+    )
+
+
+def _threshold_search(record: Mapping[str, Any] | None) -> ThresholdSearch | None:
+    """Return what prosparse_calibration.json records, without its format number."""
+    if record is None:
+        return None
+    return from_json(ThresholdSearch, {key: value for key, value in record.items() if key != "format"})
 
 
 def export_sidecars(
-    folder: Path, name: str, model: RewrittenModel, manifest: dict[str, Any], options: ExportOptions
+    folder: Path, name: str, model: RewrittenModel, manifest: Manifest, options: ExportOptions
 ) -> Sidecars:
     """Return the files to write next to the graph ``name``."""
     config = model.checkpoint.config
     generation_config = getattr(model.checkpoint.model, "generation_config", None)  # encoders have none
     generation = generation_config.to_diff_dict() if generation_config is not None else {}
-    documents = {"config.json": config, "generation_config.json": generation, MANIFEST: manifest}
+    documents = {"config.json": config, "generation_config.json": generation}
     library = library_path() if options.copies_library else None
     genai = genai_config(
         model.graphs[0].graph,
@@ -80,7 +85,7 @@ def export_sidecars(
         config,
         generation,
         library=None if library is None else library.name,
-        in_place=manifest["attention"] == "GroupQueryAttention",
+        in_place=manifest.fused_attention,
     )
     if genai is not None:
         documents[GENAI_CONFIG] = genai

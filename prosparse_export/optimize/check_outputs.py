@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
-from typing import Any
 
 import onnx_ir as ir
 
 from graph_passes import FORMAT_SPECS, FfnFormat, FfnOutcome, format_of
 from graph_passes.custom_ops import format_in
+from prosparse_export.artifact.measured_records import OutputCheck
 from prosparse_export.errors import ProSparseError
 from prosparse_export.optimize.compare_outputs import largest_difference
 from prosparse_export.optimize.matmulnbits_float import with_float_activations
@@ -58,7 +59,7 @@ def check_outputs(
     *,
     halves: bool,
     library: bool,
-) -> dict[str, Any]:
+) -> OutputCheck:
     """Compare outputs on random inputs and return the manifest's record.
 
     MatMulNBits may round activations to 8 bits, which the rewrite does not cause. Files that use it are therefore
@@ -70,17 +71,17 @@ def check_outputs(
     """
     found = largest_difference(source, written, library=library)
     if isinstance(found, str):
-        return {"outputs_compared": False, "reason": found}
+        return OutputCheck(outputs_compared=False, reason=found)
     difference, size = found
-    record: dict[str, Any] = {"outputs_compared": True, "largest_difference": difference, "largest_output": size}
+    record = OutputCheck(outputs_compared=True, largest_difference=difference, largest_output=size)
     if any(o.source == "nbits" for o in rewritten):
         room = written.parent
         with with_float_activations(source, room) as before, with_float_activations(written, room) as after:
             found = largest_difference(before, after, library=library)
         if isinstance(found, str):
-            return {**record, "float_activations_compared": False, "reason": found}
+            return replace(record, reason=found)
         difference, size = found
-        record["largest_difference_with_float_activations"] = difference
+        record = replace(record, float_activations_difference=difference)
     bound = output_bound(rewritten, weights, halves=halves) * max(1.0, size)
     if not difference <= bound:
         raise ProSparseError(
@@ -89,4 +90,4 @@ def check_outputs(
             if weights in (None, "f32")
             else "pass --weights f32 or another format that rounds less, or --no-check to write it anyway",
         )
-    return {**record, "bound": bound}
+    return replace(record, bound=bound)

@@ -3,25 +3,21 @@
 from __future__ import annotations
 
 import logging
+from collections import Counter
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from importlib.metadata import version
 from pathlib import Path
-from typing import Any
 
 import onnx_ir as ir
 
 from graph_passes import FfnFormat, FfnOutcome, optimize_pipeline
 from graph_passes.custom_ops import format_in, names
-from prosparse_export.artifact.writer import (
-    MANIFEST,
-    Sidecars,
-    artifact_folder,
-    sha256_file,
-    write_artifact,
-    write_manifest,
-)
+from prosparse_export.artifact.integrity import sha256_file
+from prosparse_export.artifact.manifest import FfnRecord, FileRecord, Manifest, OnnxFileSource, write_manifest
+from prosparse_export.artifact.measured_records import OutputCheck
+from prosparse_export.artifact.writer import Sidecars, artifact_folder, write_artifact
 from prosparse_export.errors import ProSparseError
 from prosparse_export.optimize.check_outputs import check_outputs, has_halves
 from prosparse_export.optimize.read_onnx import read_onnx_file
@@ -79,7 +75,7 @@ class OptimizeResult:
     not_rewritten: tuple[FfnOutcome, ...]
     already: int
     already_formats: tuple[str, ...]
-    manifest: dict[str, Any]
+    manifest: Manifest
 
 
 def optimize_file(
@@ -112,14 +108,16 @@ def optimize_file(
             raise _nothing_rewritten(source, not_rewritten)
         progress("write", 0, 0)
         manifest = _manifest(source, model, outcomes, already, options)
-        _write(model, staging / output.name, manifest, options, progress)
+        files = _write(model, staging / output.name, options, progress)
         progress("check", 0, 0)
         if options.check:
             # com.prosparse operators run as function bodies in the source: without the library in the result too.
             library = options.copies_library and not already
-            manifest["check"] = check_outputs(
+            check = check_outputs(
                 source, staging / output.name, rewritten, options.weights, halves=halves, library=library
             )
+            manifest = replace(manifest, output_check=check)
+        manifest = replace(manifest, files=files)
         write_manifest(staging, manifest)
         progress("publish", 0, 0)
     return OptimizeResult(output, rewritten, not_rewritten, len(already), tuple(sorted(set(already))), manifest)
@@ -137,12 +135,12 @@ def _formats_already(source: Path, model: ir.Model) -> list[str]:
 
 
 def _write(
-    model: ir.Model, target: Path, manifest: dict[str, Any], options: OptimizeOptions, progress: ProgressCallback
-) -> None:
+    model: ir.Model, target: Path, options: OptimizeOptions, progress: ProgressCallback
+) -> dict[str, FileRecord]:
     if model.functions:
         model.ir_version = max(model.ir_version or 0, _FUNCTIONS_SINCE)
     files = {library_path().name: library_path()} if options.copies_library else {}
-    write_artifact(model, target.parent, target.name, Sidecars({MANIFEST: manifest}, files), progress)
+    return write_artifact(model, target.parent, target.name, Sidecars(files=files), progress)
 
 
 @contextmanager
@@ -166,22 +164,14 @@ def _nothing_rewritten(source: Path, found: Sequence[FfnOutcome]) -> ProSparseEr
 
 def _manifest(
     source: Path, model: ir.Model, outcomes: list[FfnOutcome], already: Sequence[str], options: OptimizeOptions
-) -> dict[str, Any]:
-    rewritten = sum(not o.reason for o in outcomes)
-    digest = sha256_file(source)  # of the graph only: weights may be many GB
-    return {
-        "format": 1,
-        "versions": {name: version(name) for name in ("prosparse-export", "onnx", "onnx-ir", "onnxruntime")},
-        "source": {"file": source.name, "sha256": digest, "producer": model.producer_name or ""},
-        "opset_imports": dict(sorted(model.opset_imports.items())),
-        "weight_format": (options.weights if rewritten else None) or "as in the source",  # of the rewritten FFNs
-        "decomposed": options.decomposed,
-        "check": {"outputs_compared": False, "reason": "disabled by --no-check"},
-        "ffn": {
-            "rewritten": rewritten,
-            "refused": sum(bool(o.reason) for o in outcomes),
-            "already": len(already),
-            "already_formats": sorted(set(already)),
-            "layers": [vars(o) for o in outcomes],
-        },
-    }
+) -> Manifest:
+    manifest = Manifest(
+        source=OnnxFileSource(source.name, sha256_file(source), model.producer_name or ""),
+        versions={name: version(name) for name in ("prosparse-export", "onnx", "onnx-ir", "onnxruntime")},
+        opset_imports=dict(sorted(model.opset_imports.items())),
+        ffns=tuple(FfnRecord(**vars(outcome)) for outcome in outcomes),
+        decomposed=options.decomposed,
+        already_sparse=dict(sorted(Counter(already).items())),
+        output_check=OutputCheck(outputs_compared=False, reason="disabled by --no-check"),
+    )
+    return replace(manifest, weight_format=options.weights) if manifest.rewritten else manifest

@@ -205,20 +205,20 @@ def _calibration(axes: Axes, report: Report) -> None:
     search = report.calibration
     if search is None:
         raise ValueError("calibration: expected the manifest to have a threshold search, got none")
-    points = [p for p in search["points"] if np.isfinite(p["perplexity"])]
-    x = [p["value"] for p in points]
-    axes.plot(x, [100 * p["sparsity"] for p in points], "o-", color=_COLOURS[0], ms=4)
-    chosen = search["chosen"]["value"]
+    points = [p for p in search.trials if np.isfinite(p.perplexity)]
+    x = [p.value for p in points]
+    axes.plot(x, [100 * p.sparsity for p in points], "o-", color=_COLOURS[0], ms=4)
+    chosen = search.chosen.value
     axes.axvline(chosen, color="#666666", linewidth=0.9, linestyle=":")
     side = "right" if 2 * chosen > max(x) else "left"
     axes.text(chosen, 0.03, " chosen ", transform=axes.get_xaxis_transform(), ha=side, fontsize=7.5)
-    is_threshold = search["search_parameter"] == "threshold"
+    is_threshold = search.search_parameter == "threshold"
     axes.set_xlabel("threshold" if is_threshold else "energy dropped, share of each layer's")
     axes.set_ylabel("sparsity, % (circles)")
     other = axes.twinx()
     other.spines["right"].set_visible(True)
     other.grid(visible=False)
-    other.plot(x, [p["perplexity"] for p in points], "s--", color=_COLOURS[1], ms=4, mfc="white")
+    other.plot(x, [p.perplexity for p in points], "s--", color=_COLOURS[1], ms=4, mfc="white")
     other.set_ylabel("perplexity (squares)")
 
 

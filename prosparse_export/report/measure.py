@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -16,8 +16,10 @@ from tokenizers import Tokenizer
 from prosparse_export.analysis.activation_counts import Activity, LayerActivity, measure_activity
 from prosparse_export.analysis.ffn_nodes import ffn_nodes, read_graph
 from prosparse_export.artifact.integrity import check_files
+from prosparse_export.artifact.json_records import to_json
+from prosparse_export.artifact.manifest import Manifest, read_manifest
+from prosparse_export.artifact.measured_records import ThresholdSearch
 from prosparse_export.artifact.model_settings import context_length
-from prosparse_export.artifact.writer import read_manifest
 from prosparse_export.errors import ProSparseError
 from prosparse_export.progress import ProgressCallback, no_progress
 from prosparse_export.report.speed import LayerSpeed, measure_speed
@@ -112,13 +114,14 @@ class Report:
     texts: tuple[str, ...]
     layers: tuple[LayerReport, ...]
     positions: tuple[int, ...]
-    manifest: dict[str, Any]
-    calibration: dict[str, Any] | None
+    manifest: Manifest | None
+    calibration: ThresholdSearch | None
     machine: str
 
     def to_dict(self) -> dict[str, Any]:
         """Return it for JSON."""
-        return asdict(self)
+        values: dict[str, Any] = to_json(self)
+        return values
 
 
 def measure(
@@ -168,7 +171,7 @@ def measure(
         layers=layers,
         positions=tuple(ends),
         manifest=manifest,
-        calibration=manifest.get("calibration"),
+        calibration=manifest.calibration if manifest is not None else None,
         machine=_machine(options.threads),
     )
 

@@ -7,7 +7,7 @@ import re
 from pathlib import Path
 from typing import Any
 
-from prosparse_export.artifact.atomic_write import write_aside
+from prosparse_export.artifact.atomic_write import atomic_write
 from prosparse_export.errors import ProSparseError
 from prosparse_export.report.measure import Report
 
@@ -26,8 +26,9 @@ _CAPTIONS = {
     "speed": "Dense is the operator's own ONNX body on stock onnxruntime, which computes in float32, in turns with the "
     "sparse kernel in one process. The ceiling counts weights read in the same format: 3 / (1 + 2 (1 - s)), or "
     "2 / (2 - s) without a gate; a narrower format than float32 can pass it, a small layer may not reach it.",
-    "calibration": "Trials of prosparse calibrate before the export. Chosen: {search_parameter} {chosen[value]:.4g}, "
-    "sparsity {sparsity:.2f} %, perplexity {chosen[perplexity]:.4g}; its budget allowed {perplexity_limit:.4g}.",
+    "calibration": "Trials of prosparse calibrate before the export. Chosen: {search.search_parameter} "
+    "{search.chosen.value:.4g}, sparsity {sparsity:.2f} %, perplexity {search.chosen.perplexity:.4g}; its budget "
+    "allowed {search.perplexity_limit:.4g}.",
 }
 
 
@@ -60,7 +61,7 @@ def render_page(report: Report) -> str:
 
 def _caption(name: str, report: Report) -> str:
     if name == "calibration" and report.calibration is not None:
-        return _CAPTIONS[name].format(sparsity=100 * report.calibration["chosen"]["sparsity"], **report.calibration)
+        return _CAPTIONS[name].format(search=report.calibration, sparsity=100 * report.calibration.chosen.sparsity)
     return _CAPTIONS[name]
 
 
@@ -70,7 +71,7 @@ def write_page(report: Report, path: Path) -> None:
     Raises:
         ProSparseError: it cannot be written, or the extra packages are missing.
     """
-    write_aside(path, render_page(report).encode())
+    atomic_write(path, render_page(report).encode())
 
 
 def png_paths(folder: Path) -> list[Path]:
@@ -93,13 +94,13 @@ def write_pngs(report: Report, folder: Path) -> list[Path]:
     paths = []
     for name in charts_of(report):
         paths.append(folder / f"{name}.png")
-        write_aside(paths[-1], save(name, report, "png", dpi=200))
+        atomic_write(paths[-1], save(name, report, "png", dpi=200))
     return paths
 
 
 def write_json(report: Report, path: Path) -> None:
     """Write the numbers."""
-    write_aside(path, (json.dumps(report.to_dict(), indent=2) + "\n").encode())
+    atomic_write(path, (json.dumps(report.to_dict(), indent=2) + "\n").encode())
 
 
 def _extra() -> Any:

@@ -11,9 +11,9 @@ import onnxruntime
 from numpy.typing import NDArray
 from tokenizers import Tokenizer
 
-from prosparse_export.artifact.integrity import check_files, no_model
+from prosparse_export.artifact.integrity import check_files, missing_model
+from prosparse_export.artifact.manifest import read_manifest
 from prosparse_export.artifact.model_settings import context_length, read_tokenizer, stop_tokens
-from prosparse_export.artifact.writer import read_manifest
 from prosparse_export.errors import ProSparseError
 from prosparse_export.runtime.decode_loop import Decoder
 from prosparse_export.runtime.detokenizer import TextStream
@@ -107,7 +107,7 @@ class SparseModel:
         """
         path = Path(path)
         if not path.is_file():
-            raise no_model(path)
+            raise missing_model(path)
         check_files(path, verify=verify)
         options = session_options or onnxruntime.SessionOptions()
         if session_options is None:
@@ -144,7 +144,7 @@ class SparseModel:
             if value.name.startswith("past_key_values.")
         }
         folder = path.parent
-        in_place = manifest.get("attention") == "GroupQueryAttention"
+        in_place = manifest is not None and manifest.fused_attention
         return cls(session, path, read_tokenizer(folder), stop_tokens(folder), context_length(folder), in_place, past)
 
     def decoder(self, batch: int, capacity: int) -> Decoder:

@@ -6,14 +6,13 @@ import contextlib
 import ctypes
 import json
 import os
-from collections.abc import Mapping
 from dataclasses import dataclass
 from importlib.metadata import PackageNotFoundError, distribution
 from pathlib import Path
-from typing import Any
 
 import onnxruntime
 
+from prosparse_export.artifact.manifest import Manifest
 from prosparse_export.errors import ProSparseError
 
 __all__ = [
@@ -140,13 +139,14 @@ def register(session_options: onnxruntime.SessionOptions) -> None:
     session_options.add_session_config_entry(_MARK, "1")
 
 
-def disabled_optimizers(path: Path, manifest: Mapping[str, Any], *, library: bool) -> list[str]:
+def disabled_optimizers(path: Path, manifest: Manifest | None, *, library: bool) -> list[str]:
     """Return onnxruntime's ``disabled_optimizers`` for the model at ``path``, whose prosparse.json is ``manifest``.
 
     Without the library onnxruntime would compute the float32 values of all narrower weights in advance and keep
     them: 4 bytes for each, 27 GB of a 7B model, whatever it has on disk. Up to 512 MB on disk it may.
     """
-    formats = (manifest.get("weight_format"), manifest.get("linear", {}).get("weight_format"))
+    linears = None if manifest is None else manifest.linears
+    formats = (manifest and manifest.weight_format, linears and linears.weight_format)
     data = path.with_name(f"{path.name}.data")
     if library or set(formats) == {"f32"} or not data.is_file() or data.stat().st_size <= FOLDED_BYTES:
         return []

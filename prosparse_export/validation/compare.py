@@ -18,7 +18,7 @@ from transformers import PreTrainedModel
 
 from prosparse_export.analysis.activation_counts import measure_activity
 from prosparse_export.analysis.unknown_operators import unknown_to_the_library
-from prosparse_export.artifact.writer import sha256_file
+from prosparse_export.artifact.integrity import sha256_file
 from prosparse_export.errors import ProSparseError
 from prosparse_export.export.approximate import approximate_again
 from prosparse_export.export.rounded_reference import as_stored

@@ -2,51 +2,58 @@
 
 from __future__ import annotations
 
-import json
+from dataclasses import asdict, replace
 from pathlib import Path
-from typing import Any
 
-from prosparse_export.artifact.atomic_write import write_aside
-from prosparse_export.artifact.writer import MANIFEST, read_manifest
+from prosparse_export.artifact.manifest import read_manifest, write_manifest
+from prosparse_export.artifact.measured_records import (
+    FailedCheck,
+    QualityRecord,
+    SparsityRecord,
+    ValidatedFiles,
+    ValidationRecord,
+    WeightsRecord,
+)
 from prosparse_export.errors import ProSparseError
 from prosparse_export.validation.result import Validation
 
 __all__ = ["record_validation", "summary"]
 
 
-def summary(result: Validation) -> dict[str, Any]:
+def summary(result: Validation) -> ValidationRecord:
     """Return what the manifest keeps of a validation."""
-    values = result.to_dict()
-    kept = (
-        "passed",
-        "bound",
-        "exact_against",
-        "tokens",
-        "texts",
-        "artifact",
-        "versions",
-        "quality",
-        "sparsity",
-        "stored_weights",
+    sparsity, weights = result.sparsity, result.stored_weights
+    artifact = result.artifact
+    return ValidationRecord(
+        passed=result.passed,
+        checks=len(result.checks),
+        failed=tuple(FailedCheck(c.name, c.measured, c.allowed) for c in result.checks if not c.passed),
+        bound=result.max_abs_diff,
+        exact_against=result.exact_against,
+        tokens=result.tokens,
+        texts=result.texts,
+        artifact=ValidatedFiles(artifact["sha256"], artifact.get("data_bytes"), artifact.get("data_sha256")),
+        versions=result.versions,
+        quality=tuple(QualityRecord(**asdict(quality)) for quality in result.quality),
+        lossy=result.lossy,
+        greedy_match=result.greedy_match,
+        greedy_tokens=result.greedy_tokens,
+        sparsity=None if sparsity is None else SparsityRecord(**asdict(sparsity)),
+        stored_weights=None if weights is None else WeightsRecord(**asdict(weights)),
     )
-    short = {key: values[key] for key in (*kept, "lossy", "greedy_match", "greedy_tokens")}
-    failed = [check for check in values["checks"] if not check["passed"]]
-    return {**short, "checks": len(values["checks"]), "failed": failed}
 
 
 def record_validation(path: Path, result: Validation) -> bool:
     """Write the result into prosparse.json beside the graph ``path``, all or nothing.
 
     Returns:
-        False where there is no manifest, or the folder cannot be written to.
+        False if there is no manifest, or the folder cannot be written to.
     """
     manifest = read_manifest(path)
-    if not manifest:
+    if manifest is None:
         return False
-    manifest["validation"] = summary(result)
-    text = json.dumps(manifest, indent=2, ensure_ascii=False) + "\n"
     try:
-        write_aside(path.parent / MANIFEST, text)
+        write_manifest(path.parent, replace(manifest, validation=summary(result)))
     except ProSparseError:
         return False
     return True

@@ -5,12 +5,12 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
-from typing import Any
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
 
+from prosparse_export.artifact.measured_records import ApproximationRecord
 from prosparse_export.export.approximate import approximate_again
 from prosparse_export.export.rounded_reference import StoredAs, as_stored
 from prosparse_export.progress import ProgressCallback, no_progress
@@ -46,7 +46,7 @@ def rounding_costs(
     checkpoint: Checkpoint,
     rounded: Mapping[str, StoredAs],
     ids: NDArray[np.int64],
-    approximation: dict[str, Any] | None,
+    approximation: ApproximationRecord | None,
     progress: ProgressCallback = no_progress,
 ) -> tuple[RoundingCost, ...]:
     """Return the cost of all that the artifact loses, then of each part alone, the dearest first.
@@ -80,7 +80,7 @@ def rounding_costs(
     if approximation is not None:
         with as_stored(checkpoint, {}):  # blocks are found by what they compute
             approximate_again(checkpoint.model, approximation)
-        how.append(f"approximated {approximation['activation']}")
+        how.append(f"approximated {approximation.activation}")
         costs.append(cost("the approximation", {}, how[-1]))
     return (cost("", rounded, " and ".join(how)), *sorted(costs, key=lambda c: -c.kl))
 

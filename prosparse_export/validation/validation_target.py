@@ -10,9 +10,10 @@ from typing import Any
 import onnx
 
 from prosparse_export.analysis.ffn_nodes import FfnNode, ffn_nodes, read_graph
-from prosparse_export.artifact.integrity import check_files
+from prosparse_export.artifact.integrity import check_files, sha256_file
+from prosparse_export.artifact.manifest import FfnRecord, ModelFolderSource, require_manifest
+from prosparse_export.artifact.measured_records import ApproximationRecord
 from prosparse_export.artifact.model_settings import context_length
-from prosparse_export.artifact.writer import read_manifest, sha256_file
 from prosparse_export.errors import ProSparseError
 from prosparse_export.export.load import load_model_folder
 from prosparse_export.export.rounded_reference import (
@@ -65,7 +66,7 @@ class Subject:
     positions: int | None
     overrides: dict[str, Any]
     trust: bool
-    approximation: dict[str, Any] | None
+    approximation: ApproximationRecord | None
 
     @property
     def outside(self) -> dict[str, StoredAs]:
@@ -98,14 +99,9 @@ def open_subject(folder: Path, path: Path, *, trust: bool = False) -> Subject:
         raise ProSparseError(f"model folder: {folder}: expected a folder, got {got}", hint=hint)
     graph = read_graph(path)
     check_files(path)
-    manifest = read_manifest(path)
-    source = manifest.get("source")
-    if source is None:
-        raise ProSparseError(
-            f"artifact: {path}: expected a prosparse.json beside it, which says what it was exported from, got none",
-            hint="copy it from where the export wrote it: an artifact is all of its folder",
-        )
-    if not isinstance(source.get("sha256"), dict):
+    manifest = require_manifest(path)
+    source = manifest.source
+    if not isinstance(source, ModelFolderSource):
         raise ProSparseError(
             f"artifact: {path}: expected an export of a model folder, got a file that prosparse optimize rewrote",
             hint="optimize compared it with the file that it came from; export the model folder to validate against it",
@@ -115,34 +111,33 @@ def open_subject(folder: Path, path: Path, *, trust: bool = False) -> Subject:
             f"artifact: {path}: expected a decoder, whose logits can be compared, got an encoder",
             hint="its export compared its hidden states with PyTorch's",
         )
-    if "encoder" in manifest:
+    if manifest.encoder is not None:
         raise ProSparseError(
             f"artifact: {path}: expected a decoder alone, got an encoder-decoder, whose logits on a running text mean "
             "nothing",
             hint="its export compared it with PyTorch; `prosparse generate` runs it",
         )
-    sources: dict[str, str] = source["sha256"]
-    _check_sources(folder, path, sources)
-    layers = [layer for layer in manifest.get("ffn", {}).get("layers", []) if not layer["reason"]]
-    own = checkpoint_format(source.get("weight_dtype", "float32"))
+    _check_sources(folder, path, source.sha256)
+    ffns = manifest.rewritten
+    own = checkpoint_format(source.weight_dtype)
     formats = stored_formats(manifest)
     return Subject(
         folder=folder,
         path=path,
         graph=graph,
-        nodes=_as_exported(ffn_nodes(graph), layers),
-        linears={layer["module"]: list(layer["linears"]) for layer in layers if layer.get("linears")},
+        nodes=_as_exported(ffn_nodes(graph), ffns),
+        linears={ffn.module: list(ffn.linears) for ffn in ffns if ffn.linears},
         formats=formats,
         rounded={name: stored for name, stored in formats.items() if stored.weights != own},
         flips=flips_of(manifest),
-        weights=manifest.get("weight_format", "f32"),
-        lossy=any(stored.weights != own for stored in formats.values()) or "approximation" in manifest,
-        fused_attention=manifest.get("attention") == "GroupQueryAttention",
-        sources=sources,
+        weights=manifest.weight_format or "f32",
+        lossy=any(stored.weights != own for stored in formats.values()) or manifest.approximation is not None,
+        fused_attention=manifest.fused_attention,
+        sources=source.sha256,
         positions=context_length(path.parent),
-        overrides={name: change["used"] for name, change in manifest.get("overrides", {}).items()},
+        overrides={name: override.used for name, override in manifest.overrides.items()},
         trust=trust,
-        approximation=manifest.get("approximation"),
+        approximation=manifest.approximation,
     )
 
 
@@ -158,15 +153,15 @@ def _check_sources(folder: Path, path: Path, sources: Mapping[str, str]) -> None
             )
 
 
-def _as_exported(nodes: list[FfnNode], layers: Sequence[Mapping[str, Any]]) -> list[FfnNode]:
+def _as_exported(nodes: list[FfnNode], ffns: Sequence[FfnRecord]) -> list[FfnNode]:
     """Return the operators as the export found them: what the graph says of an activation now may be wrong.
 
     They are numbered as the model's blocks are, those that stayed dense included.
     """
-    found = {layer["module"]: layer for layer in layers}
+    found = {ffn.module: ffn for ffn in ffns}
     return [
-        replace(node, layer=layer["layer"], activation=layer["activation"], threshold=layer["threshold"])
-        if (layer := found.get(node.module)) is not None
+        replace(node, layer=ffn.layer, activation=ffn.activation, threshold=ffn.threshold)
+        if (ffn := found.get(node.module)) is not None
         else node
         for node in nodes
     ]

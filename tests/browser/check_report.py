@@ -20,6 +20,7 @@ from typing import Any
 from page_faults import MEASURE, faults
 from playwright.sync_api import Browser, Page, sync_playwright
 
+from prosparse_export.artifact.measured_records import ThresholdSearch, ThresholdTrial
 from prosparse_export.report import ReportOptions, measure, write_page
 from prosparse_export.report.charts import CHARTS
 from prosparse_export.validation import default_text
@@ -42,11 +43,11 @@ def make_page(artifact: Path, folder: Path) -> Path:
     text = default_text()
     report = measure(artifact, [("introductions", text), ("later.txt", text[30_000:])], ReportOptions(1024, 256))
     if report.calibration is None:
-        points = [
-            {"value": k, "sparsity": 0.8 + k / 3, "perplexity": 35 + 40 * k**2, "thresholds": [k]}
+        trials = tuple(
+            ThresholdTrial(k, 0.8 + k / 3, 35 + 40 * k**2, (k,), 35 + 40 * k**2 < 36.4)
             for k in (0.0, 0.005, 0.01, 0.02, 0.03, 0.06, 0.12, 0.165, 0.18, 0.24)
-        ]
-        search = {"search_parameter": "threshold", "perplexity_limit": 36.4, "chosen": points[7], "points": points}
+        )
+        search = ThresholdSearch("threshold", 0.04, 36.4, 1000, 0.165, chosen=trials[7], trials=trials)
         report = replace(report, calibration=search)
     write_page(report, folder / "report.html")
     return folder / "report.html"

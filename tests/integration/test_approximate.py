@@ -17,6 +17,7 @@ from conftest import DEMO
 from transformers import LlamaConfig, LlamaForCausalLM, OPTConfig, OPTForCausalLM, Phi3Config, Phi3ForCausalLM
 
 from prosparse_export import ExportOptions, ProSparseError, export_model, load
+from prosparse_export.artifact.manifest import require_manifest
 from prosparse_export.cli import main
 from prosparse_export.export import Approximation
 from prosparse_export.export.rounded_reference import stored_formats, with_stored_weights
@@ -73,7 +74,7 @@ def artifact(swiglu: Path, text: Path, tmp_path_factory: pytest.TempPathFactory)
     assert result.exit_code == 0, result.output
     lossy = json.loads((output.parent / "prosparse.json").read_text())["approximation"]
     assert result.stdout.splitlines()[1].startswith("LOSSY: silu approximated, 40% of the neurons kept: perplexity ")
-    assert f"({lossy['perplexity_change']:+.2%})" in result.stdout
+    assert f"({lossy['perplexity'] / lossy['dense_perplexity'] - 1:+.2%})" in result.stdout
     return output
 
 
@@ -102,10 +103,10 @@ def test_thresholds_and_cost_are_what_the_manifest_says(swiglu: Path, text: Path
     for threshold, found in zip(lossy["thresholds"], sizes, strict=True):
         exact = np.quantile(np.concatenate(found), 1 - KEEP)
         assert threshold == pytest.approx(exact, rel=2 ** (1 / 128) - 1)  # one bin
-    assert lossy["perplexity_dense"] == pytest.approx(perplexity(load_checkpoint(swiglu).model, rows[1::2]), rel=1e-5)
+    assert lossy["dense_perplexity"] == pytest.approx(perplexity(load_checkpoint(swiglu).model, rows[1::2]), rel=1e-5)
     approximated = approximated_model(swiglu, lossy["thresholds"])
     assert lossy["perplexity"] == pytest.approx(perplexity(approximated, rows[1::2]), rel=1e-5)
-    assert lossy["perplexity_change"] == lossy["perplexity"] / lossy["perplexity_dense"] - 1 != 0
+    assert lossy["perplexity"] != lossy["dense_perplexity"]
     assert abs(lossy["sparsity"] - (1 - KEEP)) < 0.05  # on other text than that which set the thresholds
     assert list(lossy["texts"]) == ["text.txt"]
 
@@ -119,9 +120,9 @@ def approximated_model(folder: Path, thresholds: list[float]) -> torch.nn.Module
 
 @pytest.mark.parametrize("library", [True, False])
 def test_computes_what_pytorch_does_with_these_thresholds(swiglu: Path, artifact: Path, library: bool) -> None:
-    manifest = json.loads((artifact.parent / "prosparse.json").read_text())
-    thresholds = manifest["approximation"]["thresholds"]
-    assert [(o["op"], o["activation"], o["threshold"]) for o in manifest["ffn"]["layers"]] == [
+    manifest = require_manifest(artifact)
+    thresholds = manifest.approximation.thresholds
+    assert [(ffn.op, ffn.activation, ffn.threshold) for ffn in manifest.ffns] == [
         ("SparseGatedFFNF32", "silu", t) for t in thresholds
     ]
     ids = np.random.default_rng(0).integers(3, vocabulary(), (3, 20))
@@ -158,7 +159,7 @@ def test_i4_and_the_plain_form(swiglu: Path, text: Path, tmp_path: Path) -> None
     proto = onnx.load(result.path)
     assert {node.domain for node in proto.graph.node} == {""}
     ids = np.random.default_rng(0).integers(3, vocabulary(), (1, 20))
-    model = approximated_model(swiglu, result.manifest["approximation"]["thresholds"])
+    model = approximated_model(swiglu, result.manifest.approximation.thresholds)
     with_stored_weights(model, stored_formats(result.manifest))  # type: ignore[arg-type]
     with torch.no_grad():
         expected = model(input_ids=torch.from_numpy(ids)).logits.numpy()

@@ -66,7 +66,7 @@ def test_search_reaches_the_report(calibrated: tuple[Path, dict[str, Any]], tmp_
     assert run("export", folder, output, "-q").startswith(str(output))
     manifest = json.loads((tmp_path / "prosparse.json").read_text())
     recorded = manifest["calibration"]
-    assert [(p["value"], p["sparsity"], p["perplexity"]) for p in recorded["points"]] == points
+    assert [(p["value"], p["sparsity"], p["perplexity"]) for p in recorded["trials"]] == points
     (line,) = [line for line in run("info", output).splitlines() if line.startswith("calibrated: ")]
     assert f"perplexity {points[0][2]:.4g} -> {result['chosen']['perplexity']:.4g} (budget +1.00%)" in line
     assert ("of each layer's energy dropped" in line) == per_layer

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import subprocess
 import sys
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -14,7 +15,7 @@ import pytest
 from numpy.typing import NDArray
 
 from prosparse_export import load, validate
-from prosparse_export.artifact.writer import read_manifest
+from prosparse_export.artifact.manifest import LinearRecord, ModelFolderSource, require_manifest
 from prosparse_export.runtime import operator_library
 from prosparse_export.validation import ValidationOptions, default_text
 
@@ -97,8 +98,8 @@ def test_a_large_model_without_the_library_keeps_its_weights_narrow(
     assert small < 1e6 < 10e6 < large
     np.testing.assert_allclose(*logits, rtol=0, atol=1e-4)  # the order of sums may differ
     monkeypatch.setattr(operator_library, "FOLDED_BYTES", 0)
-    manifest = read_manifest(demo_artifact)
-    wide = {**manifest, "weight_format": "f32", "linear": {"weight_format": "f32"}}
+    manifest = require_manifest(demo_artifact)
+    wide = replace(manifest, weight_format="f32", linears=LinearRecord("f32"))
     assert operator_library.disabled_optimizers(demo_artifact, manifest, library=False) == ["ConstantFolding"]
     assert operator_library.disabled_optimizers(demo_artifact, manifest, library=True) == []
     assert operator_library.disabled_optimizers(demo_artifact, wide, library=False) == []
@@ -120,13 +121,13 @@ def test_sampling_is_reproducible_and_really_samples(demo_artifact: Path) -> Non
 def test_artifact_is_complete(demo_artifact: Path) -> None:
     names = {path.name for path in demo_artifact.parent.iterdir()}
     wanted = {"demo.onnx", "demo.onnx.data", "config.json", "generation_config.json", "tokenizer.json"}
-    assert wanted | {"tokenizer_config.json", "prosparse.json"} <= names
-    assert any(name.startswith("libprosparse_ops") for name in names)
-    manifest = json.loads((demo_artifact.parent / "prosparse.json").read_text())
-    assert manifest["ffn"]["rewritten"] == len(manifest["ffn"]["layers"]) == 5
-    assert manifest["ffn"]["refused"] == 0
-    assert manifest["attention"] == "GroupQueryAttention"
-    assert set(manifest["source"]["sha256"]) == {"config.json", "model.safetensors"}
+    assert wanted | {"tokenizer_config.json", "prosparse.json", operator_library.library_path().name} <= names
+    manifest = require_manifest(demo_artifact)
+    assert len(manifest.rewritten) == len(manifest.ffns) == 5
+    assert manifest.not_rewritten == ()
+    assert manifest.fused_attention
+    assert isinstance(manifest.source, ModelFolderSource)
+    assert set(manifest.source.sha256) == {"config.json", "model.safetensors"}
     onnx.checker.check_model(str(demo_artifact))
     model = onnx.load(demo_artifact, load_external_data=False)
     assert [n.op_type for n in model.graph.node].count("SparseGatedFFNBF16") == 5

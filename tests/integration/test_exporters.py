@@ -104,7 +104,7 @@ def test_every_block_is_found(name: str, llama: Path, tmp_path: Path) -> None:
     assert [o.activation for o in result.rewritten] == ["relu"] * LAYERS
     assert result.not_rewritten == ()
     assert count_relu_shapes(onnx.load(source, load_external_data=False).graph) == LAYERS  # nothing was overlooked
-    check = result.manifest["check"]
-    assert check["outputs_compared"], check
-    assert check["largest_output"] > 1
-    assert check["largest_difference"] <= producer.largest_difference
+    check = result.manifest.output_check
+    assert check.outputs_compared, check
+    assert check.largest_output > 1
+    assert check.largest_difference <= producer.largest_difference

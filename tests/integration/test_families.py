@@ -81,7 +81,7 @@ def measure(family: Family) -> Measured:
             result.rewritten,
             result.not_rewritten,
             result.attention_not_fused,
-            result.manifest["attention"] == "GroupQueryAttention",
+            result.manifest.fused_attention,
             packed,
             shapes,
             reference.sparsity,

@@ -119,9 +119,9 @@ def test_int4_digits_stay(stored: str, tmp_path: Path) -> None:
     assert arrays[names[7]].dtype == np.int8
     rounded = dequantize(arrays[names[7]], arrays[names[8]], D_MODEL).reshape(down.shape)
     assert (np.abs(rounded - down) <= largest / 254 * (1 + 2.0**-10)).all()  # and the scale is a float16
-    check = result.manifest["check"]
-    assert check["outputs_compared"]
-    assert 0.0 < check["largest_difference"] < 0.03 * check["largest_output"]  # recorded: rounding on request
+    check = result.manifest.output_check
+    assert check.outputs_compared
+    assert 0.0 < check.largest_difference < 0.03 * check.largest_output  # recorded: rounding on request
 
 
 def test_zeros_that_enlarge_the_activations_make_no_relu(tmp_path: Path) -> None:
@@ -220,7 +220,7 @@ def test_command_lists_what_it_refused(tmp_path: Path) -> None:
     assert lines[1].startswith("/mlp/MatMul_y: its up_proj is down_proj of another block")
     manifest = json.loads(child.stdout)
     assert manifest == json.loads((tmp_path / "out" / "prosparse.json").read_text())
-    assert manifest["check"]["outputs_compared"]
+    assert manifest["output_check"]["outputs_compared"]
 
 
 def test_wrong_numbers_are_not_published(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

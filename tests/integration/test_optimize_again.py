@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from pathlib import Path
 
 import numpy as np
@@ -13,6 +12,7 @@ from onnx import TensorProto, helper
 from support.families import FAMILIES, VOCAB
 
 from prosparse_export import ExportOptions, ProSparseError, export_model, load, optimize_file
+from prosparse_export.artifact.manifest import require_manifest
 from prosparse_export.cli import main
 
 pytestmark = pytest.mark.integration
@@ -33,13 +33,13 @@ def test_operators_keep_their_format_and_the_manifest_says_so(stored: str, asked
         result = CliRunner().invoke(main, ["optimize", str(paths[-1]), str(path), "--weights", asked, "-q"])
         assert result.exit_code == 0, result.output
         paths.append(path)
-        manifest = json.loads((path.parent / "prosparse.json").read_text())
+        manifest = require_manifest(path)
         count = len(operators(first))
-        assert manifest["weight_format"] == "as in the source"
-        assert (manifest["ffn"]["already"], manifest["ffn"]["already_formats"]) == (count, [stored])
-        assert manifest["ffn"]["rewritten"] == 0
-        assert manifest["check"]["outputs_compared"]
-        assert manifest["check"]["largest_difference"] == 0.0
+        assert manifest.weight_format is None
+        assert manifest.already_sparse == {stored: count}
+        assert manifest.rewritten == ()
+        assert manifest.output_check.outputs_compared
+        assert manifest.output_check.largest_difference == 0.0
         assert f"kept {count} sparse operators of the source ({stored})" in result.stdout
         assert ("hint: sparse operators keep their format" in result.stderr) == (asked not in ("source", stored))
         assert operators(path) == operators(first)

@@ -53,7 +53,7 @@ def test_silu_in_config_and_relu_in_code(tmp_path: Path) -> None:
 def test_export_of_silu_in_config_and_relu_in_code(tmp_path: Path) -> None:
     result = export_model(make(tmp_path / "m", **SAKANA), tmp_path / "out" / "m.onnx")
     assert [o.activation for o in result.rewritten] == ["relu"]
-    assert result.manifest["overrides"] == {}  # it is what the code has, and nobody asked for it
+    assert result.manifest.overrides == {}  # it is what the code has, and nobody asked for it
     config = json.loads((tmp_path / "out" / "config.json").read_text())
     assert (config["model_type"], config["hidden_act"]) == ("llama", "relu")
     plain = make(tmp_path / "plain")  # the same weights in a llama that says relu: PyTorch without our reading of it
@@ -66,7 +66,7 @@ def test_threshold_restores_what_the_llama_format_lost(tmp_path: Path) -> None:
     torch.testing.assert_close(a, torch.where(z > 0.33, z, 0.0), rtol=0, atol=0)
     result = export_model(folder, tmp_path / "out" / "m.onnx", ExportOptions(threshold=0.03))
     assert [(o.activation, round(o.threshold, 6)) for o in result.rewritten] == [("fatrelu", 0.03)]
-    assert result.manifest["overrides"] == {
+    assert result.manifest.to_dict()["overrides"] == {
         "activation": {"config": "relu", "used": "fatrelu"},
         "threshold": {"config": 0.0, "used": 0.03},
     }

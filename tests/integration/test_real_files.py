@@ -62,10 +62,10 @@ def test_real_files(files: dict[str, Path], tmp_path: Path) -> None:
         assert len(result.rewritten) == 0
         assert len(result.not_rewritten) == refused == shapes, [str(o) for o in result.not_rewritten]
         assert all(outcome.node and outcome.reason for outcome in result.not_rewritten)
-        check = result.manifest["check"]
-        assert check["outputs_compared"], check
-        assert check["largest_difference"] == 0.0  # nothing was rewritten
+        check = result.manifest.output_check
+        assert check.outputs_compared, check
+        assert check.largest_difference == 0.0  # nothing was rewritten
         reasons = "; ".join(sorted({o.reason.partition(":")[0] for o in result.not_rewritten})) or "-"
-        opset = result.manifest["opset_imports"][""]
+        opset = result.manifest.opset_imports[""]
         rows.append(f"| {name} | {what} | {opset} | {shapes} | {refused} | {reasons} |")
     check_table(ROOT / "docs" / "guides" / "optimize.md", HEAD + "\n".join(rows))

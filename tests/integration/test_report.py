@@ -16,6 +16,14 @@ import pytest
 import torch
 
 from prosparse_export.analysis.activation_counts import measure_activity
+from prosparse_export.artifact.measured_records import (
+    FailedCheck,
+    QualityRecord,
+    ThresholdSearch,
+    ThresholdTrial,
+    ValidatedFiles,
+    ValidationRecord,
+)
 from prosparse_export.report import Report, ReportOptions, measure, write_page, write_pngs
 from prosparse_export.report.charts import CHARTS
 from prosparse_export.report.page import render_page
@@ -102,10 +110,10 @@ def test_page_needs_nothing_and_runs_nothing(report: Report) -> None:
 
 
 def test_calibration_is_drawn_if_there_is_one(report: Report) -> None:
-    points = [
-        {"value": q, "sparsity": 0.9 + q, "perplexity": p} for q, p in ((0.0, 40.0), (0.01, 41.0), (0.02, math.inf))
-    ]
-    search = {"search_parameter": "energy dropped", "perplexity_limit": 41.5, "chosen": points[1], "points": points}
+    trials = tuple(
+        ThresholdTrial(q, 0.9 + q, p, (q,), p < 41.5) for q, p in ((0.0, 40.0), (0.01, 41.0), (0.02, math.inf))
+    )
+    search = ThresholdSearch("energy dropped", 0.01, 41.5, 100, 0.01, chosen=trials[1], trials=trials)
     page = render_page(replace(report, calibration=search))
     assert 'id="figure-calibration"' in page
     assert "energy dropped 0.01, sparsity 91.00 %, perplexity 41; its budget allowed 41.5" in page
@@ -115,10 +123,23 @@ def test_calibration_is_drawn_if_there_is_one(report: Report) -> None:
 
 
 def test_pages_of_many_layers_and_of_a_validated_model(report: Report, tmp_path: Path) -> None:
-    quality = {"name": "with library", "perplexity": "inf", "reference_perplexity": 3.25, "kl_mean": "nan", "top1": 0.5}
-    failed = [{"name": "x", "measured": "1", "allowed": "0"}]
-    validation = {"passed": False, "checks": 3, "failed": failed, "tokens": 5, "texts": {"t": ""}, "quality": [quality]}
-    manifest = {**report.manifest, "validation": validation}
+    quality = QualityRecord("with library", 5, math.inf, 3.25, math.nan, math.nan, 0.5, 0.5, math.nan)
+    validation = ValidationRecord(
+        passed=False,
+        checks=3,
+        failed=(FailedCheck("x", "1", "0"),),
+        bound=1.0,
+        exact_against="PyTorch",
+        tokens=5,
+        texts={"t": ""},
+        artifact=ValidatedFiles("00"),
+        versions={},
+        quality=(quality,),
+        lossy=True,
+        greedy_match=(),
+        greedy_tokens=0,
+    )
+    manifest = replace(report.manifest, validation=validation)
     layers = tuple(replace(report.layers[i % 5], speed=None) for i in range(60))
     write_page(replace(report, layers=layers, manifest=manifest), tmp_path / "x.html")
     page = (tmp_path / "x.html").read_text()

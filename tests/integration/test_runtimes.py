@@ -136,7 +136,7 @@ def test_plain_artifact_on_the_oldest_onnxruntime_for_the_operators(
     from prosparse_export import ExportOptions
 
     result = export_model(demo_folder, tmp_path / "plain.onnx", ExportOptions(fuse_attention=False))
-    assert result.manifest["onnxruntime"] == ">=1.18"
+    assert result.manifest.onnxruntime == ">=1.18"
     run(OLDEST_FOR_OPERATORS, result.path, logits)
 
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import shutil
 from pathlib import Path
 
@@ -14,6 +13,7 @@ import torch
 from transformers import LlamaConfig, LlamaForCausalLM
 
 from prosparse_export import ExportOptions, ProSparseError, export_model, load
+from prosparse_export.artifact.manifest import require_manifest
 from prosparse_export.export.lazy_initializers import place_weights
 from prosparse_export.validation import ValidationOptions, validate
 from prosparse_models import FileWeights, load_checkpoint
@@ -152,14 +152,16 @@ def test_calibration_leaves_blocks_dense_that_gain_nothing(folder: Path, tmp_pat
     assert [o.layer for o in result.rewritten] == [1]
     assert "% of its neurons are inactive: a speedup of at most 1.0" in result.not_rewritten[0].reason
     assert "does not pay" in result.not_rewritten[0].reason
-    manifest = json.loads((tmp_path / "out" / "prosparse.json").read_text())
-    first, second = manifest["expected"]["layers"]
-    assert first["sparsity"] < 0.07
-    assert first["speedup"] == 1.0
-    active = 1.0 - second["sparsity"]
+    predicted = require_manifest(result.path).predicted_speedup
+    assert predicted is not None
+    assert predicted == result.manifest.predicted_speedup
+    first, second = predicted.layers
+    assert first.sparsity < 0.07
+    assert first.speedup == 1.0
+    active = 1.0 - second.sparsity
     assert 0.2 < active < 0.8
-    assert second["speedup"] == pytest.approx(3 / (1 + 2 * active))
-    assert 1.0 < manifest["expected"]["decode_speedup"] < second["speedup"]
+    assert second.speedup == pytest.approx(3 / (1 + 2 * active))
+    assert 1.0 < predicted.decode_speedup < second.speedup
     kinds = [n.op_type for n in onnx.load(result.path, load_external_data=False).graph.node]
     assert kinds.count("LinearF16") == 2 * 2 + 1 + 3  # the dense block's too
 
@@ -173,7 +175,7 @@ def test_files_are_checked(i4: Path, tmp_path: Path) -> None:
     missing, cut, other, graph = copy("missing"), copy("cut"), copy("other"), copy("graph")
     data = missing.with_name("m.onnx.data")
     data.unlink()
-    with pytest.raises(ProSparseError, match=r"m\.onnx\.data: expected [\d,]+ bytes of weights, got no such file"):
+    with pytest.raises(ProSparseError, match=r"m\.onnx\.data: no such file \(expected [\d,]+ bytes of weights"):
         load(missing)
     data = cut.with_name("m.onnx.data")
     data.write_bytes(data.read_bytes()[:-4096])

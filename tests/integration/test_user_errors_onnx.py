@@ -245,7 +245,7 @@ def test_domain_ai_onnx_is_the_default_domain(tmp_path: Path) -> None:
     result = optimize_file(tmp_path / "in.onnx", tmp_path / "out" / "m.onnx")
     assert len(result.rewritten) == 1
     assert {i.domain: i.version for i in onnx.load(result.path).opset_import} == {"": 18, "com.prosparse": 1}
-    assert result.manifest["check"]["outputs_compared"]
+    assert result.manifest.output_check.outputs_compared
 
 
 def test_symbolic_links_of_the_hugging_face_cache(tmp_path: Path) -> None:
@@ -258,8 +258,8 @@ def test_symbolic_links_of_the_hugging_face_cache(tmp_path: Path) -> None:
     (snapshot / "in.onnx").symlink_to("../../blobs/one")
     (snapshot / "in.onnx_data").symlink_to("../../blobs/two")
     result = optimize_file(snapshot / "in.onnx", tmp_path / "out" / "m.onnx")
-    assert result.manifest["check"]["outputs_compared"], result.manifest["check"]
-    assert result.manifest["check"]["largest_difference"] < 1e-5
+    assert result.manifest.output_check.outputs_compared, result.manifest.output_check
+    assert result.manifest.output_check.largest_difference < 1e-5
     stored = {i.name: onnx.numpy_helper.to_array(i) for i in onnx.load(result.path).graph.initializer}
     w_up = next(node for node in onnx.load(result.path).graph.node if node.domain == "com.prosparse").input[1]
     np.testing.assert_array_equal(stored[w_up], weights()["w_up"].T)

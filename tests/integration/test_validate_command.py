@@ -67,7 +67,7 @@ def test_limits_reports_and_manifest(run: Callable[..., Result], artifact: Path,
     assert kept["passed"] is False
     info = CliRunner().invoke(main, ["info", str(artifact)])
     assert info.exit_code == 0, info.output
-    assert "broken: sparsity: measured" in info.stdout
+    assert "failed: sparsity: measured" in info.stdout
     assert "validate again" not in info.stdout
     data = artifact.with_name(f"{artifact.name}.data")
     contents = data.read_bytes()

@@ -183,7 +183,7 @@ def test_positions_of_gpt2_are_known(tmp_path: Path, demo_folder: Path) -> None:
 def test_a_file_that_optimize_rewrote_is_refused(tmp_path: Path, demo_folder: Path, demo_artifact: Path) -> None:
     artifact = Path(shutil.copytree(demo_artifact.parent, tmp_path / "out")) / demo_artifact.name
     manifest = json.loads((artifact.parent / "prosparse.json").read_text())
-    manifest["source"] = {"file": "in.onnx", "sha256": "00"}
+    manifest["source"] = {"kind": "onnx_file", "file": "in.onnx", "sha256": "00", "producer": ""}
     (artifact.parent / "prosparse.json").write_text(json.dumps(manifest))
     done = CliRunner().invoke(main, ["validate", str(demo_folder), str(artifact), "-q"])
     assert done.exit_code == 1

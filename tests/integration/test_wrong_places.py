@@ -38,7 +38,7 @@ def test_folders_in_place_of_the_model(command: str, demo_folder: Path, artifact
     refused(run(command, demo_folder, *more), "got a folder", f"prosparse-export {demo_folder} OUT.onnx")
     refused(run(command, artifact.parent, *more), "got a folder", f"name the file in it: {artifact}")
     refused(run(command, tmp_path, *more), "got a folder", "check the path")
-    refused(run(command, tmp_path / "none.onnx", *more), "got no such file", "prosparse-export MODEL_DIR")
+    refused(run(command, tmp_path / "none.onnx", *more), "no such file", "prosparse-export MODEL_DIR")
 
 
 def test_arguments_of_validate_in_the_wrong_order(demo_folder: Path, artifact: Path) -> None:

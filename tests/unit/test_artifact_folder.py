@@ -9,6 +9,7 @@ from pathlib import Path
 import pytest
 
 from prosparse_export import ProSparseError
+from prosparse_export.artifact.manifest import FileRecord, Manifest, OnnxFileSource
 from prosparse_export.artifact.writer import artifact_folder
 
 OLD = {"m.onnx": "old graph", "m.onnx.data": "old weights", "config.json": "old config"}
@@ -18,6 +19,11 @@ def fill(folder: Path, files: dict[str, str]) -> None:
     folder.mkdir(exist_ok=True)
     for name, text in files.items():
         (folder / name).write_text(text)
+
+
+def manifest_of(files: dict[str, FileRecord]) -> str:
+    source = OnnxFileSource("in.onnx", "", "")
+    return json.dumps(Manifest(source=source, versions={}, opset_imports={"": 20}, files=files).to_dict())
 
 
 def contents(folder: Path) -> dict[str, str]:
@@ -67,12 +73,12 @@ def test_refuses_a_folder_as_output(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("overwrite", [True, False])
 def test_refuses_the_folder_of_another_artifact_before_any_work(overwrite: bool, tmp_path: Path) -> None:
-    files = {name: {"bytes": 1, "sha256": ""} for name in ("m.encoder.onnx", "m.onnx", "m.onnx.data")}
-    before = {"m.onnx": "graph", "m.encoder.onnx": "graph", "prosparse.json": json.dumps({"files": files})}
+    files = {name: FileRecord(1, "") for name in ("m.encoder.onnx", "m.onnx", "m.onnx.data")}
+    before = {"m.onnx": "graph", "m.encoder.onnx": "graph", "prosparse.json": manifest_of(files)}
     fill(tmp_path, before)
     entered = False
     with (
-        pytest.raises(ProSparseError, match=r"expected a folder of its own, got that of m\.") as error,
+        pytest.raises(ProSparseError, match=r"expected a folder without another artifact, got that of m\.") as error,
         artifact_folder(tmp_path / "n.onnx", overwrite=overwrite),
     ):
         entered = True
@@ -84,7 +90,7 @@ def test_refuses_the_folder_of_another_artifact_before_any_work(overwrite: bool,
     assert contents(tmp_path)["m.onnx"] == "new"
 
 
-@pytest.mark.parametrize("manifest", ['{"files": {"gone.onnx": {}}}', '{"files": 3}', "{}", "damaged"])
+@pytest.mark.parametrize("manifest", [manifest_of({"gone.onnx": FileRecord(1, "")}), '{"files": 3}', "{}", "damaged"])
 def test_takes_a_folder_whose_artifact_is_gone(manifest: str, tmp_path: Path) -> None:
     fill(tmp_path, {"prosparse.json": manifest})
     with artifact_folder(tmp_path / "n.onnx", overwrite=True) as staging:

@@ -45,9 +45,11 @@ def optimized(name: str, folder: Path, *, outside: bool = False) -> tuple[Path, 
 @pytest.mark.parametrize("name", CASES)
 def test_correct_files_are_within_the_bound_and_wrong_files_are_not(name: str, tmp_path: Path) -> None:
     source, result = optimized(name, tmp_path / "m")
-    check = result.manifest["check"]
-    difference = check.get("largest_difference_with_float_activations", check["largest_difference"])
-    assert difference <= check["bound"] == pytest.approx(CASES[name][2] * max(1.0, check["largest_output"]), rel=0.1)
+    check = result.manifest.output_check
+    difference = check.float_activations_difference
+    if difference is None:
+        difference = check.largest_difference
+    assert difference <= check.bound == pytest.approx(CASES[name][2] * max(1.0, check.largest_output), rel=0.1)
 
     proto = onnx.load(result.path)
     node = next(n for n in proto.graph.node if n.domain == "com.prosparse")
@@ -66,9 +68,9 @@ def test_correct_files_are_within_the_bound_and_wrong_files_are_not(name: str, t
 
 def test_rounded_activations_do_not_widen_the_bound(tmp_path: Path) -> None:
     _, result = optimized("MatMulNBits, f32", tmp_path / "m", outside=True)
-    check = result.manifest["check"]
-    assert check["largest_difference"] > 10 * check["bound"]  # accuracy level 4, in the source only
-    assert check["largest_difference_with_float_activations"] <= check["bound"] / 10
+    check = result.manifest.output_check
+    assert check.largest_difference > 10 * check.bound  # accuracy level 4, in the source only
+    assert check.float_activations_difference <= check.bound / 10
 
 
 def test_the_copy_float_activations_is_gone_and_changes_nothing(tmp_path: Path) -> None:
