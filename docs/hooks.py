@@ -44,11 +44,17 @@ def _prose(text: str) -> str:
 
 
 def _option(text: str) -> str:
-    return ", ".join(f"`{part}`" for part in text.split(", ")).replace("|", "\\|")
+    """Names as code, and what they take in plain text, so that long choices wrap."""
+    parts = []
+    for part in text.split(", "):
+        name, _, taken = part.partition(" ")
+        names = " / ".join(f"`{one}`" for one in part.split(" / ")) if taken.startswith("/ ") else f"`{name}`"
+        parts.append(names if taken.startswith("/ ") or not taken else f"{names} {_cell(taken.replace('|', ' | '))}")
+    return ", ".join(parts)
 
 
 def _cell(text: str) -> str:
     text = " ".join(text.split())
-    for special, written in (("|", "\\|"), ("<", "&lt;"), ("[", "\\["), ("*", "\\*")):
+    for special, written in (("|", "&#124;"), ("<", "&lt;"), ("[", "\\["), ("*", "\\*")):
         text = text.replace(special, written)
     return text
