@@ -1,4 +1,4 @@
-"""An activation override in families that do not call it hidden_act: config.json, manifest, numbers, and a reload."""
+"""Activation overrides in families whose config.json has another key than hidden_act."""
 
 from __future__ import annotations
 
@@ -12,7 +12,9 @@ import pytest
 import torch
 import transformers as hf
 from numpy.typing import NDArray
-from support.families import D_FF, D_MODEL, FAMILIES, VOCAB
+from support.families import family
+from support.model_sizes import VOCAB
+from support.pytorch_reference import rounding_bound
 
 from prosparse_export import ExportOptions, ProSparseError, export_model, load
 from prosparse_export.runtime.encoder_decoder import EncoderDecoder
@@ -43,7 +45,7 @@ OF_OURS = ("hidden_act", "hidden_act_param")
 
 
 class Activation(torch.nn.Module):
-    """What the override asks for, written again."""
+    """The overridden activation, written independently."""
 
     def __init__(self, options: dict[str, Any]) -> None:
         super().__init__()
@@ -60,63 +62,72 @@ def logits(model: torch.nn.Module, is_pair: bool) -> NDArray[np.float32]:
 
 
 def by_hand(folder: Path, options: dict[str, Any], is_pair: bool) -> NDArray[np.float32]:
-    """PyTorch, loaded by transformers alone, with the activation put into each block by name."""
+    """PyTorch, loaded by transformers alone, with each FFN's activation replaced by name."""
     auto = hf.AutoModelForSeq2SeqLM if is_pair else hf.AutoModelForCausalLM
     model = auto.from_pretrained(folder).eval()
     names = ("activation_fn", "act", "act_fn")
-    blocks = [m for m in model.modules() if any(hasattr(m, n) for n in names) and list(m.children())]
-    assert len(blocks) == (1 if "OPT" in type(model).__name__ else 2)
-    for block in blocks:
-        setattr(block, next(n for n in names if hasattr(block, n)), Activation(options))
+    ffns = [m for m in model.modules() if any(hasattr(m, n) for n in names) and list(m.children())]
+    assert len(ffns) == (1 if "OPT" in type(model).__name__ else 2)
+    for ffn in ffns:
+        setattr(ffn, next(n for n in names if hasattr(ffn, n)), Activation(options))
     return logits(model, is_pair)
 
 
 @pytest.mark.parametrize("name", CASES)
-def test_config_manifest_and_numbers_agree(name: str, tmp_path: Path) -> None:
+def test_config_and_model_agree(name: str, tmp_path: Path) -> None:
+    """What a checkpoint computes, and what its config.json, as exported, makes transformers and a reload compute."""
     family_name, options, keys = CASES[name]
-    family = next(f for f in FAMILIES if f.name == family_name)
-    folder, is_pair = tmp_path / "m", family.encoder_decoder
-    family.save(folder)
-    result = export_model(folder, tmp_path / "out" / "m.onnx", ExportOptions(**options))
+    chosen = family(family_name)
+    folder, is_pair = tmp_path / "m", chosen.encoder_decoder
+    chosen.save(folder)
     activation = "fatrelu" if "threshold" in options else "relu2"
-    assert {o.activation for o in result.rewritten} == {activation}
-    manifest = json.loads((tmp_path / "out" / "prosparse.json").read_text())
+    checkpoint = load_checkpoint(folder, encoder_decoder=is_pair, **options)
     expected: dict[str, Any] = {"activation": {"config": "relu", "used": activation}}
     if "threshold" in options:
         expected["threshold"] = {"config": 0.0, "used": T}
-    assert manifest["overrides"] == expected
+    assert checkpoint.overrides == expected
+    actual, wanted = logits(checkpoint.model, is_pair), by_hand(folder, options, is_pair)
+    np.testing.assert_allclose(actual, wanted, rtol=0, atol=rounding_bound(float(np.abs(wanted).max())))
+    without = logits(load_checkpoint(folder, encoder_decoder=is_pair).model, is_pair)
+    assert np.abs(actual - without).max() > 10 * rounding_bound(float(np.abs(wanted).max()))
 
-    config = json.loads((tmp_path / "out" / "config.json").read_text())
+    config = json.loads(json.dumps(checkpoint.config))  # as the export writes it
     assert {key: config.get(key) for key in keys} == keys
     assert all(key in keys or key not in config for key in OF_OURS)
+    reloaded = shutil.copytree(folder, tmp_path / "again")
+    (reloaded / "config.json").write_text(json.dumps(config))
     auto = hf.AutoModelForSeq2SeqLM if is_pair else hf.AutoModelForCausalLM
-    auto.from_config(hf.AutoConfig.from_pretrained(tmp_path / "out"))  # transformers knows all that it says
+    auto.from_config(hf.AutoConfig.from_pretrained(reloaded))  # transformers knows every value
+    again = load_checkpoint(reloaded, encoder_decoder=is_pair)
+    assert (again.activation, again.threshold) == (activation, options.get("threshold", 0.0))
+    assert np.array_equal(logits(again.model, is_pair), actual)
+    assert {key: again.config.get(key) for key in keys} == keys
 
-    wanted = by_hand(folder, options, is_pair)
+
+@pytest.mark.parametrize("name", ["OPT, threshold", "gated T5, relu2"])
+def test_artifact_agrees(name: str, tmp_path: Path) -> None:
+    family_name, options, _ = CASES[name]
+    chosen = family(family_name)
+    folder, is_pair = tmp_path / "m", chosen.encoder_decoder
+    chosen.save(folder)
+    result = export_model(folder, tmp_path / "out" / "m.onnx", ExportOptions(**options))
+    assert {o.activation for o in result.rewritten} == {"fatrelu" if "threshold" in options else "relu2"}
+    checkpoint = load_checkpoint(folder, encoder_decoder=is_pair, **options)
+    assert json.loads((tmp_path / "out" / "prosparse.json").read_text())["overrides"] == checkpoint.overrides
+    assert json.loads((tmp_path / "out" / "config.json").read_text()) == json.loads(json.dumps(checkpoint.config))
     if is_pair:
         pair = EncoderDecoder.open(result.path)
         actual, _ = pair.forward(IDS, pair.encode(IDS, np.ones_like(IDS)))
     else:
         actual, _ = load(result.path).forward(IDS, np.ones_like(IDS))
-    additions = 2 * (8 * D_MODEL + D_FF + TOKENS) + 7 * D_MODEL + TOKENS  # as rounding_bound of test_families.py
-    bound = 2 * additions * 2.0**-24 * max(1.0, float(np.abs(wanted).max()))
-    assert np.abs(actual - wanted).max() <= bound
-    without = logits(load_checkpoint(folder, encoder_decoder=is_pair).model, is_pair)
-    assert np.abs(actual - without).max() > 10 * bound
-
-    reloaded = shutil.copytree(folder, tmp_path / "again")
-    shutil.copy(tmp_path / "out" / "config.json", reloaded / "config.json")
-    again = load_checkpoint(reloaded, encoder_decoder=is_pair)
-    assert (again.activation, again.threshold) == (activation, options.get("threshold", 0.0))
-    overridden = load_checkpoint(folder, encoder_decoder=is_pair, **options).model
-    assert np.array_equal(logits(again.model, is_pair), logits(overridden, is_pair))
-    assert {key: again.config.get(key) for key in keys} == keys
+    wanted = by_hand(folder, options, is_pair)
+    assert np.abs(actual - wanted).max() <= rounding_bound(float(np.abs(wanted).max()))
 
 
 @pytest.mark.parametrize("name", ["OPT", "T5, gated relu"])
 def test_drelu_needs_its_three_matrices(name: str, tmp_path: Path) -> None:
-    next(f for f in FAMILIES if f.name == name).save(tmp_path / "m")
-    with pytest.raises(ProSparseError, match="activation drelu: expected FFN blocks that can have it, got none") as e:
+    family(name).save(tmp_path / "m")
+    with pytest.raises(ProSparseError, match="activation drelu: expected FFNs that can have it, got none") as e:
         export_model(tmp_path / "m", tmp_path / "out" / "m.onnx", ExportOptions(activation="drelu"))
     assert e.value.hint is not None
     assert "gate_proj" in e.value.hint

@@ -1,25 +1,31 @@
-"""The plain form in OpenVINO, which expands no functions, in an environment of its own."""
+"""Decomposed models in OpenVINO, which does not expand functions, in an environment of its own."""
 
 from __future__ import annotations
 
+import functools
 import subprocess
 import sys
 import venv
+from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
+import onnx_ir as ir
 import onnxruntime
 import pytest
 import torch
 import transformers as hf
 from conftest import ROOT
 from numpy.typing import NDArray
-from support.families import FAMILIES, VOCAB, Family, grouped
+from support.families import Family, family
+from support.model_sizes import VOCAB, grouped
 from support.third_party_graphs import D_FF, D_MODEL, model
 
 from prosparse_export import ExportOptions, OptimizeOptions, export_model, optimize_file
+from prosparse_export.export import decoder
 from prosparse_export.export.rounded_reference import stored_formats, with_stored_weights
-from prosparse_models import load_checkpoint
+from prosparse_export.progress import no_progress
+from prosparse_models import Checkpoint, load_checkpoint
 
 import onnx  # isort: skip
 
@@ -39,7 +45,7 @@ Arrays = dict[str, NDArray[np.generic]]
 
 @pytest.fixture(scope="module")
 def python() -> Path:
-    """An interpreter with OpenVINO and nothing of ours; kept between runs."""
+    """An interpreter with OpenVINO, without our packages; kept between runs."""
     folder = ROOT / ".venv" / "runtimes" / f"openvino-{VERSION}-py{sys.version_info.major}{sys.version_info.minor}"
     interpreter = folder / "bin" / "python"
     if not (folder / "ready").is_file():
@@ -61,7 +67,7 @@ def openvino(python: Path, path: Path, inputs: Arrays) -> Arrays:
         return dict(outputs)
 
 
-WIDTHS = {"widths of whole blocks": (D_MODEL, D_FF), "other widths": (20, 45)}
+WIDTHS = {"multiples of 32": (D_MODEL, D_FF), "other widths": (20, 45)}
 GATE = "z = MatMul (x, w_gate)\nu = MatMul (x, w_up)\n{}\ny = MatMul (h, w_down)"
 UP = "z = MatMul (x, w_up)\n{}\ny = MatMul (h, w_down)"
 KINDS = {
@@ -74,7 +80,7 @@ KINDS = {
 
 
 def in_numpy(kind: str, x: NDArray[np.float64], arrays: Arrays) -> NDArray[np.float64]:
-    """The block in float64."""
+    """The FFN in float64."""
     w = {name: value.astype(np.float64) for name, value in arrays.items()}
     is_gated = kind.startswith("gated") or kind == "drelu"
     z = x @ w["w_gate" if is_gated else "w_up"]
@@ -89,7 +95,7 @@ def in_numpy(kind: str, x: NDArray[np.float64], arrays: Arrays) -> NDArray[np.fl
 @pytest.mark.parametrize("widths", WIDTHS)
 @pytest.mark.parametrize("stored", ["f32", "f16", "bf16", "i8", "i4", "i4i8"])
 @pytest.mark.parametrize("kind", KINDS)
-def test_openvino_runs_the_plain_form(stored: str, kind: str, widths: str, python: Path, tmp_path: Path) -> None:
+def test_openvino_runs_decomposed_ffns(stored: str, kind: str, widths: str, python: Path, tmp_path: Path) -> None:
     nodes, activation = KINDS[kind]
     d_model, d_ff = WIDTHS[widths]
     rng = np.random.default_rng(1)
@@ -111,11 +117,11 @@ def test_openvino_runs_the_plain_form(stored: str, kind: str, widths: str, pytho
     if stored == "f32":
         assert np.abs(actual - exact).max() <= bound
     else:
-        assert bound < np.abs(actual - exact).max() < 0.2 * np.abs(exact).max()  # rounded weights, of this block
+        assert bound < np.abs(actual - exact).max() < 0.2 * np.abs(exact).max()  # rounded weights
 
 
 def unaligned(folder: Path) -> None:
-    """A llama whose widths are no multiples of 32."""
+    """A LLaMA whose widths are not multiples of 32."""
     sizes = {**grouped(hidden_act="relu"), "hidden_size": 24, "intermediate_size": 44, "head_dim": 6}
     Family("", lambda: hf.LlamaForCausalLM(hf.LlamaConfig(**sizes)), "", "").save(folder)
 
@@ -134,14 +140,36 @@ STORED = [("unaligned", "f16"), ("unaligned", "i8"), ("LLaMA (ReluLLaMA)", "i8")
 IN_4_BITS = [(name, "i4") for name in ("unaligned", "LLaMA (ReluLLaMA)", "OPT")]
 
 
+@pytest.fixture(scope="module")
+def traced(tmp_path_factory: pytest.TempPathFactory) -> Callable[[str], tuple[Path, Checkpoint, ir.Model]]:
+    """Return a function from a model's name to its folder, checkpoint and traced graph, made once."""
+
+    @functools.cache
+    def trace(name: str) -> tuple[Path, Checkpoint, ir.Model]:
+        folder = tmp_path_factory.mktemp("model") / "m"
+        if name == "unaligned":
+            unaligned(folder)
+        else:
+            family(name).save(folder)
+        checkpoint, graph, _ = decoder._traced(folder, ExportOptions(), no_progress)
+        assert checkpoint.weights is not None  # an export does not round what stays in its files
+        return folder, checkpoint, graph
+
+    return trace
+
+
 @pytest.mark.parametrize(("name", "stored"), [*((name, "f32") for name in MODELS), *STORED, *IN_4_BITS])
-def test_openvino_runs_whole_models(name: str, stored: str, python: Path, tmp_path: Path) -> None:
-    """Two prompts, one padded on the left; then a token more with the cache, as one graph of standard ONNX."""
-    folder = tmp_path / "m"
-    if name == "unaligned":
-        unaligned(folder)
-    else:
-        next(family for family in FAMILIES if family.name == name).save(folder)
+def test_openvino_runs_whole_models(
+    name: str,
+    stored: str,
+    traced: Callable[[str], tuple[Path, Checkpoint, ir.Model]],
+    python: Path,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """Two prompts, one left-padded; then one more token with the KV cache, as one graph of standard ONNX."""
+    folder, checkpoint, graph = traced(name)
+    monkeypatch.setattr(decoder, "_traced", lambda *_: (checkpoint, graph.clone(), None))
     options = ExportOptions(decomposed=True, weights=stored)  # type: ignore[arg-type]
     result = export_model(folder, tmp_path / "out" / "m.onnx", options)
     assert len(result.rewritten) == 1

@@ -1,4 +1,4 @@
-"""``prosparse optimize`` on a whole model that has our operators already."""
+"""``prosparse optimize`` on a model that has com.prosparse operators already."""
 
 from __future__ import annotations
 
@@ -9,7 +9,8 @@ import onnx
 import pytest
 from click.testing import CliRunner
 from onnx import TensorProto, helper
-from support.families import FAMILIES, VOCAB
+from support.families import family
+from support.model_sizes import VOCAB
 
 from prosparse_export import ExportOptions, ProSparseError, export_model, load, optimize_file
 from prosparse_export.artifact.manifest import require_manifest
@@ -22,11 +23,22 @@ def operators(path: Path) -> list[str]:
     return [node.op_type for node in onnx.load(path).graph.node if node.domain == "com.prosparse"]
 
 
+@pytest.fixture(scope="module")
+def exported(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
+    """A model exported in each of two formats."""
+    folder = tmp_path_factory.mktemp("llama")
+    family("LLaMA (ReluLLaMA)").save(folder / "m")
+    return {
+        weights: export_model(folder / "m", folder / weights / "m.onnx", ExportOptions(weights=weights)).path  # type: ignore[arg-type]
+        for weights in ("f32", "i8")
+    }
+
+
 @pytest.mark.parametrize(("stored", "asked"), [("f32", "i8"), ("i8", "f32"), ("f32", "source"), ("i8", "i8")])
-def test_operators_keep_their_format_and_the_manifest_says_so(stored: str, asked: str, tmp_path: Path) -> None:
-    family = next(f for f in FAMILIES if f.name == "LLaMA (ReluLLaMA)")
-    family.save(tmp_path / "m")
-    first = export_model(tmp_path / "m", tmp_path / "one" / "m.onnx", ExportOptions(weights=stored)).path  # type: ignore[arg-type]
+def test_operators_keep_their_format_and_the_manifest_records_it(
+    stored: str, asked: str, exported: dict[str, Path], tmp_path: Path
+) -> None:
+    first = exported[stored]
     paths = [first]
     for name in ("two", "three"):
         path = tmp_path / name / "m.onnx"

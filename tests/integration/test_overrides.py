@@ -11,7 +11,7 @@ import onnx
 import pytest
 import torch
 from safetensors.torch import load_file, save_file
-from support.families import D_FF, D_MODEL, VOCAB, grouped
+from support.model_sizes import D_FF, D_MODEL, VOCAB, grouped
 from transformers import LlamaConfig, LlamaForCausalLM, OPTConfig, OPTForCausalLM
 
 from prosparse_export import ExportOptions, ProSparseError, export_model, load
@@ -50,14 +50,21 @@ def test_silu_in_config_and_relu_in_code(tmp_path: Path) -> None:
     torch.testing.assert_close(a, z.clamp(min=0), rtol=0, atol=0)
 
 
-def test_export_of_silu_in_config_and_relu_in_code(tmp_path: Path) -> None:
-    result = export_model(make(tmp_path / "m", **SAKANA), tmp_path / "out" / "m.onnx")
+def test_decomposed_export_of_silu_in_config_and_relu_in_code(tmp_path: Path) -> None:
+    folder = make(tmp_path / "m", **SAKANA)
+    result = export_model(folder, tmp_path / "out" / "m.onnx", ExportOptions(decomposed=True))
     assert [o.activation for o in result.rewritten] == ["relu"]
-    assert result.manifest.overrides == {}  # it is what the code has, and nobody asked for it
+    assert result.manifest.overrides == {}  # the code's own activation is no override
     config = json.loads((tmp_path / "out" / "config.json").read_text())
     assert (config["model_type"], config["hidden_act"]) == ("llama", "relu")
-    plain = make(tmp_path / "plain")  # the same weights in a llama that says relu: PyTorch without our reading of it
-    assert_logits(result.path, LlamaForCausalLM.from_pretrained(plain).eval())
+    relu = make(tmp_path / "relu")  # the same weights with relu in config.json: PyTorch without our loader
+    assert_logits(result.path, LlamaForCausalLM.from_pretrained(relu).eval())
+
+    proto = onnx.load(result.path)
+    assert {node.domain for node in proto.graph.node} == {""}
+    assert not proto.functions
+    assert not any("prosparse_ops" in path.name for path in result.path.parent.iterdir())
+    onnx.checker.check_model(str(result.path), full_check=True)
 
 
 def test_threshold_restores_what_the_llama_format_lost(tmp_path: Path) -> None:
@@ -134,18 +141,6 @@ def test_float32_shards_under_a_bfloat16_config_stay_float32(tmp_path: Path) -> 
     assert torch.equal(checkpoint.model.state_dict()[name], stored[name])
     save_file({k: v.bfloat16() for k, v in stored.items()}, folder / "model.safetensors", metadata={"format": "pt"})
     assert stored_dtype((folder / "model.safetensors",)) == "bfloat16"
-
-
-def test_plain_export_is_standard_onnx(tmp_path: Path) -> None:
-    folder = make(tmp_path / "m")
-    result = export_model(folder, tmp_path / "out" / "m.onnx", ExportOptions(decomposed=True))
-    proto = onnx.load(result.path)
-    assert {node.domain for node in proto.graph.node} == {""}
-    assert not proto.functions
-    assert len(result.rewritten) == 1
-    assert not any("prosparse_ops" in path.name for path in result.path.parent.iterdir())
-    onnx.checker.check_model(str(result.path), full_check=True)
-    assert_logits(result.path, load_checkpoint(folder).model)
 
 
 def assert_logits(path: Path, model: torch.nn.Module) -> None:

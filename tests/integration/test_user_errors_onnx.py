@@ -191,15 +191,15 @@ BAD: dict[str, tuple[Callable[[], bytes], str]] = {
         lambda: changed(
             nbits(), lambda _: None, {**nbits_arrays(), "q_up": np.zeros((3, 1, 16), np.uint8)}, imports=MS
         ),
-        "MatMulNBits has 48 bytes (UINT8): expected 1024 for N = 64, K = 32",
+        "MatMulNBits has 48 bytes (UINT8); expected 1024 for N=64, K=32",
     ),
     "MatMulNBits without input": (
         lambda: changed(nbits(), lambda p: p.graph.node[0].ClearField("input"), nbits_arrays(), imports=MS),
-        "MatMulNBits has weights that are no initializers",
+        "MatMulNBits weights and scales must be initializers",
     ),
     "DequantizeLinear with another shape": (
         lambda: changed(QDQ, lambda _: None, {**qdq_arrays(), "s_w_up": np.ones(5, np.float32)}),
-        "has scales of shape [5] along axis 1: expected some that fit its shape [32, 64]",
+        "has scales of shape [5] (axis=1), which do not match its shape [32, 64]",
     ),
     "opset 0": (lambda: of_opset(0), ", got 0"),
     "negative opset": (lambda: of_opset(-3), ", got -3"),

@@ -1,4 +1,4 @@
-"""One tiny random model a family: what is built, and what must become of its feed-forward blocks."""
+"""One tiny random model per family, and how its FFNs must be rewritten."""
 
 from __future__ import annotations
 
@@ -12,9 +12,7 @@ import torch
 import transformers as hf
 from transformers import PreTrainedModel
 
-VOCAB = 96
-D_MODEL, D_FF, HEADS, LAYERS = 64, 64, 4, 1
-LONGEST = 64
+from support.model_sizes import GEMMA3N, LAYERS, M2M100, falcon, grouped, opt, sizes, t5, two_layers
 
 
 @dataclass(frozen=True, eq=False)
@@ -22,21 +20,21 @@ class Family:
     """A row of docs/reference/families.md.
 
     Attributes:
-        name: what people call it.
-        build: makes the model, with random weights.
-        op: the operator that its blocks become; "" if they stay dense.
-        activation: as the operator's attribute.
-        threshold: as the operator's attribute.
-        reasons: why blocks stay dense.
-        blocks: feed-forward blocks that become operators.
+        name: the family's name.
+        build: builds the model, with random weights.
+        op: the operator that its FFNs become; "" if they stay dense.
+        activation: the operator's attribute.
+        threshold: the operator's attribute.
+        reasons: why FFNs stay dense.
+        ffns: number of FFNs that become operators.
         attention: start of the reason why attention is not fused, or "".
-        packed: q, k and v become one product.
-        encoder: hidden states, no cache, no generation.
+        packed: q_proj, k_proj and v_proj become one projection.
+        encoder: an encoder: hidden states, no KV cache, no generation.
         encoder_decoder: two graphs; the decoder generates from the encoder's states.
-        refused: part of the error, where there is no export.
-        note: what the table says of it, if not that part.
-        router: end of the module path of small networks between two products that are no FFN and are not counted.
-        fields: what config.json says instead of what transformers wrote.
+        error: part of the error, if the family cannot be exported.
+        note: the table's note, in place of ``error``.
+        router: suffix of the module path of two-layer networks that are not FFNs and are not counted.
+        fields: overrides of config.json.
     """
 
     name: str
@@ -45,12 +43,12 @@ class Family:
     activation: str
     threshold: float = 0.0
     reasons: frozenset[str] = frozenset()
-    blocks: int = LAYERS
+    ffns: int = LAYERS
     attention: str = ""
     encoder: bool = False
     encoder_decoder: bool = False
     packed: bool = False
-    refused: str = ""
+    error: str = ""
     note: str = ""
     router: str = ""
     fields: dict[str, Any] = field(default_factory=dict)
@@ -66,89 +64,32 @@ class Family:
         path.write_text(json.dumps({**json.loads(path.read_text()), **self.fields}))
 
 
-def sizes(**more: Any) -> dict[str, Any]:
-    common = {
-        "vocab_size": VOCAB,
-        "hidden_size": D_MODEL,
-        "intermediate_size": D_FF,
-        "num_hidden_layers": LAYERS,
-        "num_attention_heads": HEADS,
-        "max_position_embeddings": LONGEST,
-        "pad_token_id": 0,
-        "bos_token_id": 1,
-        "eos_token_id": 2,
-    }
-    return {**common, **more}
-
-
-def grouped(**more: Any) -> dict[str, Any]:
-    """Sizes of models with grouped queries."""
-    return sizes(num_key_value_heads=2, head_dim=16, **more)
-
-
-def two_layers(values: dict[str, Any]) -> dict[str, Any]:
-    """For models whose layers take turns."""
-    return {**values, "num_hidden_layers": 2}
-
-
-def opt(**more: Any) -> dict[str, Any]:
-    return {**sizes(ffn_dim=D_FF, activation_function="relu", word_embed_proj_dim=D_MODEL), **more}
-
-
-def falcon(**more: Any) -> dict[str, Any]:
-    return sizes(ffn_hidden_size=D_FF, activation="relu", **more)
-
-
-def t5(**more: Any) -> dict[str, Any]:
-    """Sizes of a T5, one layer on either side."""
-    common = {
-        "vocab_size": VOCAB,
-        "d_model": D_MODEL,
-        "d_ff": D_FF,
-        "d_kv": 8,
-        "num_heads": HEADS,
-        "num_layers": LAYERS,
-    }
-    return {**common, "decoder_start_token_id": 0, "pad_token_id": 0, "eos_token_id": 1, **more}
-
-
-M2M100 = {
-    "vocab_size": VOCAB,
-    "d_model": D_MODEL,
-    "encoder_ffn_dim": D_FF,
-    "decoder_ffn_dim": D_FF,
-    "encoder_layers": LAYERS,
-    "decoder_layers": LAYERS,
-    "encoder_attention_heads": HEADS,
-    "decoder_attention_heads": HEADS,
-    "activation_function": "relu",
-    "max_position_embeddings": LONGEST,
-}
-GEMMA3N = {
-    "vocab_size_per_layer_input": VOCAB,
-    "hidden_size_per_layer_input": 8,
-    "layer_types": ["sliding_attention", "full_attention"],
-    "num_kv_shared_layers": 0,
-    "activation_sparsity_pattern": [0.95, 0.0],
-    "laurel_rank": 8,
-    "altup_num_inputs": 2,
-    "sliding_window": 8,
-}
 FATRELU = {"hidden_act": "fatrelu", "hidden_act_param": 0.01}
 WINDOW = "its mask is more than causal order and padding"
-GATED, PLAIN = "SparseGatedFFNF32", "SparseFFNF32"
+GATED, UNGATED = "SparseGatedFFNF32", "SparseFFNF32"
+
+
+def llama() -> PreTrainedModel:
+    return hf.LlamaForCausalLM(hf.LlamaConfig(**grouped(hidden_act="relu")))
+
+
+def arcee() -> PreTrainedModel:
+    return hf.ArceeForCausalLM(hf.ArceeConfig(**grouped(hidden_act="relu2")))
+
+
+def gemma() -> PreTrainedModel:
+    return hf.GemmaForCausalLM(hf.GemmaConfig(**grouped(hidden_act="relu")))
+
+
+def qwen2() -> PreTrainedModel:
+    return hf.Qwen2ForCausalLM(hf.Qwen2Config(**grouped(hidden_act="relu")))
+
 
 FAMILIES = [
-    Family(
-        "LLaMA (ReluLLaMA)",
-        lambda: hf.LlamaForCausalLM(hf.LlamaConfig(**grouped(hidden_act="relu"))),
-        GATED,
-        "relu",
-        packed=True,
-    ),
+    Family("LLaMA (ReluLLaMA)", llama, GATED, "relu", packed=True),
     Family(
         "LLaMA with FATReLU (ProSparse-LLaMA-2)",
-        lambda: hf.LlamaForCausalLM(hf.LlamaConfig(**grouped(hidden_act="relu"))),
+        llama,
         GATED,
         "fatrelu",
         threshold=0.01,
@@ -179,16 +120,10 @@ FAMILIES = [
         fields={"model_type": "bamboo", "architectures": ["BambooForCausalLM"], "hidden_act": "relu"},
         packed=True,
     ),
-    Family(
-        "Qwen2",
-        lambda: hf.Qwen2ForCausalLM(hf.Qwen2Config(**grouped(hidden_act="relu"))),
-        GATED,
-        "relu",
-        packed=True,
-    ),
+    Family("Qwen2", qwen2, GATED, "relu", packed=True),
     Family(
         "Qwen2 with FATReLU",
-        lambda: hf.Qwen2ForCausalLM(hf.Qwen2Config(**grouped(hidden_act="relu"))),
+        qwen2,
         GATED,
         "fatrelu",
         threshold=0.01,
@@ -196,13 +131,7 @@ FAMILIES = [
         packed=True,
     ),
     Family("Qwen3", lambda: hf.Qwen3ForCausalLM(hf.Qwen3Config(**grouped(hidden_act="relu"))), GATED, "relu"),
-    Family(
-        "Gemma",
-        lambda: hf.GemmaForCausalLM(hf.GemmaConfig(**grouped(hidden_act="relu"))),
-        GATED,
-        "relu",
-        packed=True,
-    ),
+    Family("Gemma", gemma, GATED, "relu", packed=True),
     Family(
         "Gemma 3",
         lambda: hf.Gemma3ForCausalLM(
@@ -212,7 +141,7 @@ FAMILIES = [
         ),
         GATED,
         "relu",
-        blocks=2,
+        ffns=2,
         attention=WINDOW,
     ),
     Family(
@@ -230,24 +159,18 @@ FAMILIES = [
         attention=WINDOW,
         router=".altup",
     ),
-    Family(
-        "OPT",
-        lambda: hf.OPTForCausalLM(hf.OPTConfig(**opt())),
-        PLAIN,
-        "relu",
-        packed=True,
-    ),
+    Family("OPT", lambda: hf.OPTForCausalLM(hf.OPTConfig(**opt())), UNGATED, "relu", packed=True),
     Family(
         "OPT-350m (norms after, project_in, project_out)",
         lambda: hf.OPTForCausalLM(hf.OPTConfig(**opt(word_embed_proj_dim=16, do_layer_norm_before=False))),
-        PLAIN,
+        UNGATED,
         "relu",
         packed=True,
     ),
     Family(
         "GPT-NeoX",
         lambda: hf.GPTNeoXForCausalLM(hf.GPTNeoXConfig(**sizes(hidden_act="relu"))),
-        PLAIN,
+        UNGATED,
         "relu",
         attention="the heads are not merged",
     ),
@@ -256,49 +179,43 @@ FAMILIES = [
         lambda: hf.FalconForCausalLM(
             hf.FalconConfig(**falcon(alibi=False, new_decoder_architecture=True, num_kv_heads=2))
         ),
-        PLAIN,
+        UNGATED,
         "relu",
     ),
     Family(
         "Falcon with alibi (falcon-rw)",
         lambda: hf.FalconForCausalLM(hf.FalconConfig(**falcon(alibi=True, bias=True, multi_query=False))),
-        PLAIN,
+        UNGATED,
         "relu",
-        refused="Could not find an implementation for Mul",
-        note="onnxruntime has no product of bfloat16, in which transformers computes alibi",
+        error="Could not find an implementation for Mul",
+        note="onnxruntime has no bfloat16 Mul, in which transformers computes alibi",
     ),
     Family(
         "Nemotron, Minitron",
         lambda: hf.NemotronForCausalLM(hf.NemotronConfig(**grouped(hidden_act="relu2"))),
-        PLAIN,
+        UNGATED,
         "relu2",
         attention="the heads are not merged",
     ),
-    Family(
-        "Arcee AFM",
-        lambda: hf.ArceeForCausalLM(hf.ArceeConfig(**grouped(hidden_act="relu2"))),
-        PLAIN,
-        "relu2",
-        packed=True,
-    ),
+    Family("Arcee AFM", arcee, UNGATED, "relu2", packed=True),
     Family(
         "NanoChat",
         lambda: hf.NanoChatForCausalLM(hf.NanoChatConfig(**grouped(hidden_act="relu2"))),
-        PLAIN,
+        UNGATED,
         "relu2",
         attention="the first output is no product",
     ),
     Family(
         "Persimmon",
         lambda: hf.PersimmonForCausalLM(hf.PersimmonConfig(**sizes(hidden_act="relu2"))),
-        PLAIN,
+        UNGATED,
         "relu2",
         attention="the heads are not merged",
     ),
     Family(
         "Jais-2",
         lambda: hf.Jais2ForCausalLM(hf.Jais2Config(**grouped(hidden_act="relu2"))),
-        PLAIN,
+        UNGATED,
         "relu2",
         packed=True,
     ),
@@ -323,16 +240,16 @@ FAMILIES = [
     Family(
         "BERT-type encoder",
         lambda: hf.BertModel(hf.BertConfig(**sizes(hidden_act="relu"))),
-        PLAIN,
+        UNGATED,
         "relu",
         encoder=True,
     ),
     Family(
         "T5 (v1.0)",
         lambda: hf.T5ForConditionalGeneration(hf.T5Config(**t5(feed_forward_proj="relu"))),
-        PLAIN,
+        UNGATED,
         "relu",
-        blocks=2,
+        ffns=2,
         encoder_decoder=True,
     ),
     Family(
@@ -340,15 +257,15 @@ FAMILIES = [
         lambda: hf.T5ForConditionalGeneration(hf.T5Config(**t5(feed_forward_proj="gated-relu"))),
         GATED,
         "relu",
-        blocks=2,
+        ffns=2,
         encoder_decoder=True,
     ),
     Family(
         "M2M-100, NLLB-200",
         lambda: hf.M2M100ForConditionalGeneration(hf.M2M100Config(**M2M100)),
-        PLAIN,
+        UNGATED,
         "relu",
-        blocks=2,
+        ffns=2,
         encoder_decoder=True,
     ),
     Family(
@@ -359,11 +276,11 @@ FAMILIES = [
         "",
         "",
         encoder_decoder=True,
-        refused="each token chooses at run time: torch.export cannot trace that choice",
+        error="each token chooses at run time: torch.export cannot trace that choice",
     ),
     Family(
         "SmallThinker (experts, code of its own)",
-        lambda: hf.LlamaForCausalLM(hf.LlamaConfig(**grouped(hidden_act="relu"))),
+        llama,
         "",
         "",
         fields={
@@ -371,6 +288,11 @@ FAMILIES = [
             "architectures": ["SmallThinkerForCausalLM"],
             "auto_map": {"AutoModelForCausalLM": "modeling_smallthinker.SmallThinkerForCausalLM"},
         },
-        refused="brings Python code for it (auto_map), which was not run",
+        error="brings Python code for it (auto_map), which was not run",
     ),
 ]
+
+
+def family(name: str) -> Family:
+    """Return the family called ``name``."""
+    return next(family for family in FAMILIES if family.name == name)
