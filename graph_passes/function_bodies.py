@@ -171,7 +171,7 @@ def _body(name: str, opset: int, activation: str) -> str:
     specs = [FORMAT_SPECS[format_of(weights, is_down=matrix == "_down")] for matrix in matrices]
     oldest = max(_OLDEST_QUANTIZED if spec.group else _OLDEST_FLOAT for spec in specs)
     if opset < oldest:
-        raise OpsetError(f"the model's opset is {opset}: expected {oldest} or newer")
+        raise OpsetError(f"opset {opset} is too old; expected {oldest} or newer")
     inputs, lines = ["x"], [_constants(specs, portable=bool(activation))]
     down = ""
     for matrix, spec in zip(matrices, specs, strict=True):
@@ -227,7 +227,7 @@ def function_proto(
     elif opset >= OPSET_WITH_STRINGS and not portable:
         activation = ""
     elif not activation:
-        raise OpsetError(f"opset {opset} cannot compare strings: expected {OPSET_WITH_STRINGS} or newer")
+        raise OpsetError(f"opset {opset} cannot compare strings; expected {OPSET_WITH_STRINGS} or newer")
     return onnx.FunctionProto.FromString(_parsed(name, opset, activation))
 
 

@@ -1,12 +1,11 @@
 """Fuse attention with a KV cache into onnxruntime's GroupQueryAttention, for any batch and left padding.
 
-The operator counts each row's tokens from slot 0 of the cache (``seqlens_k``), so it knows padding on
-the right only; transformers' exporter therefore fuses for batch 1 alone. (An ``attention_bias`` input
-could carry the exported mask, but only onnxruntime >= 1.22 has it.) Nothing in a decoder but attention
-looks across tokens, so here the *whole graph* works on rows that are turned to begin with their first
-real token: input_ids and position_ids are turned left by each row's padding, the last hidden state is
-turned back, and in between padding lies on the right, where the operator wants it. Without padding,
-and in decode, the turn is by 0. The cache is then packed too: slot 0 holds a row's first real token.
+The operator counts each row's tokens from slot 0 of the cache (``seqlens_k``), so it supports right padding only, and
+transformers' exporter fuses for batch 1 only. (An ``attention_bias`` input could carry the exported mask, but needs
+onnxruntime >= 1.22.) Only attention mixes tokens, so this pass left-aligns the rows of the *whole graph*: input_ids and
+position_ids are rotated by each row's padding, the last hidden state is rotated back, and in between padding is on the
+right, as the operator expects. Without padding, and in decode, the rotation is by 0. The cache is packed too: slot 0
+holds a row's first real token.
 """
 
 from __future__ import annotations
@@ -29,18 +28,17 @@ _COMPARISONS = frozenset({"Less", "LessOrEqual", "Greater", "GreaterOrEqual", "E
 class FuseGroupQueryAttentionPass(ir.passes.InPlacePass):
     """Replace attention over ``Concat(past, new)`` by ``com.microsoft::GroupQueryAttention``.
 
-    All attentions of the graph, or none: the turned rows (see above) are right for all of them only if
-    each is the operator. The mask must be causal order and padding, nothing more. ``attention_mask``
-    must have each row's tokens side by side. Several tokens after a non-empty cache need batch 1,
-    which is the operator's own limit.
+    Fuses all attentions of the graph or none, because left-aligned rows (see above) are correct only if every attention
+    is the operator. The mask must encode causal order and padding, nothing more. ``attention_mask`` must be contiguous
+    in each row. Several tokens after a non-empty cache need batch 1, which is a limit of the operator.
 
     Args:
-        refusals: reasons are appended here if the graph stays as it is.
+        reasons: receives why each attention was not fused.
     """
 
-    def __init__(self, refusals: list[str] | None = None) -> None:
+    def __init__(self, reasons: list[str] | None = None) -> None:
         super().__init__()
-        self._refusals = refusals
+        self._reasons = reasons
 
     def call(self, model: ir.Model) -> ir.passes.PassResult:
         """Rewrite ``model``."""
@@ -58,12 +56,12 @@ class FuseGroupQueryAttentionPass(ir.passes.InPlacePass):
         if found and not {"input_ids", "attention_mask", "position_ids"} <= inputs.keys():
             reasons.append("attention: expected inputs input_ids, attention_mask and position_ids")
         elif found and (head is None or head.op_type not in ("MatMul", "Gemm", "Add")):
-            reasons.append("attention: the first output is no product with lm_head")
+            reasons.append("attention: the first output is not computed by lm_head's MatMul")
         if reasons or not found:
-            if self._refusals is not None:
-                self._refusals.extend(reasons)
+            if self._reasons is not None:
+                self._reasons.extend(reasons)
             return ir.passes.PassResult(model, modified=False)
-        seqlens, total = _turn_rows(model.graph, inputs)
+        seqlens, total = _left_align_rows(model.graph, inputs)
         for attention in found:
             _rewrite(model.graph, attention, seqlens, total)
         model.opset_imports.setdefault("com.microsoft", 1)
@@ -92,18 +90,18 @@ def _match(softmax: ir.Node) -> _Attention | str:
     scores = producer(added.inputs[0], "MatMul")
     bias = added.inputs[1]
     if scores is None or bias is None:
-        return "the scores are no plain product of queries and keys"
-    if (mask := _mask_refusal(bias)) is not None:
-        return mask
+        return "the scores are not a MatMul of queries and keys"
+    if (reason := _unsupported_mask(bias)) is not None:
+        return reason
     q, q_scale = unscaled(scores.inputs[0])
     k, k_scale = unscaled(scores.inputs[1])
     keys = _cache(k)
     uses = list(_unguarded(softmax.outputs[0]).uses())
     if len(uses) != 1 or uses[0].node.op_type != "MatMul" or uses[0].idx != 0:
-        return "the attention weights are used otherwise than with the values"
+        return "the attention weights are not only multiplied by the values"
     values = _cache(uses[0].node.inputs[1])
     if keys is None or values is None:
-        return "keys or values are no concatenation of a cache input and new ones"
+        return "keys or values are not a Concat of a cache input and the new ones"
     output = _output(uses[0].node.outputs[0])
     if output is None:
         return "the heads are not merged by Transpose and Reshape"
@@ -111,9 +109,9 @@ def _match(softmax: ir.Node) -> _Attention | str:
     if q_shape is None or kv_shape is None or not isinstance(q_shape[1], int) or not isinstance(kv_shape[1], int):
         return "the number of heads is unknown"
     if q_shape[1] % kv_shape[1]:
-        return f"{q_shape[1]} heads do not share {kv_shape[1]} KV heads evenly"
+        return f"{q_shape[1]} heads are not a multiple of {kv_shape[1]} KV heads"
     if not isinstance(kv_shape[3], int) or kv_shape[3] % 8:
-        return f"head_dim is {kv_shape[3]}: the operator takes multiples of 8"
+        return f"head_dim is {kv_shape[3]}; expected a multiple of 8"
     return _Attention(
         q=q,
         k=keys.inputs[1],  # type: ignore[arg-type]
@@ -130,7 +128,7 @@ def _match(softmax: ir.Node) -> _Attention | str:
 
 
 def _unguarded(weights: ir.Value) -> ir.Value:
-    """Follow ``Where(IsNaN(w), 0, w)``, which makes rows that attend to nothing zero."""
+    """Skip ``Where(IsNaN(w), 0, w)``, which zeroes rows that attend to nothing."""
     users = {use.node.op_type: use.node for use in weights.uses()}
     guarded = set(users) == {"IsNaN", "Where"} and users["Where"].inputs[2] is weights
     if guarded and users["Where"].inputs[0] is users["IsNaN"].outputs[0]:
@@ -139,10 +137,10 @@ def _unguarded(weights: ir.Value) -> ir.Value:
 
 
 def _cache(value: ir.Value | None) -> ir.Node | None:
-    """Return ``Concat(past, new)`` on the sequence axis behind the repetition of KV heads, or None.
+    """Return ``Concat(past, new)`` on the sequence axis, skipping the repetition of KV heads, or None.
 
-    Repetition must be ``Unsqueeze`` on axis 2, then ``Expand``: neighboring heads share a KV head,
-    which is the operator's order too.
+    The repetition must be ``Unsqueeze`` on axis 2, then ``Expand``, so that neighboring heads share a KV head as in the
+    operator.
     """
     while (node := producer(value, *_RESHAPING)) is not None:
         axes = constant_array(node.inputs[1]) if node.op_type == "Unsqueeze" else None
@@ -164,7 +162,7 @@ def _output(value: ir.Value) -> ir.Value | None:
             return None
         node = uses[0].node
         if wanted == "Where" and node.op_type == "Where" and uses[0].idx == 2:
-            value = node.outputs[0]  # only rows of padding attend to nothing, and nothing attends to them
+            value = node.outputs[0]  # only padding attends to nothing, and nothing attends to padding
         elif wanted == "Transpose" and node.op_type == "Transpose":
             if list(node.attributes.get_ints("perm", [])) != [0, 2, 1, 3]:
                 return None
@@ -176,11 +174,11 @@ def _output(value: ir.Value) -> ir.Value | None:
     return value
 
 
-def _mask_refusal(bias: ir.Value) -> str | None:
-    """Return why ``bias`` is more than causal order and padding, or None.
+def _unsupported_mask(bias: ir.Value) -> str | None:
+    """Return why the mask ``bias`` is not just causal order and padding, or None.
 
-    Causal order is one comparison of positions. A sliding window or a bidirectional prefix needs a
-    second one, or an Or; positional biases come from weights.
+    Causal order is one comparison of positions. A sliding window or a bidirectional prefix needs a second comparison or
+    an Or. Positional biases come from weights.
     """
     stack, seen, comparisons, reads_mask = [bias], set[int](), 0, False
     while stack:
@@ -197,14 +195,15 @@ def _mask_refusal(bias: ir.Value) -> str | None:
         comparisons += node.op_type in _COMPARISONS
         stack.extend(v for v in node.inputs if v is not None)
     if comparisons != 1 or not reads_mask:
-        return f"its mask is more than causal order and padding: {comparisons} comparisons, expected 1"
+        return f"its mask is more than causal order and padding: expected 1 comparison, got {comparisons}"
     return None
 
 
-def _turn_rows(graph: ir.Graph, inputs: dict[str | None, ir.Value]) -> tuple[ir.Value, ir.Value]:
-    """Turn the rows of the whole graph so that padding is on the right.
+def _left_align_rows(graph: ir.Graph, inputs: dict[str | None, ir.Value]) -> tuple[ir.Value, ir.Value]:
+    """Left-align the rows of the whole graph, so that padding is on the right.
 
-    Returns ``seqlens_k`` [batch] (last slot in use) and ``total_sequence_length`` [], both int32.
+    Returns:
+        ``seqlens_k`` [batch] (last slot in use) and ``total_sequence_length`` [], both int32.
     """
     ids, mask, positions = inputs["input_ids"], inputs["attention_mask"], inputs["position_ids"]
     new = tape.Tape()
@@ -219,42 +218,42 @@ def _turn_rows(graph: ir.Graph, inputs: dict[str | None, ir.Value]) -> tuple[ir.
     steps = new.op("Range", [new.op("Squeeze", [zero]), count, new.op("Squeeze", [one])])
     there = new.op("Mod", [new.op("Expand", [new.op("Add", [steps, padding]), shape]), sequence])
     back = new.op("Mod", [new.op("Expand", [new.op("Sub", [steps, padding]), shape]), sequence])
-    turned_ids = new.op("GatherElements", [ids, there], {"axis": 1})
-    turned_positions = new.op("GatherElements", [positions, there], {"axis": 1})
+    aligned_ids = new.op("GatherElements", [ids, there], {"axis": 1})
+    aligned_positions = new.op("GatherElements", [positions, there], {"axis": 1})
     back_rows = new.op("Unsqueeze", [back, new.op("Constant", [], {"value_ints": [-1]})])
     used = new.op("ReduceSum", [flags, one], {"keepdims": 0})
     int_one, int_zero = (new.op("Constant", [], {"value": ir.tensor(n, dtype=ir.DataType.INT32)}) for n in (1, 0))
     seqlens = new.op("Max", [new.op("Sub", [used, int_one]), int_zero])
     total = new.op("Squeeze", [new.op("Cast", [width], {"to": ir.DataType.INT32})])
     ours = set(map(id, new.nodes))
-    for old, turned in ((ids, turned_ids), (positions, turned_positions)):
-        turned.type, turned.shape = old.type, old.shape
+    for old, aligned in ((ids, aligned_ids), (positions, aligned_positions)):
+        aligned.type, aligned.shape = old.type, old.shape
         for user, index in list(old.uses()):
             if id(user) not in ours and user.op_type != "Shape":
-                user.replace_input_with(index, turned)
+                user.replace_input_with(index, aligned)
     graph.insert_before(graph[0], list(new.nodes))
-    _turn_back(graph, back_rows)
+    _restore_rows(graph, back_rows)
     return seqlens, total
 
 
-def _turn_back(graph: ir.Graph, rows: ir.Value) -> None:
-    """Turn the last hidden state, ``[batch, sequence, d_model]``, before lm_head; else the logits."""
+def _restore_rows(graph: ir.Graph, rows: ir.Value) -> None:
+    """Restore the order of the last hidden state, ``[batch, sequence, d_model]``, or else of the logits."""
     head = graph.outputs[0].producer()
     assert head is not None
     hidden = head.inputs[0] if head.op_type == "MatMul" else None
     if hidden is not None and hidden.shape is not None and hidden.shape.rank() == 3:
-        turned = ir.node("GatherND", [hidden, rows], {"batch_dims": 1})
-        turned.outputs[0].type, turned.outputs[0].shape = hidden.type, hidden.shape
-        graph.insert_before(head, [turned])
-        head.replace_input_with(0, turned.outputs[0])
+        restored = ir.node("GatherND", [hidden, rows], {"batch_dims": 1})
+        restored.outputs[0].type, restored.outputs[0].shape = hidden.type, hidden.shape
+        graph.insert_before(head, [restored])
+        head.replace_input_with(0, restored.outputs[0])
         return
     logits = graph.outputs[0]
-    turned = ir.node("GatherND", [logits, rows], {"batch_dims": 1})
-    turned.outputs[0].type, turned.outputs[0].shape = logits.type, logits.shape
-    graph.insert_after(head, [turned])
-    name, logits.name = logits.name, f"{logits.name}.turned"
-    turned.outputs[0].name = name
-    graph.outputs[0] = turned.outputs[0]
+    restored = ir.node("GatherND", [logits, rows], {"batch_dims": 1})
+    restored.outputs[0].type, restored.outputs[0].shape = logits.type, logits.shape
+    graph.insert_after(head, [restored])
+    name, logits.name = logits.name, f"{logits.name}.aligned"
+    restored.outputs[0].name = name
+    graph.outputs[0] = restored.outputs[0]
 
 
 def _rewrite(graph: ir.Graph, found: _Attention, seqlens: ir.Value, total: ir.Value) -> None:

@@ -1,4 +1,4 @@
-"""Store the matrices outside feed-forward blocks in the operators' formats: projections, lm_head, embedding."""
+"""Store the matrices outside FFNs in the operators' formats: projections, lm_head, embedding."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ __all__ = ["FuseLinearPass", "LinearOutcome"]
 
 @dataclass(frozen=True)
 class LinearOutcome:
-    """A matrix outside feed-forward blocks that is now stored in a format of ours.
+    """A matrix outside FFNs that is now stored in ``weights``.
 
     Attributes:
         module: module path, such as ``model.layers.0.self_attn.q_proj``, or "" if unknown.
@@ -36,15 +36,15 @@ class LinearOutcome:
 
 
 class FuseLinearPass(ir.passes.InPlacePass):
-    """Replace products with constant matrices by ``com.prosparse::Linear*``, and the embedding by one in that format.
+    """Replace linear layers by ``com.prosparse::Linear*``, and store the embedding in the same format.
 
-    1. ``MatMul(x, W)`` or ``Gemm``, with or without bias, becomes ``Linear*``: q, k, v, o, lm_head, and the blocks
-       that stay dense;
-    2. ``Gather(W, input_ids)`` reads rows in the format and makes them float32, by standard operators. A matrix that
+    1. ``MatMul(x, W)`` or ``Gemm``, with or without bias, becomes ``Linear*``: q, k, v, o, lm_head, and FFNs that stay
+       dense.
+    2. ``Gather(W, input_ids)`` gathers stored rows and converts them to float32 with standard operators. A matrix that
        both use (tied embeddings) is stored once.
 
-    f32 leaves the products to onnxruntime, whose own are as good there, and names them and their matrices after the
-    PyTorch modules, so that validation finds them.
+    In f32 the MatMuls stay, because onnxruntime's are as fast. They and their matrices are named after the PyTorch
+    modules, so that validation finds them.
 
     Args:
         weights: the format.
@@ -60,19 +60,19 @@ class FuseLinearPass(ir.passes.InPlacePass):
     def call(self, model: ir.Model) -> ir.passes.PassResult:
         """Rewrite ``model``."""
         if self._weights == "f32":
-            return ir.passes.PassResult(model, modified=_name_products(model.graph))
+            return ir.passes.PassResult(model, modified=_name_matmuls(model.graph))
         store = WeightStore(model.graph)
         before = len(self._outcomes)
         self._names = {node.name for node in model.graph}
-        renewed: dict[ir.Value, ir.Value] = {}
+        replaced: dict[ir.Value, ir.Value] = {}
         for node in list(model.graph):
             if node.op_type == "Gather" and node.domain == "" and node.attributes.get_int("axis", 0) == 0:
                 self._embedding(model.graph, node, store)
         for linear in find_linears(model.graph).values():
             if linear.weight.kind == "float" and linear.weight.matmul_type == ir.DataType.FLOAT:
-                x = renewed.get(linear.x, linear.x)
-                renewed[linear.output] = self._product(model.graph, linear, x, store)
-        if renewed:
+                x = replaced.get(linear.x, linear.x)
+                replaced[linear.output] = self._linear(model.graph, linear, x, store)
+        if replaced:
             body = function_bodies.function(
                 custom_ops.linear(self._weights), model.opset_imports.get("", custom_ops.OPSET), ""
             )
@@ -80,7 +80,7 @@ class FuseLinearPass(ir.passes.InPlacePass):
             model.opset_imports[custom_ops.DOMAIN] = custom_ops.VERSION
         return ir.passes.PassResult(model, modified=len(self._outcomes) > before)
 
-    def _product(self, graph: ir.Graph, linear: Linear, x: ir.Value, store: WeightStore) -> ir.Value:
+    def _linear(self, graph: ir.Graph, linear: Linear, x: ir.Value, store: WeightStore) -> ir.Value:
         old = linear.output
         module = linear.module or (linear.weight.value.name or "").removesuffix(".weight")
         name = custom_ops.linear(self._weights)
@@ -119,15 +119,15 @@ class FuseLinearPass(ir.passes.InPlacePass):
         self._outcomes.append(LinearOutcome(module, "Gather", *shape, self._weights))
 
 
-def _name_products(graph: ir.Graph) -> bool:
+def _name_matmuls(graph: ir.Graph) -> bool:
     names = {node.name for node in graph}
     modified = False
     for linear in find_linears(graph).values():
-        matrix, module, product = linear.weight.value, linear.module, linear.product
-        if not module or module in names:  # it is named already, or the module runs twice
+        matrix, module, matmul = linear.weight.value, linear.module, linear.matmul
+        if not module or module in names:  # already named, or the module runs twice
             continue
         names.add(module)
-        product.name, modified = module, True
+        matmul.name, modified = module, True
         name = f"{module}.weight_t" if linear.in_major else f"{module}.weight"
         if len(matrix.uses()) == 1 and matrix.is_initializer() and name not in graph.initializers:
             matrix.name = name
@@ -135,7 +135,7 @@ def _name_products(graph: ir.Graph) -> bool:
 
 
 def _are_tokens(ids: ir.Value) -> bool:
-    """Tell whether ``ids`` is input_ids, perhaps turned (fuse_attention.py) or reshaped."""
+    """Return whether ``ids`` is input_ids, possibly left-aligned (fuse_attention.py) or reshaped."""
     seen: set[ir.Value] = set()
     waiting = [ids]
     while waiting:
@@ -147,5 +147,5 @@ def _are_tokens(ids: ir.Value) -> bool:
         node = value.producer()
         if value not in seen and node is not None and node.inputs and node.inputs[0] is not None:
             seen.add(value)
-            waiting.append(node.inputs[0])  # data is the first input of what moves it
+            waiting.append(node.inputs[0])  # operators that move data take it as the first input
     return False

@@ -1,4 +1,4 @@
-"""Fuse RMSNorm with the residual addition before it, for onnxruntime."""
+"""Fuse RMSNorm with the preceding residual addition, for onnxruntime."""
 
 from __future__ import annotations
 
@@ -14,9 +14,9 @@ __all__ = ["FuseSkipRmsNormPass"]
 class FuseSkipRmsNormPass(ir.passes.InPlacePass):
     """Replace ``RMSNorm(a + b)`` by ``com.microsoft::SkipSimplifiedLayerNormalization``.
 
-    The fusion is onnxscript's. Its first step turns every RMSNorm into SimplifiedLayerNormalization,
-    which onnxruntime knows in the standard domain but the ONNX specification does not, so those that
-    the second step does not take (the first norm follows no addition) become plain operators again.
+    The fusion is onnxscript's. Its first step turns every RMSNorm into SimplifiedLayerNormalization, which onnxruntime
+    accepts in the standard domain but ONNX does not define. So norms that the second step does not fuse (the first norm
+    follows no addition) are expanded into standard operators again.
     """
 
     def call(self, model: ir.Model) -> ir.passes.PassResult:

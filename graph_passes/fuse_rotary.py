@@ -1,4 +1,4 @@
-"""Fuse rotary position embedding into onnxruntime's operator."""
+"""Fuse rotary position embedding (RoPE) into onnxruntime's operator."""
 
 from __future__ import annotations
 
@@ -14,13 +14,11 @@ __all__ = ["FuseRotaryEmbeddingPass"]
 class FuseRotaryEmbeddingPass(ir.passes.InPlacePass):
     """Replace ``t * cos + rotate_half(t) * sin`` by ``com.microsoft::RotaryEmbedding``.
 
-    ``t`` is ``[batch, heads, sequence, head_dim]``; ``cos`` and ``sin`` are computed in the graph,
-    ``[batch, sequence, head_dim]``, with equal halves. They stay in the graph and become the
-    operator's cache with one row per token, so every way of scaling the angles, and any length,
-    stays as exported. Where a table per position has the same numbers, pack_qkv.py makes one.
+    ``t`` is ``[batch, heads, sequence, head_dim]``. ``cos`` and ``sin`` are computed in the graph, ``[batch,
+    sequence, head_dim]`` with equal halves. They stay in the graph as the operator's cache, one row per token, so any
+    scaling of the angles and any length work as exported. pack_qkv.py makes it a cache per position if possible.
 
-    The result leaves as Reshape and Transpose of ``[batch, sequence, heads * head_dim]``, which the
-    attention pass takes apart again.
+    The result is a Reshape and Transpose of ``[batch, sequence, heads * head_dim]``, which the attention pass removes.
     """
 
     def call(self, model: ir.Model) -> ir.passes.PassResult:
@@ -38,20 +36,20 @@ class FuseRotaryEmbeddingPass(ir.passes.InPlacePass):
 
 
 def _match(node: ir.Node) -> tuple[ir.Value, ir.Value, ir.Value] | None:
-    """Return (t, cos, sin) if ``node`` adds the two terms of a rotation by halves."""
+    """Return (t, cos, sin) if ``node`` adds the two terms of RoPE, else None."""
     if node.op_type != "Add" or node.domain != "":
         return None
-    for straight, turned in (node.inputs, node.inputs[::-1]):
-        left, right = _operands(straight, "Mul"), _operands(turned, "Mul")
+    for straight, rotated in (node.inputs, node.inputs[::-1]):
+        left, right = _operands(straight, "Mul"), _operands(rotated, "Mul")
         if left is None or right is None:
             continue
         for t, cos in (left, left[::-1]):
-            for half_turn, sin in (right, right[::-1]):
-                if t is None or not _is_rotate_half(half_turn, t):
+            for half, sin in (right, right[::-1]):
+                if t is None or not _is_rotate_half(half, t):
                     continue
-                tables = _table(cos, "Cos"), _table(sin, "Sin")
-                if tables[0] is not None and tables[1] is not None:
-                    return t, tables[0], tables[1]
+                values = _per_token(cos, "Cos"), _per_token(sin, "Sin")
+                if values[0] is not None and values[1] is not None:
+                    return t, values[0], values[1]
     return None
 
 
@@ -89,21 +87,21 @@ def _slice_bounds(value: ir.Value | None, source: ir.Value, width: int) -> tuple
     return max(start + width, 0) if start < 0 else start, min(end, width) if end >= 0 else end + width
 
 
-def _table(value: ir.Value | None, op_type: str) -> ir.Value | None:
-    """Return ``[batch, sequence, head_dim]`` behind ``Unsqueeze(., 1)`` if its two halves are the same."""
+def _per_token(value: ir.Value | None, op_type: str) -> ir.Value | None:
+    """Return ``[batch, sequence, head_dim]`` behind ``Unsqueeze(., 1)`` if its two halves are equal."""
     inputs = _operands(value, "Unsqueeze")
     axes = constant_array(inputs[1]) if inputs is not None else None
     if inputs is None or axes is None or axes.tolist() != [1]:
         return None
-    table = angles = inputs[0]
-    scaled = _operands(table, "Mul")  # attention_factor of scaled rotary embeddings
+    values = angles = inputs[0]
+    scaled = _operands(values, "Mul")  # attention factor of scaled RoPE
     if scaled is not None:
         angles = next((v for v, c in (scaled, scaled[::-1]) if scalar_constant(c) is not None), None)
     function = _operands(angles, op_type)
     halves = _operands(function[0], "Concat") if function is not None else None
     if halves is None or len(halves) != 2 or halves[0] is not halves[1]:
         return None
-    return table
+    return values
 
 
 def _rewrite(
@@ -122,9 +120,9 @@ def _rewrite(
     if key not in caches:
         caches[key] = _caches(new, cos, sin, width // 2)
     cos_cache, sin_cache, row = caches[key]
-    turned = new.op("RotaryEmbedding", [merged_heads(new, t), row, cos_cache, sin_cache], domain="com.microsoft")
+    rotated = new.op("RotaryEmbedding", [merged_heads(new, t), row, cos_cache, sin_cache], domain="com.microsoft")
     shape = new.op("Constant", [], {"value_ints": [0, 0, -1 if not isinstance(heads, int) else heads, width]})
-    split = new.op("Reshape", [turned, shape])
+    split = new.op("Reshape", [rotated, shape])
     result = new.op("Transpose", [split], {"perm": [0, 2, 1, 3]})
     old = node.outputs[0]
     result.type, result.shape = old.type, old.shape
@@ -135,9 +133,9 @@ def _caches(new: tape.Tape, cos: ir.Value, sin: ir.Value, half: int) -> tuple[ir
     """Return the two caches ``[batch * sequence, half]`` and each token's row in them, ``[batch, sequence]``."""
     bounds = [new.op("Constant", [], {"value_ints": [n]}) for n in (0, half, -1)]
     flat = new.op("Constant", [], {"value_ints": [-1, half]})
-    tables = [new.op("Reshape", [new.op("Slice", [table, *bounds]), flat]) for table in (cos, sin)]
+    caches = [new.op("Reshape", [new.op("Slice", [values, *bounds]), flat]) for values in (cos, sin)]
     zero, one = (new.op("Constant", [], {"value_int": n}) for n in (0, 1))
-    tokens = new.op("Squeeze", [new.op("Shape", [tables[0]], {"start": 0, "end": 1})])
+    tokens = new.op("Squeeze", [new.op("Shape", [caches[0]], {"start": 0, "end": 1})])
     rows = new.op("Range", [zero, tokens, one])
     row = new.op("Reshape", [rows, new.op("Shape", [cos], {"start": 0, "end": 2})])
-    return tables[0], tables[1], row
+    return caches[0], caches[1], row

@@ -1,4 +1,4 @@
-"""Replace ReLU-like feed-forward blocks by the activation-sparse operators of custom_ops.py."""
+"""Replace FFNs of the ReLU family by the activation-sparse operators of custom_ops.py."""
 
 from __future__ import annotations
 
@@ -19,22 +19,22 @@ _HALVES = frozenset({ir.DataType.FLOAT16, ir.DataType.BFLOAT16})
 
 
 class FuseSparseFfnPass(ir.passes.InPlacePass):
-    """Replace each feed-forward block of the ReLU family by one operator.
+    """Replace each FFN of the ReLU family by one operator.
 
     1. ``down( act(gate x) * up x )`` becomes ``com.prosparse::SparseGatedFFN*``;
     2. ``down( act(up x) )`` becomes ``com.prosparse::SparseFFN*``;
-    3. any other block stays, and its outcome carries the reason.
+    3. any other FFN stays, and its outcome carries the reason.
 
-    With weights stored as they are the rewrite is exact: it changes which kernel runs, not what is computed. Weights
-    become neuron-major, ``[d_ff, d_model]``, in the format asked for, lazily: each is made while it is written.
-    float16 and bfloat16 activations are cast to float32 before the operator and back after it.
-    The function bodies of the operators used are added to the model, in its own opset.
+    If weights keep their format, the rewrite is exact: it changes which kernel runs, not what is computed. Weights
+    become neuron-major, ``[d_ff, d_model]``, in the requested format, and are computed lazily while they are written.
+    float16 and bfloat16 activations are cast to float32 before the operator and back after it. The function bodies of
+    the operators used are added to the model, in its opset.
 
     Args:
-        outcomes: one entry per block is appended here, in graph order.
-        weights: how the blocks' matrices are stored; None for the float type that they have, which refuses blocks
-            whose weights the file holds as integers: our integer formats would round those anew.
-        dense: blocks that stay as they are: reasons by the module path of down_proj.
+        outcomes: receives one entry per FFN, in graph order.
+        weights: format of the FFNs' matrices. None keeps their float type, and does not rewrite FFNs with integer
+            weights, because converting those to our integer formats would round again.
+        dense: FFNs that stay dense: reasons by the module path of down_proj.
     """
 
     def __init__(
@@ -53,11 +53,11 @@ class FuseSparseFfnPass(ir.passes.InPlacePass):
         opset = model.opset_imports.get("", custom_ops.OPSET)
         bodies: dict[str, ir.Function] = {}
         store = WeightStore(model.graph)
-        renewed: dict[ir.Value, ir.Value] = {}  # what a block gave before and after: the next may read it
+        replaced: dict[ir.Value, ir.Value] = {}  # old and new outputs: the next FFN may read them
         for match in find_ffns(model.graph):
             weights: formats.FfnFormat | None = self._weights or _own_format(match)
-            stays = self._dense.get(match.down.module, "") if match.down is not None else ""
-            reason = match.reason or stays or _format_refusal(match, weights)
+            stays_dense = self._dense.get(match.down.module, "") if match.down is not None else ""
+            reason = match.reason or stays_dense or ("" if weights is not None else _integer_weights(match))
             name = ""
             if not reason and weights is not None:
                 kind = custom_ops.sparse_ffn if match.gate is None else custom_ops.sparse_gated_ffn
@@ -66,18 +66,18 @@ class FuseSparseFfnPass(ir.passes.InPlacePass):
                     name = kind(weights)
                     assert match.up is not None
                     assert match.down is not None
-                    x = renewed.get(match.up.x, match.up.x)
-                    renewed[match.down.output] = _rewrite(model.graph, match, x, name, weights, store)
+                    x = replaced.get(match.up.x, match.up.x)
+                    replaced[match.down.output] = _rewrite(model.graph, match, x, name, weights, store)
             if self._outcomes is not None:
                 self._outcomes.append(_outcome(replace(match, reason=reason), name))
         for body in bodies.values():
             model.functions[body.identifier()] = body
             model.opset_imports[custom_ops.DOMAIN] = custom_ops.VERSION
-        return ir.passes.PassResult(model, modified=bool(renewed))
+        return ir.passes.PassResult(model, modified=bool(replaced))
 
 
 def _own_format(match: FfnMatch) -> formats.Format | None:
-    """Return the float format that holds all of a block's matrices as they are; None where they are integers."""
+    """Return the float format that stores all matrices of an FFN exactly, or None if they are integers."""
     kinds = {(linear.weight.kind, linear.weight.dtype) for linear in _linears(match)}
     if any(kind != "float" for kind, _ in kinds):
         return None
@@ -85,20 +85,19 @@ def _own_format(match: FfnMatch) -> formats.Format | None:
     return (formats.float_format(dtypes.pop()) if len(dtypes) == 1 else None) or "f32"
 
 
-def _format_refusal(match: FfnMatch, weights: formats.FfnFormat | None) -> str:
-    if weights is not None:
-        return ""
+def _integer_weights(match: FfnMatch) -> str:
+    """Return why an FFN with integer weights needs an explicit format."""
     kinds = {linear.weight.kind for linear in _linears(match)}
     if "nbits" in kinds:
         return (
-            "its weights are 4-bit (MatMulNBits), and down_proj's scales run along d_ff where the operators' run along "
-            "d_model: --weights i4i8 keeps the digits of gate_proj and up_proj and rounds down_proj's to 8 bits"
+            "its weights are 4-bit (MatMulNBits), with down_proj's scales along d_ff instead of d_model; "
+            "--weights i4i8 keeps the 4-bit values of gate_proj and up_proj and rounds down_proj to 8 bits"
         )
-    return "its weights are integers (DequantizeLinear): --weights f32 keeps their numbers, --weights i8 rounds them"
+    return "its weights are integers (DequantizeLinear); --weights f32 keeps their values, --weights i8 rounds them"
 
 
 def _add_body(bodies: dict[str, ir.Function], model: ir.Model, name: str, activation: str, opset: int) -> str:
-    """Add the body of operator ``name`` and return "", or why there can be none."""
+    """Add the body of operator ``name`` and return "", or return why the opset cannot express it."""
     known = bodies.get(name) or model.functions.get((custom_ops.DOMAIN, name, ""))
     try:
         body = function_bodies.function(name, opset, activation)
@@ -106,9 +105,9 @@ def _add_body(bodies: dict[str, ir.Function], model: ir.Model, name: str, activa
         return str(error)
     if known is not None and not _same_body(known, body):
         if opset < function_bodies.OPSET_WITH_STRINGS:
-            return f"opset {opset} allows one activation per operator, and another block has another: expected 19"
+            return f"opset {opset} supports one activation per operator, and another FFN has a different one"
         if activation == "silu" or _same_body(known, function_bodies.function(name, opset, "silu")):
-            return "silu allows no other activation in one file, and another block has another"
+            return "silu cannot share a file with other activations, and another FFN uses one"
     bodies[name] = body
     return ""
 
@@ -152,10 +151,10 @@ def _rewrite(
     half = x.dtype or match.up.weight.matmul_type
     is_half = half in _HALVES
     inputs = [new.op("Cast", [x], {"to": ir.DataType.FLOAT}) if is_half else x]
-    block = match.module or f"ffn.{match.layer}"
-    again = sum((node.name or "").partition(":")[0] == block for node in graph)  # a module may run twice
+    ffn = match.module or f"ffn.{match.layer}"
+    again = sum((node.name or "").partition(":")[0] == ffn for node in graph)  # a module may run twice
     for role, linear in parts:
-        module = linear.module or f"{block}.{role}"
+        module = linear.module or f"{ffn}.{role}"
         is_down = role == "down_proj"
         stored = formats.format_of(weights, is_down=is_down)
         inputs += store.neuron_major(linear.weight, module, stored, in_major=linear.in_major, is_down=is_down)
@@ -165,7 +164,7 @@ def _rewrite(
         inputs,
         {"activation": match.activation, "threshold": match.threshold},
         domain=custom_ops.DOMAIN,
-        name=f"{block}:{again + 1}" if again else block,
+        name=f"{ffn}:{again + 1}" if again else ffn,
         metadata_props={"pkg.prosparse.module": match.module},
     )
     if is_half:

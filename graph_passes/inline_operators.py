@@ -1,4 +1,4 @@
-"""The plain form: the operators of custom_ops.py as the standard ONNX that they stand for."""
+"""Decompose the operators of custom_ops.py into standard ONNX."""
 
 from __future__ import annotations
 
@@ -11,10 +11,10 @@ __all__ = ["InlineOperatorsPass"]
 
 
 class InlineOperatorsPass(ir.passes.InPlacePass):
-    """Replace each operator of domain ``com.prosparse`` by its body, for runtimes that expand no functions.
+    """Replace each operator of domain ``com.prosparse`` by its body, for runtimes without function support.
 
-    The bodies are those for one activation, without strings, which such runtimes lack too. The storage of the
-    weights stays: integers with scales remain integers with scales.
+    The bodies are in their portable form (function_bodies.py). Weights keep their storage format: integers with scales
+    stay integers with scales.
     """
 
     def call(self, model: ir.Model) -> ir.passes.PassResult:
@@ -23,7 +23,7 @@ class InlineOperatorsPass(ir.passes.InPlacePass):
         found = [node for node in model.graph if node.domain == custom_ops.DOMAIN]
         for node in found:
             activation = node.attributes.get_string("activation", "") or ""
-            node.overload = activation or "linear"  # never "", whose function is dropped below
+            node.overload = activation or "linear"  # never "", whose function is removed below
             body = function_bodies.function(node.op_type, opset, activation, portable=True)
             body.overload = node.overload
             model.functions[body.identifier()] = body

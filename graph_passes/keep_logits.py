@@ -1,4 +1,4 @@
-"""Let the caller say for how many positions logits are wanted: prefill needs the last ones only."""
+"""Add an input that limits logits to the last positions: prefill needs only those."""
 
 from __future__ import annotations
 
@@ -11,18 +11,18 @@ from graph_passes.patterns.linear import Linear, find_linears
 __all__ = ["LOGITS_TO_KEEP", "KeepLogitsPass"]
 
 LOGITS_TO_KEEP = "logits_to_keep"
-"""Name of the input, transformers' own for the same thing."""
+"""Name of the input, as in transformers."""
 
 _LAST = np.iinfo(np.int64).max
 _ELEMENTWISE = frozenset({"Add", "Cast", "Div", "Identity", "Mul", "Tanh"})
 
 
 class KeepLogitsPass(ir.passes.InPlacePass):
-    """Add the input ``logits_to_keep``: int64 ``[1]``, how many last positions get logits; 0, its default, for all.
+    """Add the input ``logits_to_keep``: int64 ``[1]``, how many last positions get logits; 0, the default, means all.
 
-    The input has an initializer, so runtimes that do not know it need not give it. lm_head then reads
-    ``hidden[:, -logits_to_keep:]``, where ``-0`` is the beginning. A graph whose first output is no product with
-    lm_head, but for scaling and capping, stays as it is.
+    The input has an initializer, so runtimes that do not know it may omit it. lm_head then reads
+    ``hidden[:, -logits_to_keep:]``, where ``-0`` is the beginning. The graph does not change unless its first output is
+    that of lm_head, scaled or capped at most.
     """
 
     def call(self, model: ir.Model) -> ir.passes.PassResult:
@@ -44,9 +44,9 @@ class KeepLogitsPass(ir.passes.InPlacePass):
         ends, axes = (new.op("Constant", [], {"value": tensor}) for tensor in constants.values())
         last = new.op("Slice", [head.x, new.op("Neg", [keep]), ends, axes])
         last.type = head.x.type
-        product = next(use.node for use in head.x.uses() if use.node in _behind(head.output))
-        graph.insert_before(product, list(new.nodes))
-        product.replace_input_with(list(product.inputs).index(head.x), last)
+        matmul = head.matmul
+        graph.insert_before(matmul, list(new.nodes))
+        matmul.replace_input_with(list(matmul.inputs).index(head.x), last)
         shape = graph.outputs[0].shape
         if shape is not None and shape.rank() == 3:
             graph.outputs[0].shape = ir.Shape([shape[0], "logits", shape[2]])
@@ -54,7 +54,7 @@ class KeepLogitsPass(ir.passes.InPlacePass):
 
 
 def _head(graph: ir.Graph) -> Linear | None:
-    """Return the product that makes the logits: the last before the first output."""
+    """Return lm_head: the last linear layer before the first output."""
     if graph.outputs[0].name != "logits":
         return None
     linears = find_linears(graph)
@@ -67,10 +67,3 @@ def _head(graph: ir.Graph) -> Linear | None:
             return None
         value = next((v for v in node.inputs if v is not None and v.producer() is not None), None)
     return None
-
-
-def _behind(output: ir.Value) -> list[ir.Node]:
-    """Return the node that makes ``output`` and, for a bias added to a product, the product."""
-    last = output.producer()
-    assert last is not None
-    return [last, *(v.producer() for v in last.inputs if v is not None and v.producer() is not None)]  # type: ignore[list-item]

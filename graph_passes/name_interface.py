@@ -1,4 +1,4 @@
-"""Give a causal LM's graph the input, output and dimension names that its ecosystem expects."""
+"""Rename a causal LM's inputs, outputs and dimensions as runtimes expect them."""
 
 from __future__ import annotations
 
@@ -13,11 +13,11 @@ _TOTAL = "past_sequence_length + sequence_length"
 
 
 class NameInterfacePass(ir.passes.InPlacePass):
-    """Rename what transformers' OnnxExporter leaves as ``input.past_key_values.layers.0.keys`` and ``s44``.
+    """Rename what transformers' OnnxExporter calls ``input.past_key_values.layers.0.keys`` and ``s44``.
 
-    Inputs become input_ids, attention_mask, position_ids, past_key_values.N.key/value; outputs
-    logits, present.N.key/value; dimensions batch_size, sequence_length, past_sequence_length. These
-    are the names that optimum, onnxruntime-genai and Transformers.js look for.
+    Inputs become input_ids, attention_mask, position_ids, past_key_values.N.key/value; outputs logits,
+    present.N.key/value; dimensions batch_size, sequence_length, past_sequence_length. optimum, onnxruntime-genai and
+    Transformers.js look for these names.
     """
 
     def call(self, model: ir.Model) -> ir.passes.PassResult:

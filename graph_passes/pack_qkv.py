@@ -1,4 +1,4 @@
-"""One product for q, k and v, and the rotation inside attention: six operators a layer for ten."""
+"""Pack the q, k and v projections into one MatMul, and move RoPE into attention: 6 nodes per layer instead of 10."""
 
 from __future__ import annotations
 
@@ -11,28 +11,28 @@ from numpy.typing import NDArray
 from onnx_ir import tape
 
 from graph_passes.patterns.linear import SCOPES, Linear, find_linears, unscaled
-from graph_passes.patterns.position_tables import PositionTables
+from graph_passes.patterns.rope_cache import RopeCaches
 from graph_passes.weights.packed_names import packed_name
 
 __all__ = ["PackQkvPass"]
 
-_ROTARY_WIDTH = 16  # GroupQueryAttention rotates heads of a multiple of so many elements
+_ROPE_MULTIPLE = 16  # GroupQueryAttention applies RoPE only if head_dim is a multiple of this
 
 
 class PackQkvPass(ir.passes.InPlacePass):
-    """Give ``GroupQueryAttention`` one product with the matrices of q_proj, k_proj and v_proj, one after the other.
+    """Feed ``GroupQueryAttention`` from one MatMul with the concatenated matrices of q_proj, k_proj and v_proj.
 
-    1. The three read one input, nothing else reads what they give, all have float32 matrices as traced (so before they
-       are stored in other formats) and module paths; biases are packed too.
-    2. Rotary embedding between them and the operator moves into it, with tables of cos and sin by position. The
-       operator counts positions by attention_mask, so position_ids is not read any more.
-    3. A constant that scales the queries (OPT) goes into the operator's own scale.
+    1. The projections must share their input, have no other readers, and have module paths and float32 matrices as
+       traced (so this pass runs before they are stored in other formats). Biases are packed too.
+    2. RoPE between them and the operator moves into the operator, with a cos/sin cache per position. The operator
+       derives positions from attention_mask, so position_ids is no longer read.
+    3. A constant that scales the queries (OPT) becomes the operator's scale.
 
-    An attention that has rotary embedding otherwise (angles that depend on the text's length, a part of each head,
-    norms between) keeps its three products.
+    With any other RoPE (angles that depend on the sequence length, part of each head, norms in between) the three
+    MatMuls stay.
 
     Args:
-        positions: the longest text, in tokens; None if it is unknown, so that no tables can be made.
+        positions: context length in tokens, or None if it is unknown, which rules out a cos/sin cache.
     """
 
     def __init__(self, positions: int | None = None) -> None:
@@ -43,12 +43,12 @@ class PackQkvPass(ir.passes.InPlacePass):
         """Rewrite ``model``."""
         graph = model.graph
         linears = find_linears(graph)
-        tables = PositionTables(graph, self._positions)
+        caches = RopeCaches(graph, self._positions)
         packed: dict[tuple[object, ...], _Packed] = {}
         count = 0
         for node in list(graph):
             if node.op_type == "GroupQueryAttention" and node.domain == "com.microsoft":
-                found = _match(node, linears, tables)
+                found = _match(node, linears, caches)
                 if found is not None:
                     _rewrite(graph, node, found, packed)
                     count += 1
@@ -65,23 +65,23 @@ class _Packed:
 class _Packable:
     parts: tuple[Linear, Linear, Linear]  # q, k, v
     name: str
-    tables: tuple[ir.Value, ...] = ()  # cos, sin; none without rotary embedding
+    caches: tuple[ir.Value, ...] = ()  # cos, sin; empty without RoPE
     scale: float = 1.0  # of the queries
 
 
-def _match(node: ir.Node, linears: dict[ir.Value, Linear], tables: PositionTables) -> _Packable | None:
+def _match(node: ir.Node, linears: dict[ir.Value, Linear], caches: RopeCaches) -> _Packable | None:
     q, k, v = node.inputs[:3]
-    if len(node.inputs) != 7 or q is None or k is None or v is None:  # packed already, or with more than we know of
+    if len(node.inputs) != 7 or q is None or k is None or v is None:  # already packed, or has unknown inputs
         return None
-    rotation, other = _rotary(q), _rotary(k)
-    if rotation is not None and other is not None:
-        if rotation.inputs[1:] != other.inputs[1:] or len(q.uses()) != 1 or len(k.uses()) != 1:
+    rope, other = _rope(q), _rope(k)
+    if rope is not None and other is not None:
+        if rope.inputs[1:] != other.inputs[1:] or len(q.uses()) != 1 or len(k.uses()) != 1:
             return None
-        q, k = rotation.inputs[0], other.inputs[0]
-    elif rotation is not other:
+        q, k = rope.inputs[0], other.inputs[0]
+    elif rope is not other:
         return None
     q, scale = unscaled(q)
-    if not scale:  # which the operator takes for its default
+    if not scale:  # the operator takes 0 as its default
         return None
     parts = tuple(linears[value] for value in (q, k, v) if value in linears)
     if len(parts) != 3 or not _are_alike(parts):
@@ -89,17 +89,17 @@ def _match(node: ir.Node, linears: dict[ir.Value, Linear], tables: PositionTable
     name = packed_name([part.module for part in parts])
     if not name:
         return None
-    if rotation is None:
+    if rope is None:
         return _Packable(parts, name, scale=scale)
-    if parts[0].d_out // node.attributes.get_int("num_heads", 1) % _ROTARY_WIDTH:
+    if parts[0].d_out // node.attributes.get_int("num_heads", 1) % _ROPE_MULTIPLE:
         return None
-    found = tables.table(rotation.inputs[2], "Cos"), tables.table(rotation.inputs[3], "Sin")
+    found = caches.cache(rope.inputs[2], "Cos"), caches.cache(rope.inputs[3], "Sin")
     if found[0] is None or found[1] is None:
         return None
     return _Packable(parts, name, (found[0], found[1]), scale)
 
 
-def _rotary(value: ir.Value) -> ir.Node | None:
+def _rope(value: ir.Value) -> ir.Node | None:
     node = value.producer()
     return node if node is not None and node.op_type == "RotaryEmbedding" and node.domain == "com.microsoft" else None
 
@@ -108,7 +108,7 @@ def _are_alike(parts: Sequence[Linear]) -> bool:
     return all(
         part.x is parts[0].x
         and part.in_major == parts[0].in_major
-        and part.product.op_type == "MatMul"
+        and part.matmul.op_type == "MatMul"
         and part.weight.kind == "float"
         and part.weight.dtype == part.weight.matmul_type == ir.DataType.FLOAT
         and len(part.output.uses()) == 1
@@ -120,7 +120,7 @@ def _are_alike(parts: Sequence[Linear]) -> bool:
 def _rewrite(graph: ir.Graph, node: ir.Node, found: _Packable, packed: dict[tuple[object, ...], _Packed]) -> None:
     parts = found.parts
     key = tuple((part.weight.value, part.in_major, part.bias) for part in parts)
-    if key not in packed:  # a module that runs twice has its matrices once
+    if key not in packed:  # a module that runs twice is stored once
         new = tape.Tape(graph)
         matrix = new.initializer(_matrix(parts, f"{found.name}.weight" + ("_t" if parts[0].in_major else "")))
         has_bias = any(part.bias is not None for part in parts)
@@ -141,8 +141,8 @@ def _rewrite(graph: ir.Graph, node: ir.Node, found: _Packable, packed: dict[tupl
     attributes["scale"] = node.attributes.get_float("scale", 0.0) * found.scale
     results = new.op_multi_out(
         "GroupQueryAttention",
-        [y, None, None, *node.inputs[3:], *found.tables],
-        attributes | ({"do_rotary": 1} if found.tables else {}),
+        [y, None, None, *node.inputs[3:], *found.caches],
+        attributes | ({"do_rotary": 1} if found.caches else {}),
         num_outputs=3,
         domain="com.microsoft",
     )
@@ -157,7 +157,7 @@ def _matrix(parts: Sequence[Linear], name: str) -> ir.LazyTensor:
     reads = [part.weight.read for part in parts]
 
     def read() -> ir.TensorProtocol:
-        rows = np.concatenate([one().T if in_major else one() for one in reads])  # as PyTorch has them: no strided copy
+        rows = np.concatenate([one().T if in_major else one() for one in reads])  # PyTorch's layout: no strided copy
         return ir.tensor(rows.T if in_major else rows, name=name)
 
     shape = shape[::-1] if in_major else shape
@@ -165,11 +165,11 @@ def _matrix(parts: Sequence[Linear], name: str) -> ir.LazyTensor:
 
 
 def _bias(parts: Sequence[Linear], name: str) -> ir.TensorProtocol:
-    return ir.tensor(np.concatenate([_numbers(part) for part in parts]), name=name)
+    return ir.tensor(np.concatenate([_part_bias(part) for part in parts]), name=name)
 
 
-def _numbers(part: Linear) -> NDArray[np.float32]:
+def _part_bias(part: Linear) -> NDArray[np.float32]:
     if part.bias is None or part.bias.const_value is None:
         return np.zeros(part.d_out, np.float32)
-    numbers: NDArray[np.float32] = part.bias.const_value.numpy().reshape(-1)
-    return numbers
+    bias: NDArray[np.float32] = part.bias.const_value.numpy().reshape(-1)
+    return bias

@@ -25,7 +25,7 @@ __all__ = ["export_pipeline", "optimize_pipeline"]
 
 def export_pipeline(
     outcomes: list[FfnOutcome],
-    refusals: list[str] | None = None,
+    not_fused: list[str] | None = None,
     *,
     fuse_attention: bool = True,
     weights: FfnFormat = "f32",
@@ -35,39 +35,39 @@ def export_pipeline(
     decomposed: bool = False,
     positions: int | None = None,
 ) -> ir.passes.Sequential:
-    """Return the passes that every export applies, first to last.
+    """Return the passes of an export, in order.
 
     Args:
-        outcomes: receives one entry per feed-forward block.
-        refusals: receives one line per attention that was not fused.
-        fuse_attention: use onnxruntime's attention, rotary and norm operators; without them the graph is
-            standard ONNX but for the feed-forward blocks, and prefill may continue any batch.
-        weights: how the feed-forward blocks' matrices are stored.
-        other_weights: how the others are: attention's, lm_head's, the embedding.
-        linears: receives one entry per matrix that is stored in ``other_weights``, if that is not f32.
-        dense: feed-forward blocks that stay as they are: reasons by the module path of down_proj.
+        outcomes: receives one entry per FFN.
+        not_fused: receives one line per attention that was not fused.
+        fuse_attention: use onnxruntime's attention, RoPE and norm operators. Without them the graph is standard ONNX
+            except for the FFNs, and prefill can continue a batch of any size.
+        weights: format of the FFNs' matrices.
+        other_weights: format of the other matrices: attention, lm_head, embedding.
+        linears: receives one entry per matrix stored in ``other_weights``, unless that is f32.
+        dense: FFNs that stay dense: reasons by the module path of down_proj.
         decomposed: write standard ONNX instead of our operators.
-        positions: the longest text, in tokens, if it is known.
+        positions: context length in tokens, if it is known.
     """
     fusions: list[ir.passes.PassBase] = []
     if fuse_attention:
         fusions = [
             FuseRotaryEmbeddingPass(),
-            FuseGroupQueryAttentionPass(refusals),  # after rotary: takes its Reshape and Transpose away
-            common.RemoveUnusedNodesPass(),  # what read q, k and v before
+            FuseGroupQueryAttentionPass(not_fused),  # after RoPE, whose Reshape and Transpose it removes
+            common.RemoveUnusedNodesPass(),  # the former readers of q, k and v
             PackQkvPass(positions),
             FuseSkipRmsNormPass(),
         ]
     return ir.passes.Sequential(
-        NameInterfacePass(),  # first: it also makes the number of KV heads a number
-        common.CommonSubexpressionEliminationPass(),  # so that layers share one mask, one cos, one sin
+        NameInterfacePass(),  # first: it also makes the number of KV heads an integer
+        common.CommonSubexpressionEliminationPass(),  # so that layers share the mask, cos and sin
         FuseSparseFfnPass(outcomes, weights, dense),
         *fusions,
-        common.RemoveUnusedNodesPass(),  # products of the blocks that the operators replaced
+        common.RemoveUnusedNodesPass(),  # MatMuls of the replaced FFNs
         KeepLogitsPass(),
-        FuseLinearPass(other_weights, linears),  # after attention, whose patterns start from plain products
+        FuseLinearPass(other_weights, linears),  # after attention, whose patterns start from MatMul
         *([InlineOperatorsPass()] if decomposed else []),
-        common.RemoveUnusedNodesPass(),  # what the fusions left behind, with its initializers
+        common.RemoveUnusedNodesPass(),  # leftovers of the fusions, with their initializers
         common.ClearMetadataAndDocStringPass(),  # after the FFN pass, which reads module paths from it
         common.TopologicalSortPass(),
         common.CheckerPass(),
@@ -77,17 +77,17 @@ def export_pipeline(
 def optimize_pipeline(
     outcomes: list[FfnOutcome], *, weights: FfnFormat | None = None, decomposed: bool = False
 ) -> ir.passes.Sequential:
-    """Return the passes for a file that another exporter wrote, first to last; its interface stays as it is.
+    """Return the passes for a third-party file, in order. Its inputs and outputs do not change.
 
     Args:
-        outcomes: receives one entry per feed-forward block.
-        weights: how the blocks' matrices are stored; None for their own float type.
+        outcomes: receives one entry per FFN.
+        weights: format of the FFNs' matrices; None keeps their float type.
         decomposed: write standard ONNX instead of our operators.
     """
     return ir.passes.Sequential(
-        common.InlinePass(lambda function: function.domain != DOMAIN),  # a block may be spread over functions
+        common.InlinePass(lambda function: function.domain != DOMAIN),  # an FFN may span functions
         common.LiftConstantsToInitializersPass(lift_all_constants=False),  # weights may be Constant nodes
-        common.ShapeInferencePass(),  # a bias of more dimensions than its product is none
+        common.ShapeInferencePass(),  # recognizing a bias needs ranks
         FuseSparseFfnPass(outcomes, weights),
         *([InlineOperatorsPass()] if decomposed else []),
         common.RemoveUnusedNodesPass(),

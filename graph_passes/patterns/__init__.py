@@ -1,1 +1,1 @@
-"""Recognize what the passes rewrite: linear layers, activations, FFNs, attention heads."""
+"""Recognize what the passes rewrite: linear layers, activations, FFNs, attention heads, RoPE."""

@@ -1,4 +1,4 @@
-"""Recognize activations with exact zeros in a graph: which one it is, its threshold, and its pre-activation."""
+"""Recognize activations that produce exact zeros: their kind, threshold and pre-activation."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from graph_passes.patterns.linear import scalar_constant
 
 __all__ = ["Activation", "describe_activation", "match_activation", "without_identities"]
 
-# Activations that are spelled with more than one operator, or with a longer name, by what tells them apart.
+# Names of activations that consist of several operators, by the operator that identifies them.
 _NAMES = {"Erf": "Gelu", "Gelu": "Gelu", "Tanh": "Gelu (tanh)", "Sigmoid": "Silu"}
 _COMPARISONS = frozenset(["Less", "LessOrEqual", "Greater", "GreaterOrEqual"])
 
@@ -22,7 +22,7 @@ _COMPARISONS = frozenset(["Less", "LessOrEqual", "Greater", "GreaterOrEqual"])
 class Activation:
     """``kind`` (relu, relu2, fatrelu, silu) with ``threshold`` on pre-activation ``z``; for silu on abs(silu(z)).
 
-    The operators' rule is "inactive iff z <= threshold" (custom_ops.py).
+    The operators treat a neuron as inactive if z <= threshold (function_bodies.py).
     """
 
     kind: str
@@ -31,18 +31,17 @@ class Activation:
 
 
 def match_activation(value: ir.Value) -> Activation | None:
-    """Return the activation whose result ``value`` is, or None.
+    """Return the activation that produces ``value``, or None.
 
-    1. ``Relu(z)``, ``Max(z, 0)``, ``Clip(z, 0)`` with no upper bound below float32's largest: relu; a 0 may be
-       spread to a shape;
-    2. ``Where(z <= t, 0, z)`` and its mirror images, ``z * Cast(z > t)``: fatrelu, or relu for t = 0.
-       Where the graph keeps the boundary (``z >= t``), the threshold becomes the next float below t,
-       which selects exactly the same numbers;
-    3. ``ThresholdedRelu``: fatrelu, or relu for alpha = 0;
-    4. ``Pow(r, 2)``, ``r * r`` with r of case 1, 2 or 3: relu2;
-    5. case 2 with ``s = z * Sigmoid(z)`` for the numbers kept and ``Abs(s)`` for those compared: silu.
+    1. ``Relu(z)``, ``Max(z, 0)``, ``Clip(z, 0)`` without an upper bound below float32's maximum: relu. The 0 may be
+       expanded to a shape.
+    2. ``Where(z <= t, 0, z)`` and its mirror images, ``z * Cast(z > t)``: fatrelu, or relu for t = 0. If the graph
+       keeps the boundary (``z >= t``), the threshold becomes the next float below t, which keeps the same values.
+    3. ``ThresholdedRelu``: fatrelu, or relu for alpha = 0.
+    4. ``Pow(r, 2)``, ``r * r`` with r of case 1, 2 or 3: relu2.
+    5. case 2 that compares ``Abs(s)`` and keeps ``s``, with ``s = z * Sigmoid(z)``: silu.
 
-    Identity and an inference graph's Dropout may stand anywhere between.
+    Identity, and Dropout in inference mode, may appear anywhere in between.
     """
     value = without_identities(value)
     node = value.producer()
@@ -53,7 +52,7 @@ def match_activation(value: ir.Value) -> Activation | None:
             return _relu(node.inputs[0])
         case "Max" if len(node.inputs) == 2:
             for z, zero in (node.inputs, node.inputs[::-1]):
-                if z is not None and _is_zero(zero) and _is_as_large(node, z):
+                if z is not None and _is_zero(zero) and _keeps_shape(node, z):
                     return _relu(z)
         case "Clip":
             if _clips_below_zero_only(node):
@@ -75,7 +74,7 @@ def match_activation(value: ir.Value) -> Activation | None:
 
 
 def describe_activation(interior: Collection[ir.Node], *, gated: bool) -> str:
-    """Return why the nodes between up_proj and down_proj are no ReLU, by the operators that they are."""
+    """Return why the nodes between up_proj and down_proj are not a ReLU, naming their operators."""
     ops = {f"{node.domain}::{node.op_type}" if node.domain else node.op_type for node in interior}
     what = "gate" if gated else "activation"
     if named := next((name for op, name in _NAMES.items() if op in ops), ""):
@@ -83,22 +82,22 @@ def describe_activation(interior: Collection[ir.Node], *, gated: bool) -> str:
     shapeless = ops - {"Mul", "Cast", "Expand", "Identity", "Shape", "ConstantOfShape"}
     relus = [node for node in interior if any(match_activation(value) for value in node.outputs)]
     if relus and shapeless <= {relus[-1].op_type, *_COMPARISONS, "Not"}:
-        # There is a ReLU and no other activation: what else stands there is what keeps the block from being read.
+        # There is a ReLU and no other activation, so the remaining nodes are what is not supported.
         others = [n for n in interior if n not in relus and n.op_type in ("Mul", "Cast") and not _combines(n)]
         names = ", ".join(f"{n.op_type} {n.name or n.outputs[0].name or ''!r}" for n in reversed(others))
-        return f"beside its ReLU stands {names or 'another product'}: expected the ReLU alone"
-    return f"{what} is {' and '.join(sorted(shapeless)) or 'a plain product'}, not a ReLU"
+        return f"unsupported nodes beside the ReLU: {names or 'Mul'}"
+    return f"{what} is {' and '.join(sorted(shapeless)) or 'linear'}, not a ReLU"
 
 
 def _combines(node: ir.Node) -> bool:
-    """Tell whether ``node`` makes a mask, or combines two values of the block: no product by a number."""
+    """Return whether ``node`` makes a mask or combines two values of the FFN, as opposed to scaling by a constant."""
     if node.op_type == "Cast":
         return _comparison(node.inputs[0]) is not None
     return all(value is not None and scalar_constant(value) is None for value in node.inputs)
 
 
 def without_identities(value: ir.Value) -> ir.Value:
-    """Return the value that ``value`` is through Identity and Dropout that drops nothing."""
+    """Return the value behind ``value``, skipping Identity and Dropout in inference mode."""
     while (node := value.producer()) is not None and node.domain == "" and node.inputs and node.inputs[0] is not None:
         training = node.inputs[2] if len(node.inputs) > 2 else None
         if node.op_type != "Identity" and (node.op_type != "Dropout" or training is not None):
@@ -110,7 +109,7 @@ def without_identities(value: ir.Value) -> ir.Value:
 def _clips_below_zero_only(node: ir.Node) -> bool:
     low, high = (node.inputs[i] if len(node.inputs) > i else None for i in (1, 2))
     bounds: list[float | None] = [scalar_constant(low), scalar_constant(high)]
-    if len(node.inputs) == 1:  # up to opset 10 they are attributes
+    if len(node.inputs) == 1:  # attributes up to opset 10
         bounds = [node.attributes.get_float(name, None) for name in ("min", "max")]
     elif high is not None and bounds[1] is None:
         return False
@@ -129,9 +128,9 @@ def _squared(value: ir.Value | None) -> Activation | None:
 
 
 def _comparison(value: ir.Value | None) -> tuple[ir.Value, float, bool] | None:
-    """Return (z, t, active) for a comparison of z with a constant: active tells which side it selects.
+    """Return (z, t, active) for a comparison of z with a constant.
 
-    ``t`` is such that the comparison is "z > t" (active) or "z <= t" (not active) for every float.
+    ``t`` is adjusted so that the comparison equals ``z > t`` (active) or ``z <= t`` (not active) for every float.
     """
     node = value.producer() if value is not None else None
     if node is None or node.domain != "":
@@ -151,7 +150,7 @@ def _comparison(value: ir.Value | None) -> tuple[ir.Value, float, bool] | None:
     if threshold is None or left is None or not 0.0 <= threshold < math.inf:
         return None
     keeps_boundary = strict == below  # z < t is inactive, or z >= t is active
-    if keeps_boundary and threshold > 0.0:  # at t = 0 the boundary's value is 0 either way
+    if keeps_boundary and threshold > 0.0:  # at t = 0 the boundary yields 0 either way
         threshold = float(np.nextafter(np.float32(threshold), np.float32(0.0)))
     return left, threshold, not below
 
@@ -162,11 +161,11 @@ def _from_where(node: ir.Node) -> Activation | None:
         return None
     z, threshold, active = condition
     kept, zeroed = (node.inputs[1], node.inputs[2]) if active else (node.inputs[2], node.inputs[1])
-    return _above(z, threshold, kept) if _is_zero(zeroed) and _is_as_large(node, z) else None
+    return _above(z, threshold, kept) if _is_zero(zeroed) and _keeps_shape(node, z) else None
 
 
 def _above(compared: ir.Value, threshold: float, kept: ir.Value | None) -> Activation | None:
-    """Return what keeps ``kept`` where ``compared`` is above ``threshold``."""
+    """Return the activation that keeps ``kept`` if ``compared`` exceeds ``threshold``."""
     if kept is compared:
         return Activation("fatrelu" if threshold > 0.0 else "relu", threshold, compared)
     size = compared.producer()
@@ -189,19 +188,19 @@ def _silu_input(value: ir.Value) -> ir.Value | None:
 
 
 def _is_zero(value: ir.Value | None) -> bool:
-    """Tell whether ``value`` is the constant 0, or that in some shape: Expand, or ConstantOfShape (zeros_like)."""
+    """Return whether ``value`` is the constant 0, possibly expanded: Expand, or ConstantOfShape (zeros_like)."""
     node = value.producer() if value is not None else None
     if node is not None and node.op_type == "Expand" and node.domain == "":
         value = node.inputs[0]
         node = value.producer() if value is not None else None
     if node is not None and node.op_type == "ConstantOfShape" and node.domain == "":
         fill = node.attributes.get("value")
-        return fill is None or not np.any(fill.as_tensor().numpy())  # without one it is float32's 0
+        return fill is None or not np.any(fill.as_tensor().numpy())  # defaults to float32 0
     return scalar_constant(value) == 0.0
 
 
-def _is_as_large(node: ir.Node, z: ir.Value) -> bool:
-    """Tell whether ``node`` gives as many numbers as ``z`` has, as far as shapes are known: zeros may be larger."""
+def _keeps_shape(node: ir.Node, z: ir.Value) -> bool:
+    """Return whether ``node`` has the shape of ``z``, as far as it is known: larger zeros would broadcast it."""
     one, other = node.outputs[0].shape, z.shape
     if one is None or other is None:
         return True

@@ -1,4 +1,4 @@
-"""Find feed-forward blocks, and say of each why it can or cannot become a sparse operator."""
+"""Find FFNs, and determine for each whether it can become a sparse operator or why not."""
 
 from __future__ import annotations
 
@@ -15,14 +15,13 @@ from graph_passes.patterns.activation_pattern import (
     without_identities,
 )
 from graph_passes.patterns.linear import Linear, find_linears, module_scope
-from graph_passes.patterns.matmul_search import ProductSearch, bodies_of
-from graph_passes.patterns.unmatched_relus import overlooked_relus
+from graph_passes.patterns.matmul_search import MatMulSearch, bodies_of
+from graph_passes.patterns.unmatched_relus import unmatched_relus
 
 __all__ = ["FfnMatch", "FfnOutcome", "find_ffns"]
 
-# What may stand between up_proj and down_proj. Anything else (a Softmax, a norm's ReduceMean) means
-# that the second product does not belong to a feed-forward block. Shape with Expand or ConstantOfShape makes
-# a constant as large as the activations, which is how threshold and zeros_like are exported.
+# Nodes allowed between up_proj and down_proj. With any other (a Softmax, a norm's ReduceMean), the second MatMul is not
+# a down_proj. Shape with Expand or ConstantOfShape broadcasts a constant, as threshold and zeros_like are exported.
 _ELEMENTWISE = frozenset(
     [
         "Abs",
@@ -77,25 +76,25 @@ _ELEMENTWISE = frozenset(
     ]
 )
 _FLOATS = frozenset({ir.DataType.FLOAT, ir.DataType.FLOAT16, ir.DataType.BFLOAT16})
-_LARGEST_BLOCK = 32  # nodes between up_proj and down_proj; the tanh form of GELU has 9
+_MAX_NODES = 32  # between up_proj and down_proj; the tanh form of GELU has 9
 
 
 @dataclass(frozen=True)
 class FfnOutcome:
-    """What became of one feed-forward block.
+    """Result of the rewrite for one FFN.
 
     Attributes:
-        layer: layer number from the module path, else the block's ordinal in the graph.
-        module: module path of the block, such as ``model.layers.3.mlp``, or "".
-        op: the operator that it became, or "" if it was refused.
-        activation: relu, relu2, fatrelu, drelu or silu; "" if refused.
+        layer: layer number from the module path, or else the FFN's index in the graph.
+        module: module path, such as ``model.layers.3.mlp``, or "".
+        op: the operator that replaced it, or "" if it was not rewritten.
+        activation: relu, relu2, fatrelu, drelu or silu; "" if unknown.
         threshold: as the operator's attribute.
         d_model: model width.
         d_ff: number of neurons.
-        reason: why it was refused, or "".
+        reason: why it was not rewritten, or "".
         linears: module paths of its linear layers, gate_proj first, down_proj last.
-        node: name of the node that ends it (down_proj's product), or of its ReLU where no more of it was understood.
-        source: what its weights were before: float, qdq (DequantizeLinear), nbits (MatMulNBits), or "".
+        node: name of its last node (down_proj's MatMul or Add), or of its ReLU if only that was recognized.
+        source: storage of its weights in the source graph: float, qdq (DequantizeLinear), nbits (MatMulNBits), or "".
     """
 
     layer: int
@@ -110,6 +109,11 @@ class FfnOutcome:
     node: str = ""
     source: str = ""
 
+    @property
+    def rewritten(self) -> bool:
+        """Whether an operator replaced the FFN."""
+        return not self.reason
+
     def __str__(self) -> str:
         """Return one line for the terminal."""
         if self.reason:
@@ -120,10 +124,10 @@ class FfnOutcome:
 
 @dataclass(frozen=True)
 class FfnMatch:
-    """A block: ``down( act(gate x) * up x )``, or ``down( act(up x) )`` where ``gate`` is None.
+    """An FFN: ``down( act(gate x) * up x )``, or ``down( act(up x) )`` if ``gate`` is None.
 
-    ``reason`` tells why the block cannot be rewritten; it is "" if it can. A block of which only the ReLU was
-    understood has neither ``up`` nor ``down``.
+    ``reason`` tells why it cannot be rewritten, and is "" if it can. If only the ReLU was recognized, ``up`` and
+    ``down`` are None.
     """
 
     layer: int
@@ -138,17 +142,17 @@ class FfnMatch:
     interior: tuple[ir.Node, ...] = ()
 
 
-def find_ffns(graph: ir.Graph, search: ProductSearch | None = None) -> list[FfnMatch]:
-    """Return every feed-forward block of ``graph``, in order, rewritable or not.
+def find_ffns(graph: ir.Graph, search: MatMulSearch | None = None) -> list[FfnMatch]:
+    """Return all FFNs of ``graph`` in order, whether they can be rewritten or not.
 
-    A ReLU between two products that is in none of them is a block too (overlooked_relu.py), and so is every block in
-    the body of an If, Loop or Scan; neither can be rewritten.
+    Every other ReLU between two MatMuls counts as an FFN too (unmatched_relus.py), and so does every FFN in the body
+    of an If, Loop or Scan; neither can be rewritten.
 
     Args:
-        graph: where to look.
-        search: of the graph around, where ``graph`` is a body.
+        graph: the graph to search.
+        search: that of the main graph, if ``graph`` is a body.
     """
-    search = search or ProductSearch(graph)
+    search = search or MatMulSearch(graph)
     linears = find_linears(graph)
     matches: list[FfnMatch] = []
     ends: dict[int, FfnMatch] = {}
@@ -158,13 +162,13 @@ def find_ffns(graph: ir.Graph, search: ProductSearch | None = None) -> list[FfnM
             continue
         above = next((ends[id(w)] for w in (match.up, match.gate) if w is not None and id(w) in ends), None)
         if above is not None and not match.reason:
-            match = replace(match, reason=f"its up_proj is down_proj of another block, {above.node}")
+            match = replace(match, reason=f"its up_proj is the down_proj of another FFN, {above.node}")
         if not match.reason:
             ends[id(down)] = match
         matches.append(match)
     order = {id(node): position for position, node in enumerate(graph)}
-    taken = {id(node) for match in matches for node in match.interior}
-    for node, reason in overlooked_relus(graph, linears, taken, search):
+    matched = {id(node) for match in matches for node in match.interior}
+    for node, reason in unmatched_relus(graph, linears, matched, search):
         module = module_scope(node).rpartition(".")[0]
         name = node.name or node.outputs[0].name or ""
         matches.append(FfnMatch(_layer(module, len(matches)), module, None, None, None, "", 0.0, reason, name, (node,)))
@@ -172,12 +176,12 @@ def find_ffns(graph: ir.Graph, search: ProductSearch | None = None) -> list[FfnM
     return matches + list(_in_bodies(graph, search))
 
 
-def _in_bodies(graph: ir.Graph, search: ProductSearch) -> Iterator[FfnMatch]:
+def _in_bodies(graph: ir.Graph, search: MatMulSearch) -> Iterator[FfnMatch]:
     for node in graph:
         for body in bodies_of(node):
             for match in find_ffns(body, search):
-                where = f"it is in the body of {node.op_type} {node.name or node.outputs[0].name!r}"
-                yield replace(match, reason=match.reason or where)
+                where = f"{node.op_type} {node.name or node.outputs[0].name!r}"
+                yield replace(match, reason=match.reason or f"it is in the body of {where}; expected the main graph")
 
 
 def _layer(module: str, ordinal: int) -> int:
@@ -186,10 +190,10 @@ def _layer(module: str, ordinal: int) -> int:
 
 
 def _match(down: Linear, linears: dict[ir.Value, Linear], ordinal: int) -> FfnMatch | None:
-    block = _between(down.x, linears)
-    if block is None:
+    found = _between(down.x, linears)
+    if found is None:
         return None
-    sources, interior = block
+    sources, interior = found
     if not 1 <= len(sources) <= 2 or len({id(s.x) for s in sources}) != 1 or sources[0].d_out != down.d_in:
         return None
     module = down.module.rpartition(".")[0]
@@ -220,7 +224,7 @@ def _between(hidden: ir.Value, linears: dict[ir.Value, Linear]) -> tuple[list[Li
             return None  # a graph input
         if id(node) in seen or node.op_type == "Constant":
             continue
-        if node.op_type not in _ELEMENTWISE or len(interior) == _LARGEST_BLOCK:
+        if node.op_type not in _ELEMENTWISE or len(interior) == _MAX_NODES:
             return None
         seen.add(id(node))
         interior.append(node)
@@ -229,11 +233,11 @@ def _between(hidden: ir.Value, linears: dict[ir.Value, Linear]) -> tuple[list[Li
 
 
 def _classify(hidden: ir.Value, linears: dict[ir.Value, Linear]) -> tuple[Linear | None, Linear | None, str, float]:
-    """Return (gate, up, activation, threshold); up is None where the block is not of the ReLU family."""
+    """Return (gate, up, activation, threshold); up is None if the activation is not of the ReLU family."""
     hidden = without_identities(hidden)
-    plain = match_activation(hidden)
-    if plain is not None and plain.kind != "silu" and (z := without_identities(plain.z)) in linears:
-        return None, linears[z], plain.kind, plain.threshold
+    ungated = match_activation(hidden)
+    if ungated is not None and ungated.kind != "silu" and (z := without_identities(ungated.z)) in linears:
+        return None, linears[z], ungated.kind, ungated.threshold
     node = hidden.producer()
     if node is not None and node.op_type == "Mul" and node.domain == "":
         for first, second in (node.inputs, node.inputs[::-1]):
@@ -255,18 +259,18 @@ def _is_drelu(gate: Activation, up: Activation) -> bool:
 
 
 def _check(gate: Linear | None, up: Linear, down: Linear, interior: list[ir.Node]) -> str:
-    """Return why a ReLU block cannot be rewritten, or ""."""
+    """Return why an FFN with a ReLU cannot be rewritten, or ""."""
     if up.d_in != down.d_out:
-        return f"input width {up.d_in} differs from output width {down.d_out}: the operators have one d_model"
+        return f"input width {up.d_in} differs from output width {down.d_out}; both must be d_model"
     dtype = up.x.dtype or up.weight.matmul_type
     if dtype not in _FLOATS:
-        return f"its input is {dtype.name}: expected FLOAT, FLOAT16 or BFLOAT16"
+        return f"its input has type {dtype.name}; expected FLOAT, FLOAT16 or BFLOAT16"
     inside = [output for node in interior for output in node.outputs]
     inside += [linear.output for linear in (gate, up) if linear is not None]
     nodes = {id(node) for node in interior} | {id(use.node) for use in down.x.uses()}
     for value in inside:
         if value.is_graph_output() or any(id(use.node) not in nodes for use in value.uses()):
-            return f"{value.name!r} is used outside of the block too"
+            return f"{value.name!r} is also used outside the FFN"
     if len(down.x.uses()) != 1:
-        return f"{down.x.name!r} is used outside of the block too"
+        return f"{down.x.name!r} is also used outside the FFN"
     return ""

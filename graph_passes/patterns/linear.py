@@ -1,4 +1,4 @@
-"""Recognize linear layers: a product with a constant matrix, and the bias that follows it."""
+"""Recognize linear layers: a MatMul with a constant matrix and an optional bias."""
 
 from __future__ import annotations
 
@@ -34,10 +34,10 @@ class Linear:
     Attributes:
         x: input, ``[..., d_in]``.
         weight: the matrix; ``[d_in, d_out]`` if ``in_major``, else ``[d_out, d_in]``.
-        in_major: how ``weight`` is stored.
-        bias: initializer of d_out numbers, or None.
+        in_major: whether ``weight`` is stored input-major.
+        bias: initializer of length d_out, or None.
         output: ``[..., d_out]``.
-        module: module path that the exporter recorded, such as ``model.layers.0.mlp.up_proj``, or "".
+        module: module path recorded by the exporter, such as ``model.layers.0.mlp.up_proj``, or "".
     """
 
     x: ir.Value
@@ -48,8 +48,8 @@ class Linear:
     module: str
 
     @property
-    def product(self) -> ir.Node:
-        """The node that multiplies; the bias may be added by another."""
+    def matmul(self) -> ir.Node:
+        """The MatMul, Gemm or MatMulNBits node; the bias may be added by another node."""
         node = self.output.producer()
         assert node is not None
         if node.op_type == "Add":
@@ -70,10 +70,10 @@ class Linear:
 def find_linears(graph: ir.Graph | ir.Function) -> dict[ir.Value, Linear]:
     """Return the linear layers of ``graph`` by their output value.
 
-    1. ``MatMul(x, W)`` with ``W`` constant; weight_source.py lists the spellings;
-    2. case 1 and ``Add`` with a constant of d_out numbers, if nothing else reads the product;
+    1. ``MatMul(x, W)`` with a constant ``W``; weight_source.py lists the accepted forms;
+    2. case 1 and ``Add`` of a constant of length d_out, if nothing else reads the MatMul;
     3. ``Gemm(x, W, b)`` with alpha = beta = 1 and x not transposed;
-    4. ``com.microsoft::MatMulNBits`` with symmetric 4-bit blocks of 32, with or without case 2's ``Add``.
+    4. ``com.microsoft::MatMulNBits``, symmetric, 4 bits, block_size 32, with or without the ``Add`` of case 2.
     """
     found = {}
     for node in graph:
@@ -92,25 +92,25 @@ def constant_array(value: ir.Value | None, most: int = 64) -> np.ndarray | None:
 
 
 def scalar_constant(value: ir.Value | None) -> float | None:
-    """Return the number in a one-element constant, or None."""
+    """Return the value of a one-element constant, or None."""
     array = constant_array(value, most=1)
     return float(array.reshape(-1)[0]) if array is not None and array.size == 1 else None
 
 
 def unscaled(value: ir.Value | None) -> tuple[ir.Value, float]:
-    """Return what ``value`` scales by a constant, and the constant; else ``value`` itself and 1."""
+    """Return x and c if ``value`` is x * c with a constant c, else ``value`` and 1."""
     assert value is not None
     node = producer(value, "Mul")
     if node is not None:
         for inner, factor in (node.inputs, node.inputs[::-1]):
-            number = scalar_constant(factor)
-            if number is not None and inner is not None:
-                return inner, number
+            scale = scalar_constant(factor)
+            if scale is not None and inner is not None:
+                return inner, scale
     return value, 1.0
 
 
 def module_scope(node: ir.Node) -> str:
-    """Return the path of the PyTorch module that ``node`` came from, or ""."""
+    """Return the path of the PyTorch module that ``node`` was exported from, or ""."""
     raw = node.metadata_props.get(SCOPES)
     if not raw:
         return ""
@@ -119,7 +119,7 @@ def module_scope(node: ir.Node) -> str:
     except (ValueError, SyntaxError):
         return ""
     path = str(scopes[-2]) if isinstance(scopes, list) and len(scopes) >= 2 else ""
-    return _SLICE.sub("", path)  # layers[:n], as some models loop over them, comes as layers.slice(None, n, None)
+    return _SLICE.sub("", path)  # some models loop over layers[:n], exported as layers.slice(None, n, None)
 
 
 def _from_matmul(node: ir.Node) -> Linear | None:
@@ -170,14 +170,13 @@ def _from_nbits(node: ir.Node) -> Linear | None:
 
 
 def _added_bias(output: ir.Value, width: int) -> tuple[ir.Value, ir.Value | None]:
-    """Return what follows a product: the ``Add`` with a bias, or the product itself and None."""
+    """Return the output and bias of the ``Add`` that follows a MatMul, or the MatMul's output and None."""
     uses = list(output.uses())
     if len(uses) == 1 and not output.is_graph_output():
         user = uses[0].node
         if user.op_type == "Add" and user.domain == "":
             other = user.inputs[1 - uses[0].idx]
-            # A bias of more dimensions than the product would add some. Where its number is unknown, it is 2 at
-            # least in all that we have met: a row of features alone is no batch.
+            # A bias of higher rank than the MatMul's output would broadcast it. An unknown rank is taken as 2.
             rank = output.shape.rank() if output.shape is not None else 2
             if other is not None and _is_bias(other, width, most_rank=rank):
                 return user.outputs[0], other

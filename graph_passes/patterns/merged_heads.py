@@ -1,4 +1,4 @@
-"""Attention's heads side by side again, as projections give them and onnxruntime's operators take them."""
+"""Merge attention heads into the layout that projections produce and onnxruntime's operators take."""
 
 from __future__ import annotations
 
@@ -11,9 +11,9 @@ __all__ = ["merged_heads"]
 
 
 def merged_heads(new: tape.Tape, value: ir.Value) -> ir.Value:
-    """Return ``[batch, sequence, heads * head_dim]`` of ``value``, ``[batch, heads, sequence, head_dim]``.
+    """Return ``value``, ``[batch, heads, sequence, head_dim]``, as ``[batch, sequence, heads * head_dim]``.
 
-    Where ``value`` is Reshape and Transpose of such a tensor, it is that tensor; else nodes for it go to ``new``.
+    If ``value`` is Reshape and Transpose of such a tensor, returns that tensor. Otherwise adds nodes to ``new``.
     """
     transpose = producer(value, "Transpose")
     split = producer(transpose.inputs[0], "Reshape") if transpose is not None else None

@@ -66,7 +66,7 @@ def linear_sites(graph: onnx.ModelProto, model: torch.nn.Module) -> list[LinearS
             )
     places = {node.name: position for position, node in enumerate(graph.graph.node)}
     for linear in find_linears(ir.from_proto(graph).graph).values():
-        product = linear.product
+        product = linear.matmul
         if (product.name or "") not in known or linear.weight.dtype != ir.DataType.FLOAT:
             continue
         name, matrix = product.name or "", linear.weight.value.name or ""

@@ -8,7 +8,7 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from graph_passes.patterns.position_tables import position_table
+from graph_passes.patterns.rope_cache import rope_cache
 
 __all__ = ["expected_tables"]
 
@@ -32,5 +32,5 @@ def expected_tables(model: torch.nn.Module, name: str, positions: int) -> list[N
         if buffer.endswith("inv_freq") and "original" not in buffer:  # that is what it was before any scaling
             owner = model.get_submodule(module)
             scale = float(getattr(owner, buffer.removesuffix("inv_freq") + "attention_scaling", 1.0))
-            tables.append(position_table(match[1], frequencies.float().numpy(), positions, scale))
+            tables.append(rope_cache(match[1], frequencies.float().numpy(), positions, scale))
     return tables

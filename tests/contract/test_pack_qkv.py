@@ -15,7 +15,7 @@ from numpy.typing import NDArray
 from transformers import PreTrainedModel
 
 from graph_passes import LinearOutcome, export_pipeline, parts_of
-from graph_passes.patterns.position_tables import position_table
+from graph_passes.patterns.rope_cache import rope_cache
 from graph_passes.weights.packed_names import packed_name
 from prosparse_export.export.trace import trace
 from prosparse_export.validation.rotary_tables import expected_tables
@@ -214,7 +214,7 @@ def test_tables_are_pytorchs_within_an_ulp() -> None:
     frequencies = rotary.inv_freq.numpy()
     assert rotary.attention_scaling > 1.1
     for name, expected in (("cos", cos), ("sin", sin)):
-        table = position_table(name, frequencies, LONGEST, rotary.attention_scaling)
+        table = rope_cache(name, frequencies, LONGEST, rotary.attention_scaling)
         assert table.dtype == np.float32
         np.testing.assert_allclose(table, expected, rtol=0, atol=2 * 2.0**-24 * rotary.attention_scaling)
 
@@ -223,7 +223,7 @@ def test_validate_expects_the_models_own_tables_alone() -> None:
     model = llama(YARN)
     (table,) = expected_tables(model, "prosparse.rotary_sin.0", LONGEST)
     scale = model.model.rotary_emb.attention_scaling
-    np.testing.assert_array_equal(table, position_table("sin", model.model.rotary_emb.inv_freq.numpy(), LONGEST, scale))
+    np.testing.assert_array_equal(table, rope_cache("sin", model.model.rotary_emb.inv_freq.numpy(), LONGEST, scale))
     assert expected_tables(model, "model.norm.weight", LONGEST) == []
 
 

@@ -143,5 +143,5 @@ def test_refuses_a_mask_that_is_more_than_causal(traced: ir.Model) -> None:
     refusals: list[str] = []
     model = export_pipeline([], refusals)(mask_with(traced, "Greater")).model
     assert len(refusals) == LAYERS
-    assert refusals[0].endswith("its mask is more than causal order and padding: 2 comparisons, expected 1")
+    assert refusals[0].endswith("its mask is more than causal order and padding: expected 1 comparison, got 2")
     assert "GroupQueryAttention" not in {node.op_type for node in model.graph}

@@ -41,7 +41,7 @@ def test_computes_what_pytorch_does(tmp_path: Path) -> None:
     assert [(o.op, o.activation, o.threshold) for o in result.rewritten] == [("SparseGatedFFNF32", "relu", 0.0)] * 2
     assert result.not_rewritten == ()
     reasons = {line.partition(": ")[2] for line in result.attention_not_fused}
-    assert reasons == {"head_dim is 12: the operator takes multiples of 8"}
+    assert reasons == {"head_dim is 12; expected a multiple of 8"}
     checkpoint = load_checkpoint(tmp_path / "m")
     ids = np.random.default_rng(0).integers(3, VOCAB, (2, 24))
     with torch.no_grad():

@@ -217,7 +217,7 @@ def test_command_lists_what_it_refused(tmp_path: Path) -> None:
     assert child.returncode == 0, child.stderr
     lines = child.stderr.splitlines()
     assert lines[0] == "/mlp/MatMul_c: SparseFFNF32 (relu)"
-    assert lines[1].startswith("/mlp/MatMul_y: its up_proj is down_proj of another block")
+    assert lines[1].startswith("/mlp/MatMul_y: its up_proj is the down_proj of another FFN")
     manifest = json.loads(child.stdout)
     assert manifest == json.loads((tmp_path / "out" / "prosparse.json").read_text())
     assert manifest["output_check"]["outputs_compared"]

@@ -205,7 +205,7 @@ BAD: dict[str, tuple[Callable[[], bytes], str]] = {
     "negative opset": (lambda: of_opset(-3), ", got -3"),
     "no opset": (lambda: in_domain("pkg", 18), "the file states no opset"),
     "nothing to do": (lambda: model("y = Relu (x)").SerializeToString(), "no FFN was found"),
-    "opset 11": (lambda: of_opset(11), "opset is 11: expected 13 or newer"),
+    "opset 11": (lambda: of_opset(11), "opset 11 is too old; expected 13 or newer"),
 }
 
 

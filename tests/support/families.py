@@ -151,7 +151,7 @@ FAMILIES = [
         "",
         reasons=frozenset(
             {
-                "its threshold is computed for each token from all its neurons (Gaussian top-k)",
+                "its threshold is computed per token from all neurons (Gaussian top-k)",
                 "gate is Gelu, not a ReLU",
                 "activation is Gelu (tanh), not a ReLU",
             }
@@ -203,7 +203,7 @@ FAMILIES = [
         lambda: hf.NanoChatForCausalLM(hf.NanoChatConfig(**grouped(hidden_act="relu2"))),
         UNGATED,
         "relu2",
-        attention="the first output is no product",
+        attention="the first output is not computed by lm_head's MatMul",
     ),
     Family(
         "Persimmon",
@@ -224,7 +224,7 @@ FAMILIES = [
         lambda: hf.BitNetForCausalLM(hf.BitNetConfig(**grouped(hidden_act="relu2"))),
         "",
         "",
-        reasons=frozenset({"a norm stands between the activation and down_proj: it needs every neuron"}),
+        reasons=frozenset({"a norm between the activation and down_proj needs every neuron"}),
         packed=True,
     ),
     Family(
@@ -234,7 +234,7 @@ FAMILIES = [
         ),
         "",
         "",
-        reasons=frozenset({"experts: each token chooses its weights at run time"}),
+        reasons=frozenset({"mixture of experts: weights are selected per token at run time"}),
         attention="no mask is added to the scores",
     ),
     Family(

@@ -112,7 +112,7 @@ REFUSED = {
     "clipped above": ("a = Clip (z, zero, two)\nh = Mul (a, u)", "gate is Clip, not a ReLU"),
     "cubed": ("r = Relu (z)\nq = Pow (r, two)\na = Pow (q, two)\nh = Mul (a, u)", "gate is Pow and Relu, not a ReLU"),
     "shifted": ("r = Relu (z)\na = Sub (r, t)\nh = Mul (a, u)", "gate is Relu and Sub, not a ReLU"),
-    "no activation": ("h = Mul (z, u)", "gate is a plain product, not a ReLU"),
+    "no activation": ("h = Mul (z, u)", "gate is linear, not a ReLU"),
 }
 
 
@@ -131,7 +131,7 @@ def test_refuses_a_hidden_value_that_others_use() -> None:
     model = ffn_graph("a = Relu (z)\nh = Mul (a, u)", outputs=("y", "h"))
     outcomes: list[FfnOutcome] = []
     assert not FuseSparseFfnPass(outcomes)(model).modified
-    assert outcomes[0].reason == "'h' is used outside of the block too"
+    assert outcomes[0].reason == "'h' is also used outside the FFN"
 
 
 def test_a_search_that_ends_early_says_so(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -139,11 +139,11 @@ def test_a_search_that_ends_early_says_so(monkeypatch: pytest.MonkeyPatch) -> No
     model = ffn_graph(f"{nodes}\nh = Relu (n20)", gated=False)
     outcomes: list[FfnOutcome] = []
     FuseSparseFfnPass(outcomes)(model)
-    assert [o.reason for o in outcomes] == ["its structure is unknown (Softsign)"]
-    monkeypatch.setattr(matmul_search, "MOST_VALUES", 10)
+    assert [o.reason for o in outcomes] == ["its structure is not supported (Softsign)"]
+    monkeypatch.setattr(matmul_search, "MAX_VALUES", 10)
     outcomes.clear()
     assert not FuseSparseFfnPass(outcomes)(model).modified
-    assert [o.reason[:23] for o in outcomes] == ["no product found within"]
+    assert [o.reason[:22] for o in outcomes] == ["no MatMul found within"]
 
 
 def test_a_computed_weight_is_no_linear_layer() -> None:

@@ -1,4 +1,4 @@
-"""cos and sin of rotary embedding for every position, where the graph computes them from position_ids alone."""
+"""RoPE's cos/sin cache, for graphs that compute cos and sin from position_ids alone."""
 
 from __future__ import annotations
 
@@ -10,20 +10,20 @@ from onnx_ir import tape
 from graph_passes.patterns.linear import constant_array, scalar_constant
 from graph_passes.patterns.standard_nodes import producer
 
-__all__ = ["PositionTables", "position_table"]
+__all__ = ["RopeCaches", "rope_cache"]
 
 _MOST_FREQUENCIES = 4096
-# Of a table: 131,072 positions with heads of 128. Of a model for a million it would be half the file.
+# Per cache: 131,072 positions with head_dim 128. For a million positions it would be half of a small model's file.
 _MOST_BYTES = 32 << 20
-_KEEPING = frozenset({"Cast", "Unsqueeze", "GatherElements", "Identity"})  # what a token's position goes through
+_KEEPS_POSITIONS = frozenset({"Cast", "Unsqueeze", "GatherElements", "Identity"})
 
 
-class PositionTables:
-    """The tables that one run of a pass adds to ``graph``.
+class RopeCaches:
+    """The cos/sin caches that one run of a pass adds to ``graph``.
 
     Args:
-        graph: to which they are added.
-        positions: rows of a table, or None if no longest text is known.
+        graph: receives the initializers.
+        positions: rows of a cache, or None if the context length is unknown.
     """
 
     def __init__(self, graph: ir.Graph, positions: int | None) -> None:
@@ -31,17 +31,17 @@ class PositionTables:
         self._positions = positions
         self._made: dict[tuple[str, bytes, float], ir.Value] = {}
 
-    def table(self, cache: ir.Value | None, function: str) -> ir.Value | None:
-        """Return an initializer ``[positions, head_dim / 2]`` that has what ``cache`` has for each token.
+    def cache(self, per_token: ir.Value | None, function: str) -> ir.Value | None:
+        """Return an initializer ``[positions, head_dim / 2]`` with the values that ``per_token`` has for each token.
 
-        None where the table would be large, or the angles are more than position times a constant frequency: scaled by
-        the length of the text, say.
+        None if the cache would be large, or if an angle is not simply position times a constant frequency, but scaled
+        by the sequence length, for example.
 
         Args:
-            cache: input of RotaryEmbedding: rows of ``Cos`` or ``Sin`` (fuse_rotary.py).
+            per_token: cache input of RotaryEmbedding: one row of ``Cos`` or ``Sin`` per token (fuse_rotary.py).
             function: Cos or Sin.
         """
-        found = _frequencies(cache, function)
+        found = _frequencies(per_token, function)
         if found is None or self._positions is None:
             return None
         frequencies, scale = found
@@ -49,25 +49,22 @@ class PositionTables:
             return None
         key = (function, frequencies.tobytes(), scale)
         if key not in self._made:
-            values = position_table(function.lower(), frequencies, self._positions, scale)
+            values = rope_cache(function.lower(), frequencies, self._positions, scale)
             tensor = ir.tensor(values, name=f"prosparse.rotary_{function.lower()}.{len(self._made) // 2}")
             self._made[key] = tape.Tape(self._graph).initializer(tensor)
         return self._made[key]
 
 
-def position_table(
-    function: str, frequencies: NDArray[np.float32], positions: int, scale: float
-) -> NDArray[np.float32]:
+def rope_cache(function: str, frequencies: NDArray[np.float32], positions: int, scale: float) -> NDArray[np.float32]:
     """Return ``scale * function(position * frequency)`` as float32, ``[positions, frequencies]``.
 
-    The angles are float32 numbers, as PyTorch has them; their function is computed in float64, so that no processor
-    gives other bits.
+    Angles are float32, as in PyTorch. cos and sin are computed in float64, so that every processor gives the same bits.
 
     Args:
         function: cos or sin.
-        frequencies: of each pair of a head's elements.
-        positions: from 0.
-        scale: what rotary embeddings for long texts multiply both by.
+        frequencies: one for each pair of a head's elements.
+        positions: number of rows, counted from position 0.
+        scale: attention factor of scaled RoPE.
     """
     angles = np.arange(positions, dtype=np.float32)[:, None] * frequencies
     exact = (np.cos if function == "cos" else np.sin)(angles.astype(np.float64))
@@ -76,7 +73,7 @@ def position_table(
 
 
 def _frequencies(cache: ir.Value | None, function: str) -> tuple[NDArray[np.float32], float] | None:
-    """Return the frequencies ``[head_dim / 2]`` and the factor of the table behind ``cache``."""
+    """Return the frequencies ``[head_dim / 2]`` and the scale behind ``cache``."""
     for op_type in ("Reshape", "Slice"):  # the first half of a row
         node = producer(cache, op_type)
         cache = node.inputs[0] if node is not None else None
@@ -90,20 +87,20 @@ def _frequencies(cache: ir.Value | None, function: str) -> tuple[NDArray[np.floa
         scale = number
     curve = producer(cache, function)
     halves = producer(curve.inputs[0], "Concat") if curve is not None else None
-    product = producer(halves.inputs[0], "Mul") if halves is not None else None
-    if product is None:
+    angle = producer(halves.inputs[0], "Mul") if halves is not None else None
+    if angle is None:
         return None
-    for position, frequency in (product.inputs, product.inputs[::-1]):
-        numbers = constant_array(frequency, most=_MOST_FREQUENCIES)
-        if numbers is not None and numbers.dtype == np.float32 and _is_position(position):
-            return numbers.reshape(-1), scale
+    for position, frequency in (angle.inputs, angle.inputs[::-1]):
+        frequencies = constant_array(frequency, most=_MOST_FREQUENCIES)
+        if frequencies is not None and frequencies.dtype == np.float32 and _is_position(position):
+            return frequencies.reshape(-1), scale
     return None
 
 
 def _is_position(value: ir.Value | None) -> bool:
     while value is not None and not value.is_graph_input():
         node = value.producer()
-        if node is None or node.domain != "" or node.op_type not in _KEEPING:
+        if node is None or node.domain != "" or node.op_type not in _KEEPS_POSITIONS:
             return False
         if node.op_type == "Cast" and node.attributes.get_int("to", 0) not in (ir.DataType.FLOAT, ir.DataType.INT64):
             return False
