@@ -17,9 +17,9 @@ from prosparse_export.errors import ProSparseError
 from prosparse_export.export.malloc_trim import give_back
 from prosparse_export.export.rounded_reference import (
     as_stored,
-    flips_of,
     format_bound,
     stored_formats,
+    threshold_crossings,
     with_stored_weights,
 )
 from prosparse_export.quiet import quiet
@@ -55,7 +55,7 @@ def check_logits(checkpoint: Checkpoint, path: Path, manifest: Manifest, *, libr
             pairs = _decoder(checkpoint, path, library=library)
     for what, actual, expected in pairs:
         largest = max(1.0, float(np.abs(expected).max()))
-        bound = max(_BOUND * largest, format_bound(formats, largest, flips_of(manifest)))
+        bound = max(_BOUND * largest, format_bound(formats, largest, threshold_crossings(manifest)))
         difference = float(np.abs(actual - expected).max())
         if not difference <= bound:
             raise ProSparseError(

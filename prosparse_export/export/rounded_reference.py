@@ -22,10 +22,10 @@ __all__ = [
     "StoredAs",
     "as_stored",
     "checkpoint_format",
-    "flips_of",
     "format_bound",
     "stored_arrays",
     "stored_formats",
+    "threshold_crossings",
     "with_stored_weights",
 ]
 
@@ -41,7 +41,7 @@ INTEGER_STEP = math.sqrt(32) * 2.0**-16  # 2^-16 of the largest of 32 numbers, i
 _FLOAT_STEP = 2.0**-19  # of a float32 sum of a thousand products, in any order: 2^-24 times the square root of that
 
 
-def format_bound(formats: Mapping[str, StoredAs], largest: float, flips: float = 0.0) -> float:
+def format_bound(formats: Mapping[str, StoredAs], largest: float, crossings: float = 0.0) -> float:
     """Return how far logits may be from those of the dense model of the same stored weights.
 
     Float formats: 1e-3, float32 rounding with room for any order of sums. i8 and i4 also round activations to 16
@@ -56,14 +56,14 @@ def format_bound(formats: Mapping[str, StoredAs], largest: float, flips: float =
     Args:
         formats: from `stored_formats`.
         largest: the largest absolute logit.
-        flips: from `flips_of`.
+        crossings: from `threshold_crossings`.
     """
     roundings = sum(is_quantized(stored.weights) for stored in formats.values())
-    return max(1e-3, (roundings * INTEGER_STEP + _SIGMAS * math.sqrt(flips)) * largest)
+    return max(1e-3, (roundings * INTEGER_STEP + _SIGMAS * math.sqrt(crossings)) * largest)
 
 
-def flips_of(manifest: Manifest) -> float:
-    """Return the shares of active neurons that rounding flips at thresholds above 0, added up over the blocks."""
+def threshold_crossings(manifest: Manifest) -> float:
+    """Return the share of active neurons whose z may cross a threshold above 0 by rounding, summed over FFNs."""
     step = INTEGER_STEP if is_quantized(_ffn_format(manifest)) else _FLOAT_STEP
     return sum(2 * step * _HAZARD for ffn in manifest.rewritten if ffn.threshold > 0)
 

@@ -1,18 +1,18 @@
-"""Compare an artifact with the PyTorch model that it came from, on real text; docs/guides/validate.md."""
+"""Compare an artifact with the PyTorch model that it was exported from, on real text; docs/guides/validate.md."""
 
-from prosparse_export.text.windows import default_text, read_text
+from prosparse_export.validation.checks import Check, Sparsity
 from prosparse_export.validation.compare import validate
 from prosparse_export.validation.determinism import Determinism
 from prosparse_export.validation.exactness import Comparison
-from prosparse_export.validation.explain import Finding
+from prosparse_export.validation.findings import Finding
 from prosparse_export.validation.limits import Limits, parse_share, parse_sparsity, read_limits
 from prosparse_export.validation.manifest import record_validation
 from prosparse_export.validation.metrics import Quality
 from prosparse_export.validation.operator_checks import OperatorCheck, StoredWeights
 from prosparse_export.validation.options import ValidationOptions
-from prosparse_export.validation.quantization_ablation import RoundingCost
+from prosparse_export.validation.quantization_ablation import QuantizationCost
 from prosparse_export.validation.render import as_junit, as_markdown, as_text
-from prosparse_export.validation.result import Check, Sparsity, Validation
+from prosparse_export.validation.result import Validation
 
 __all__ = [
     "Check",
@@ -22,7 +22,7 @@ __all__ = [
     "Limits",
     "OperatorCheck",
     "Quality",
-    "RoundingCost",
+    "QuantizationCost",
     "Sparsity",
     "StoredWeights",
     "Validation",
@@ -30,11 +30,9 @@ __all__ = [
     "as_junit",
     "as_markdown",
     "as_text",
-    "default_text",
     "parse_share",
     "parse_sparsity",
     "read_limits",
-    "read_text",
     "record_validation",
     "validate",
 ]

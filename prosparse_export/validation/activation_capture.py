@@ -1,4 +1,4 @@
-"""What an artifact computes inside: a session whose operators' inputs and outputs are outputs of the graph."""
+"""Capture the inputs and outputs of an artifact's operators, in a session that has them as graph outputs."""
 
 from __future__ import annotations
 
@@ -13,65 +13,65 @@ from numpy.typing import NDArray
 from prosparse_export.analysis.debug_session import add_output, edited_session
 from prosparse_export.analysis.ffn_nodes import FfnNode
 from prosparse_export.validation.exactness import pad_left
-from prosparse_export.validation.linear_nodes import LinearSite
+from prosparse_export.validation.linear_nodes import LinearNode
 
-__all__ = ["Probe", "Trace"]
+__all__ = ["ActivationCapture", "CapturedActivations"]
 
 Arrays = tuple[NDArray[np.float32], ...]
 Values = dict[str, NDArray[np.float32]]
 
 
 @dataclass(frozen=True)
-class Trace:
-    """What an artifact computed for one text.
+class CapturedActivations:
+    """Values that an artifact computed for one text.
 
     Attributes:
-        inputs: of each sparse operator, ``[tokens, d_model]``.
-        outputs: likewise.
-        site_inputs: of each linear layer outside them, ``[tokens, in]``.
-        site_outputs: ``[tokens, out]``.
-        keys: of each layer, ``[kv_heads, tokens, head_dim]``.
-        values: likewise.
+        inputs: input of each sparse operator, ``[tokens, d_model]``.
+        outputs: output of each sparse operator, likewise.
+        linear_inputs: input of each linear layer outside sparse operators, ``[tokens, d_in]``.
+        linear_outputs: output of each such layer, ``[tokens, d_out]``.
+        keys: keys of each layer, ``[kv_heads, tokens, head_dim]``.
+        values: values, likewise.
         logits: ``[tokens, vocabulary]``.
     """
 
     inputs: Arrays
     outputs: Arrays
-    site_inputs: Arrays
-    site_outputs: Arrays
+    linear_inputs: Arrays
+    linear_outputs: Arrays
     keys: Arrays
     values: Arrays
     logits: NDArray[np.float32]
 
 
-class Probe:
-    """A session of the artifact that shows what goes into and comes out of its operators.
+class ActivationCapture:
+    """A session of the artifact that returns its operators' inputs and outputs.
 
     Args:
         path: the artifact.
         nodes: its sparse operators.
-        sites: linear layers outside them.
-        library: register the operator library.
+        linears: linear layers outside them.
+        library: whether to register the operator library.
         threads: intra-op threads; None for onnxruntime's default.
-        fused: rows of a padded batch are turned left inside the graph (docs/architecture.md).
+        fused: the graph left-aligns the rows of a padded batch (docs/architecture.md).
 
     Raises:
-        ProSparseError: onnxruntime refuses the graph.
+        ProSparseError: onnxruntime cannot load the graph.
     """
 
     def __init__(
         self,
         path: Path,
         nodes: Sequence[FfnNode],
-        sites: Sequence[LinearSite],
+        linears: Sequence[LinearNode],
         *,
         library: bool,
         threads: int | None,
         fused: bool,
     ) -> None:
-        self._nodes, self._sites, self._fused = nodes, sites, fused
+        self._nodes, self._linears, self._fused = nodes, linears, fused
         names = [name for node in nodes for name in (node.node.input[0], node.node.output[0])]
-        names += [name for site in sites for name in (site.x, site.y)]
+        names += [name for linear in linears for name in (linear.x, linear.y)]
 
         def edit(model: onnx.ModelProto) -> None:
             for name in names:
@@ -79,24 +79,24 @@ class Probe:
 
         self._session = edited_session(path, edit, library=library, threads=threads)
 
-    def run(self, ids: NDArray[np.int64], first: int, step: int = 1) -> Trace:
-        """Run one text, ``[tokens]``: ``first`` tokens at once, then ``step`` at a time."""
-        parts: list[Trace] = []
+    def run(self, ids: NDArray[np.int64], first: int, step: int = 1) -> CapturedActivations:
+        """Run ``ids``, ``[tokens]``: a prefill of ``first`` tokens, then ``step`` tokens at a time."""
+        parts: list[CapturedActivations] = []
         past = None
         begin, width = 0, first
         while begin < len(ids):
             chunk = ids[begin : begin + width]
             out = self._run(chunk[None], np.ones((1, begin + len(chunk)), np.int64), past)
-            parts.append(self._trace(out, 0, 1, len(chunk), len(chunk)))
+            parts.append(self._cut(out, 0, 1, len(chunk), len(chunk)))
             past = {name: value for name, value in out.items() if name.startswith("present.")}
             begin, width = begin + len(chunk), step
         return _joined(parts, past or {})
 
-    def run_padded(self, texts: Sequence[NDArray[np.int64]]) -> list[Trace]:
-        """Run texts of different lengths as one batch, padded on the left."""
+    def run_padded(self, texts: Sequence[NDArray[np.int64]]) -> list[CapturedActivations]:
+        """Run texts of different lengths as one left-padded batch."""
         rows, mask = pad_left(texts)
         out = self._run(rows, mask, None)
-        return [self._trace(out, row, len(texts), len(text), rows.shape[1]) for row, text in enumerate(texts)]
+        return [self._cut(out, row, len(texts), len(text), rows.shape[1]) for row, text in enumerate(texts)]
 
     def _run(self, ids: NDArray[np.int64], mask: NDArray[np.int64], present: Values | None) -> Values:
         feeds: dict[str, NDArray[np.generic]] = {"input_ids": ids, "attention_mask": mask}
@@ -112,8 +112,8 @@ class Probe:
         names = [value.name for value in self._session.get_outputs()]
         return dict(zip(names, self._session.run(names, feeds), strict=True))
 
-    def _trace(self, out: Values, row: int, batch: int, tokens: int, width: int) -> Trace:
-        """Cut one row's tokens out of a run of ``width`` columns."""
+    def _cut(self, out: Values, row: int, batch: int, tokens: int, width: int) -> CapturedActivations:
+        """Return one row's tokens of a run of ``width`` columns."""
         right = slice(width - tokens, None)
         inside = slice(0, tokens) if self._fused else right
 
@@ -121,26 +121,28 @@ class Probe:
             value = out[name]
             return value.reshape(batch, -1, value.shape[-1])[row, place]
 
-        at = [right if site.y == "logits" else inside for site in self._sites]  # rows are turned back before lm_head
+        at = [
+            right if linear.y == "logits" else inside for linear in self._linears
+        ]  # rows are padded again before lm_head
         count = sum(name.startswith("present.") and name.endswith(".key") for name in out)
         cache = [tuple(out[f"present.{i}.{kind}"][row][:, inside] for i in range(count)) for kind in ("key", "value")]
-        return Trace(
+        return CapturedActivations(
             tuple(of(node.node.input[0], inside) for node in self._nodes),
             tuple(of(node.node.output[0], inside) for node in self._nodes),
-            tuple(of(site.x, place) for site, place in zip(self._sites, at, strict=True)),
-            tuple(of(site.y, place) for site, place in zip(self._sites, at, strict=True)),
+            tuple(of(linear.x, place) for linear, place in zip(self._linears, at, strict=True)),
+            tuple(of(linear.y, place) for linear, place in zip(self._linears, at, strict=True)),
             cache[0],
             cache[1],
             out["logits"][row, right],
         )
 
 
-def _joined(parts: Sequence[Trace], last: Values) -> Trace:
-    """Put the parts of one text together; the cache is the last part's, whole."""
+def _joined(parts: Sequence[CapturedActivations], last: Values) -> CapturedActivations:
+    """Join the parts of one text; the last part has the whole cache."""
     count = len(parts[0].keys)
     cache = {kind: tuple(last[f"present.{i}.{kind}"][0] for i in range(count)) for kind in ("key", "value")}
     values: dict[str, Arrays | NDArray[np.float32]] = {"keys": cache["key"], "values": cache["value"]}
-    for name in (f.name for f in fields(Trace) if f.name not in ("keys", "values", "logits")):
+    for name in (f.name for f in fields(CapturedActivations) if f.name not in ("keys", "values", "logits")):
         values[name] = tuple(map(np.concatenate, zip(*(getattr(part, name) for part in parts), strict=True)))
     logits = np.concatenate([part.logits for part in parts])
-    return Trace(**values, logits=logits)  # type: ignore[arg-type]
+    return CapturedActivations(**values, logits=logits)  # type: ignore[arg-type]

@@ -1,4 +1,4 @@
-"""Same input, same bits: from run to run, and for any number of threads."""
+"""Require bit-identical logits across runs and thread counts."""
 
 from __future__ import annotations
 
@@ -22,10 +22,10 @@ class Determinism:
     """Repeated runs with the library, compared bit for bit.
 
     Attributes:
-        threads: thread counts that were run.
-        tokens: positions of each run.
-        differing: logits that differ in any bit from the first run's, over all runs.
-        first: where, or "".
+        threads: thread count of each run.
+        tokens: positions per run.
+        differing: logits that differ from the first run's in any bit, over all runs.
+        first: the first difference, in words; "" if all runs agree.
     """
 
     threads: tuple[int, ...]
@@ -35,7 +35,7 @@ class Determinism:
 
     @property
     def passed(self) -> bool:
-        """Every bit is the same."""
+        """Whether all runs agree bit for bit."""
         return self.differing == 0
 
 
@@ -47,14 +47,15 @@ def check_determinism(
     whole: bool,
     open_model: type[SparseModel] = SparseModel,
 ) -> Determinism:
-    """Run the text several times.
+    """Run the text several times and compare the logits' bits.
 
     Args:
         path: the artifact.
-        windows: of the text.
-        threads: the thread count in use; None for one per core.
-        whole: all of the text, twice, with one thread and with several. Otherwise a few tokens with ``threads``.
-        open_model: for tests.
+        windows: windows of the text.
+        threads: thread count in use; None for one per core.
+        whole: run the whole text, once with one thread and once with several. Otherwise run a few tokens three times
+            with ``threads``.
+        open_model: class that opens the artifact; a parameter for tests.
     """
     usual = threads or os.cpu_count() or 1
     counts = (1, max(usual, 2)) if whole else (usual,) * _RUNS
@@ -78,7 +79,7 @@ def check_determinism(
 
 
 def _logits(model: SparseModel, ids: NDArray[np.int64]) -> NDArray[np.float32]:
-    """Logits of all tokens in one go, then of some one by one after them."""
+    """Return the logits of a prefill of all tokens, then of the last few decoded one at a time."""
     steps = min(_STEPS, len(ids) - 1)
     head, _ = model.forward(ids[None], np.ones((1, len(ids)), np.int64))
     parts = [head[0]]

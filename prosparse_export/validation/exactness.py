@@ -1,4 +1,4 @@
-"""Does the artifact compute what it should, in every way of running it?"""
+"""Compare an artifact's logits and greedy tokens with the reference's, in every way of running it."""
 
 from __future__ import annotations
 
@@ -22,18 +22,18 @@ __all__ = ["Comparison", "Expected", "generate_greedily", "greedy_match", "run_a
 
 @dataclass(frozen=True)
 class Comparison:
-    """One way of running the artifact against the dense model of the same stored weights.
+    """One way of running the artifact, compared with the dense model of the same stored weights.
 
     Attributes:
-        name: what was run.
+        name: the way of running it.
         tokens: positions compared.
-        max_abs_diff: largest difference of a logit; NaN if there was one.
-        top1_differs: positions where the likeliest token differs beyond a tie.
-        ties: positions where it differs and the reference's own two best are within twice the bound.
-        greedy_tokens: generated tokens compared; 0 if none.
-        greedy_differs: those that differ, up to and from the first difference beyond a tie.
-        passed: all within the bounds.
-        first: the first position that is not, counted through the windows; -1 if there is none or it is no window's.
+        max_abs_diff: largest difference of a logit; NaN if a logit is NaN.
+        top1_differs: positions whose top-1 token differs, ties excluded.
+        ties: positions whose top-1 token differs while the reference's two largest logits are within twice the bound.
+        greedy_tokens: generated tokens compared.
+        greedy_differs: generated tokens that differ, unless the first difference is a tie.
+        passed: whether everything is within the bounds.
+        first: first position beyond the bound, counted over the windows; -1 if all are within or outside windows.
     """
 
     name: str
@@ -49,12 +49,12 @@ class Comparison:
 
 @dataclass(frozen=True)
 class Expected:
-    """What a run is held against.
+    """The reference that a run is compared with.
 
     Attributes:
         reference: logits and continuations.
-        windows: of the text.
-        bound: on a logit's difference.
+        windows: windows of the text.
+        bound: bound on a logit's difference.
         options: how much to run.
     """
 
@@ -66,14 +66,14 @@ class Expected:
     def comparison(
         self, name: str, difference: Difference, generated: Sequence[NDArray[np.int64]], *, in_windows: bool = True
     ) -> Comparison:
-        """Judge a run by its logits and generated tokens (one array per prompt, or none)."""
+        """Return the comparison of a run's logits and generated tokens, one array per prompt or an empty list."""
         tokens, differs = 0, 0
         for actual, continuation in zip(generated, self.reference.continuations, strict=False):
             expected, gaps = continuation.greedy[: len(actual)], continuation.gaps
             end = len(expected)
             wrong = np.flatnonzero(actual[:end] != expected)
             if len(wrong) and gaps[wrong[0]] <= 2 * self.bound:
-                end = int(wrong[0])  # a tie: what follows it may differ by right
+                end = int(wrong[0])  # a tie: the tokens after it may differ
             else:
                 differs += len(wrong)
             tokens += end
@@ -91,21 +91,21 @@ def run_all(
     original: Reference,
     progress: ProgressCallback,
 ) -> tuple[list[Comparison], list[int]]:
-    """Run ``model`` in every way.
+    """Run ``model`` as a prefill, token by token and as a padded batch.
 
     Args:
         model: the artifact in a session.
-        label: goes in front of the names.
-        expected: what it must equal.
-        quality: gets the logits of the whole text, against ``original``.
+        label: prefix of the comparisons' names.
+        expected: the reference that it must equal.
+        quality: receives the logits of the whole text, against ``original``.
         original: PyTorch with the checkpoint's own weights.
         progress: called with each stage.
 
     Returns:
-        the comparisons, and for every prompt how many greedy tokens equal ``original``'s before the first that differs.
+        the comparisons, and for each prompt the greedy tokens before the first that differs from ``original``'s.
     """
     results = []
-    name = f"{label}: prefill in one go"
+    name = f"{label}: prefill"
     generated = [generate_greedily(model, [c.ids], expected.options.greedy)[0] for c in original.continuations]
     difference = _prefill(model, expected, quality, original, name, progress)
     results.append(expected.comparison(name, difference, generated))
@@ -123,19 +123,19 @@ def run_all(
 
 
 def greedy_match(actual: NDArray[np.int64], continuation: Continuation) -> int:
-    """Return how many tokens are the reference's before the first that differs."""
+    """Return the number of tokens before the first that differs from the reference's."""
     expected = continuation.greedy[: len(actual)]
     wrong = np.flatnonzero(actual[: len(expected)] != expected)
     return int(wrong[0]) if len(wrong) else len(expected)
 
 
 def generate_greedily(model: SparseModel, prompts: Sequence[NDArray[np.int64]], count: int) -> list[NDArray[np.int64]]:
-    """Return ``count`` greedy tokens for each prompt of a batch; ends are ignored, as in the reference."""
+    """Return ``count`` greedy tokens for each prompt of a batch; end-of-text tokens do not stop it."""
     if count == 0:
         return [np.zeros(0, np.int64) for _ in prompts]
     endless = replace(model, stop=frozenset())
     steps = []
-    with contextlib.suppress(NotFiniteError):  # from there on no token is the reference's
+    with contextlib.suppress(NotFiniteError):  # the remaining tokens are filled with -1
         for step in endless.stream([list(map(int, prompt)) for prompt in prompts], max_new_tokens=count):
             steps.append(step)
     steps += [np.full(len(prompts), -1, np.int64)] * (count - len(steps))
@@ -170,7 +170,7 @@ def _by_token(model: SparseModel, expected: Expected, stage: str, progress: Prog
         if left <= 0:
             break
         cache: Cache | None = None
-        if window.first:  # its rows begin in the middle of a context
+        if window.first:  # the counted rows begin in the middle of a context
             head = window.ids[None, : window.first]
             _, cache = model.forward(head, np.ones_like(head))
         count = min(left, len(window.ids) - window.first)

@@ -1,4 +1,7 @@
-"""What a sparse operator should store and compute: its weights, and its results in float64 with their error."""
+"""The weights that a sparse operator should store and the float64 outputs that it should compute, with error bounds.
+
+The rule for an active neuron is written out here, independent of the one that kernels, bodies and reports share.
+"""
 
 from __future__ import annotations
 
@@ -20,12 +23,12 @@ __all__ = ["Weights", "exact_ffn", "gamma", "linear_error", "load_weights", "sto
 
 U = 2.0**-24  # unit roundoff of float32
 STEP = 0.52 / 32639
-"""Half a step of the 16-bit activations that the i8 and i4 kernels multiply with, as a share of the largest of
-32 numbers, and the roundings on the way there (native/include/prosparse/ffn_kernels.h)."""
+"""Error of a 16-bit activation in the i8 and i4 kernels, as a share of the largest of its group of 32: half a step and
+the roundings before it (native/include/prosparse/ffn_kernels.h)."""
 
 Array = NDArray[np.float64]
 Weights = Mapping[str, Array]
-"""Matrices ``gate`` (if there is one), ``up``, ``down``, each ``[d_ff, d_model]``, and biases ``gate_bias`` etc."""
+"""Matrices ``gate`` (if gated), ``up`` and ``down``, each ``[d_ff, d_model]``, and biases ``gate_bias`` etc."""
 
 
 def gamma(n: int) -> float:
@@ -36,13 +39,13 @@ def gamma(n: int) -> float:
 def load_weights(
     model: PreTrainedModel, linears: Sequence[str], node: FfnNode, weights: FileWeights | None = None
 ) -> tuple[dict[str, NDArray[np.generic]], Weights]:
-    """Return what the artifact should store for a block, by input, and what that means in float64.
+    """Return the initializers that the artifact should have for an FFN, by input name, and their float64 values.
 
     Args:
         model: PyTorch with the checkpoint's own weights.
-        linears: module paths of the block's linear layers, down_proj last.
+        linears: module paths of the FFN's linear layers, down_proj last.
         node: the operator.
-        weights: where the matrices are that ``model`` has placeholders for.
+        weights: reads the matrices that ``model`` has placeholders for.
     """
     roles = ["gate", "up", "down"] if node.gated else ["up", "down"]
     inputs = iter(node.node.input[1:])
@@ -51,7 +54,7 @@ def load_weights(
     for role, path in zip(roles, linears, strict=True):
         layer = model.get_submodule(path)
         matrix = layer.weight.detach() if weights is None else weights.values(layer.weight)
-        if isinstance(layer, Conv1D):  # [in, out]
+        if isinstance(layer, Conv1D):  # [d_in, d_out]
             matrix = matrix.T
         arrays = stored_arrays(matrix, node.weights, is_down=role == "down")
         stored |= {next(inputs): array for array in arrays}
@@ -66,7 +69,7 @@ def load_weights(
 
 
 def stored_values(arrays: Sequence[NDArray[Any]], columns: int) -> NDArray[np.float32]:
-    """Return the float32 matrix ``[rows, columns]`` that `stored_arrays`'s result stands for, exactly."""
+    """Return the exact float32 values, ``[rows, columns]``, of the result of `stored_arrays`."""
     if len(arrays) == 1:
         return arrays[0].astype(np.float32)
     integers, scales = arrays
@@ -74,14 +77,14 @@ def stored_values(arrays: Sequence[NDArray[Any]], columns: int) -> NDArray[np.fl
 
 
 def exact_ffn(x: Array, w: Weights, activation: str, threshold: float, *, rounds: bool) -> tuple[Array, Array]:
-    """Return the block's result in float64, and how far float32 arithmetic may be from it.
+    """Return an FFN's output in float64, ``[tokens, d_model]``, and the error bound of float32 arithmetic.
 
     Args:
         x: inputs ``[tokens, d_model]``.
         w: the stored weights.
         activation: relu, relu2, fatrelu, drelu or silu.
-        threshold: of the activation.
-        rounds: activations are rounded to 16 bits, as the i8 and i4 kernels do.
+        threshold: the activation's threshold.
+        rounds: activations are rounded to 16 bits, as in the i8 and i4 kernels.
 
     Source:
         Forward error analysis, step by step; docs/guides/validate.md.
@@ -90,10 +93,10 @@ def exact_ffn(x: Array, w: Weights, activation: str, threshold: float, *, rounds
     z, z_error = linear_error(x, w[first], w[f"{first}_bias"], rounds)
     t = float(np.float32(threshold))
     a = np.where(z <= t, 0.0, z)
-    # Within rounding of the threshold either side is right: the whole neuron enters the bound.
+    # Within rounding of the threshold the neuron may be active or not: all of it enters the bound.
     a_error = np.where(np.abs(z - t) <= z_error, np.abs(z) + z_error, np.where(a == 0, 0.0, z_error))
-    if activation == "silu":  # its slope is 1.1 at most; Exp, Add and Div round, the first by 2 units in the last place
-        with np.errstate(over="ignore"):  # exp of a large number: the quotient is 0
+    if activation == "silu":  # slope at most 1.1; Exp, Add and Div round, Exp by 2 ulp
+        with np.errstate(over="ignore"):  # exp overflows to infinity, and the quotient is 0
             a = z / (1 + np.exp(-z))
         a_error = 1.1 * z_error + 8 * U * np.abs(a)
         near = np.abs(np.abs(a) - t) <= a_error
@@ -112,21 +115,21 @@ def exact_ffn(x: Array, w: Weights, activation: str, threshold: float, *, rounds
     down = np.abs(w["down"])
     reach = np.abs(h) + h_error
     bound = h_error @ down + gamma(len(down) + 6) * (reach @ down + np.abs(w["down_bias"]))
-    if rounds:  # a product with a weight is at most its block's largest, rounded up by 8 / 7
+    if rounds:  # relative to each group's largest weight, times 8 / 7 for i4's asymmetric range
         cols = down.shape[1]
-        blocks = np.pad(down, [(0, 0), (0, -cols % QUANT_GROUP)]).reshape(len(down), -1, QUANT_GROUP).max(-1)
-        largest = np.stack([(row[:, None] * blocks).max(0) for row in reach])
+        groups = np.pad(down, [(0, 0), (0, -cols % QUANT_GROUP)]).reshape(len(down), -1, QUANT_GROUP).max(-1)
+        largest = np.stack([(row[:, None] * groups).max(0) for row in reach])
         active = ((h != 0) | (h_error != 0)).sum(-1, keepdims=True)
         bound += np.repeat(largest, QUANT_GROUP, -1)[:, :cols] * STEP * 128 * active * 8 / 7
     return h @ w["down"] + w["down_bias"], bound
 
 
 def linear_error(x: Array, w: Array, b: Array, rounds: bool) -> tuple[Array, Array]:
-    """Return ``x @ w.T + b``, ``[tokens, out]``, and the bound on what float32 sums may differ from it."""
+    """Return ``x @ w.T + b``, ``[tokens, d_out]``, and the error bound of float32 sums."""
     step = np.zeros_like(x)
     if rounds:
         cols = x.shape[-1]
-        blocks = np.pad(np.abs(x), [(0, 0), (0, -cols % QUANT_GROUP)]).reshape(len(x), -1, QUANT_GROUP)
-        step = np.repeat(blocks.max(-1), QUANT_GROUP, axis=-1)[:, :cols] * STEP
+        groups = np.pad(np.abs(x), [(0, 0), (0, -cols % QUANT_GROUP)]).reshape(len(x), -1, QUANT_GROUP)
+        step = np.repeat(groups.max(-1), QUANT_GROUP, axis=-1)[:, :cols] * STEP
     size = np.abs(w).T
     return x @ w.T + b, gamma(w.shape[1] + 6) * ((np.abs(x) + step) @ size + np.abs(b)) + step @ size

@@ -1,4 +1,4 @@
-"""Limits that CI holds a model to, from options or a TOML file."""
+"""Limits on quality and sparsity, from options or a TOML file."""
 
 from __future__ import annotations
 
@@ -23,19 +23,18 @@ _LAYER = re.compile(r"layer\s+(\d+)\s*:\s*(.+)", re.IGNORECASE)
 
 @dataclass(frozen=True)
 class Limits:
-    """What must hold; None for no limit. Shares are 0 to 1.
+    """Limits on the artifact with the library, against PyTorch with the checkpoint's own weights.
 
-    They are about the artifact as it is run, with the library, against PyTorch with the checkpoint's own weights.
-    That every run computes what PyTorch does with the *stored* weights is checked always and is no limit.
+    None is no limit; shares are 0 to 1. Exactness against the *stored* weights is always checked and has no limit here.
 
     Attributes:
         max_ppl_increase: relative increase of perplexity.
-        min_top1: share of positions with PyTorch's likeliest token.
-        min_top5: share of positions whose likeliest token is among PyTorch's five.
+        min_top1: share of positions with PyTorch's top-1 token.
+        min_top5: share of positions whose top-1 token is among PyTorch's top 5.
         max_kl: mean KL divergence per position, nats.
-        min_sparsity: share of exact zeros at down_proj's input, mean over layers.
-        min_sparsity_by_layer: the same for single layers.
-        min_greedy_match: share of greedily generated tokens before the first that differs, mean over prompts.
+        min_sparsity: activation sparsity at down_proj's input, mean over layers.
+        min_sparsity_by_layer: the same by layer number.
+        min_greedy_match: share of greedy tokens before the first difference, mean over prompts.
     """
 
     max_ppl_increase: float | None = None
@@ -47,17 +46,17 @@ class Limits:
     min_greedy_match: float | None = None
 
     def updated(self, other: Limits) -> Limits:
-        """Return these limits with those that ``other`` sets."""
+        """Return these limits, overridden by those set in ``other``."""
         given = {f.name: v for f in fields(other) if (v := getattr(other, f.name)) is not None}
         layers = {**self.min_sparsity_by_layer, **other.min_sparsity_by_layer}
         return replace(self, **{**given, "min_sparsity_by_layer": layers})
 
 
 def parse_share(text: str | float, where: str) -> float:
-    """Return "0.5%" or 0.005 as 0.005.
+    """Return a share written as "0.5%" or 0.005.
 
     Raises:
-        ProSparseError: it is neither, or not between 0 and 100 %.
+        ProSparseError: ``text`` is not a share between 0 and 100 %.
     """
     try:
         if isinstance(text, bool):
@@ -65,18 +64,18 @@ def parse_share(text: str | float, where: str) -> float:
         number = float(text.strip().removesuffix("%")) if isinstance(text, str) else float(text)
     except (ValueError, AttributeError):
         raise ProSparseError(
-            f"limits: {where}: expected a share like 99.5% or 0.995, got {text!r}", hint="write for instance 80%"
+            f"limits: {where}: expected a share like 99.5% or 0.995, got {text!r}", hint="for example 80%"
         ) from None
     share = number / 100 if isinstance(text, str) and text.strip().endswith("%") else number
     if not 0 <= share <= 1:
         raise ProSparseError(
-            f"limits: {where}: expected 0% to 100% (or 0 to 1), got {text!r}", hint="did you forget the % sign?"
+            f"limits: {where}: expected 0% to 100% (or 0 to 1), got {text!r}", hint="add a % sign: 80%"
         )
     return share
 
 
 def parse_sparsity(texts: Iterable[str]) -> Limits:
-    """Return the limits of "80%" and "layer 7: 85%".
+    """Return the limits written as "80%" or "layer 7: 85%".
 
     Raises:
         ProSparseError: a text is neither.
@@ -98,7 +97,7 @@ def read_limits(path: Path) -> Limits:
     Keys are the names of `Limits`; ``min_sparsity_by_layer`` is a table of layer number and share.
 
     Raises:
-        ProSparseError: it cannot be read, or has a key that is no limit.
+        ProSparseError: the file cannot be read or has an unknown key.
     """
     try:
         values: dict[str, Any] = tomllib.loads(path.read_text(encoding="utf-8"))
@@ -106,7 +105,7 @@ def read_limits(path: Path) -> Limits:
         raise ProSparseError(f"limits: {path}: cannot be read: {error.strerror}", hint="check the path") from error
     except ValueError as error:
         raise ProSparseError(
-            f"limits: {path}: expected TOML, got: {error}", hint="docs/guides/validate.md has one"
+            f"limits: {path}: expected TOML, got: {error}", hint="docs/guides/validate.md has an example"
         ) from error
     known = {f.name for f in fields(Limits)}
     unknown = sorted(set(values) - known)
@@ -119,7 +118,7 @@ def read_limits(path: Path) -> Limits:
     if not isinstance(layers, dict) or not all(str(key).isdecimal() for key in layers):
         raise ProSparseError(
             f"limits: {path}: min_sparsity_by_layer: expected a table of layer numbers, got {layers!r}",
-            hint='write for instance: [min_sparsity_by_layer] and below it 7 = "85%"',
+            hint='for example [min_sparsity_by_layer], and on the next line 7 = "85%"',
         )
     parsed = {key: _number(path, key, value) for key, value in values.items()}
     shares = {int(key): parse_share(value, f"{path}: layer {key}") for key, value in layers.items()}

@@ -1,4 +1,4 @@
-"""The linear layers of a graph that lie outside its sparse operators: attention's, lm_head, blocks left dense."""
+"""The linear layers outside a graph's sparse operators: attention projections, lm_head, FFNs left dense."""
 
 from __future__ import annotations
 
@@ -20,25 +20,25 @@ from prosparse_export.export.rounded_reference import stored_arrays
 from prosparse_export.validation.float64_reference import linear_error, stored_values
 from prosparse_models import Checkpoint
 
-__all__ = ["LinearSite", "comparable", "exact_linear", "linear_sites", "load_linear"]
+__all__ = ["LinearNode", "are_linear", "exact_linear", "find_linear_nodes", "load_linear"]
 
-_ROWS = 2048  # of a matrix in float64 at a time: an lm_head of 32,000 rows would take a gigabyte
+_ROWS = 2048  # converted to float64 at a time: an lm_head of 32,000 rows takes a gigabyte
 
 
 @dataclass(frozen=True)
-class LinearSite:
-    """One linear layer.
+class LinearNode:
+    """A linear layer in a graph.
 
     Attributes:
-        module: PyTorch's module, or several whose matrices are packed into one, as graph_passes.parts_of reads it.
+        module: the PyTorch module, or several packed into one matrix, see `graph_passes.parts_of`.
         op: ``Linear*``, MatMul or Gemm.
-        weights: the format of its matrix.
-        position: place of its node in the graph.
-        x: name of the input ``[..., in]``.
-        y: name of the output ``[..., out]``.
+        weights: weight format of the matrix.
+        position: index of the node in the graph.
+        x: name of the input ``[..., d_in]``.
+        y: name of the output ``[..., d_out]``.
         stored: initializers of the matrix: weights and, for i8 and i4, scales.
-        transposed: the matrix is stored ``[in, out]``.
-        bias: initializer of the bias; "" if there is none.
+        transposed: the matrix is stored ``[d_in, d_out]``.
+        bias: initializer of the bias; "" without a bias.
     """
 
     module: str
@@ -52,76 +52,75 @@ class LinearSite:
     bias: str
 
 
-def linear_sites(graph: onnx.ModelProto, model: torch.nn.Module) -> list[LinearSite]:
-    """Return the linear layers of ``graph`` that are named as one of ``model``'s matrices, in the graph's order."""
+def find_linear_nodes(graph: onnx.ModelProto, model: torch.nn.Module) -> list[LinearNode]:
+    """Return the linear layers of ``graph`` whose names are those of modules of ``model``, in graph order."""
     modules = {name for name, module in model.named_modules() if _has_matrix(module)}
     known = {node.name for node in graph.graph.node if modules.issuperset(parts_of(node.name))}
-    sites = []
+    found = []
     for position, node in enumerate(graph.graph.node):
         if node.domain == DOMAIN and node.op_type.startswith("Linear") and node.name in known:
             weights = format_in(node.op_type)
             x, *stored, bias = node.input
-            sites.append(
-                LinearSite(node.name, node.op_type, weights, position, x, node.output[0], tuple(stored), False, bias)
+            found.append(
+                LinearNode(node.name, node.op_type, weights, position, x, node.output[0], tuple(stored), False, bias)
             )
-    places = {node.name: position for position, node in enumerate(graph.graph.node)}
+    positions = {node.name: position for position, node in enumerate(graph.graph.node)}
     for linear in find_linears(ir.from_proto(graph).graph).values():
-        product = linear.matmul
-        if (product.name or "") not in known or linear.weight.dtype != ir.DataType.FLOAT:
+        matmul = linear.matmul
+        if (matmul.name or "") not in known or linear.weight.dtype != ir.DataType.FLOAT:
             continue
-        name, matrix = product.name or "", linear.weight.value.name or ""
+        name, matrix = matmul.name or "", linear.weight.value.name or ""
         bias = (linear.bias.name or "") if linear.bias is not None else ""
         x, y = linear.x.name or "", linear.output.name or ""
-        site = LinearSite(name, product.op_type, "f32", places[name], x, y, (matrix,), linear.in_major, bias)
-        sites.append(site)
-    return sorted(sites, key=lambda site: site.position)
+        found.append(LinearNode(name, matmul.op_type, "f32", positions[name], x, y, (matrix,), linear.in_major, bias))
+    return sorted(found, key=lambda node: node.position)
 
 
 def _has_matrix(module: torch.nn.Module) -> bool:
-    """Tell whether a module is a linear layer: one that only holds others' may give its name to a product."""
+    """Return whether a module owns a weight matrix; a MatMul may have the name of a container module."""
     weight = module._parameters.get("weight")
     return weight is not None and weight.ndim == 2
 
 
-def comparable(model: torch.nn.Module, linears: Sequence[str]) -> bool:
-    """Tell whether ``linears`` are module paths of linear layers of ``model``."""
+def are_linear(model: torch.nn.Module, linears: Sequence[str]) -> bool:
+    """Return whether ``linears`` are module paths of linear layers of ``model``; False if empty."""
     modules = dict(model.named_modules())
     return bool(linears) and all(name in modules and _has_matrix(modules[name]) for name in linears)
 
 
 def load_linear(
-    checkpoint: Checkpoint, site: LinearSite
+    checkpoint: Checkpoint, linear: LinearNode
 ) -> tuple[dict[str, NDArray[np.generic]], NDArray[np.float32], NDArray[np.float32]]:
-    """Return what the artifact should store for a linear layer, by initializer, and the stored numbers.
+    """Return the initializers that the artifact should have for a linear layer, and their values.
 
     Args:
         checkpoint: PyTorch with the checkpoint's own weights.
-        site: the layer.
+        linear: the layer.
 
     Returns:
-        the initializers; the matrix ``[out, in]``; the bias ``[out]``, zeros where there is none.
+        the initializers by name; the matrix ``[d_out, d_in]``; the bias ``[d_out]``, zeros without a bias.
     """
-    parts = [_part(checkpoint, module, site.weights) for module in parts_of(site.module)]
+    parts = [_part(checkpoint, module, linear.weights) for module in parts_of(linear.module)]
     if len(parts) == 1:  # no copy
         arrays, matrix, bias = parts[0]
     else:
         arrays = [np.concatenate(pieces) for pieces in zip(*(part[0] for part in parts), strict=True)]
         matrix, bias = (np.concatenate([part[i] for part in parts]) for i in (1, 2))
-    if site.transposed:
+    if linear.transposed:
         arrays = [arrays[0].T]
-    expected = dict(zip(site.stored, arrays, strict=True))
-    if site.bias:
-        expected[site.bias] = bias
+    expected = dict(zip(linear.stored, arrays, strict=True))
+    if linear.bias:
+        expected[linear.bias] = bias
     return expected, matrix, bias
 
 
 def _part(
     checkpoint: Checkpoint, module: str, weights: FfnFormat
 ) -> tuple[list[NDArray[np.generic]], NDArray[np.float32], NDArray[np.float32]]:
-    """Return one module's matrix as it is stored, its numbers ``[out, in]`` and its bias ``[out]``."""
+    """Return one module's matrix as stored, its values ``[d_out, d_in]`` and its bias ``[d_out]``."""
     layer = checkpoint.model.get_submodule(module)
     weight = layer.weight.detach() if checkpoint.weights is None else checkpoint.weights.values(layer.weight)
-    if isinstance(layer, Conv1D):  # [in, out]
+    if isinstance(layer, Conv1D):  # [d_in, d_out]
         weight = weight.T
     arrays = stored_arrays(weight, weights, is_down=False)
     bias = getattr(layer, "bias", None)
@@ -132,13 +131,13 @@ def _part(
 def exact_linear(
     x: NDArray[np.float64], matrix: NDArray[np.float32], bias: NDArray[np.float32], *, rounds: bool
 ) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
-    """Return ``x @ matrix.T + bias`` in float64, ``[tokens, out]``, and how far float32 arithmetic may be from it.
+    """Return ``x @ matrix.T + bias`` in float64, ``[tokens, d_out]``, and the error bound of float32 arithmetic.
 
     Args:
-        x: ``[tokens, in]``.
-        matrix: ``[out, in]``.
-        bias: ``[out]``.
-        rounds: activations are rounded to 16 bits, as the i8 and i4 kernels do.
+        x: ``[tokens, d_in]``.
+        matrix: ``[d_out, d_in]``.
+        bias: ``[d_out]``.
+        rounds: activations are rounded to 16 bits, as in the i8 and i4 kernels.
     """
     parts = [
         linear_error(x, matrix[i : i + _ROWS].astype(np.float64), bias[i : i + _ROWS].astype(np.float64), rounds)

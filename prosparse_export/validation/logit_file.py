@@ -1,8 +1,8 @@
-"""Logits on disk: those of a long text are never all in memory.
+"""Logits on disk, so that those of a long text are never all in memory.
 
-The file is a safetensors file, written front to back, that any reader of that format opens. Tensors:
-``logits`` [positions, vocabulary] float32, row by row in the order of the windows; ``prompt.K.ids``,
-``prompt.K.logits``, ``prompt.K.greedy``, ``prompt.K.gaps`` for each prompt that was continued.
+The file is a safetensors file, written front to back. Tensors:
+``logits`` [positions, vocabulary] float32, in window order; ``prompt.K.ids``,
+``prompt.K.logits``, ``prompt.K.greedy``, ``prompt.K.gaps`` for each prompt.
 """
 
 from __future__ import annotations
@@ -28,18 +28,18 @@ _NAMES: dict[str, np.dtype[Any]] = {"F32": np.dtype("<f4"), "I64": np.dtype("<i8
 
 
 class LogitWriter:
-    """Writes one such file: the small tensors first, then logits as they come.
+    """Writes a logit file: the small tensors first, then the logits as they are computed.
 
     Args:
-        target: the file, which appears when `finish` is called; None for one without a name, in ``scratch``.
-        scratch: folder for a file without a name.
-        metadata: strings that go into the header.
-        small: the tensors that are known already.
-        rows: positions in all.
+        target: the file, created when `finish` is called; None for an unnamed temporary file in ``scratch``.
+        scratch: folder of the temporary file.
+        metadata: strings for the header.
+        small: the tensors that are already known.
+        rows: total positions.
         vocabulary: columns of ``logits``.
 
     Raises:
-        ProSparseError: there is no room, or the folder cannot be written to.
+        ProSparseError: the disk is too full, or the folder is not writable.
     """
 
     def __init__(
@@ -77,10 +77,10 @@ class LogitWriter:
             self._stream.write(np.ascontiguousarray(logits, "<f4").data)
         except OSError as error:
             self.discard()
-            raise ProSparseError(f"reference: cannot write logits: {error.strerror}", hint="free some space") from error
+            raise ProSparseError(f"reference: cannot write logits: {error.strerror}", hint="free disk space") from error
 
     def finish(self) -> LogitFile:
-        """Return the file, opened for reading; a named one now exists."""
+        """Return the file opened for reading; a named file is moved into place."""
         assert self._written == self._rows, (self._written, self._rows)
         self._stream.flush()
         if self._target is None:
@@ -91,14 +91,14 @@ class LogitWriter:
         return LogitFile.open(self._target)
 
     def discard(self) -> None:
-        """Remove what was written."""
+        """Remove the unfinished file."""
         self._stream.close()
         if self._partial is not None:
             self._partial.unlink(missing_ok=True)
 
 
 class LogitFile:
-    """Such a file for reading. Rows are read when they are asked for."""
+    """A logit file opened for reading; rows are read on request."""
 
     def __init__(self, stream: IO[bytes], name: str) -> None:
         self._stream = stream
@@ -119,24 +119,28 @@ class LogitFile:
             self.rows, self.vocabulary = self._entries["logits"][1]
         except (ValueError, KeyError, TypeError, AttributeError) as error:
             raise ProSparseError(
-                f"reference: {name}: expected a file from --save-reference, got something else",
-                hint="make it again with --save-reference",
+                f"reference: {name}: not a file written by --save-reference",
+                hint="write it again with --save-reference",
             ) from error
         self._begin = 8 + length
         if size < self._begin + max(ends):
             raise ProSparseError(
-                f"reference: {name}: expected {self._begin + max(ends)} bytes, got {size}: it is cut off",
-                hint="make it again with --save-reference",
+                f"reference: {name}: expected {self._begin + max(ends)} bytes, got {size}: the file is truncated",
+                hint="write it again with --save-reference",
             )
 
     @classmethod
     def open(cls, path: Path) -> LogitFile:
-        """Open a file that has a name."""
+        """Open a named file.
+
+        Raises:
+            ProSparseError: the file cannot be read or is not a complete logit file.
+        """
         try:
             stream = path.open("rb")
         except OSError as error:
             raise ProSparseError(
-                f"reference: {path}: cannot be read: {error.strerror}", hint="make it with --save-reference"
+                f"reference: {path}: cannot be read: {error.strerror}", hint="write it with --save-reference"
             ) from error
         try:
             return cls(stream, str(path))
@@ -162,7 +166,7 @@ class LogitFile:
         return np.frombuffer(buffer, dtype).reshape(shape)
 
     def close(self) -> None:
-        """Close it; a file without a name is gone then."""
+        """Close the file; a temporary file is deleted."""
         self._stream.close()
 
 
@@ -173,7 +177,7 @@ def _open(target: Path | None, folder: Path, size: int) -> tuple[IO[bytes], Path
             if free < size + (1 << 20):
                 raise ProSparseError(
                     f"reference: {place}: expected {size:,} bytes free for the logits, got {free:,}",
-                    hint="free some space, or compare fewer tokens: --max-tokens",
+                    hint="free disk space, or compare fewer tokens with --max-tokens",
                 )
             if target is None:
                 return tempfile.TemporaryFile(dir=place), None
@@ -181,4 +185,4 @@ def _open(target: Path | None, folder: Path, size: int) -> tuple[IO[bytes], Path
             return os.fdopen(number, "wb"), Path(name)
         if target is not None:
             break
-    raise ProSparseError(f"reference: {folder}: cannot be written to", hint="choose a folder that you may write to")
+    raise ProSparseError(f"reference: {folder}: not writable", hint="choose a writable folder")

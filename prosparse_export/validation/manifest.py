@@ -1,4 +1,4 @@
-"""The result in the artifact's manifest, where `prosparse info` finds it."""
+"""Record a validation in the artifact's manifest, where `prosparse info` reads it."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ __all__ = ["record_validation", "summary"]
 
 
 def summary(result: Validation) -> ValidationRecord:
-    """Return what the manifest keeps of a validation."""
+    """Return the part of a validation that the manifest records."""
     sparsity, weights = result.sparsity, result.stored_weights
     artifact = result.artifact
     return ValidationRecord(
@@ -47,7 +47,7 @@ def record_validation(path: Path, result: Validation) -> bool:
     """Write the result into prosparse.json beside the graph ``path``, all or nothing.
 
     Returns:
-        False if there is no manifest, or the folder cannot be written to.
+        False if there is no manifest or the folder is not writable.
     """
     manifest = read_manifest(path)
     if manifest is None:

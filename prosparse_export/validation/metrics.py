@@ -1,4 +1,4 @@
-"""How far one run's logits are from a reference's, token by token, in one pass and little memory."""
+"""Compare logits with a reference's, token by token, in one pass and little memory."""
 
 from __future__ import annotations
 
@@ -18,15 +18,15 @@ class Quality:
     """One run against the reference on the same tokens.
 
     Attributes:
-        name: what was run.
+        name: the run.
         tokens: positions compared.
-        perplexity: exp of the mean negative log-likelihood of the next token, of this run.
-        reference_perplexity: of the reference.
+        perplexity: exp of the mean negative log-likelihood of the next token.
+        reference_perplexity: the reference's.
         kl_mean: mean over positions of KL(reference || run), nats.
-        kl_max: largest of them.
-        top1: share of positions whose likeliest token is the reference's.
-        top5: share of positions whose likeliest token is among the reference's five likeliest.
-        max_abs_diff: largest difference of a logit; NaN if one is not a number.
+        kl_max: maximum over positions.
+        top1: share of positions with the reference's top-1 token.
+        top5: share of positions whose top-1 token is among the reference's top 5.
+        max_abs_diff: largest difference of a logit; NaN if a logit is NaN.
     """
 
     name: str
@@ -41,20 +41,20 @@ class Quality:
 
     @property
     def perplexity_increase(self) -> float:
-        """Relative change of perplexity: 0.01 is one per cent worse than the reference."""
+        """Relative change of perplexity: 0.01 is 1 % worse than the reference."""
         return self.perplexity / self.reference_perplexity - 1
 
 
 @dataclass
 class Difference:
-    """Differences of logits, and positions whose likeliest token is another one.
+    """Differences of logits, and positions whose top-1 token differs.
 
     Attributes:
         tokens: positions compared.
-        max_abs_diff: largest difference; NaN if one was not a number.
-        differs: positions whose likeliest token is another one, ties apart.
-        ties: where it is another one and the expected two best are within twice the bound.
-        first: the first position beyond the bound or with another token; -1 if there is none.
+        max_abs_diff: largest difference; NaN if a logit was NaN.
+        differs: positions whose top-1 token differs, ties excluded.
+        ties: positions whose top-1 token differs while the two largest expected logits are within twice the bound.
+        first: first position beyond the bound or with another top-1 token; -1 if all are within.
     """
 
     tokens: int = 0
@@ -64,7 +64,7 @@ class Difference:
     first: int = -1
 
     def add(self, actual: NDArray[np.float32], expected: NDArray[np.float32], bound: float) -> None:
-        """Add positions: both ``[tokens, vocabulary]``. A NaN stays, and differs."""
+        """Add positions, both ``[tokens, vocabulary]``. A NaN counts as a difference and stays in ``max_abs_diff``."""
         for first in range(0, len(expected), _ROWS):
             a, e = actual[first : first + _ROWS], expected[first : first + _ROWS]
             largest = np.abs(a - e).max(-1)
@@ -100,7 +100,7 @@ class QualitySum:
 
         Args:
             actual: logits, ``[tokens, vocabulary]``.
-            expected: the reference's.
+            expected: the reference's logits, likewise.
             targets: the next token, ``[tokens]``; -1 where the text ends.
         """
         for first in range(0, len(expected), _ROWS):
@@ -114,7 +114,7 @@ class QualitySum:
         self._kl += float(kl.sum())
         self._kl_max = float(np.maximum(self._kl_max, kl.max()))
         best = actual.argmax(-1)
-        nan = np.isnan(actual).any(-1)  # argmax would name the NaN
+        nan = np.isnan(actual).any(-1)  # argmax returns the NaN's index
         self._top1 += int(((best == expected.argmax(-1)) & ~nan).sum())
         k = min(5, expected.shape[-1])
         top5 = np.argpartition(expected, -k, axis=-1)[:, -k:]
@@ -126,7 +126,7 @@ class QualitySum:
         self._reference_nll -= float(p[rows, targets[rows]].sum())
 
     def result(self) -> Quality:
-        """Return what was summed up."""
+        """Return the metrics over all positions added."""
         return Quality(
             self.name,
             self._tokens,
@@ -142,7 +142,7 @@ class QualitySum:
 
 def _log_softmax(logits: NDArray[np.float32]) -> NDArray[np.float64]:
     shifted = logits.astype(np.float64)
-    with np.errstate(invalid="ignore"):  # an Inf becomes a NaN, which no limit lets pass
+    with np.errstate(invalid="ignore"):  # infinity becomes NaN, which fails every limit
         shifted -= shifted.max(-1, keepdims=True)
         shifted -= np.log(np.exp(shifted).sum(-1, keepdims=True))
     return shifted

@@ -1,6 +1,6 @@
-"""Each operator by itself: its weights bit for bit, its results against float64.
+"""Check each operator by itself: its weights bit for bit, its outputs against float64.
 
-Logits hide small faults: what one wrong scale in one layer does to them may be less than what rounding does.
+Logits hide small faults: one wrong scale in one layer may change them less than rounding does.
 """
 
 from __future__ import annotations
@@ -22,31 +22,31 @@ from prosparse_export.analysis.ffn_nodes import initializer
 from prosparse_export.analysis.graph_bytes import initializer_bytes
 from prosparse_export.export.rounded_reference import stored_arrays
 from prosparse_export.progress import ProgressCallback
-from prosparse_export.validation.activation_capture import Probe
+from prosparse_export.validation.activation_capture import ActivationCapture
 from prosparse_export.validation.float64_reference import exact_ffn, load_weights
-from prosparse_export.validation.linear_nodes import comparable, exact_linear, linear_sites, load_linear
-from prosparse_export.validation.rotary_tables import expected_tables
-from prosparse_export.validation.validation_target import Subject
+from prosparse_export.validation.linear_nodes import are_linear, exact_linear, find_linear_nodes, load_linear
+from prosparse_export.validation.rope_cache import expected_caches
+from prosparse_export.validation.validation_target import ValidationTarget
 from prosparse_models import Checkpoint
 
 __all__ = ["OperatorCheck", "StoredWeights", "check_operators", "layer_of", "operators_in"]
 
-_ELSEWHERE = re.compile(r"(.+)\.weight\.(f16|bf16|i8|i4)")
+_STORED_NAME = re.compile(r"(.+)\.weight\.(f16|bf16|i8|i4)")
 _NUMBER = re.compile(r"\.(\d+)(?:\.|$)")
 
 
 @dataclass(frozen=True)
 class OperatorCheck:
-    """An operator against float64 on its own inputs.
+    """An operator compared with float64 on its own inputs.
 
     Attributes:
-        layer: number of the layer that it belongs to; None outside layers.
+        layer: number of its layer; None outside layers.
         module: the PyTorch module that it replaces.
         op: the operator.
         tokens: inputs compared.
-        max_abs_diff: largest difference from float64; NaN if one is not a number.
-        worst: largest difference as a share of the bound that error analysis gives for that very number.
-        wrong_weights: initializers that are not the checkpoint's, bit for bit.
+        max_abs_diff: largest difference from float64; NaN if an output is NaN.
+        worst: largest difference as a multiple of its bound.
+        wrong_weights: initializers that differ from the checkpoint in any bit.
     """
 
     layer: int | None
@@ -59,17 +59,17 @@ class OperatorCheck:
 
     @property
     def passed(self) -> bool:
-        """Weights are the checkpoint's and every number is within its bound."""
+        """Whether the weights are the checkpoint's and every output is within its bound."""
         return not self.wrong_weights and self.worst <= 1.0
 
 
 @dataclass(frozen=True)
 class StoredWeights:
-    """Initializers against the checkpoint.
+    """Initializers compared with the checkpoint.
 
     Attributes:
-        compared: how many were.
-        share: of the initializers' bytes; the rest are constants that the export computed.
+        compared: number of initializers compared.
+        share: their share of all initializers' bytes; the rest are constants that the export computed.
         wrong: names of those outside operators (embedding, norms, biases) that differ in any bit.
     """
 
@@ -79,64 +79,64 @@ class StoredWeights:
 
 
 def layer_of(module: str) -> int | None:
-    """Return the number in a module's path, such as 2 for ``model.layers.2.mlp``; None if there is none."""
+    """Return the layer number in a module path, such as 2 for ``model.layers.2.mlp``; None without a number."""
     match = _NUMBER.search(module)
     return None if match is None else int(match[1])
 
 
 def operators_in(model: onnx.ModelProto) -> int:
-    """Return how many sparse operators and linear layers a graph has."""
+    """Return the number of sparse operators and linear layers in a graph."""
     ours = sum(1 for node in model.graph.node if node.domain == DOMAIN)
     return ours + len(find_linears(ir.from_proto(model).graph))
 
 
 def check_operators(
     checkpoint: Checkpoint,
-    subject: Subject,
+    target: ValidationTarget,
     ids: NDArray[np.int64],
     *,
     threads: int | None,
     progress: ProgressCallback,
 ) -> tuple[tuple[OperatorCheck, ...], StoredWeights]:
-    """Hold every operator, with the library, against float64 on its own inputs, and every weight against its bits.
+    """Compare every operator, run by the library, with float64 on its own inputs, and every weight bit for bit.
 
     Args:
-        checkpoint: PyTorch with the checkpoint's own weights; they may lie in their files.
-        subject: the artifact.
-        ids: some text, ``[tokens]``: two thirds of it go in at once, the rest one by one.
+        checkpoint: PyTorch with the checkpoint's own weights, in memory or in their files.
+        target: the artifact.
+        ids: text, ``[tokens]``: a prefill of two thirds of it, then one token at a time.
         threads: intra-op threads.
         progress: called with each stage.
     """
     progress("operators", 0, 0)
-    nodes = [node for node in subject.nodes if comparable(checkpoint.model, subject.linears.get(node.module, []))]
-    sites = linear_sites(subject.graph, checkpoint.model)
+    nodes = [node for node in target.nodes if are_linear(checkpoint.model, target.linears.get(node.module, []))]
+    linears = find_linear_nodes(target.graph, checkpoint.model)
     seen: dict[str, bool] = {}
     results: list[OperatorCheck] = []
-    if nodes or sites:
-        fused = subject.fused_attention
-        probe = Probe(subject.path, nodes, sites, library=True, threads=threads, fused=fused)
-        trace = probe.run(ids, first=max(len(ids) * 2 // 3, 1))
-        del probe
-        total = len(nodes) + len(sites)
+    if nodes or linears:
+        fused = target.fused_attention
+        capture = ActivationCapture(target.path, nodes, linears, library=True, threads=threads, fused=fused)
+        captured = capture.run(ids, first=max(len(ids) * 2 // 3, 1))
+        del capture
+        total = len(nodes) + len(linears)
         for i, node in enumerate(nodes):
             progress("operators", i, total)
-            linears = subject.linears[node.module]
-            stored, exact = load_weights(checkpoint.model, linears, node, checkpoint.weights)
+            modules = target.linears[node.module]
+            stored, exact = load_weights(checkpoint.model, modules, node, checkpoint.weights)
             rounds = is_quantized(node.weights)
-            x = trace.inputs[i].astype(np.float64)
+            x = captured.inputs[i].astype(np.float64)
             expected = exact_ffn(x, exact, node.activation, node.threshold, rounds=rounds)
-            wrong = _compare(subject, stored, seen)
-            results.append(_check(node.layer, node.module, node.node.op_type, trace.outputs[i], expected, wrong))
-        for i, site in enumerate(sites):
+            wrong = _compare(target, stored, seen)
+            results.append(_check(node.layer, node.module, node.node.op_type, captured.outputs[i], expected, wrong))
+        for i, linear in enumerate(linears):
             progress("operators", len(nodes) + i, total)
-            stored, matrix, bias = load_linear(checkpoint, site)
-            x = trace.site_inputs[i].astype(np.float64)
-            expected = exact_linear(x, matrix, bias, rounds=is_quantized(site.weights))
-            wrong = _compare(subject, stored, seen)
-            layer = layer_of(site.module)
-            results.append(_check(layer, site.module, site.op, trace.site_outputs[i], expected, wrong))
-    rest = [name for stored in _elsewhere(checkpoint, subject, seen) for name in _compare(subject, stored, seen)]
-    sizes = {tensor.name: initializer_bytes(tensor) for tensor in subject.graph.graph.initializer}
+            stored, matrix, bias = load_linear(checkpoint, linear)
+            x = captured.linear_inputs[i].astype(np.float64)
+            expected = exact_linear(x, matrix, bias, rounds=is_quantized(linear.weights))
+            wrong = _compare(target, stored, seen)
+            layer = layer_of(linear.module)
+            results.append(_check(layer, linear.module, linear.op, captured.linear_outputs[i], expected, wrong))
+    rest = [name for stored in _outside_operators(checkpoint, target, seen) for name in _compare(target, stored, seen)]
+    sizes = {tensor.name: initializer_bytes(tensor) for tensor in target.graph.graph.initializer}
     share = sum(sizes[name] for name in seen if name in sizes) / max(sum(sizes.values()), 1)
     return tuple(results), StoredWeights(len(seen), share, tuple(rest))
 
@@ -155,13 +155,15 @@ def _check(
     return OperatorCheck(layer, module, op, len(actual), float(difference.max()), worst, wrong)
 
 
-def _compare(subject: Subject, stored: Mapping[str, NDArray[np.generic]], seen: dict[str, bool]) -> tuple[str, ...]:
-    """Return the names of initializers that differ from ``stored`` in any bit; each is read once."""
+def _compare(
+    target: ValidationTarget, stored: Mapping[str, NDArray[np.generic]], seen: dict[str, bool]
+) -> tuple[str, ...]:
+    """Return the names of initializers that differ from ``stored`` in any bit; each initializer is read once."""
     for name, expected in stored.items():
         if name in seen:
             continue
         try:
-            actual = initializer(subject.graph, subject.path.parent, name)
+            actual = initializer(target.graph, target.path.parent, name)
         except KeyError:
             seen[name] = False
             continue
@@ -173,22 +175,22 @@ def _bytes_of(array: NDArray[np.generic]) -> NDArray[np.uint8]:
     return np.ascontiguousarray(array).reshape(-1).view(np.uint8)
 
 
-def _elsewhere(
-    checkpoint: Checkpoint, subject: Subject, seen: Mapping[str, bool]
+def _outside_operators(
+    checkpoint: Checkpoint, target: ValidationTarget, seen: Mapping[str, bool]
 ) -> Iterator[dict[str, NDArray[np.generic]]]:
-    """Yield what initializers outside the operators should hold: embeddings, tables of rotary ones, float32 by name."""
+    """Yield the expected initializers outside operators: embeddings, cos/sin caches, float32 parameters by name."""
     parameters = dict(checkpoint.model.named_parameters(remove_duplicate=False))
-    for tensor in subject.graph.graph.initializer:
+    for tensor in target.graph.graph.initializer:
         if tensor.name in seen:
             continue
-        tables = expected_tables(
-            checkpoint.model, tensor.name, subject.positions or (tensor.dims[0] if tensor.dims else 0)
+        caches = expected_caches(
+            checkpoint.model, tensor.name, target.positions or (tensor.dims[0] if tensor.dims else 0)
         )
-        if tables:
-            own_table = initializer(subject.graph, subject.path.parent, tensor.name)
-            yield {tensor.name: next((t for t in tables if np.array_equal(t, own_table)), tables[0])}
+        if caches:
+            own_cache = initializer(target.graph, target.path.parent, tensor.name)
+            yield {tensor.name: next((c for c in caches if np.array_equal(c, own_cache)), caches[0])}
             continue
-        match = _ELSEWHERE.fullmatch(tensor.name)
+        match = _STORED_NAME.fullmatch(tensor.name)
         path = f"{match[1]}.weight" if match else tensor.name
         if path not in parameters or (match is None and tensor.data_type != onnx.TensorProto.FLOAT):
             continue

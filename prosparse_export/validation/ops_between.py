@@ -1,4 +1,4 @@
-"""Name the operators of a graph that lie between two places that were looked at."""
+"""Name the operators of a graph between two checked values."""
 
 from __future__ import annotations
 
@@ -6,18 +6,29 @@ from collections.abc import Iterable
 
 import onnx
 
-__all__ = ["Between"]
+__all__ = ["OpsBetween"]
 
-_MOVES = {"Cast", "Concat", "Constant", "Expand", "Identity", "Reshape", "Shape", "Slice", "Squeeze", "Transpose"}
-_MOVES |= {"Unsqueeze"}
+_DATA_MOVEMENT = {
+    "Cast",
+    "Concat",
+    "Constant",
+    "Expand",
+    "Identity",
+    "Reshape",
+    "Shape",
+    "Slice",
+    "Squeeze",
+    "Transpose",
+}
+_DATA_MOVEMENT |= {"Unsqueeze"}
 
 
-class Between:
-    """Names the operators between a value and those before it that are looked at by themselves.
+class OpsBetween:
+    """Names the operators between a value and the checked values before it.
 
     Args:
         model: the graph.
-        ends: values that are looked at.
+        ends: the checked values.
     """
 
     def __init__(self, model: onnx.ModelProto, ends: Iterable[str]) -> None:
@@ -27,11 +38,11 @@ class Between:
         self._inputs = [value.name for value in model.graph.input]
 
     def __call__(self, value: str, *, from_inputs: bool = False) -> str:
-        """Return the names of attention and norms, else of the last four.
+        """Return the attention and normalization operators that lead to ``value``, else the last four operators.
 
         Args:
-            value: what they lead to.
-            from_inputs: say which inputs of the graph they come from.
+            value: name of the value.
+            from_inputs: also name the graph inputs that lead to it.
         """
         seen: set[str] = set()
         waiting = [value]
@@ -44,7 +55,7 @@ class Between:
                 waiting += [item for item in self._graph.node[self._places[name]].input if item]
         places = sorted({self._places[name] for name in seen if name in self._places})
         names = list(dict.fromkeys(self._graph.node[place].op_type for place in places))
-        names = [name for name in names if name not in _MOVES]
+        names = [name for name in names if name not in _DATA_MOVEMENT]
         special = [name for name in names if "Attention" in name or "Normalization" in name or name == "Softmax"]
         between = ", ".join(special or names[-4:])
         inputs = [name for name in self._inputs if name in seen and not name.startswith("past_key_values.")]

@@ -1,4 +1,4 @@
-"""What `validate` is asked to do."""
+"""Options of `validate`."""
 
 from __future__ import annotations
 
@@ -12,26 +12,25 @@ __all__ = ["ValidationOptions"]
 
 @dataclass(frozen=True)
 class ValidationOptions:
-    """What to compare.
+    """What to compare, and which limits to check.
 
     Attributes:
-        tokens: at most so many tokens of text.
+        tokens: maximum number of tokens, over all texts.
         context: tokens per window.
-        stride: from one window to the next; None for half of ``context``.
-        max_abs_diff: bound on the difference of logits; None for the one of the artifact's weight format, see
-            `format_bound`.
-        greedy: tokens that are generated greedily from each prompt, as many as the model has positions for; 0 for none.
-        prompts: how many prompts, cut from the text at different places and lengths.
-        step_tokens: tokens whose logits are also computed one by one.
-        operator_tokens: tokens on which every operator is held against float64, two thirds of them at once; 0 for none.
-        threads: intra-op threads, None for onnxruntime's default.
-        repeat: compare bits over the whole text and over thread counts, not on a few tokens only.
-        limits: what must hold besides.
-        explain: if a check fails, look for the first layer and operator beyond its bound; if only a limit on quality
-            does, for what rounding costs.
-        save_reference: keep PyTorch's logits in this file.
-        reference: take them from this file instead of running PyTorch.
-        low_memory: leave the reference's matrices in their files, and read one module's at a time.
+        stride: tokens from one window to the next; None for half of ``context``.
+        max_abs_diff: bound on a logit's difference; None for the weight format's own, see `format_bound`.
+        greedy: tokens to generate greedily per prompt; 0 to skip generation.
+        prompts: number of prompts, cut from the text at different places and lengths.
+        step_tokens: tokens to decode one at a time.
+        operator_tokens: tokens on which each operator is compared with float64; 0 to skip the comparison.
+        threads: intra-op threads; None for onnxruntime's default.
+        repeat: require bit-identical logits across runs and thread counts on the whole text, not on a few tokens.
+        limits: limits on quality and sparsity.
+        explain: if a check fails, find the first layer and operator beyond its bound; if only a limit on quality
+            fails, measure what quantization costs by part of the model.
+        save_reference: file to save PyTorch's logits to.
+        reference: file to read PyTorch's logits from, instead of running PyTorch.
+        low_memory: leave PyTorch's weight matrices in their files and read one module's at a time.
     """
 
     tokens: int = 2048

@@ -1,4 +1,4 @@
-"""PyTorch on an artifact's own feed-forward results, so that only what lies between them is compared."""
+"""Run PyTorch with each FFN's output replaced by the artifact's, so that only the operators between FFNs differ."""
 
 from __future__ import annotations
 
@@ -13,51 +13,51 @@ from transformers import PreTrainedModel
 
 from prosparse_export.quiet import quiet
 
-__all__ = ["Forced", "run_forced"]
+__all__ = ["PatchedForward", "run_patched"]
 
 Array = NDArray[np.float32]
 
 
 @dataclass(frozen=True, eq=False)
-class Forced:
-    """What PyTorch computed.
+class PatchedForward:
+    """Values that PyTorch computed with patched FFN outputs.
 
     Attributes:
-        inputs: of each feed-forward block, by number, ``[tokens, d_model]``.
-        site_inputs: of each linear layer that was watched, by number, ``[tokens, in]``.
-        keys: of each layer, ``[kv_heads, tokens, head_dim]``.
-        values: likewise.
+        inputs: input of each FFN, by number, ``[tokens, d_model]``.
+        linear_inputs: input of each watched linear layer, by number, ``[tokens, d_in]``.
+        keys: keys of each layer, ``[kv_heads, tokens, head_dim]``.
+        values: values, likewise.
         logits: ``[tokens, vocabulary]``.
     """
 
     inputs: Mapping[int, Array]
-    site_inputs: Mapping[int, Array]
+    linear_inputs: Mapping[int, Array]
     keys: Sequence[Array]
     values: Sequence[Array]
     logits: Array
 
 
 @torch.no_grad()
-def run_forced(
+def run_patched(
     model: PreTrainedModel,
-    blocks: Sequence[Sequence[str]],
+    ffns: Sequence[Sequence[str]],
     outputs: Sequence[Array],
     watched: Sequence[str],
     ids: NDArray[np.int64],
-) -> Forced:
-    """Run ``model`` on ``ids``, ``[tokens]``, with ``outputs`` in place of what its feed-forward blocks give.
+) -> PatchedForward:
+    """Run ``model`` with its FFNs' outputs replaced by ``outputs``.
 
-    Of a module that runs several times the first run is watched and replaced: the graph's first node has its name.
+    If a module runs several times, its first run is watched and replaced: only the graph's first node has its name.
 
     Args:
-        model: PyTorch's model.
-        blocks: module paths of each block's linear layers, the first to run first, down_proj last.
-        outputs: what each block shall give, ``[tokens, d_model]``.
-        watched: module paths of linear layers whose inputs are wanted.
-        ids: the text.
+        model: the PyTorch model.
+        ffns: module paths of each FFN's linear layers, in order of execution, down_proj last.
+        outputs: output of each FFN, ``[tokens, d_model]``.
+        watched: module paths of linear layers whose inputs are returned.
+        ids: token ids ``[tokens]``.
     """
     inputs: dict[int, Array] = {}
-    site_inputs: dict[int, Array] = {}
+    linear_inputs: dict[int, Array] = {}
     replaced: set[int] = set()
 
     def watch(into: dict[int, Array], i: int) -> Callable[..., None]:
@@ -71,24 +71,24 @@ def run_forced(
             if i in replaced:
                 return None
             replaced.add(i)
-            # A copy: Falcon adds attention's result to it in place.
+            # copied, because Falcon adds the attention output in place
             return torch.from_numpy(outputs[i].copy()).reshape(output.shape).to(output.dtype)
 
         return hook
 
     with ExitStack() as hooks:
-        for i, names in enumerate(blocks):
+        for i, names in enumerate(ffns):
             first, last = model.get_submodule(names[0]), model.get_submodule(names[-1])
             hooks.callback(first.register_forward_pre_hook(watch(inputs, i)).remove)
             hooks.callback(last.register_forward_hook(put(i)).remove)
         for i, name in enumerate(watched):
-            hooks.callback(model.get_submodule(name).register_forward_pre_hook(watch(site_inputs, i)).remove)
+            hooks.callback(model.get_submodule(name).register_forward_pre_hook(watch(linear_inputs, i)).remove)
         with quiet():
             result = model(input_ids=torch.from_numpy(ids[None].copy()), use_cache=True)
     layers = getattr(result.past_key_values, "layers", [])
-    return Forced(
+    return PatchedForward(
         inputs,
-        site_inputs,
+        linear_inputs,
         [layer.keys[0].float().numpy() for layer in layers],
         [layer.values[0].float().numpy() for layer in layers],
         result.logits[0].float().numpy(),

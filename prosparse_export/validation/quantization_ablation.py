@@ -1,4 +1,4 @@
-"""Which parts of a model lose how much by the rounding of their weights."""
+"""Measure what quantization costs by part of a model: its KL divergence with only that part quantized."""
 
 from __future__ import annotations
 
@@ -18,20 +18,20 @@ from prosparse_export.validation.metrics import QualitySum
 from prosparse_export.validation.reference import torch_forward
 from prosparse_models import Checkpoint
 
-__all__ = ["RoundingCost", "rounding_costs"]
+__all__ = ["QuantizationCost", "quantization_costs"]
 
 _TOKENS = 128
 
 
 @dataclass(frozen=True)
-class RoundingCost:
-    """What it costs to store one part's matrices as the artifact does, all else being the checkpoint's.
+class QuantizationCost:
+    """The cost of storing one part's matrices as the artifact does, with the checkpoint's own weights elsewhere.
 
     Attributes:
-        module: the part, such as ``model.layers.2.mlp``; "" for all of the model; "the approximation" for dropped
-            activations, if the export was told to.
-        kl: mean KL divergence per token from the checkpoint's own model, nats.
-        how: the formats, such as "i4".
+        module: the part, such as ``model.layers.2.mlp``; "" for the whole model; "the approximation" for the
+            activations dropped by --approximate.
+        kl: mean KL divergence per token from the checkpoint's own weights, nats.
+        how: the weight formats, such as "i4".
     """
 
     module: str
@@ -42,22 +42,22 @@ class RoundingCost:
         return f"{self.module or 'all'} {self.kl:.2g}"
 
 
-def rounding_costs(
+def quantization_costs(
     checkpoint: Checkpoint,
     rounded: Mapping[str, StoredAs],
     ids: NDArray[np.int64],
     approximation: ApproximationRecord | None,
     progress: ProgressCallback = no_progress,
-) -> tuple[RoundingCost, ...]:
-    """Return the cost of all that the artifact loses, then of each part alone, the dearest first.
+) -> tuple[QuantizationCost, ...]:
+    """Return the cost of the whole artifact, then of each part alone, in descending order.
 
-    A part is what matrices share: a block's attention, its FFN; the embedding and lm_head are parts of their own.
+    The parts are each layer's attention and FFN, the embedding and lm_head.
 
     Args:
-        checkpoint: PyTorch with the checkpoint's own weights; their values are the same afterwards.
-        rounded: how the artifact stores the matrices that it does not store as they are.
-        ids: some text; of its ``[tokens]`` the first 128 are looked at.
-        approximation: of the manifest, if there is one: the model drops activations afterwards.
+        checkpoint: PyTorch with the checkpoint's own weights, which are restored afterwards.
+        rounded: the formats of the matrices that the artifact does not store in the checkpoint's own, by module path.
+        ids: text ``[tokens]``; the first 128 tokens are used.
+        approximation: the manifest's record of --approximate; if given, ``checkpoint`` drops activations afterwards.
         progress: called with each stage.
     """
     ids = ids[:_TOKENS]
@@ -67,14 +67,14 @@ def rounding_costs(
         parts.setdefault(path if any(c.isdigit() for c in path) else name, {})[name] = stored
     own = _logits(checkpoint, {}, ids)
 
-    def cost(part: str, formats: Mapping[str, StoredAs], how: str) -> RoundingCost:
+    def cost(part: str, formats: Mapping[str, StoredAs], how: str) -> QuantizationCost:
         quality = QualitySum(part)
         quality.add(_logits(checkpoint, formats, ids), own, np.append(ids[1:], -1))
-        return RoundingCost(part, quality.result().kl_mean, how)
+        return QuantizationCost(part, quality.result().kl_mean, how)
 
     costs = []
     for done, (part, some) in enumerate(parts.items()):
-        progress("explain: rounding", done, len(parts) + 1)
+        progress("explain: quantization", done, len(parts) + 1)
         costs.append(cost(part, some, _formats(some)))
     how = [_formats(rounded)] if rounded else []
     if approximation is not None:
@@ -96,7 +96,7 @@ def _logits(checkpoint: Checkpoint, formats: Mapping[str, StoredAs], ids: NDArra
 
 @contextmanager
 def _rounded(checkpoint: Checkpoint, formats: Mapping[str, StoredAs]) -> Iterator[None]:
-    """Compute with rounded matrices, and put back those in memory."""
+    """Quantize matrices within the context; those in memory are restored on exit."""
     layers = {name: checkpoint.model.get_submodule(name) for name in formats} if checkpoint.weights is None else {}
     kept = {name: layer.weight.detach().clone() for name, layer in layers.items()}
     try:

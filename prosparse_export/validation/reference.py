@@ -25,27 +25,25 @@ __all__ = [
     "Continuation",
     "Reference",
     "artifact_forward",
-    "cut_prompts",
     "fingerprint",
     "open_reference",
     "run_reference",
     "torch_forward",
 ]
 
-_LONGEST_PROMPT = 256
 Forward = Callable[[NDArray[np.int64], Any, bool], tuple[NDArray[np.float32], Any]]
-"""Ids ``[tokens]``, a cache or None, keep a cache? -> logits ``[tokens, vocabulary]``, the longer cache."""
+"""(ids ``[tokens]``, cache or None, return a cache?) -> (logits ``[tokens, vocabulary]``, new cache or None)."""
 
 
 @dataclass(frozen=True)
 class Continuation:
-    """A prompt and how PyTorch continues it.
+    """A prompt and its greedy continuation by the reference.
 
     Attributes:
         ids: the prompt, ``[tokens]``.
         logits: its logits, ``[tokens, vocabulary]``.
-        greedy: the tokens that follow greedily.
-        gaps: for each of those, the distance of PyTorch's two best logits.
+        greedy: the continuation, ``[count]``.
+        gaps: for each token of it, the distance between the two largest logits.
     """
 
     ids: NDArray[np.int64]
@@ -56,10 +54,10 @@ class Continuation:
 
 @dataclass(frozen=True)
 class Reference:
-    """The reference for one text.
+    """Reference logits of a validation's text.
 
     Attributes:
-        file: logits, in the order of the windows.
+        file: logits in window order.
         continuations: one per prompt.
         largest: the largest absolute logit.
     """
@@ -77,31 +75,19 @@ class Reference:
             first += count
 
 
-def cut_prompts(documents: Sequence[Document], count: int, context: int) -> list[NDArray[np.int64]]:
-    """Return prompts from places all over the text, of different lengths, so that a batch of them is padded."""
-    longest = max(min(context // 2, _LONGEST_PROMPT), 1)
-    lengths = [longest, max(longest - 7, 1), max(longest // 4, 1), max(longest // 2 + 3, 1)]
-    prompts = []
-    for k in range(count):
-        ids = documents[k % len(documents)].ids
-        begin = (len(ids) * (k // len(documents))) // max(-(-count // len(documents)), 1)
-        prompts.append(ids[begin : begin + lengths[k % len(lengths)]])
-    return prompts
-
-
 def fingerprint(
     windows: Sequence[Window],
     documents: Sequence[Document],
     sources: Mapping[str, str],
     overrides: Mapping[str, Any],
 ) -> dict[str, str]:
-    """Return what a reference file must agree on.
+    """Return the metadata that a reference file must match.
 
     Args:
-        windows: of the text.
+        windows: windows of the text.
         documents: the text.
         sources: SHA-256 of the model folder's files, by name.
-        overrides: activation and threshold that the export was given; they change what PyTorch computes.
+        overrides: --activation and --threshold of the export.
     """
     cut = [[window.document, len(window.ids), window.first] for window in windows]
     return {
@@ -120,7 +106,7 @@ def run_reference(
     greedy: int,
     metadata: Mapping[str, str],
     *,
-    target: Path | None,
+    save_to: Path | None,
     scratch: Path,
     stage: str,
     progress: ProgressCallback,
@@ -129,17 +115,17 @@ def run_reference(
 
     Args:
         forward: the model; see `torch_forward`, `artifact_forward`.
-        windows: of the text.
-        prompts: to continue; at least one.
-        greedy: tokens to generate for each.
+        windows: windows of the text.
+        prompts: prompts to continue, at least one.
+        greedy: tokens to generate per prompt.
         metadata: from `fingerprint`.
-        target: file for the logits; None for one that vanishes.
-        scratch: where that one lies.
+        save_to: file to keep the logits in; None for a temporary file.
+        scratch: folder of the temporary file.
         stage: name of the stage to report.
         progress: called with the tokens done.
 
     Raises:
-        ProSparseError: there is no room for the logits.
+        ProSparseError: the disk is too full for the logits.
     """
     total = sum(len(window.ids) for window in windows) + sum(len(prompt) + greedy for prompt in prompts)
     done = 0
@@ -157,7 +143,7 @@ def run_reference(
         small |= {f"prompt.{k}.{name}": array for name, array in parts.items()}
     versions = {name: version(name) for name in ("torch", "transformers")}
     rows = sum(len(window.ids) - window.first for window in windows)
-    writer = LogitWriter(target, scratch, {**metadata, **versions}, small, rows, int(continuations[0].logits.shape[1]))
+    writer = LogitWriter(save_to, scratch, {**metadata, **versions}, small, rows, int(continuations[0].logits.shape[1]))
     try:
         for window in windows:
             writer.add(forward(window.ids, None, False)[0][window.first :])
@@ -170,27 +156,37 @@ def run_reference(
 
 
 def open_reference(path: Path, metadata: Mapping[str, str], prompts: int, greedy: int) -> Reference:
-    """Open a file from ``--save-reference``.
+    """Open a file written by ``--save-reference``.
 
     Raises:
-        ProSparseError: it is of another text, model or cut, or no such file.
+        ProSparseError: the file is of another text, model or windows, or not a reference file.
     """
     file = LogitFile.open(path)
     differences = [
-        ("model", "model", "another model", "give the model folder that it was made from"),
+        ("model", "this model", "another one", "pass the model folder that the file was made from"),
         (
             "overrides",
-            "activation and threshold",
+            "this activation and threshold",
             "others",
-            "validate the artifact that it was made with, or make it again with --save-reference",
+            "validate the artifact that the file was made with, or write a new file with --save-reference",
         ),
-        ("texts", "text", "another text or tokenizer", "give the same --text and --max-tokens as when it was made"),
-        ("windows", "windows", "another cut", "give the same --context, --stride and --max-tokens as when it was made"),
+        (
+            "texts",
+            "this text",
+            "another text or tokenizer",
+            "pass the --text and --max-tokens that the file was made with",
+        ),
+        (
+            "windows",
+            "these windows",
+            "others",
+            "pass the --context, --stride and --max-tokens that the file was made with",
+        ),
     ]
     for key, what, got, hint in differences:
         if file.metadata.get(key) != metadata[key]:
             file.close()
-            raise ProSparseError(f"reference: {path}: expected this {what}, got {got}", hint=hint)
+            raise ProSparseError(f"reference: {path}: expected {what}, got {got}", hint=hint)
     continuations = []
     names = ("ids", "logits", "greedy", "gaps")
     try:
@@ -200,13 +196,13 @@ def open_reference(path: Path, metadata: Mapping[str, str], prompts: int, greedy
         file.close()
         raise ProSparseError(
             f"reference: {path}: expected {prompts} prompts, got {k}",
-            hint="give the same --prompts as when it was made",
+            hint="pass the --prompts that the file was made with",
         ) from None
     made = min(len(c.greedy) for c in continuations)
     if made < greedy:
         file.close()
         raise ProSparseError(
-            f"reference: {path}: expected {greedy} greedy tokens for each prompt, got {made}", hint=f"--greedy {made}"
+            f"reference: {path}: expected {greedy} greedy tokens per prompt, got {made}", hint=f"--greedy {made}"
         )
     return _reference(file, continuations)
 
@@ -220,7 +216,7 @@ def _reference(file: LogitFile, continuations: Sequence[Continuation]) -> Refere
 
 
 def torch_forward(model: PreTrainedModel) -> Forward:
-    """Return ``model`` as a function of one row of ids, a cache or None, and whether a cache is wanted."""
+    """Return ``model`` as a `Forward`."""
 
     def forward(ids: NDArray[np.int64], cache: Any, keep: bool) -> tuple[NDArray[np.float32], Any]:
         with quiet(), torch.no_grad():
@@ -231,7 +227,7 @@ def torch_forward(model: PreTrainedModel) -> Forward:
 
 
 def artifact_forward(model: SparseModel) -> Forward:
-    """Return ``model`` as such a function."""
+    """Return the artifact as a `Forward`."""
 
     def forward(ids: NDArray[np.int64], cache: Any, keep: bool) -> tuple[NDArray[np.float32], Any]:
         past = cache.length if cache is not None else 0

@@ -1,15 +1,16 @@
-"""A validation for people and for CI: plain text, Markdown, JUnit XML."""
+"""Render a validation as text, Markdown or JUnit XML."""
 
 from __future__ import annotations
 
 import xml.etree.ElementTree as ET
 
-from prosparse_export.validation.result import Sparsity, Validation
+from prosparse_export.validation.checks import Sparsity
+from prosparse_export.validation.result import Validation
 
 __all__ = ["as_junit", "as_markdown", "as_text"]
 
-_PARTS = 6  # of the model, in what rounding costs
-_SCALES = "with PyTorch and the checkpoint's own weights"
+_PARTS = 6  # parts of the model listed with their quantization cost
+_AGAINST = "against PyTorch with the checkpoint's own weights"
 
 
 def as_text(result: Validation) -> str:
@@ -20,7 +21,7 @@ def as_text(result: Validation) -> str:
         same = f"{c.greedy_tokens - c.greedy_differs} of {c.greedy_tokens}" if c.greedy_tokens else "-"
         numbers = f"{c.tokens:7}{c.max_abs_diff:12.2e}{c.top1_differs:15}{c.ties:6}{same:>14}"
         lines.append(f"{c.name:40}{numbers}{'' if c.passed else '  FAILED'}")
-    lines += ["", f"Quality: {_SCALES}, perplexity {result.quality[0].reference_perplexity:.4f}"]
+    lines += ["", f"Quality: {_AGAINST}, perplexity {result.quality[0].reference_perplexity:.4f}"]
     lines.append(
         f"{'run':40}{'tokens':>7}{'perplexity':>12}{'change':>10}{'KL mean':>10}{'KL max':>10}{'top-1':>9}{'top-5':>9}"
     )
@@ -33,27 +34,29 @@ def as_text(result: Validation) -> str:
     if result.greedy_tokens:
         match = ", ".join(map(str, result.greedy_match))
         lines.append(
-            f"greedy tokens as PyTorch's before the first other one, by prompt: {match} of {result.greedy_tokens}"
+            f"greedy tokens before the first that differs from PyTorch, by prompt: {match} of {result.greedy_tokens}"
         )
     if result.sparsity is not None:
         layers = " ".join(_by_layer(result.sparsity))
         lines += ["", f"Sparsity: {result.sparsity.mean:.2%} over {result.sparsity.tokens} tokens; by layer: {layers}"]
     if result.explained:
-        nothing = ["explain: every layer is within its bound on the tokens that were looked at"]
+        nothing = ["explain: every layer is within its bound on the tokens examined"]
         lines += ["", *([f"first beyond its bound: {finding}" for finding in result.findings] or nothing)]
-        lines += [f"explain: {line}" for line in _roundings(result)]
+        lines += [f"explain: {line}" for line in _quantization_costs(result)]
     failed = [check for check in result.checks if not check.passed]
     lines.append("")
-    lines += [f"BROKEN {c.name}: measured {c.measured}; allowed {c.allowed}" for c in failed]
+    lines += [f"FAILED {c.name}: measured {c.measured}; allowed {c.allowed}" for c in failed]
     verdict = (
         f"FAILED: {len(failed)} of {len(result.checks)} checks" if failed else f"passed: {len(result.checks)} checks"
     )
-    lines.append(f"{verdict}; bound {result.max_abs_diff:.3g} on logits, top-1 and greedy tokens the same, ties apart")
+    lines.append(
+        f"{verdict}; bound {result.max_abs_diff:.3g} on logits; top-1 and greedy tokens must agree, except ties"
+    )
     return "\n".join(lines)
 
 
 def as_markdown(result: Validation) -> str:
-    """Return the summary that a GitHub job or a GitLab merge request can show."""
+    """Return a Markdown summary for a CI job."""
     mark = {True: "pass", False: "**FAIL**"}
     a = result.artifact
     lines = [
@@ -65,7 +68,7 @@ def as_markdown(result: Validation) -> str:
         "|---|---|---|---|",
     ]
     lines += [f"| {c.name} | {c.measured} | {c.allowed} | {mark[c.passed]} |" for c in result.checks]
-    lines += ["", f"Quality {_SCALES}:", "", "| run | perplexity | change | KL mean | KL max | top-1 | top-5 |"]
+    lines += ["", f"Quality {_AGAINST}:", "", "| run | perplexity | change | KL mean | KL max | top-1 | top-5 |"]
     lines.append("|---|---|---|---|---|---|---|")
     first = result.quality[0]
     lines.append(f"| PyTorch | {first.reference_perplexity:.4f} | | | | | |")
@@ -76,13 +79,16 @@ def as_markdown(result: Validation) -> str:
     ]
     if result.greedy_tokens:
         match = ", ".join(map(str, result.greedy_match))
-        lines += ["", f"Greedy tokens as PyTorch's, by prompt: {match} of {result.greedy_tokens}"]
+        lines += [
+            "",
+            f"Greedy tokens before the first that differs from PyTorch, by prompt: {match} of {result.greedy_tokens}",
+        ]
     if result.sparsity is not None:
         layers = ", ".join(_by_layer(result.sparsity))
         lines += ["", f"Sparsity {result.sparsity.mean:.2%}; by layer: {layers}"]
     if result.findings:
         lines += ["", "First beyond its bound:", "", *(f"- {finding}" for finding in result.findings)]
-    lines += [line for text in _roundings(result) for line in ("", text)]
+    lines += [line for text in _quantization_costs(result) for line in ("", text)]
     return "\n".join(lines) + "\n"
 
 
@@ -104,22 +110,22 @@ def as_junit(result: Validation) -> str:
         if not check.passed:
             message = f"measured {check.measured}; allowed {check.allowed}"
             failure = ET.SubElement(case, "failure", message=message)
-            failure.text = "\n".join([message, *map(str, result.findings), *_roundings(result)])
+            failure.text = "\n".join([message, *map(str, result.findings), *_quantization_costs(result)])
     ET.indent(suite)
     return '<?xml version="1.0" encoding="UTF-8"?>\n' + ET.tostring(suite, encoding="unicode") + "\n"
 
 
 def _by_layer(sparsity: Sparsity) -> list[str]:
-    """Return each layer's sparsity, with its number where some between are dense."""
+    """Return each layer's sparsity, with layer numbers if some layers are dense."""
     numbered = sparsity.layers != tuple(range(len(sparsity.layers)))
     pairs = zip(sparsity.layers, sparsity.by_layer, strict=True)
     return [f"{number}: {value:.1%}" if numbered else f"{value:.1%}" for number, value in pairs]
 
 
-def _roundings(result: Validation) -> list[str]:
-    if not result.roundings:
+def _quantization_costs(result: Validation) -> list[str]:
+    if not result.quantization_costs:
         return []
-    whole, *parts = result.roundings
+    whole, *parts = result.quantization_costs
     shown = ", ".join(map(str, parts[:_PARTS]))
     rest = f" and {len(parts) - _PARTS} smaller ones" if len(parts) > _PARTS else ""
     return [f"{whole.how} costs {whole.kl:.2g} nats per token; alone, {shown}{rest}"]

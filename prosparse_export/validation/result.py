@@ -1,4 +1,4 @@
-"""What a validation found, and which limits it breaks."""
+"""The result of a validation."""
 
 from __future__ import annotations
 
@@ -6,78 +6,43 @@ import math
 from dataclasses import asdict, dataclass
 from typing import Any
 
+from prosparse_export.validation.checks import Check, Sparsity
 from prosparse_export.validation.determinism import Determinism
 from prosparse_export.validation.exactness import Comparison
-from prosparse_export.validation.explain import Finding
-from prosparse_export.validation.limits import Limits
+from prosparse_export.validation.findings import Finding
 from prosparse_export.validation.metrics import Quality
 from prosparse_export.validation.operator_checks import OperatorCheck, StoredWeights
-from prosparse_export.validation.quantization_ablation import RoundingCost
+from prosparse_export.validation.quantization_ablation import QuantizationCost
 
-__all__ = ["Check", "Sparsity", "Validation", "check_limits"]
-
-
-@dataclass(frozen=True)
-class Sparsity:
-    """Share of exact zeros at down_proj's input, of the artifact.
-
-    Attributes:
-        mean: over layers.
-        by_layer: in the graph's order.
-        tokens: counted.
-        layers: number of each layer in the model; some between may be dense.
-    """
-
-    mean: float
-    by_layer: tuple[float, ...]
-    tokens: int
-    layers: tuple[int, ...]
-
-
-@dataclass(frozen=True)
-class Check:
-    """One thing that must hold.
-
-    Attributes:
-        name: what.
-        measured: what it is, in words.
-        allowed: what it may be.
-        passed: it holds.
-        about_quality: it is a limit on what the artifact loses against the checkpoint's own weights.
-    """
-
-    name: str
-    measured: str
-    allowed: str
-    passed: bool
-    about_quality: bool = False
+__all__ = ["Validation"]
 
 
 @dataclass(frozen=True)
 class Validation:
-    """Everything that was found.
+    """Everything that a validation measured, and its checks.
 
     Attributes:
-        comparisons: each way of running it, against ``exact_against``.
-        max_abs_diff: bound on a logit's difference in them.
-        exact_against: the dense model with the stored weights that the comparisons are with.
-        quality: the runs against PyTorch with the checkpoint's own weights.
-        lossy: the stored weights are rounded ones, so ``quality`` has a cost that ``comparisons`` has not.
-        greedy_match: for each prompt, tokens equal to PyTorch's before the first that differs, with the library.
+        comparisons: each way of running the artifact, against ``exact_against``.
+        max_abs_diff: bound on a logit's difference in ``comparisons``.
+        exact_against: the dense model with the stored weights.
+        quality: the runs without and with the library, against PyTorch with the checkpoint's own weights.
+        lossy: the stored weights are rounded or activations are dropped, so ``quality`` shows a cost that
+            ``comparisons`` does not.
+        greedy_match: for each prompt, greedy tokens with the library before the first that differs from PyTorch's.
         greedy_tokens: tokens generated for each prompt.
-        sparsity: of the artifact; None if it has no sparse operator.
+        sparsity: the artifact's activation sparsity; None without sparse operators.
         operators: each operator and linear layer by itself.
-        stored_weights: the artifact's weights against the checkpoint's; None if they were not compared.
+        stored_weights: the artifact's weights against the checkpoint's; None if not compared.
         determinism: bits from run to run.
-        unknown_operators: operators that the library lacks, so that their dense bodies ran.
-        checks: everything that must hold, limits included.
-        findings: where it leaves its bounds first, from --explain or from the layers' own check.
-        roundings: what rounding costs by part, if --explain looked and only limits on quality were broken.
-        explained: --explain has looked.
+        unknown_operators: operators missing from the library, so that their function bodies ran.
+        checks: all checks, limits included.
+        findings: where the artifact first leaves its bounds, from --explain or from the check of layers.
+        quantization_costs: KL by part of the model, if --explain ran and only limits on quality failed.
+        explained: --explain ran.
         tokens: positions compared.
-        texts: name and hash of the token ids of each text.
-        artifact: SHA-256 of graph and weights, and their size.
-        versions: of what took part.
+        texts: SHA-256 of the token ids of each text, by name.
+        artifact: SHA-256 and size of the graph and its weights.
+        versions: of the packages that took part.
         seconds: wall time by stage.
     """
 
@@ -95,7 +60,7 @@ class Validation:
     unknown_operators: tuple[str, ...]
     checks: tuple[Check, ...]
     findings: tuple[Finding, ...]
-    roundings: tuple[RoundingCost, ...]
+    quantization_costs: tuple[QuantizationCost, ...]
     explained: bool
     tokens: int
     texts: dict[str, str]
@@ -105,61 +70,24 @@ class Validation:
 
     @property
     def passed(self) -> bool:
-        """Everything holds."""
+        """Whether all checks passed."""
         return all(check.passed for check in self.checks)
 
     def to_dict(self) -> dict[str, Any]:
-        """Return it for JSON; numbers that are none or infinite become strings."""
+        """Return the result for JSON; NaN and infinity become strings."""
         values = asdict(self)
         values["operators"] = [{**asdict(o), "passed": o.passed} for o in self.operators]
         for entry, quality in zip(values["quality"], self.quality, strict=True):
             entry["perplexity_increase"] = quality.perplexity_increase
-        result: dict[str, Any] = _plain({"passed": self.passed, "bound": self.max_abs_diff, **values})
+        result: dict[str, Any] = _finite_or_text({"passed": self.passed, "bound": self.max_abs_diff, **values})
         return result
 
 
-def check_limits(
-    limits: Limits,
-    quality: Quality,
-    sparsity: Sparsity | None,
-    greedy_match: tuple[int, ...],
-    greedy_tokens: int,
-) -> list[Check]:
-    """Return one check per limit that is set. A number that is none breaks its limit."""
-    checks = []
-
-    def check(name: str, measured: str, allowed: str, passed: bool) -> None:
-        checks.append(Check(name, measured, allowed, passed, about_quality=not name.startswith("sparsity")))
-
-    if (limit := limits.max_ppl_increase) is not None:
-        value = quality.perplexity_increase
-        check("perplexity increase", f"{value:+.3%}", f"at most {limit:.3%}", value <= limit)
-    for name, least, value in (("top-1", limits.min_top1, quality.top1), ("top-5", limits.min_top5, quality.top5)):
-        if least is not None:
-            check(f"{name} agreement", f"{value:.3%}", f"at least {least:.3%}", value >= least)
-    if (limit := limits.max_kl) is not None:
-        check("mean KL divergence", f"{quality.kl_mean:.3g}", f"at most {limit:.3g}", quality.kl_mean <= limit)
-    if (limit := limits.min_greedy_match) is not None:
-        value = sum(greedy_match) / max(greedy_tokens * len(greedy_match), 1)
-        check("greedy match", f"{value:.1%}", f"at least {limit:.1%}", value >= limit)
-    by_layer = {} if sparsity is None else dict(zip(sparsity.layers, sparsity.by_layer, strict=True))
-    if (limit := limits.min_sparsity) is not None:
-        value = 0.0 if sparsity is None else sparsity.mean
-        check("sparsity", f"{value:.2%}", f"at least {limit:.2%}", value >= limit)
-    for layer, limit in sorted(limits.min_sparsity_by_layer.items()):
-        if layer not in by_layer:
-            check(f"sparsity of layer {layer}", "no such sparse layer", f"at least {limit:.2%}", False)
-        else:
-            passed = by_layer[layer] >= limit
-            check(f"sparsity of layer {layer}", f"{by_layer[layer]:.2%}", f"at least {limit:.2%}", passed)
-    return checks
-
-
-def _plain(value: Any) -> Any:
+def _finite_or_text(value: Any) -> Any:
     if isinstance(value, dict):
-        return {str(key): _plain(entry) for key, entry in value.items()}
+        return {str(key): _finite_or_text(entry) for key, entry in value.items()}
     if isinstance(value, (list, tuple)):
-        return [_plain(entry) for entry in value]
+        return [_finite_or_text(entry) for entry in value]
     if isinstance(value, float) and not math.isfinite(value):
         return str(value)
     return value

@@ -1,4 +1,4 @@
-"""What is validated: an artifact, what its manifest says of it, and the model folder that it came from."""
+"""The target of a validation: an artifact, its manifest, and the model folder that it was exported from."""
 
 from __future__ import annotations
 
@@ -19,36 +19,36 @@ from prosparse_export.export.load import load_model_folder
 from prosparse_export.export.rounded_reference import (
     StoredAs,
     checkpoint_format,
-    flips_of,
     format_bound,
     stored_formats,
+    threshold_crossings,
 )
 from prosparse_models import Checkpoint
 
-__all__ = ["Subject", "open_subject"]
+__all__ = ["ValidationTarget", "open_target"]
 
 
 @dataclass(frozen=True)
-class Subject:
+class ValidationTarget:
     """An artifact and its model folder.
 
     Attributes:
         folder: the model folder.
         path: the artifact.
         graph: its graph, without external data.
-        nodes: its sparse operators, with the activation that the export found.
-        linears: for each operator's module, the paths of its linear layers, down_proj last.
-        formats: how each matrix is stored that is not stored as float32, by module path.
-        rounded: those of them whose format is not the checkpoint's own.
-        flips: see `flips_of`.
-        weights: the format of the feed-forward blocks.
-        lossy: the stored weights are not the checkpoint's own, or activations are dropped.
-        fused_attention: rows of a padded batch are turned left inside the graph (docs/architecture.md).
+        nodes: its sparse operators, with the activations recorded in the manifest.
+        linears: module paths of each operator's linear layers, down_proj last, by the operator's module.
+        formats: formats of the matrices that are not stored as float32, by module path.
+        rounded: those of ``formats`` that differ from the checkpoint's own.
+        crossings: expected threshold crossings by rounding, see `threshold_crossings`.
+        weights: weight format of the FFNs.
+        lossy: the stored weights are rounded, or activations are dropped.
+        fused_attention: the graph left-aligns the rows of a padded batch (docs/architecture.md).
         sources: SHA-256 of the model folder's files, by name.
-        positions: the longest context, if config.json says it.
+        positions: the longest context in config.json; None if not stated.
         overrides: --activation and --threshold of the export.
-        trust: Python code in the folder may run.
-        approximation: of --approximate, if there was one.
+        trust: whether Python code in the folder may run.
+        approximation: the manifest's record of --approximate; None without it.
     """
 
     folder: Path
@@ -58,7 +58,7 @@ class Subject:
     linears: dict[str, list[str]]
     formats: dict[str, StoredAs]
     rounded: dict[str, StoredAs]
-    flips: float
+    crossings: float
     weights: str
     lossy: bool
     fused_attention: bool
@@ -70,16 +70,16 @@ class Subject:
 
     @property
     def outside(self) -> dict[str, StoredAs]:
-        """`formats` of the matrices that are in no sparse operator."""
+        """`formats` of the matrices outside sparse operators."""
         inside = {name for names in self.linears.values() for name in names}
         return {name: stored for name, stored in self.formats.items() if name not in inside}
 
     def bound(self, largest: float) -> float:
         """Return the bound on a logit's difference; ``largest`` is the largest absolute logit."""
-        return format_bound(self.formats, largest, self.flips)
+        return format_bound(self.formats, largest, self.crossings)
 
     def load(self, *, low_memory: bool) -> Checkpoint:
-        """Load PyTorch's model, with its matrices left in their files if memory is low.
+        """Load the PyTorch model, with its matrices left in their files if ``low_memory``.
 
         Raises:
             ProSparseError: the folder cannot be read.
@@ -87,15 +87,15 @@ class Subject:
         return load_model_folder(self.folder, trust_remote_code=self.trust, in_files=low_memory, **self.overrides)
 
 
-def open_subject(folder: Path, path: Path, *, trust: bool = False) -> Subject:
-    """Read graph and manifest of ``path``, and see that ``folder`` is what it was exported from.
+def open_target(folder: Path, path: Path, *, trust: bool = False) -> ValidationTarget:
+    """Read the graph and manifest of ``path`` and check that it was exported from ``folder``.
 
     Raises:
-        ProSparseError: it was exported from other files, is no decoder, or cannot be read.
+        ProSparseError: it was exported from other files, is not a decoder, or cannot be read.
     """
     if not folder.is_dir():
-        got = "a file" if folder.exists() else "none"
-        hint = "the model folder comes first, then the .onnx file" if folder.suffix == ".onnx" else "check the path"
+        got = "a file" if folder.exists() else "nothing"
+        hint = "pass the model folder first, then the .onnx file" if folder.suffix == ".onnx" else "check the path"
         raise ProSparseError(f"model folder: {folder}: expected a folder, got {got}", hint=hint)
     graph = read_graph(path)
     check_files(path)
@@ -104,24 +104,23 @@ def open_subject(folder: Path, path: Path, *, trust: bool = False) -> Subject:
     if not isinstance(source, ModelFolderSource):
         raise ProSparseError(
             f"artifact: {path}: expected an export of a model folder, got a file that prosparse optimize rewrote",
-            hint="optimize compared it with the file that it came from; export the model folder to validate against it",
+            hint="optimize compared it with its input file; to validate against a model folder, export that folder",
         )
     if all(value.name != "logits" for value in graph.graph.output):
         raise ProSparseError(
-            f"artifact: {path}: expected a decoder, whose logits can be compared, got an encoder",
-            hint="its export compared its hidden states with PyTorch's",
+            f"artifact: {path}: expected a decoder with logits, got an encoder",
+            hint="the export compared its hidden states with PyTorch",
         )
     if manifest.encoder is not None:
         raise ProSparseError(
-            f"artifact: {path}: expected a decoder alone, got an encoder-decoder, whose logits on a running text mean "
-            "nothing",
-            hint="its export compared it with PyTorch; `prosparse generate` runs it",
+            f"artifact: {path}: expected a decoder-only model, got an encoder-decoder",
+            hint="the export compared it with PyTorch; run it with `prosparse generate`",
         )
     _check_sources(folder, path, source.sha256)
     ffns = manifest.rewritten
     own = checkpoint_format(source.weight_dtype)
     formats = stored_formats(manifest)
-    return Subject(
+    return ValidationTarget(
         folder=folder,
         path=path,
         graph=graph,
@@ -129,7 +128,7 @@ def open_subject(folder: Path, path: Path, *, trust: bool = False) -> Subject:
         linears={ffn.module: list(ffn.linears) for ffn in ffns if ffn.linears},
         formats=formats,
         rounded={name: stored for name, stored in formats.items() if stored.weights != own},
-        flips=flips_of(manifest),
+        crossings=threshold_crossings(manifest),
         weights=manifest.weight_format or "f32",
         lossy=any(stored.weights != own for stored in formats.values()) or manifest.approximation is not None,
         fused_attention=manifest.fused_attention,
@@ -149,14 +148,14 @@ def _check_sources(folder: Path, path: Path, sources: Mapping[str, str]) -> None
             raise ProSparseError(
                 f"artifact: {path}: was exported from another model: {file}: expected SHA-256 {expected[:12]}, "
                 f"got {got[:12]}",
-                hint="give the model folder that it was exported from, or export this one",
+                hint="pass the model folder that it was exported from, or export this one",
             )
 
 
 def _as_exported(nodes: list[FfnNode], ffns: Sequence[FfnRecord]) -> list[FfnNode]:
-    """Return the operators as the export found them: what the graph says of an activation now may be wrong.
+    """Return the operators with layer numbers and activations from the manifest: the graph's may be wrong.
 
-    They are numbered as the model's blocks are, those that stayed dense included.
+    Layer numbers count the model's FFNs, those left dense included.
     """
     found = {ffn.module: ffn for ffn in ffns}
     return [

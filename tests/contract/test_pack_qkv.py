@@ -18,7 +18,7 @@ from graph_passes import LinearOutcome, export_pipeline, parts_of
 from graph_passes.patterns.rope_cache import rope_cache
 from graph_passes.weights.packed_names import packed_name
 from prosparse_export.export.trace import trace
-from prosparse_export.validation.rotary_tables import expected_tables
+from prosparse_export.validation.rope_cache import expected_caches
 
 LAYERS, DIM, LONGEST, VOCAB = 2, 16, 64, 96
 SIZES = {
@@ -221,10 +221,10 @@ def test_tables_are_pytorchs_within_an_ulp() -> None:
 
 def test_validate_expects_the_models_own_tables_alone() -> None:
     model = llama(YARN)
-    (table,) = expected_tables(model, "prosparse.rotary_sin.0", LONGEST)
+    (table,) = expected_caches(model, "prosparse.rotary_sin.0", LONGEST)
     scale = model.model.rotary_emb.attention_scaling
     np.testing.assert_array_equal(table, rope_cache("sin", model.model.rotary_emb.inv_freq.numpy(), LONGEST, scale))
-    assert expected_tables(model, "model.norm.weight", LONGEST) == []
+    assert expected_caches(model, "model.norm.weight", LONGEST) == []
 
 
 def test_names() -> None:

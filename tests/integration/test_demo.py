@@ -17,7 +17,8 @@ from numpy.typing import NDArray
 from prosparse_export import load, validate
 from prosparse_export.artifact.manifest import LinearRecord, ModelFolderSource, require_manifest
 from prosparse_export.runtime import operator_library
-from prosparse_export.validation import ValidationOptions, default_text
+from prosparse_export.text.windows import default_text
+from prosparse_export.validation import ValidationOptions
 
 pytestmark = pytest.mark.integration
 

@@ -22,9 +22,10 @@ from prosparse_export.analysis.ffn_nodes import ffn_nodes, read_graph
 from prosparse_export.errors import ProSparseError
 from prosparse_export.export import ExportOptions
 from prosparse_export.runtime.operator_library import library_path
-from prosparse_export.validation import Limits, Validation, ValidationOptions, as_text, default_text, validate
+from prosparse_export.text.windows import default_text
+from prosparse_export.validation import Limits, Validation, ValidationOptions, as_text, validate
 from prosparse_export.validation.explain import explain
-from prosparse_export.validation.validation_target import open_subject
+from prosparse_export.validation.validation_target import open_target
 from prosparse_models.loading.tokenizer import load_tokenizer
 
 pytestmark = pytest.mark.integration
@@ -279,7 +280,7 @@ def test_what_rounding_costs_is_named_by_part(demo_folder: Path, demo_i4i8: Path
     result = check(demo_folder, demo_i4i8, limits=Limits(max_kl=1e-3))
     assert failed(result) == ["mean KL divergence"]
     assert result.findings == ()
-    whole, *parts = result.roundings
+    whole, *parts = result.quantization_costs
     names = {part.module for part in parts}
     blocks = {f"model.layers.{i}.{name}" for i in range(5) for name in ("mlp", "self_attn")}
     assert names == {*blocks, "model.embed_tokens", "lm_head"}
@@ -441,6 +442,6 @@ def test_the_demo_passes_at_the_same_limits(
         assert len(result.operators) == 5 * (1 + 2) + 1  # FFN, q, k and v in one, o; lm_head
         assert result.stored_weights is not None
         assert result.stored_weights.share > 0.999
-        subject = open_subject(demo_folder, artifact)
+        target = open_target(demo_folder, artifact)
         for low_memory in (False, True):
-            assert explain(subject.load(low_memory=low_memory), subject, ids) == []
+            assert explain(target.load(low_memory=low_memory), target, ids) == []

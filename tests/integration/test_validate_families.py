@@ -21,12 +21,12 @@ from prosparse_export import export_model
 from prosparse_export.analysis.ffn_nodes import ffn_nodes
 from prosparse_export.cli import main
 from prosparse_export.export import ExportOptions
-from prosparse_export.text.windows import tokenize
-from prosparse_export.validation import Limits, ValidationOptions, default_text, validate
+from prosparse_export.text.windows import default_text, tokenize
+from prosparse_export.validation import Limits, ValidationOptions, validate
 from prosparse_export.validation.explain import explain
-from prosparse_export.validation.linear_nodes import comparable
-from prosparse_export.validation.patched_forward import run_forced
-from prosparse_export.validation.validation_target import open_subject
+from prosparse_export.validation.linear_nodes import are_linear
+from prosparse_export.validation.patched_forward import run_patched
+from prosparse_export.validation.validation_target import open_target
 from prosparse_models.loading.tokenizer import load_tokenizer
 
 pytestmark = pytest.mark.integration
@@ -106,11 +106,11 @@ def times(model: onnx.ModelProto, name: str, factor: float) -> None:
 def test_a_right_artifact_passes_and_nothing_is_found(exported: tuple[Path, Path]) -> None:
     folder, artifact = exported
     ids = tokenize(load_tokenizer(folder), [("text", default_text())], 48)[0].ids
-    subject = open_subject(folder, artifact)
+    target = open_target(folder, artifact)
     for low_memory in (False, True):
         result = validate(folder, artifact, replace(OPTIONS, low_memory=low_memory))
         assert result.passed, [check for check in result.checks if not check.passed]
-        assert explain(subject.load(low_memory=low_memory), subject, ids) == []
+        assert explain(target.load(low_memory=low_memory), target, ids) == []
 
 
 def test_a_fault_between_operators_is_named_in_its_layer(exported: tuple[Path, Path], tmp_path: Path) -> None:
@@ -139,9 +139,9 @@ def test_a_limit_that_breaks_is_explained(exported: tuple[Path, Path]) -> None:
         <= {"sparsity", "mean KL divergence"}
     )
     assert result.findings == ()
-    assert bool(result.roundings) == (result.artifact["weights"] == "i4")
+    assert bool(result.quantization_costs) == (result.artifact["weights"] == "i4")
     only_sparsity = validate(folder, artifact, replace(OPTIONS, limits=Limits(min_sparsity=0.999)))
-    assert only_sparsity.roundings == ()
+    assert only_sparsity.quantization_costs == ()
 
 
 def test_an_encoder_is_refused(tmp_path: Path, demo_folder: Path) -> None:
@@ -199,12 +199,12 @@ def test_modules_that_run_twice_and_products_of_modules_that_hold_none() -> None
     blocks = [[f"model.layers.{i}.mlp.{name}_proj" for name in ("gate", "up", "down")] for i in (0, 1)]
     seen: list[torch.Tensor] = []
     handle = model.model.layers[0].mlp.register_forward_hook(lambda _, __, output: seen.append(output.clone()))
-    forced = run_forced(model, blocks, outputs, [], ids)
+    patched = run_patched(model, blocks, outputs, [], ids)
     handle.remove()
     assert (seen[0] == 0.5).all()
     assert not (seen[1] == 0.5).any()
     embedded = model.model.layers[0].input_layernorm(model.model.embed_tokens(torch.from_numpy(ids[None])))
-    assert forced.inputs[0].shape == (len(ids), 32) == embedded[0].shape
-    assert comparable(model, blocks[0])
-    assert not comparable(model, ["model.layers.0.mlp"])
-    assert not comparable(model, [])
+    assert patched.inputs[0].shape == (len(ids), 32) == embedded[0].shape
+    assert are_linear(model, blocks[0])
+    assert not are_linear(model, ["model.layers.0.mlp"])
+    assert not are_linear(model, [])

@@ -21,7 +21,7 @@ from prosparse_export.validation.limits import Limits, parse_share, parse_sparsi
 from prosparse_export.validation.logit_file import LogitFile, LogitWriter
 from prosparse_export.validation.metrics import Difference, Quality, QualitySum
 from prosparse_export.validation.operator_checks import layer_of
-from prosparse_export.validation.ops_between import Between
+from prosparse_export.validation.ops_between import OpsBetween
 from prosparse_export.validation.reference import Continuation, cut_prompts
 from prosparse_export.validation.render import as_junit, as_markdown, as_text
 from prosparse_export.validation.result import Check, Sparsity, Validation, check_limits
@@ -218,7 +218,7 @@ def result(**fields: Any) -> Validation:
         "unknown_operators": (),
         "checks": checks,
         "findings": (),
-        "roundings": (),
+        "quantization_costs": (),
         "explained": False,
         "tokens": 10,
         "texts": {"x.txt": "00"},
@@ -300,7 +300,7 @@ def test_what_lies_between() -> None:
     inputs = [onnx.helper.make_tensor_value_info(name, onnx.TensorProto.INT64, [1]) for name in ("ids", "mask", "past")]
     outputs = [onnx.helper.make_tensor_value_info("h", onnx.TensorProto.FLOAT, [1])]
     model = onnx.helper.make_model(onnx.helper.make_graph(nodes, "g", inputs, outputs))
-    between = Between(model, {"qx"})
+    between = OpsBetween(model, {"qx"})
     assert between("n", from_inputs=True) == "from ids through SimplifiedLayerNormalization"
     assert between("a") == "GroupQueryAttention"
     assert between("qr") == ""
