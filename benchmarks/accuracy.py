@@ -25,7 +25,7 @@ from common import Ratio, in_turns, paired_ratio
 from prosparse_export import export_model
 from prosparse_export.export import ExportOptions
 from prosparse_export.runtime.model import SparseModel
-from prosparse_export.text.windows import default_text, read_text
+from prosparse_export.text import default_text, read_text
 from prosparse_export.validation import Validation, ValidationOptions, validate
 
 _ROUNDS, _STEPS = 7, 24

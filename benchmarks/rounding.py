@@ -18,7 +18,7 @@ from torch import nn
 
 from graph_passes.formats import Format
 from graph_passes.weights.quantization import rounded
-from prosparse_export.text.windows import default_text
+from prosparse_export.text import default_text
 from prosparse_models import load_checkpoint
 from prosparse_models.loading.tokenizer import load_tokenizer
 

@@ -35,7 +35,7 @@ from prosparse_export.export import ExportOptions
 from prosparse_export.export.load import load_model_folder
 from prosparse_export.quiet import quiet
 from prosparse_export.runtime.model import Cache, SparseModel
-from prosparse_export.text.windows import default_text, tokenize, windows
+from prosparse_export.text import default_text, tokenize, windows
 from prosparse_export.validation import ValidationOptions, validate
 from prosparse_export.validation.exactness import generate_greedily, pad_left
 from prosparse_export.validation.reference import cut_prompts, torch_forward

@@ -78,7 +78,7 @@ def bench_command(
         from prosparse_export.artifact.model_settings import read_tokenizer
         from prosparse_export.bench import BenchOptions, bench
         from prosparse_export.bench.render import as_text, plot
-        from prosparse_export.text.windows import default_text, read_text
+        from prosparse_export.text import default_text, read_text
 
         text = default_text() if text_file is None else read_text(text_file)
         tokenizer = read_tokenizer(onnx_file.parent)

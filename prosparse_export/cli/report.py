@@ -58,7 +58,7 @@ def report_command(
     with stages(quiet=quiet) as progress:
         progress("start", 0, 0)
         from prosparse_export.report import ReportOptions, measure, png_paths, write_json, write_page, write_pngs
-        from prosparse_export.text.windows import BUNDLED, default_text, read_text
+        from prosparse_export.text import BUNDLED, default_text, read_text
 
         if png_folder is not None and png_folder.is_dir():
             check_outputs(png_paths(png_folder), overwrite=overwrite)  # each that any report may write

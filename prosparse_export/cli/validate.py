@@ -112,7 +112,7 @@ def validate_command(
     check_outputs((junit, markdown, save_reference), overwrite=overwrite)
     with stages(quiet=quiet) as progress:
         progress("start", 0, 0)
-        from prosparse_export.text.windows import read_text
+        from prosparse_export.text import read_text
         from prosparse_export.validation import (  # torch takes seconds to import
             Limits,
             ValidationOptions,

@@ -15,7 +15,7 @@ from prosparse_export.errors import ProSparseError
 from prosparse_export.export.options import Approximation
 from prosparse_export.progress import ProgressCallback
 from prosparse_export.quiet import quiet
-from prosparse_export.text.files import read_text, tokenize
+from prosparse_export.text import read_text, tokenize
 from prosparse_models.approximation import apply_thresholded_silu, silu_ffns, silu_thresholds
 from prosparse_models.errors import TrainingError
 from prosparse_models.loading.tokenizer import load_tokenizer

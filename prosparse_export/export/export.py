@@ -18,7 +18,7 @@ from prosparse_export.export.rewritten_model import RewrittenModel
 from prosparse_export.export.sidecars import export_manifest, export_sidecars
 from prosparse_export.progress import ProgressCallback, no_progress
 from prosparse_export.runtime.encoder_decoder import encoder_path
-from prosparse_export.text.files import read_text
+from prosparse_export.text import read_text
 
 __all__ = ["ExportResult", "export_model"]
 

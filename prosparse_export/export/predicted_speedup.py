@@ -22,7 +22,7 @@ from prosparse_export.progress import ProgressCallback
 from prosparse_export.quiet import quiet
 from prosparse_export.runtime.model import SparseModel
 from prosparse_export.runtime.threads import default_threads
-from prosparse_export.text.files import tokenize
+from prosparse_export.text import tokenize
 from prosparse_models import Checkpoint, find_ffns, measure
 from prosparse_models.loading.tokenizer import load_tokenizer
 

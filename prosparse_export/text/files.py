@@ -1,4 +1,4 @@
-"""Text that the user gives: read and tokenized."""
+"""Read and tokenize the user's text files."""
 
 from __future__ import annotations
 
@@ -15,17 +15,17 @@ from prosparse_export.quiet import quiet
 
 __all__ = ["Document", "read_text", "tokenize"]
 
-_LEAST = 16  # tokens; fewer say nothing
-_LONGEST_TOKEN = 24  # characters, on average over a text: more of it than that is not even tokenized
+_LEAST = 16  # tokens; fewer are too few to measure anything
+_LONGEST_TOKEN = 24  # characters per token, on average over a text; text beyond that is not tokenized
 
 
 @dataclass(frozen=True)
 class Document:
-    """One text as tokens.
+    """A tokenized text.
 
     Attributes:
-        name: what to call it in a report.
-        ids: its tokens, ``[tokens]``.
+        name: name to report.
+        ids: token ids, ``[tokens]``.
     """
 
     name: str
@@ -33,7 +33,7 @@ class Document:
 
     @property
     def sha256(self) -> str:
-        """Hash of the token ids: the same text with another tokenizer is another text here."""
+        """SHA-256 of the token ids, which depends on the text and on the tokenizer."""
         return hashlib.sha256(np.ascontiguousarray(self.ids, "<i8").tobytes()).hexdigest()
 
 
@@ -41,7 +41,7 @@ def read_text(path: Path) -> str:
     """Return the text of a file.
 
     Raises:
-        ProSparseError: it cannot be read, is empty, binary or not UTF-8.
+        ProSparseError: the file cannot be read, is empty, binary or not UTF-8.
     """
     try:
         data = path.read_bytes()
@@ -56,18 +56,18 @@ def read_text(path: Path) -> str:
             f"text: {path}: expected UTF-8, got UTF-16", hint=f"convert it: iconv -f UTF-16 -t UTF-8 {path} > mine.txt"
         )
     if b"\0" in data:
-        raise ProSparseError(f"text: {path}: expected text, got binary data", hint="choose a plain text file")
+        raise ProSparseError(f"text: {path}: expected text, got binary data", hint="choose a text file")
     try:
         return data.decode("utf-8-sig")
     except UnicodeDecodeError as error:
         raise ProSparseError(
             f"text: {path}: expected UTF-8, got another encoding (byte {data[error.start]:#04x} at {error.start})",
-            hint=f"convert it, for instance: iconv -f ISO-8859-1 -t UTF-8 {path} > mine.txt",
+            hint=f"convert it, for example: iconv -f ISO-8859-1 -t UTF-8 {path} > mine.txt",
         ) from error
 
 
 def tokenize(tokenizer, texts: Sequence[tuple[str, str]], max_tokens: int) -> list[Document]:  # type: ignore[no-untyped-def]
-    """Tokenize (name, text) pairs, each at most ``max_tokens / len(texts)`` tokens.
+    """Tokenize (name, text) pairs, keeping up to ``max_tokens / len(texts)`` tokens of each.
 
     Raises:
         ProSparseError: a text has fewer than 16 tokens.
@@ -79,7 +79,7 @@ def tokenize(tokenizer, texts: Sequence[tuple[str, str]], max_tokens: int) -> li
             ids = np.asarray(tokenizer(text[: share * _LONGEST_TOKEN])["input_ids"], np.int64)[:share]
         if len(ids) < _LEAST:
             raise ProSparseError(
-                f"text: {name}: expected at least {_LEAST} tokens, got {len(ids)}", hint="give a longer text"
+                f"text: {name}: expected at least {_LEAST} tokens, got {len(ids)}", hint="use a longer text"
             )
         documents.append(Document(name, ids))
     return documents

@@ -1,4 +1,4 @@
-"""The text that models are compared on: the bundled one, and windows of any."""
+"""The bundled text, and windows over tokenized text."""
 
 from __future__ import annotations
 
@@ -9,22 +9,22 @@ from importlib.resources import files
 import numpy as np
 from numpy.typing import NDArray
 
-from prosparse_export.text.files import Document, read_text, tokenize
+from prosparse_export.text.files import Document
 
-__all__ = ["Document", "Window", "default_text", "read_text", "tokenize", "windows"]
+__all__ = ["BUNDLED", "Window", "default_text", "windows"]
 
 BUNDLED = "bundled: Wikipedia introductions"
 
 
 @dataclass(frozen=True)
 class Window:
-    """A run of tokens that a model sees at once.
+    """Consecutive tokens of one text that a model sees at once.
 
     Attributes:
-        document: which text.
-        ids: the tokens, ``[tokens]``.
-        first: the first of them that counts; those before are context only.
-        targets: for the tokens from ``first`` on, the token that follows in the text; -1 at its end.
+        document: index of the text.
+        ids: token ids, ``[tokens]``.
+        first: index of the first token that counts; earlier tokens are context.
+        targets: the next token in the text for each token from ``first`` on; -1 at the end of the text.
     """
 
     document: int
@@ -41,8 +41,8 @@ def default_text() -> str:
 def windows(documents: Iterable[Document], context: int, stride: int) -> Iterator[Window]:
     """Yield windows of ``context`` tokens, ``stride`` apart, that count every token once.
 
-    A window never spans two texts. All but a text's first have at least ``context - stride`` tokens of
-    context before the first token that counts.
+    A window never spans two texts. Except for a text's first window, at least ``context - stride`` tokens of context
+    precede the first token that counts.
     """
     for number, document in enumerate(documents):
         ids, counted = document.ids, 0

@@ -16,7 +16,7 @@ from prosparse_export.progress import ProgressCallback, no_progress
 from prosparse_export.quiet import quiet
 from prosparse_export.runtime.model import SparseModel
 from prosparse_export.runtime.operator_library import check_library
-from prosparse_export.text.windows import BUNDLED, default_text, tokenize
+from prosparse_export.text import BUNDLED, default_text, tokenize
 from prosparse_export.validation.checks import (
     Sparsity,
     determinism_check,

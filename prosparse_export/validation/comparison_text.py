@@ -9,7 +9,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from prosparse_export.errors import ProSparseError
-from prosparse_export.text.windows import Document, Window, windows
+from prosparse_export.text import Document, Window, windows
 from prosparse_export.validation.options import ValidationOptions
 
 __all__ = ["ComparisonText", "cut_prompts", "plan_text"]

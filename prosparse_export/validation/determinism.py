@@ -10,7 +10,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from prosparse_export.runtime.model import Cache, SparseModel
-from prosparse_export.text.windows import Window
+from prosparse_export.text import Window
 
 __all__ = ["Determinism", "check_determinism"]
 

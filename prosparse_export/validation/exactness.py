@@ -12,7 +12,7 @@ from numpy.typing import NDArray
 from prosparse_export.progress import ProgressCallback
 from prosparse_export.runtime.model import Cache, SparseModel
 from prosparse_export.runtime.sampling import NotFiniteError
-from prosparse_export.text.windows import Window
+from prosparse_export.text import Window
 from prosparse_export.validation.metrics import Difference, QualitySum
 from prosparse_export.validation.options import ValidationOptions
 from prosparse_export.validation.reference import Continuation, Reference

@@ -18,7 +18,7 @@ from prosparse_export.errors import ProSparseError
 from prosparse_export.progress import ProgressCallback
 from prosparse_export.quiet import quiet
 from prosparse_export.runtime.model import SparseModel
-from prosparse_export.text.windows import Document, Window
+from prosparse_export.text import Document, Window
 from prosparse_export.validation.logit_file import LogitFile, LogitWriter
 
 __all__ = [

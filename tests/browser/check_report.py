@@ -23,7 +23,7 @@ from playwright.sync_api import Browser, Page, sync_playwright
 from prosparse_export.artifact.measured_records import ThresholdSearch, ThresholdTrial
 from prosparse_export.report import ReportOptions, measure, write_page
 from prosparse_export.report.charts import CHARTS
-from prosparse_export.text.windows import default_text
+from prosparse_export.text import default_text
 
 ARGUMENTS = [
     "--headless",

@@ -22,7 +22,7 @@ from prosparse_export.analysis.graph_bytes import ffn_shape, initializer_bytes, 
 from prosparse_export.analysis.roofline import predict
 from prosparse_export.bench import BenchOptions, BenchResult, bench
 from prosparse_export.bench.render import as_text
-from prosparse_export.text.windows import default_text
+from prosparse_export.text import default_text
 from prosparse_models import find_ffns, load_checkpoint, measure
 from prosparse_models.activation import FatReLU, set_drelu, set_ffn_activation
 from prosparse_models.approximation import ThresholdedSilu

@@ -15,7 +15,7 @@ from prosparse_export.cli import main
 from prosparse_export.report import ReportOptions, measure
 from prosparse_export.report.charts import draw
 from prosparse_export.report.page import render_page
-from prosparse_export.text.windows import default_text
+from prosparse_export.text import default_text
 from prosparse_models import load_checkpoint
 from prosparse_models.loading.calibration_file import CALIBRATION_FILE
 

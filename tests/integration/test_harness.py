@@ -25,7 +25,7 @@ from prosparse_export import export_model
 from prosparse_export.export import ExportOptions
 from prosparse_export.lm_eval import ProSparseLM
 from prosparse_export.runtime.model import SparseModel
-from prosparse_export.text.windows import default_text
+from prosparse_export.text import default_text
 
 pytestmark = pytest.mark.integration
 ITEMS = 100

@@ -22,7 +22,7 @@ from prosparse_export.analysis.ffn_nodes import ffn_nodes, read_graph
 from prosparse_export.errors import ProSparseError
 from prosparse_export.export import ExportOptions
 from prosparse_export.runtime.operator_library import library_path
-from prosparse_export.text.windows import default_text
+from prosparse_export.text import default_text
 from prosparse_export.validation import Limits, Validation, ValidationOptions, as_text, validate
 from prosparse_export.validation.explain import explain
 from prosparse_export.validation.validation_target import open_target
@@ -402,7 +402,7 @@ def test_racing_thread(demo_folder: Path, demo_artifact: Path, monkeypatch: pyte
 
     monkeypatch.setattr(onnxruntime, "InferenceSession", Racing)
     result = check(demo_folder, demo_artifact)
-    assert "same bits in every run" in failed(result)
+    assert "bit-identical runs" in failed(result)
     assert all(c.passed for c in result.comparisons)  # far within their bounds: only the bits tell
     assert_named(result, LAYER, "SparseGatedFFNBF16")
 
@@ -428,7 +428,7 @@ def test_threads_that_race_are_seen_by_repeat_alone(
     usual = check(demo_folder, demo_artifact, threads=1, explain=False)
     assert usual.passed, failed(usual)
     result = check(demo_folder, demo_artifact, threads=1, explain=False, repeat=True)
-    assert failed(result) == ["same bits in every run"]
+    assert failed(result) == ["bit-identical runs"]
     assert "run 2 (2 threads) against run 1 (1)" in result.determinism.first
 
 

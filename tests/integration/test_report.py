@@ -27,7 +27,7 @@ from prosparse_export.artifact.measured_records import (
 from prosparse_export.report import Report, ReportOptions, measure, write_page, write_pngs
 from prosparse_export.report.charts import CHARTS
 from prosparse_export.report.page import render_page
-from prosparse_export.text.windows import default_text
+from prosparse_export.text import default_text
 from prosparse_models import load_checkpoint
 from prosparse_models.loading.tokenizer import load_tokenizer
 

@@ -12,7 +12,7 @@ from click.testing import CliRunner
 
 from prosparse_export import ProSparseError, export_model, load
 from prosparse_export.cli import main
-from prosparse_export.text.windows import default_text
+from prosparse_export.text import default_text
 
 pytestmark = pytest.mark.integration
 LONGEST = 40

@@ -46,7 +46,7 @@ def test_limits_reports_and_manifest(run: Callable[..., Result], artifact: Path,
     assert passed.exit_code == 0, passed.output
     values = json.loads(passed.stdout)
     assert values["passed"] is True
-    assert {c["name"] for c in values["checks"]} >= {"top-1 agreement", "sparsity", "same bits in every run"}
+    assert {c["name"] for c in values["checks"]} >= {"top-1 agreement", "sparsity", "bit-identical runs"}
     assert [q["name"] for q in values["quality"]] == ["without library", "with library"]
     modules = {o["module"] for o in values["operators"]}
     assert {f"model.layers.{i}.mlp" for i in range(len(values["sparsity"]["by_layer"]))} < modules
@@ -91,9 +91,9 @@ def test_reference_file(run: Callable[..., Result], artifact: Path, tmp_path: Pa
     assert two["stored_weights"] == one["stored_weights"]
     text.write_text("Another text. " * 60)
     refused(run("--reference", file, "--text", text), "expected this text, got another text or tokenizer")
-    refused(run("--reference", file, "--stride", "64"), "expected this windows, got another cut")
-    refused(run("--reference", file, "--greedy", "9"), "expected 9 greedy tokens for each prompt, got 4")
-    refused(run("--reference", text), "expected a file from --save-reference")
+    refused(run("--reference", file, "--stride", "64"), "expected these windows, got others")
+    refused(run("--reference", file, "--greedy", "9"), "expected 9 greedy tokens per prompt, got 4")
+    refused(run("--reference", text), "not a file written by --save-reference")
     assert [p.name for p in artifact.parent.iterdir() if p.name.startswith(".")] == []
 
 
@@ -129,4 +129,4 @@ def test_bad_input(run: Callable[..., Result], demo_folder: Path, tmp_path: Path
     for file in other.glob("token*"):
         file.unlink()
     refused(run(folder=other), "expected tokenizer.json, got no tokenizer")
-    refused(run(folder=tmp_path / "none"), "expected a folder, got none")
+    refused(run(folder=tmp_path / "none"), "expected a folder, got nothing")
