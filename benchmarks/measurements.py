@@ -1,14 +1,17 @@
 """The files of benchmarks/results: what was measured, by which command, on which machine.
 
 A file holds one machine. A session is one run of one command; its engines ran interleaved in one process, so only
-runs of the same session may be compared. `ratio` is the engine's time over ours, the median of paired rounds.
+runs of the same session may be compared. `ratio` is the engine's time over ours, the median of paired rounds. Sessions
+are stored newest first. A session without `versions` has those of the file.
 """
 
 from __future__ import annotations
 
+import contextlib
 import json
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
+from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any
 
@@ -23,7 +26,7 @@ class Workload:
 
     Attributes:
         key: the values of `KEY`, where a run has them.
-        engines: runs by engine; the first session that has an engine wins.
+        engines: runs by engine; the newest session that has an engine wins.
         commands: the commands of those sessions.
     """
 
@@ -77,10 +80,26 @@ def sparsity_sweep(results: Mapping[str, Any]) -> Mapping[str, Any]:
 
 def add_session(machine: str, session: Mapping[str, Any], folder: Path = RESULTS) -> None:
     """Put ``session`` (suite, command, date, runs) into the file of ``machine``, in place of an earlier run of it."""
-    results = read(machine, folder)
+    path = folder / f"{machine}.json"
+    results = read(machine, folder) if path.is_file() else _new(machine)
     same = (session["suite"], session["command"])
     kept = [old for old in results["sessions"] if (old["suite"], old["command"]) != same]
-    write(folder / f"{machine}.json", results | {"sessions": [*kept, dict(session)]})
+    write(path, results | {"sessions": [{"versions": _versions(), **session}, *kept]})
+
+
+def _new(machine: str) -> dict[str, Any]:
+    import common  # brings in onnxruntime, which the tables do not need
+
+    return {"schema": SCHEMA, "machine": {"id": machine, **common.machine()}, "versions": {}, "sessions": []}
+
+
+def _versions() -> dict[str, str]:
+    """Return the versions of the engines that are installed."""
+    found = {}
+    for package in ("onnxruntime", "onnxruntime-genai", "llama-cpp-python", "openvino"):
+        with contextlib.suppress(PackageNotFoundError):
+            found[package] = version(package)
+    return found
 
 
 def write(path: Path, results: Mapping[str, Any]) -> None:

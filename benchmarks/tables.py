@@ -20,6 +20,7 @@ PAGES = Path(__file__).parent.parent / "docs" / "performance"
 ENGINES = ("dense baseline", "onnxruntime", "onnxruntime-genai", "llama.cpp", "OpenVINO")
 MODELS = {"llama-2-7b": "Llama-2-7B", "tinyllama": "TinyLlama", "opt-6.7b": "OPT-6.7B", "smollm2": "SmolLM2"}
 LAYERS = {"llama-2-7b": 32, "tinyllama": 22}
+WEIGHTS = ("f32", "f16", "bf16", "i8", "i4i8", "i4")
 _MARK = re.compile(r"<!-- table: (\S+) (\S+) -->\n.*?<!-- end of table -->", re.DOTALL)
 
 Run = Mapping[str, Any]
@@ -129,6 +130,21 @@ TABLES = {
 }
 
 
+def _order(row: Workload) -> tuple[Any, ...]:
+    key = row.key
+    model = list(MODELS).index(key["model"]) if key["model"] in MODELS else len(MODELS)
+    size = key.get("context", key.get("tokens", 0))
+    return (
+        model,
+        str(key["model"]),
+        WEIGHTS.index(key["weights"]),
+        key.get("phase", ""),
+        size,
+        key["threads"],
+        -key.get("sparsity", 0.0),
+    )
+
+
 def _ratio(run: Run | None, *, brief: bool = False) -> str:
     if run is None:
         return "-"
@@ -159,7 +175,7 @@ def render(name: str, machine: str) -> str:
     if name == "memory":
         return _memory(results)
     table = TABLES[name]
-    rows = workloads(results, table.suites, table.wanted)
+    rows = sorted(workloads(results, table.suites, table.wanted), key=_order)
     engines = [engine for engine in table.engines if any(engine in row.engines for row in rows)]
     own = {
         field: head for field, head in table.own.items() if any(field in row.engines.get("ours", {}) for row in rows)
@@ -194,7 +210,7 @@ def _by_sparsity(results: Mapping[str, Any]) -> str:
 
 def _memory(results: Mapping[str, Any]) -> str:
     """Files and resident memory by model, weights and engine."""
-    rows = workloads(results, ("memory",))
+    rows = sorted(workloads(results, ("memory",)), key=_order)
     engines = list(dict.fromkeys(engine for row in rows for engine in row.engines))
     grid = [["model, weights: files; resident, MB", *engines]]
     for row in rows:
