@@ -56,7 +56,8 @@ const CustomOp* const* custom_ops() {
   static const std::vector<Operator> operators = [] {
     std::vector<Operator> all;
     for (const Format format : {Format::kF32, Format::kF16, Format::kBF16, Format::kI8, Format::kI4}) {
-      for (const Kind kind : {Kind::kGated, Kind::kPlain, Kind::kLinear}) all.push_back(make_operator(kind, format, format));
+      for (const Kind kind : {Kind::kGated, Kind::kPlain, Kind::kLinear})
+        all.push_back(make_operator(kind, format, format));
     }
     for (const Kind kind : {Kind::kGated, Kind::kPlain}) all.push_back(make_operator(kind, Format::kI4, Format::kI8));
     return all;

@@ -54,8 +54,8 @@ Activation parse_activation(const std::string& name, bool gated, const std::stri
   if (name == "relu2") return Activation::kRelu2;
   if (name == "drelu" && gated) return Activation::kDrelu;
   if (name == "silu" && gated) return Activation::kSilu;
-  throw InvalidArgument(where + ": activation: expected relu, relu2" + (gated ? ", fatrelu, drelu or silu" : " or fatrelu") +
-                        ", got '" + name + "'");
+  throw InvalidArgument(where + ": activation: expected relu, relu2" +
+                        (gated ? ", fatrelu, drelu or silu" : " or fatrelu") + ", got '" + name + "'");
 }
 
 struct OrtPool {
@@ -97,7 +97,8 @@ class Node : public Kernel {
                                            (linear_ && ffn_.gate.format == Format::kI4 && x.shape.back() > 0 &&
                                             blocks_of(static_cast<size_t>(x.shape.back())) == blocks_of(d_in_)));
     if (!fits) {
-      throw InvalidArgument(where_ + ": x: expected shape [..., " + std::to_string(d_in_) + "], got " + to_string(x.shape));
+      throw InvalidArgument(where_ + ": x: expected shape [..., " + std::to_string(d_in_) + "], got " +
+                            to_string(x.shape));
     }
     size_t tokens = 1;
     for (size_t i = 0; i + 1 < x.shape.size(); ++i) tokens *= static_cast<size_t>(x.shape[i]);
@@ -113,7 +114,8 @@ class Node : public Kernel {
     const Parallel parallel{run_on_pool, &pool};
     const float* data = static_cast<const float*>(x.data);
     if (linear_) {
-      run_linear(*kernels_, ffn_.gate, data, tokens, static_cast<size_t>(x.shape.back()), static_cast<float*>(y), parallel, *scratch);
+      run_linear(*kernels_, ffn_.gate, data, tokens, static_cast<size_t>(x.shape.back()), static_cast<float*>(y),
+                 parallel, *scratch);
     } else {
       run_ffn(*kernels_, ffn_, data, tokens, static_cast<float*>(y), parallel, *scratch);
     }
@@ -127,7 +129,8 @@ class Node : public Kernel {
     ffn_.activation = parse_activation(string_attribute(api, info, "activation", where_), ffn_.gated, where_);
     ffn_.threshold = float_attribute(api, info, "threshold", where_);
     if (!(ffn_.threshold >= 0.0f) || std::isinf(ffn_.threshold)) {
-      throw InvalidArgument(where_ + ": threshold: expected a finite number >= 0, got " + std::to_string(ffn_.threshold));
+      throw InvalidArgument(where_ + ": threshold: expected a finite number >= 0, got " +
+                            std::to_string(ffn_.threshold));
     }
     const char* dense = std::getenv("PROSPARSE_DENSE");
     ffn_.dense = dense != nullptr && std::strcmp(dense, "1") == 0;
@@ -136,7 +139,8 @@ class Node : public Kernel {
   static void drop(const Weight& weight) {
     const Matrix& matrix = weight.matrix;
     drop_file_pages(matrix.data, weight.bytes);
-    if (matrix.scales != nullptr) drop_file_pages(matrix.scales, matrix.rows * blocks_of(matrix.cols) * sizeof(uint16_t));
+    if (matrix.scales != nullptr)
+      drop_file_pages(matrix.scales, matrix.rows * blocks_of(matrix.cols) * sizeof(uint16_t));
   }
 
   void pack(const std::vector<Weight>& weights) {
@@ -146,7 +150,8 @@ class Node : public Kernel {
       repack(weights, bytes);
     } catch (const std::bad_alloc&) {
       constexpr size_t kMiB = size_t{1} << 20;
-      throw std::runtime_error(where_ + ": weights: expected " + std::to_string((bytes + kMiB - 1) / kMiB) + " MiB of memory, got less");
+      throw std::runtime_error(where_ + ": weights: expected " + std::to_string((bytes + kMiB - 1) / kMiB) +
+                               " MiB of memory, got less");
     }
     d_in_ = ffn_.d_model = weights[0].matrix.cols;
     ffn_.d_ff = weights[0].matrix.rows;

@@ -72,7 +72,8 @@ struct Api {
   void* gap102[142];
   Status*(PROSPARSE_ORT_CALL* KernelInfo_GetNodeName)(const KernelInfo*, char*, size_t*);  // 244
   void* gap245[4];
-  Status*(PROSPARSE_ORT_CALL* KernelInfoGetConstantInput_tensor)(const KernelInfo*, size_t, int*, const Value**);  // 249
+  Status*(PROSPARSE_ORT_CALL* KernelInfoGetConstantInput_tensor)(const KernelInfo*, size_t, int*,
+                                                                 const Value**);  // 249
   void* gap250[24];
   Status*(PROSPARSE_ORT_CALL* KernelContext_ParallelFor)(const KernelContext*, void (*)(void*, size_t), size_t, size_t,
                                                          void*);  // 274

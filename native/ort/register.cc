@@ -35,8 +35,8 @@ PROSPARSE_EXPORT prosparse::ort::Status* RegisterCustomOps(OrtSessionOptions* op
   const ApiBase* base = reinterpret_cast<const ApiBase*>(opaque);
   const Api* api = base->GetApi(kApiVersion);
   if (api == nullptr) {  // version 1 exists in every release, and its first member makes a status
-    const std::string text = std::string("the com.prosparse operators need onnxruntime 1.18 or newer, got ") +
-                             base->GetVersionString();
+    const std::string text =
+        std::string("the com.prosparse operators need onnxruntime 1.18 or newer, got ") + base->GetVersionString();
     return base->GetApi(1)->CreateStatus(kNotImplemented, text.c_str());
   }
   return guarded(*api, [&] { add_domain(*api, options); });

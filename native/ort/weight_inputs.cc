@@ -15,7 +15,9 @@ std::vector<std::string> matrix_names(Kind kind) {
 
 size_t inputs_per_matrix(const Operator& op) { return is_quantized(op.format) ? 3 : 2; }
 
-Format format_of(const Operator& op, size_t matrix) { return matrix + 1 == matrix_names(op.kind).size() ? op.down : op.format; }
+Format format_of(const Operator& op, size_t matrix) {
+  return matrix + 1 == matrix_names(op.kind).size() ? op.down : op.format;
+}
 
 ElementType weight_type(Format format) {
   switch (format) {
@@ -28,7 +30,8 @@ ElementType weight_type(Format format) {
   return kUndefined;
 }
 
-Tensor constant_input(const Operator& op, const Api& api, const KernelInfo* info, size_t index, const std::string& what) {
+Tensor constant_input(const Operator& op, const Api& api, const KernelInfo* info, size_t index,
+                      const std::string& what) {
   int is_constant = 0;
   const Value* value = nullptr;
   check(api.KernelInfoGetConstantInput_tensor(info, index, &is_constant, &value));
@@ -36,9 +39,11 @@ Tensor constant_input(const Operator& op, const Api& api, const KernelInfo* info
   return read_tensor(api, value, input_type(op, index), what);
 }
 
-void expect_shape(const Tensor& tensor, const std::vector<int64_t>& expected, const std::string& what, const std::string& beside) {
+void expect_shape(const Tensor& tensor, const std::vector<int64_t>& expected, const std::string& what,
+                  const std::string& beside) {
   if (tensor.shape == expected) return;
-  throw InvalidArgument(what + ": expected shape " + to_string(expected) + " to go with " + beside + ", got " + to_string(tensor.shape));
+  throw InvalidArgument(what + ": expected shape " + to_string(expected) + " to go with " + beside + ", got " +
+                        to_string(tensor.shape));
 }
 
 // Throws if a float16 among `scales`, [rows, blocks], is NaN or infinite: its exponent is all ones.
@@ -49,8 +54,8 @@ void expect_finite(const Tensor& scales, const std::string& what) {
     uint16_t bits;
     std::memcpy(&bits, data + i * sizeof(bits), sizeof(bits));
     if ((bits & 0x7C00) != 0x7C00) continue;
-    throw InvalidArgument(what + ": expected finite scales, got " + ((bits & 0x3FF) != 0 ? "NaN" : "infinity") + " in row " +
-                          std::to_string(i / blocks) + ", block " + std::to_string(i % blocks));
+    throw InvalidArgument(what + ": expected finite scales, got " + ((bits & 0x3FF) != 0 ? "NaN" : "infinity") +
+                          " in row " + std::to_string(i / blocks) + ", block " + std::to_string(i % blocks));
   }
 }
 
@@ -82,33 +87,42 @@ std::vector<Weight> read_weights(const Operator& op, const Api& api, const Kerne
     const Tensor w = constant_input(op, api, info, first, where + ": w" + names[m]);
     if (m == 0) {
       if (w.shape.size() != 2 || w.shape[0] < 1 || w.shape[1] < 1) {
-        throw InvalidArgument(where + ": w" + names[m] + ": expected shape " + shape_text + ", got " + to_string(w.shape));
+        throw InvalidArgument(where + ": w" + names[m] + ": expected shape " + shape_text + ", got " +
+                              to_string(w.shape));
       }
       shape = w.shape;
       beside = "w" + names[0] + " " + to_string(shape);
       columns = shape[1];
       if (format == Format::kI4) {
         if (shape[1] % 16 != 0) {
-          throw InvalidArgument(where + ": w" + names[m] + ": expected rows of whole blocks of 16 bytes, got " + to_string(shape));
+          throw InvalidArgument(where + ": w" + names[m] + ": expected rows of whole blocks of 16 bytes, got " +
+                                to_string(shape));
         }
         columns = shape[1] * 2;
         if (!is_linear) {
           const size_t last = names.size() * step;
           const Tensor b = constant_input(op, api, info, last, where + ": b_down");
-          if (b.shape.size() != 1 || b.shape[0] < 1 || blocks_of(static_cast<size_t>(b.shape[0])) * 16 != static_cast<size_t>(shape[1])) {
-            throw InvalidArgument(where + ": b_down: expected shape [d_model] to go with " + beside + ", got " + to_string(b.shape));
+          if (b.shape.size() != 1 || b.shape[0] < 1 ||
+              blocks_of(static_cast<size_t>(b.shape[0])) * 16 != static_cast<size_t>(shape[1])) {
+            throw InvalidArgument(where + ": b_down: expected shape [d_model] to go with " + beside + ", got " +
+                                  to_string(b.shape));
           }
           columns = b.shape[0];
         }
       }
     }
-    const int64_t stored = format == Format::kI4 ? static_cast<int64_t>(blocks_of(static_cast<size_t>(columns)) * 16) : columns;
+    const int64_t stored =
+        format == Format::kI4 ? static_cast<int64_t>(blocks_of(static_cast<size_t>(columns)) * 16) : columns;
     expect_shape(w, {shape[0], stored}, where + ": w" + names[m], beside);
-    Weight weight{{format, w.data, nullptr, static_cast<size_t>(shape[0]), static_cast<size_t>(columns)}, nullptr,
-                  static_cast<size_t>(w.shape[0] * w.shape[1]) * (format == Format::kF32 ? 4 : is_quantized(format) ? 1 : 2)};
+    Weight weight{{format, w.data, nullptr, static_cast<size_t>(shape[0]), static_cast<size_t>(columns)},
+                  nullptr,
+                  static_cast<size_t>(w.shape[0] * w.shape[1]) * (format == Format::kF32 ? 4
+                                                                  : is_quantized(format) ? 1
+                                                                                         : 2)};
     if (is_quantized(format)) {
       const Tensor s = constant_input(op, api, info, first + 1, where + ": s" + names[m]);
-      expect_shape(s, {shape[0], static_cast<int64_t>(blocks_of(weight.matrix.cols))}, where + ": s" + names[m], beside);
+      expect_shape(s, {shape[0], static_cast<int64_t>(blocks_of(weight.matrix.cols))}, where + ": s" + names[m],
+                   beside);
       expect_finite(s, where + ": s" + names[m]);
       weight.matrix.scales = s.data;
     }

@@ -66,7 +66,9 @@ void split_digits(int32_t* pairs, size_t group, size_t length, size_t fields_per
       const uint32_t a = static_cast<uint32_t>(pairs[i]), b = static_cast<uint32_t>(pairs[i + half]);
       const uint32_t bytes = 0x00ff00ffu;
       // high = (q - low) / 256 with low as a signed byte: add 128 to each word, keep its upper byte
-      const auto high = [](uint32_t p) { return (((p & 0xffffu) + 128) >> 8 & 0xffu) | (((p >> 16) + 128) >> 8 & 0xffu) << 16; };
+      const auto high = [](uint32_t p) {
+        return (((p & 0xffffu) + 128) >> 8 & 0xffu) | (((p >> 16) + 128) >> 8 & 0xffu) << 16;
+      };
       pairs[i] = static_cast<int32_t>((a & bytes) | (b & bytes) << 8);
       pairs[i + half] = static_cast<int32_t>(high(a) | high(b) << 8);
     }
@@ -86,8 +88,8 @@ void side_by_side(const T* in, size_t group, size_t stride, size_t length, T* ou
 
 }  // namespace
 
-Tokens prepare(const Kernels& kernels, Format format, size_t panels, const float* x, size_t count, size_t cols, const Parallel& parallel,
-               Scratch& scratch) {
+Tokens prepare(const Kernels& kernels, Format format, size_t panels, const float* x, size_t count, size_t cols,
+               const Parallel& parallel, Scratch& scratch) {
   const bool quantized = is_quantized(format);
   Tokens tokens{};
   tokens.count = count;
@@ -118,8 +120,8 @@ Tokens prepare(const Kernels& kernels, Format format, size_t panels, const float
       return;
     }
     if (is_tame(row, stride)) {
-      kernels.quantize(row, stride, format, q + t * stride, q_dot + t * stride, scale + t * blocks, starts + t * stride / 2,
-                       sums + t * blocks);
+      kernels.quantize(row, stride, format, q + t * stride, q_dot + t * stride, scale + t * blocks,
+                       starts + t * stride / 2, sums + t * blocks);
     } else {
       scratch.is_odd[t].store(true, std::memory_order_relaxed);
       scratch.is_nan[t] = std::any_of(row, row + stride, [](float value) { return std::isnan(value); });
@@ -145,7 +147,8 @@ Tokens prepare(const Kernels& kernels, Format format, size_t panels, const float
       for (size_t t = b * kLanes; t < last; ++t) all &= !scratch.is_odd[t].load(std::memory_order_relaxed);
       if (!all) std::memset(out, 0, bytes);
       for (size_t t = b * kLanes; t < last; ++t) {
-        if (!scratch.is_odd[t].load(std::memory_order_relaxed)) kernels.split(tokens.x + t * stride, cols, out + t % kLanes * kLineBytes);
+        if (!scratch.is_odd[t].load(std::memory_order_relaxed))
+          kernels.split(tokens.x + t * stride, cols, out + t % kLanes * kLineBytes);
       }
     });
     tokens.split = tiles;
@@ -154,7 +157,8 @@ Tokens prepare(const Kernels& kernels, Format format, size_t panels, const float
   }
   tokens.grouped_x = tokens.x;
   tokens.grouped_q = reinterpret_cast<const int32_t*>(q);
-  const bool integers = quantized && count < kernels.of[static_cast<size_t>(format)].wide_tokens, digits = integers && kernels.digits;
+  const bool integers = quantized && count < kernels.of[static_cast<size_t>(format)].wide_tokens,
+             digits = integers && kernels.digits;
   if (count > 1 || digits) {
     const size_t group = group_size(count, integers ? kernels.int_group : kernels.float_group);
     const size_t length = integers ? stride / 2 : stride;  // 32-bit elements of a token
@@ -218,13 +222,15 @@ size_t compact_magnitude(const float* z, size_t count, float threshold, int32_t*
   return found;
 }
 
-void stream_all(const Kernels& kernels, const Panels& w, size_t first, size_t last, const Tokens& x, const Scratch& scratch,
-                float* z, size_t z_stride) {
+void stream_all(const Kernels& kernels, const Panels& w, size_t first, size_t last, const Tokens& x,
+                const Scratch& scratch, float* z, size_t z_stride) {
   const size_t format = static_cast<size_t>(w.format);
   kernels.of[format].stream(w, first, last, x, z, z_stride);
   for (size_t t = 0; t < x.count; ++t) {
     if (!scratch.is_odd[t].load(std::memory_order_relaxed) || scratch.is_nan[t]) continue;
-    (is_quantized(w.format) ? kScalarKernels : kernels).of[format].stream(w, first, last, one_of(x, t), z + t * z_stride, z_stride);
+    (is_quantized(w.format) ? kScalarKernels : kernels)
+        .of[format]
+        .stream(w, first, last, one_of(x, t), z + t * z_stride, z_stride);
   }
 }
 

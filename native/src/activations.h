@@ -41,7 +41,10 @@ void parallel_for(const Parallel& parallel, size_t count, const Task& task) {
 // Aligned memory that grows and is not cleared: pages that no call needs are never touched.
 class Buffer {
  public:
-  template <class T> T* get(size_t count) { return static_cast<T*>(bytes(count * sizeof(T))); }
+  template <class T>
+  T* get(size_t count) {
+    return static_cast<T*>(bytes(count * sizeof(T)));
+  }
 
  private:
   void* bytes(size_t size);
@@ -54,7 +57,8 @@ class Buffer {
 
 // Working memory of one call: bounded by kBlock tokens.
 struct Scratch {
-  Buffer x, q, q_dot, scale, starts, sums, grouped, split, split_sums, turned, z, active, a, h, y, work, tile_integers, tile_floats;
+  Buffer x, q, q_dot, scale, starts, sums, grouped, split, split_sums, turned, z, active, a, h, y, work, tile_integers,
+      tile_floats;
   size_t counts[kBlock];
   std::atomic<bool> is_odd[kBlock];  // to be computed by the scalar kernels or, in float formats, without tiles
   bool is_nan[kBlock];               // quantized formats: x has a NaN, so that all results are NaN
@@ -76,14 +80,15 @@ class ScratchPool {
   std::vector<std::unique_ptr<Scratch>> free_;
 };
 
-// Prepares x, [count, cols], for the kernels of one format and a product with so many panels; count <= kBlock. Sets scratch.is_odd and is_nan.
-Tokens prepare(const Kernels& kernels, Format format, size_t panels, const float* x, size_t count, size_t cols, const Parallel& parallel,
-               Scratch& scratch);
+// Prepares x, [count, cols], for the kernels of one format and a product with so many panels; count <= kBlock. Sets
+// scratch.is_odd and is_nan.
+Tokens prepare(const Kernels& kernels, Format format, size_t panels, const float* x, size_t count, size_t cols,
+               const Parallel& parallel, Scratch& scratch);
 
-// z for panels [first, last) and all tokens, odd ones by the scalar kernels or without tiles; in quantized formats not for
-// those with a NaN.
-void stream_all(const Kernels& kernels, const Panels& w, size_t first, size_t last, const Tokens& x, const Scratch& scratch,
-                float* z, size_t z_stride);
+// z for panels [first, last) and all tokens, odd ones by the scalar kernels or without tiles; in quantized formats not
+// for those with a NaN.
+void stream_all(const Kernels& kernels, const Panels& w, size_t first, size_t last, const Tokens& x,
+                const Scratch& scratch, float* z, size_t z_stride);
 
 // z[i] = z[i] / (1 + exp(-z[i])), within 8 ulp and 1e-37; a NaN and -Inf give NaN.
 void silu(float* z, size_t count);

@@ -61,7 +61,9 @@ void drop_file_pages(const void* data, size_t bytes) {
                        std::fread(pages.data(), sizeof(uint64_t), pages.size(), file) == pages.size();
   std::fclose(file);
   constexpr uint64_t kPresent = uint64_t{1} << 63, kSwapped = uint64_t{1} << 62, kOfFile = uint64_t{1} << 61;
-  const auto may_go = [](uint64_t entry) { return (entry & kSwapped) == 0 && ((entry & kPresent) == 0 || (entry & kOfFile) != 0); };
+  const auto may_go = [](uint64_t entry) {
+    return (entry & kSwapped) == 0 && ((entry & kPresent) == 0 || (entry & kOfFile) != 0);
+  };
   if (is_read && std::all_of(pages.begin(), pages.end(), may_go)) {
     madvise(reinterpret_cast<void*>(first), last - first, MADV_DONTNEED);
   }

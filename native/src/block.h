@@ -19,13 +19,14 @@ struct List {  // of one token in a tile
 
 // What several tokens in a float format work with, by tile of kTile neurons.
 struct Tiles {
-  size_t count = 0;       // tiles
-  uint8_t* seen = nullptr;  // [d_ff] tokens for which a neuron is active
+  size_t count = 0;           // tiles
+  uint8_t* seen = nullptr;    // [d_ff] tokens for which a neuron is active
   int32_t* starts = nullptr;  // [tokens][count + 1]: where in a token's list a tile begins
-  int32_t* active = nullptr;  // all tokens' lists by tile, then by token: down_proj reads them one after the other; Block's h likewise
+  int32_t* active = nullptr;  // all tokens' lists by tile, then by token: down_proj reads them one after the other;
+                              // Block's h likewise
   int32_t *used = nullptr, *used_counts = nullptr;      // [d_ff], [count]: by tile, neurons active for some token
   int32_t *common = nullptr, *common_counts = nullptr;  // the same: for so many that up_proj computes all of them
-  float* x = nullptr;  // by kUpColumns columns, then by token
+  float* x = nullptr;                                   // by kUpColumns columns, then by token
   size_t v_stride = 0;
   float *v = nullptr, *rare_v = nullptr;  // [kPieces][kTile][v_stride] common ones, [kPieces][tokens][kTile] others
   int32_t* rare = nullptr;
@@ -49,7 +50,7 @@ struct Block {
   int32_t* active;
   uint8_t* work;
   bool prefetch;
-  const Tiles* tiles;  // null: one token, or a quantized format
+  const Tiles* tiles;               // null: one token, or a quantized format
   const uint8_t* turned = nullptr;  // x in parts as tile_split reads them, or null
 
   const FormatKernels& kernels_for(const Rows& w, size_t token) const {
@@ -115,9 +116,9 @@ struct Block {
   // Adds part of one token's list to some columns of its result.
   void down(size_t token, Range list, Range columns, size_t index) {
     const size_t at = token * list_stride + list.begin;
-    kernels_for(ffn.down, token).axpy(ffn.down, active + at, (ffn.gated ? h : a) + at, list.end - list.begin, columns.begin,
-                            columns.end - columns.begin, prefetch, y + token * y_stride + columns.begin,
-                            work + index * work_bytes);
+    kernels_for(ffn.down, token)
+        .axpy(ffn.down, active + at, (ffn.gated ? h : a) + at, list.end - list.begin, columns.begin,
+              columns.end - columns.begin, prefetch, y + token * y_stride + columns.begin, work + index * work_bytes);
   }
 
   // The part of a token's list that lies in rows [first, last).

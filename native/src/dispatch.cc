@@ -30,13 +30,14 @@ bool has_avx512() {
 }
 bool has_vnni() { return has_avx512() && __builtin_cpu_supports("avx512vnni"); }
 #if defined(PROSPARSE_AMX)
-// Linux gives the tiles' registers to processes that ask for them (Documentation/arch/x86/xstate.rst), for good: after that
-// it refuses alternate signal stacks that could not hold them. So only who will use them asks.
+// Linux gives the tiles' registers to processes that ask for them (Documentation/arch/x86/xstate.rst), for good: after
+// that it refuses alternate signal stacks that could not hold them. So only who will use them asks.
 constexpr long kSupported = 0x1021, kRequest = 0x1023, kTileData = 18;
 bool has_amx() {
   unsigned a = 0, b = 0, c = 0, d = 0;
   constexpr unsigned kTiles = 1u << 24, kBfloat16 = 1u << 22;
-  if (!has_vnni() || __get_cpuid_count(7, 0, &a, &b, &c, &d) == 0 || (d & kTiles) == 0 || (d & kBfloat16) == 0) return false;
+  if (!has_vnni() || __get_cpuid_count(7, 0, &a, &b, &c, &d) == 0 || (d & kTiles) == 0 || (d & kBfloat16) == 0)
+    return false;
   uint64_t features = 0;
   return syscall(SYS_arch_prctl, kSupported, &features) == 0 && (features >> kTileData & 1) != 0;
 }
@@ -107,8 +108,8 @@ Choice choose_variant(const char* forced) {
     if (is_forced && std::strcmp(forced, variant.kernels->isa) != 0) continue;
     if (variant.is_supported() && (variant.request == nullptr || variant.request())) return {variant.kernels, ""};
   }
-  return {nullptr, std::string("PROSPARSE_ISA=") + forced + " cannot run here: this build has " +
-                       variant_names(false) + "; this machine runs " + variant_names(true)};
+  return {nullptr, std::string("PROSPARSE_ISA=") + forced + " cannot run here: this build has " + variant_names(false) +
+                       "; this machine runs " + variant_names(true)};
 }
 
 }  // namespace prosparse

@@ -11,7 +11,7 @@ namespace prosparse {
 
 struct Variant {
   const Kernels* kernels;
-  bool (*is_supported)();  // by the processor and by the operating system
+  bool (*is_supported)();       // by the processor and by the operating system
   bool (*request)() = nullptr;  // what is to be asked of the system before it runs; false if refused
 };
 
@@ -20,7 +20,7 @@ const std::vector<Variant>& compiled_variants();
 
 struct Choice {
   const Kernels* kernels;  // null if `error` is set
-  std::string error;          // one line
+  std::string error;       // one line
 };
 
 // The best supported variant, or the one that `forced` names. A forced variant that cannot run is an

@@ -43,12 +43,14 @@ void run_block(Block& block, size_t down_pieces, size_t column_multiple) {
       parallel_for(parallel, (ffn.d_ff + kTileRows - 1) / kTileRows, [&](size_t tile) {
         for (size_t col = 0; col < ffn.d_model; col += cols) {
           for (size_t t = 0; t < tokens; ++t) {
-            block.up(t, block.part(t, tile * kTileRows, (tile + 1) * kTileRows), col, std::min(cols, ffn.d_model - col));
+            block.up(t, block.part(t, tile * kTileRows, (tile + 1) * kTileRows), col,
+                     std::min(cols, ffn.d_model - col));
           }
         }
       });
     }
-    parallel_for(parallel, tokens, [&](size_t t) { block.mark_odd(t, block.h + t * block.list_stride, scratch.counts[t]); });
+    parallel_for(parallel, tokens,
+                 [&](size_t t) { block.mark_odd(t, block.h + t * block.list_stride, scratch.counts[t]); });
   }
   parallel_for(parallel, down_pieces, [&](size_t i) {
     const Range columns = piece(ffn.d_model, down_pieces, i, column_multiple);
@@ -61,8 +63,8 @@ void run_block(Block& block, size_t down_pieces, size_t column_multiple) {
   });
 }
 
-// A NaN times any weight is one: every neuron's z is, none is left out, and so is every result. The scalar kernels would
-// take seconds to say so.
+// A NaN times any weight is one: every neuron's z is, none is left out, and so is every result. The scalar kernels
+// would take seconds to say so.
 void fill_nan(const Scratch& scratch, size_t tokens, float* y, size_t y_stride, size_t cols) {
   for (size_t t = 0; t < tokens; ++t) {
     if (scratch.is_nan[t]) std::fill_n(y + t * y_stride, cols, std::numeric_limits<float>::quiet_NaN());
@@ -78,9 +80,12 @@ void run_ffn(const Kernels& kernels, const Ffn& ffn, const float* x, size_t toke
   const size_t down_pieces = std::clamp<size_t>(ffn.down.row_bytes / kDownBytes, 1, scratch.threads);
   const size_t most = std::min(tokens, kBlock);
   const bool tiled = !quantized && tokens > 1;
-  const size_t padded = round_up(ffn.d_model, quantized ? kPadColumns : kLanes) + (tiled && ffn.d_model % kWay == 0 ? kLanes : 0);
+  const size_t padded =
+      round_up(ffn.d_model, quantized ? kPadColumns : kLanes) + (tiled && ffn.d_model % kWay == 0 ? kLanes : 0);
   const size_t z_stride = round_up(ffn.d_ff, 2 * kLanes), list_stride = ffn.d_ff + kLanes;
-  const size_t work_bytes = quantized ? round_up(axpy_work(round_up((ffn.d_model + down_pieces - 1) / down_pieces, multiple)), kLineBytes) : 0;
+  const size_t work_bytes =
+      quantized ? round_up(axpy_work(round_up((ffn.d_model + down_pieces - 1) / down_pieces, multiple)), kLineBytes)
+                : 0;
   float* y_padded = padded != ffn.d_model ? scratch.y.get<float>(most * padded) : nullptr;
   const Tiles tiles = tiled ? Tiles(ffn, most, scratch) : Tiles();
   for (size_t first = 0; first < tokens; first += kBlock) {
@@ -90,7 +95,8 @@ void run_ffn(const Kernels& kernels, const Ffn& ffn, const float* x, size_t toke
                 ffn,
                 parallel,
                 scratch,
-                prepare(kernels, ffn.gate.format, ffn.gate.count(), x + first * ffn.d_model, count, ffn.d_model, parallel, scratch),
+                prepare(kernels, ffn.gate.format, ffn.gate.count(), x + first * ffn.d_model, count, ffn.d_model,
+                        parallel, scratch),
                 y_padded != nullptr ? y_padded : out,
                 padded,
                 z_stride,

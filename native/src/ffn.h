@@ -30,8 +30,8 @@ struct Ffn {
 //
 // Rows of w_up and w_down of inactive neurons do not enter: a NaN or Inf there is hidden, where the dense form
 // gives 0 * Inf = NaN. y may not overlap x. The same bits for any number of threads. What one token holds, a NaN or
-// an infinity too, shows in no other's result; but with a gate, in a float format and with more than 4 tokens in a call,
-// it may change how the others' are rounded. May throw std::bad_alloc, with y written in part.
+// an infinity too, shows in no other's result; but with a gate, in a float format and with more than 4 tokens in a
+// call, it may change how the others' are rounded. May throw std::bad_alloc, with y written in part.
 void run_ffn(const Kernels& kernels, const Ffn& ffn, const float* x, size_t tokens, float* y, const Parallel& parallel,
              Scratch& scratch);
 

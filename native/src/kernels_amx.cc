@@ -1,7 +1,7 @@
 // AMX tiles for several tokens: Sapphire Rapids and later. All else as in kernels_avx512vnni.cc.
 //
-// A tile multiplies 16 x 32 by 32 x 16 bfloat16, exactly, and adds up in float32. Both sides become sums of bfloat16 parts
-// (high, middle, low: 8 bits each) which are multiplied with each other, but for pairs too small to count.
+// A tile multiplies 16 x 32 by 32 x 16 bfloat16, exactly, and adds up in float32. Both sides become sums of bfloat16
+// parts (high, middle, low: 8 bits each) which are multiplied with each other, but for pairs too small to count.
 #include "prosparse/kernels.h"
 
 #if defined(PROSPARSE_AMX)
@@ -19,10 +19,12 @@
 namespace prosparse {
 namespace {
 
+// clang-format off: each needs those above it
 #include "simd_avx512.inc"
 #include "float_kernels.inc"
 #include "int_kernels.inc"
 #include "amx_kernels.inc"
+// clang-format on
 
 }  // namespace
 #include "target_end.inc"

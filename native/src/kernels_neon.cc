@@ -13,10 +13,12 @@
 namespace prosparse {
 namespace {
 
+// clang-format off: each needs those above it
 #include "simd_neon.inc"
 #include "float_kernels.inc"
 #include "tile_kernels.inc"
 #include "int_kernels.inc"
+// clang-format on
 
 }  // namespace
 

@@ -16,7 +16,8 @@ void stream(const Panels& w, size_t first, size_t last, const Tokens& x, float* 
   }
 }
 
-void dot(const Rows& w, const Tokens& x, size_t token, const int32_t* active, size_t count, size_t col, size_t cols, bool, float* u) {
+void dot(const Rows& w, const Tokens& x, size_t token, const int32_t* active, size_t count, size_t col, size_t cols,
+         bool, float* u) {
   for (size_t k = 0; k < count; ++k) {
     const size_t row = static_cast<size_t>(active[k]);
     double sum = col == 0 ? w.bias[row] : u[k];
@@ -27,7 +28,8 @@ void dot(const Rows& w, const Tokens& x, size_t token, const int32_t* active, si
   }
 }
 
-void axpy(const Rows& w, const int32_t* active, const float* h, size_t count, size_t col, size_t cols, bool, float* y, void*) {
+void axpy(const Rows& w, const int32_t* active, const float* h, size_t count, size_t col, size_t cols, bool, float* y,
+          void*) {
   for (size_t j = 0; j < cols && col + j < w.cols; ++j) {
     double sum = y[j];
     for (size_t k = 0; k < count; ++k) {
@@ -37,8 +39,8 @@ void axpy(const Rows& w, const int32_t* active, const float* h, size_t count, si
   }
 }
 
-void tile(const Rows& w, const float* x, size_t x_stride, size_t tokens, const int32_t* rows, size_t count, size_t col, size_t cols,
-          const Ahead&, float* v, size_t v_stride) {
+void tile(const Rows& w, const float* x, size_t x_stride, size_t tokens, const int32_t* rows, size_t count, size_t col,
+          size_t cols, const Ahead&, float* v, size_t v_stride) {
   for (size_t k = 0; k < count; ++k) {
     for (size_t t = 0; t < tokens; ++t) {
       double sum = v[k * v_stride + t];
@@ -50,9 +52,10 @@ void tile(const Rows& w, const float* x, size_t x_stride, size_t tokens, const i
   }
 }
 
-void add_lists(const Rows& w, size_t, const int32_t*, size_t, size_t col, size_t cols, const Ahead&, const Part* parts, size_t tokens,
-               float* y, size_t y_stride, float*) {
-  for (size_t t = 0; t < tokens; ++t) axpy(w, parts[t].active, parts[t].h, parts[t].count, col, cols, false, y + t * y_stride, nullptr);
+void add_lists(const Rows& w, size_t, const int32_t*, size_t, size_t col, size_t cols, const Ahead&, const Part* parts,
+               size_t tokens, float* y, size_t y_stride, float*) {
+  for (size_t t = 0; t < tokens; ++t)
+    axpy(w, parts[t].active, parts[t].h, parts[t].count, col, cols, false, y + t * y_stride, nullptr);
 }
 
 // Nothing here reads what is rounded.
@@ -64,6 +67,7 @@ constexpr FormatKernels kAny = {0, 0, stream, dot, axpy, tile, add_lists, nullpt
 
 }  // namespace
 
-const Kernels kScalarKernels = {"scalar", 1, 1, false, quantize, compact, {kAny, kAny, kAny, kAny, kAny}, nullptr, nullptr};
+const Kernels kScalarKernels = {"scalar", 1,      1, false, quantize, compact, {kAny, kAny, kAny, kAny, kAny},
+                                nullptr,  nullptr};
 
 }  // namespace prosparse

@@ -100,7 +100,8 @@ void interleave_integers(const Matrix& w, size_t panel, uint8_t* out) {
   constexpr size_t kLines = kPanelColumns / (2 * fields(format));
   const size_t stride = round_up(w.cols, kPanelColumns) * element_bits(format) / 32, blocks = blocks_of(w.cols);
   const size_t rows = std::min(kLanes, w.rows - panel * kLanes);
-  std::vector<uint32_t> words(kLanes * stride, field_offset(format) * (format == Format::kI8 ? 0x01010101u : 0x11111111u));
+  std::vector<uint32_t> words(kLanes * stride,
+                              field_offset(format) * (format == Format::kI8 ? 0x01010101u : 0x11111111u));
   for (size_t r = 0; r < rows; ++r) lane_words<format>(w, panel * kLanes + r, &words[r * stride], stride);
   for (size_t c = 0; c < w.cols; c += kPanelColumns) {
     uint16_t* scales = reinterpret_cast<uint16_t*>(out);
@@ -123,7 +124,8 @@ void interleave_integers(const Matrix& w, size_t panel, uint8_t* out) {
 template <Format format, RowOrder order>
 void lay_row(const Matrix& w, size_t row, uint8_t* out) {
   constexpr size_t N = fields(format), kBits = element_bits(format);
-  constexpr size_t kRun = order == RowOrder::kDot ? kQuantBlock / N : kQuantBlock;  // words, and columns from field to field
+  constexpr size_t kRun =
+      order == RowOrder::kDot ? kQuantBlock / N : kQuantBlock;  // words, and columns from field to field
   std::vector<uint8_t> integers(round_up(w.cols, 128));
   read_row(w, row, integers.data());
   uint16_t* words = reinterpret_cast<uint16_t*>(out);
@@ -150,7 +152,8 @@ void lay_row(const Matrix& w, size_t row, uint8_t* out) {
 
 template <Format format>
 void lay_row(const Matrix& w, RowOrder order, size_t row, uint8_t* out) {
-  return order == RowOrder::kDot ? lay_row<format, RowOrder::kDot>(w, row, out) : lay_row<format, RowOrder::kAxpy>(w, row, out);
+  return order == RowOrder::kDot ? lay_row<format, RowOrder::kDot>(w, row, out)
+                                 : lay_row<format, RowOrder::kAxpy>(w, row, out);
 }
 
 // word * N + field of a column within its line: word_column the other way round.
@@ -161,7 +164,8 @@ size_t place_of(RowOrder order, Format format, size_t column) {
       for (const Format f : {Format::kI8, Format::kI4}) {
         const size_t N = fields(f);
         for (size_t place = 0; place < N * kQuantBlock; ++place) {
-          all[o == RowOrder::kDot][f == Format::kI8][word_column(o, f, place / N, place % N)] = static_cast<uint8_t>(place);
+          all[o == RowOrder::kDot][f == Format::kI8][word_column(o, f, place / N, place % N)] =
+              static_cast<uint8_t>(place);
         }
       }
     }
@@ -195,15 +199,15 @@ size_t bias_bytes(size_t count) { return round_up(count, 128) * sizeof(float) + 
 }  // namespace
 
 size_t panels_bytes(const Matrix& w) {
-  return round_up(panel_bytes(w.format, w.cols) * ((w.rows + kLanes - 1) / kLanes) + kSlack, kLineBytes) + bias_bytes(w.rows) +
-         round_up((w.rows + kLanes - 1) / kLanes, kLineBytes);
+  return round_up(panel_bytes(w.format, w.cols) * ((w.rows + kLanes - 1) / kLanes) + kSlack, kLineBytes) +
+         bias_bytes(w.rows) + round_up((w.rows + kLanes - 1) / kLanes, kLineBytes);
 }
 
 size_t rows_bytes(const Matrix& w) {
   const size_t data = w.rows * row_bytes(w.format, w.cols);
   const size_t scales = is_quantized(w.format) ? w.rows * scale_stride(w.cols) * 2 : 0;
-  return round_up(data + kSlack, kLineBytes) + round_up(scales + kSlack, kLineBytes) + bias_bytes(std::max(w.rows, w.cols)) +
-         round_up(w.rows, kLineBytes);
+  return round_up(data + kSlack, kLineBytes) + round_up(scales + kSlack, kLineBytes) +
+         bias_bytes(std::max(w.rows, w.cols)) + round_up(w.rows, kLineBytes);
 }
 
 Panels pack_panels(const Matrix& w, const void* bias, Arena& arena, unsigned threads) {
@@ -237,12 +241,14 @@ Rows pack_rows(const Matrix& w, const void* bias, RowOrder order, Arena& arena, 
   p.scale_stride = scale_stride(w.cols);
   uint8_t* data = arena.take(w.rows * p.row_bytes + kSlack);
   const size_t size = element_bits(w.format) / 8, blocks = blocks_of(w.cols);
-  uint16_t* scales = is_quantized(w.format) ? reinterpret_cast<uint16_t*>(arena.take(w.rows * p.scale_stride * 2 + kSlack)) : nullptr;
+  uint16_t* scales =
+      is_quantized(w.format) ? reinterpret_cast<uint16_t*>(arena.take(w.rows * p.scale_stride * 2 + kSlack)) : nullptr;
   uint8_t* wild = may_be_wild(w.format) && order == RowOrder::kDot ? arena.take(w.rows) : nullptr;
   in_parallel(w.rows, threads, [&](size_t r) {
     uint8_t* out = data + r * p.row_bytes;
     if (wild != nullptr) wild[r] = is_wild(w, r, r + 1);
-    if (scales != nullptr) std::memcpy(scales + r * p.scale_stride, static_cast<const uint8_t*>(w.scales) + r * blocks * 2, blocks * 2);
+    if (scales != nullptr)
+      std::memcpy(scales + r * p.scale_stride, static_cast<const uint8_t*>(w.scales) + r * blocks * 2, blocks * 2);
     if (w.format == Format::kI8) return lay_row<Format::kI8>(w, order, r, out);
     if (w.format == Format::kI4) return lay_row<Format::kI4>(w, order, r, out);
     std::memcpy(out, static_cast<const uint8_t*>(w.data) + r * w.cols * size, w.cols * size);
@@ -250,7 +256,8 @@ Rows pack_rows(const Matrix& w, const void* bias, RowOrder order, Arena& arena, 
   p.data = data;
   p.scales = scales;
   p.wild = wild;
-  p.bias = order == RowOrder::kDot ? copy_bias(bias, w.rows, w.rows, arena) : copy_bias(bias, w.cols, round_up(w.cols, 128), arena);
+  p.bias = order == RowOrder::kDot ? copy_bias(bias, w.rows, w.rows, arena)
+                                   : copy_bias(bias, w.cols, round_up(w.cols, 128), arena);
   return p;
 }
 
@@ -265,7 +272,8 @@ double panel_weight(const Panels& w, size_t row, size_t col) {
   }
   const size_t N = fields(w.format), bits = element_bits(w.format);
   panel += col / kPanelColumns * panel_part_bytes(w.format);
-  const float scale = f16_to_float(reinterpret_cast<const uint16_t*>(panel)[col % kPanelColumns / kQuantBlock * kLanes + lane]);
+  const float scale =
+      f16_to_float(reinterpret_cast<const uint16_t*>(panel)[col % kPanelColumns / kQuantBlock * kLanes + lane]);
   const size_t line = col % kPanelColumns / (2 * N), place = col % (2 * N);
   const uint32_t word = reinterpret_cast<const uint32_t*>(panel + 2 * kLanes * 2)[line * kLanes + lane];
   const int value = static_cast<int>(word >> (place % 2 * 16 + place / 2 * bits) & ((1u << bits) - 1));

@@ -4,12 +4,13 @@
 namespace prosparse {
 namespace {
 
-constexpr size_t kUpColumns = 1024;               // of a tile at a time: four tokens' stay in the L1 cache, the tile's in L2
-// Tiles that share these columns of x where all of x does not stay in the L2 cache. Otherwise rows are read on to their end.
+constexpr size_t kUpColumns = 1024;  // of a tile at a time: four tokens' stay in the L1 cache, the tile's in L2
+// Tiles that share these columns of x where all of x does not stay in the L2 cache. Otherwise rows are read on to their
+// end.
 constexpr size_t kTogether = 4;
-constexpr size_t kCachedX = size_t{1} << 20;  // bytes
-constexpr size_t kLeastColumns = 64;  // of a thread's part of down_proj
-constexpr size_t kDownColumns = 2048;  // of a tile and of the next, in the L2 cache
+constexpr size_t kCachedX = size_t{1} << 20;        // bytes
+constexpr size_t kLeastColumns = 64;                // of a thread's part of down_proj
+constexpr size_t kDownColumns = 2048;               // of a tile and of the next, in the L2 cache
 constexpr size_t kResultBytes = size_t{128} << 10;  // of results that stay in the L2 cache while all tiles are added
 // up_proj computes a neuron for all tokens if it is active for one in kCommon: where tokens share its loads, they take
 // a third of the time. Up to kMemoryBound tokens the memory is what all wait for.
@@ -38,7 +39,8 @@ void count(const Block& block, size_t tile) {
   for (size_t k = first; k < last; ++k) {
     if (tiles.seen[k] == 0) continue;
     tiles.used[first + static_cast<size_t>(used++)] = static_cast<int32_t>(k);
-    if (block.turned != nullptr ? block.ffn.up.wild[k] != 0 : tokens > kMemoryBound && tiles.seen[k] * kCommon < tokens) continue;
+    if (block.turned != nullptr ? block.ffn.up.wild[k] != 0 : tokens > kMemoryBound && tiles.seen[k] * kCommon < tokens)
+      continue;
     tiles.common[first + static_cast<size_t>(common++)] = static_cast<int32_t>(k);
   }
   tiles.used_counts[tile] = used;
@@ -67,15 +69,17 @@ Ahead next_tile(const int32_t* rows, const int32_t* counts, size_t tile, size_t 
 // One of the tiles that a thread computes together.
 struct UpTile {
   size_t index;
-  float* v;           // [kTile][v_stride], of common neurons
-  int32_t* rare;      // [tokens][kTile], the others of each token
-  float* rare_v;      // beside them
+  float* v;       // [kTile][v_stride], of common neurons
+  int32_t* rare;  // [tokens][kTile], the others of each token
+  float* rare_v;  // beside them
   size_t rare_counts[kBlock];
   uint8_t place[kTile];  // in v; kTile: a neuron that only some tokens compute
 };
 
 // Whether a token's x is not among the parts that tiles read.
-bool is_alone(const Block& block, size_t token) { return block.turned != nullptr && block.scratch.is_odd[token].load(std::memory_order_relaxed); }
+bool is_alone(const Block& block, size_t token) {
+  return block.turned != nullptr && block.scratch.is_odd[token].load(std::memory_order_relaxed);
+}
 
 void start_up(const Block& block, UpTile& up) {
   const Tiles& tiles = *block.tiles;
@@ -141,17 +145,21 @@ void up(const Block& block, Range range, size_t last_tile, size_t index) {
       const UpTile& one = group[tile - range.begin];
       const size_t common = static_cast<size_t>(tiles.common_counts[tile]);
       Ahead ahead = next_tile(tiles.common, tiles.common_counts, tile + 1, range.end, col);
-      if (ahead.count == 0 && end < ffn.d_model) ahead = next_tile(tiles.common, tiles.common_counts, range.begin, range.end, end);
+      if (ahead.count == 0 && end < ffn.d_model)
+        ahead = next_tile(tiles.common, tiles.common_counts, range.begin, range.end, end);
       if (ahead.count == 0) ahead = next_tile(tiles.common, tiles.common_counts, range.end, last_tile, 0);
       if (!block.prefetch) ahead.count = 0;
       if (common != 0 && block.turned != nullptr) {
-        kernels.tile_split(ffn.up, block.turned, tokens, tiles.common + tile * kTile, common, col, cols, ahead, one.v, tiles.v_stride);
+        kernels.tile_split(ffn.up, block.turned, tokens, tiles.common + tile * kTile, common, col, cols, ahead, one.v,
+                           tiles.v_stride);
       } else if (common != 0) {
-        kernels.tile(ffn.up, tiles.x + col * tokens, kUpColumns, tokens, tiles.common + tile * kTile, common, col, cols, ahead, one.v, tiles.v_stride);
+        kernels.tile(ffn.up, tiles.x + col * tokens, kUpColumns, tokens, tiles.common + tile * kTile, common, col, cols,
+                     ahead, one.v, tiles.v_stride);
       }
       for (size_t t = 0; t < tokens; ++t) {
         if (one.rare_counts[t] == 0) continue;
-        kernels.dot(ffn.up, block.x, t, one.rare + t * kTile, one.rare_counts[t], col, cols, block.prefetch, one.rare_v + t * kTile);
+        kernels.dot(ffn.up, block.x, t, one.rare + t * kTile, one.rare_counts[t], col, cols, block.prefetch,
+                    one.rare_v + t * kTile);
       }
     }
   }
@@ -189,8 +197,9 @@ void down(const Block& block, Range columns, size_t index) {
       }
       Ahead ahead = next_tile(tiles.used, tiles.used_counts, tile + 1, tiles.count, 0);
       if (!block.prefetch) ahead.count = 0;
-      kernels.add_lists(ffn.down, tile * kTile, tiles.used + tile * kTile, static_cast<size_t>(tiles.used_counts[tile]), col, cols, ahead, parts,
-                        tokens, block.y + col, block.y_stride, tiles.copies + index * kTile * kMostTileColumns);
+      kernels.add_lists(ffn.down, tile * kTile, tiles.used + tile * kTile, static_cast<size_t>(tiles.used_counts[tile]),
+                        col, cols, ahead, parts, tokens, block.y + col, block.y_stride,
+                        tiles.copies + index * kTile * kMostTileColumns);
     }
   }
 }
@@ -206,7 +215,8 @@ List Tiles::list(const Block& block, size_t token, size_t tile) const {
 Tiles::Tiles(const Ffn& ffn, size_t tokens, Scratch& scratch)
     : count((ffn.d_ff + kTile - 1) / kTile), v_stride(round_up(tokens, kTokenTile) + kLanes) {
   const size_t neurons = count * kTile, others = kPieces * kTogether * kBlock * kTile;
-  int32_t* integers = scratch.tile_integers.get<int32_t>(tokens * (count + 1) + ffn.d_ff * tokens + 2 * (neurons + count) + others + (neurons + 3) / 4);
+  int32_t* integers = scratch.tile_integers.get<int32_t>(tokens * (count + 1) + ffn.d_ff * tokens +
+                                                         2 * (neurons + count) + others + (neurons + 3) / 4);
   const auto take = [&](size_t n) { return (integers += n) - n; };
   starts = take(tokens * (count + 1));
   active = take(ffn.d_ff * tokens);
@@ -217,7 +227,8 @@ Tiles::Tiles(const Ffn& ffn, size_t tokens, Scratch& scratch)
   rare = take(others);
   seen = reinterpret_cast<uint8_t*>(integers);
   const size_t columns = round_up(ffn.d_model, kUpColumns);
-  x = scratch.tile_floats.get<float>(tokens * columns + kPieces * kTogether * kTile * v_stride + others + kPieces * kTile * kMostTileColumns);
+  x = scratch.tile_floats.get<float>(tokens * columns + kPieces * kTogether * kTile * v_stride + others +
+                                     kPieces * kTile * kMostTileColumns);
   v = x + tokens * columns;
   rare_v = v + kPieces * kTogether * kTile * v_stride;
   copies = rare_v + others;
@@ -232,7 +243,8 @@ void run_tiles(Block& block) {
     const size_t bytes = split_bytes(kLanes, ffn.d_model), blocks = (block.x.count + kLanes - 1) / kLanes;
     uint8_t* turned = block.scratch.turned.get<uint8_t>(bytes * blocks);
     parallel_for(block.parallel, blocks, [&](size_t b) {
-      for (size_t at = b * bytes; at < (b + 1) * bytes; at += kSplitTile) block.kernels.turn(block.x.split + at, turned + at);
+      for (size_t at = b * bytes; at < (b + 1) * bytes; at += kSplitTile)
+        block.kernels.turn(block.x.split + at, turned + at);
     });
     block.turned = turned;
   }
@@ -241,7 +253,8 @@ void run_tiles(Block& block) {
     if (split) return;
     for (size_t col = 0; col < ffn.d_model && ffn.gated; col += kUpColumns) {
       const float* from = block.x.x + t * block.x.stride + col;
-      std::copy(from, from + std::min(kUpColumns, block.x.stride - col), tiles.x + col * block.x.count + t * kUpColumns);
+      std::copy(from, from + std::min(kUpColumns, block.x.stride - col),
+                tiles.x + col * block.x.count + t * kUpColumns);
     }
   });
   parallel_for(block.parallel, kPieces, [&](size_t i) {
@@ -254,7 +267,8 @@ void run_tiles(Block& block) {
     }
   });
   // One part of rows for each thread: memory likes long ones. Two where one thread was seen: the other may have slept.
-  const size_t pieces = std::clamp<size_t>(ffn.d_model / kLeastColumns, 1, std::clamp<size_t>(block.scratch.threads, 2, kPieces));
+  const size_t pieces =
+      std::clamp<size_t>(ffn.d_model / kLeastColumns, 1, std::clamp<size_t>(block.scratch.threads, 2, kPieces));
   parallel_for(block.parallel, pieces, [&](size_t i) {
     const Range columns = piece(ffn.d_model, pieces, i, kLeastColumns);
     if (columns.begin != columns.end) down(block, columns, i);

@@ -31,9 +31,10 @@ constexpr bool same_shape() {
          Arity<Ours>::returns_pointer == Arity<Theirs>::returns_pointer;
 }
 
-#define SAME(Struct, OrtStruct, member)                                                          \
+#define SAME(Struct, OrtStruct, member)                                                           \
   static_assert(offsetof(ours::Struct, member) == offsetof(OrtStruct, member), #member " moved"); \
-  static_assert(same_shape<decltype(ours::Struct::member), decltype(OrtStruct::member)>(), #member " has another signature")
+  static_assert(same_shape<decltype(ours::Struct::member), decltype(OrtStruct::member)>(),        \
+                #member " has another signature")
 
 SAME(Api, OrtApi, CreateStatus);
 SAME(Api, OrtApi, CreateCustomOpDomain);
@@ -84,7 +85,8 @@ SAME(CustomOp, OrtCustomOp, ReleaseAliasMap);
 static_assert(int(ours::kFail) == int(ORT_FAIL) && int(ours::kInvalidArgument) == int(ORT_INVALID_ARGUMENT));
 static_assert(int(ours::kNotImplemented) == int(ORT_NOT_IMPLEMENTED));
 static_assert(int(ours::kFloat) == int(ONNX_TENSOR_ELEMENT_DATA_TYPE_FLOAT));
-static_assert(int(ours::kRequired) == int(INPUT_OUTPUT_REQUIRED) && int(ours::kDefaultMemory) == int(OrtMemTypeDefault));
+static_assert(int(ours::kRequired) == int(INPUT_OUTPUT_REQUIRED) &&
+              int(ours::kDefaultMemory) == int(OrtMemTypeDefault));
 static_assert(ours::kApiVersion <= ORT_API_VERSION);
 
 int main() {

@@ -14,14 +14,14 @@ namespace prosparse::testing {
 
 inline int failures = 0;
 
-#define CHECK(condition, ...)                                      \
-  do {                                                             \
-    if (!(condition)) {                                            \
-      ++prosparse::testing::failures;                              \
-      std::printf("%s:%d: %s: ", __FILE__, __LINE__, #condition);  \
-      std::printf(__VA_ARGS__);                                    \
-      std::printf("\n");                                           \
-    }                                                              \
+#define CHECK(condition, ...)                                     \
+  do {                                                            \
+    if (!(condition)) {                                           \
+      ++prosparse::testing::failures;                             \
+      std::printf("%s:%d: %s: ", __FILE__, __LINE__, #condition); \
+      std::printf(__VA_ARGS__);                                   \
+      std::printf("\n");                                          \
+    }                                                             \
   } while (false)
 
 // The variants that `--isa NAME` asks for, or all that this machine runs. Prints those left out.

@@ -55,7 +55,8 @@ Api stand_in() {
     *value = 0.0f;
     return nullptr;
   };
-  api.KernelInfoGetConstantInput_tensor = [](const KernelInfo* info, size_t index, int* is_constant, const Value** value) -> Status* {
+  api.KernelInfoGetConstantInput_tensor = [](const KernelInfo* info, size_t index, int* is_constant,
+                                             const Value** value) -> Status* {
     *is_constant = 1;
     *value = &info->inputs[index];
     return nullptr;
@@ -120,7 +121,8 @@ void test_every_allocation(BlockFormat format, const char* name) {
   for (Stored* matrix : {&first, &first, &down}) {
     const Format own = matrix->matrix.format;
     const int64_t columns = static_cast<int64_t>(matrix->data.size()) / d_ff;
-    info.inputs.push_back({{types[static_cast<size_t>(own)], {d_ff, is_quantized(own) ? columns : d_model}}, matrix->data.data()});
+    info.inputs.push_back(
+        {{types[static_cast<size_t>(own)], {d_ff, is_quantized(own) ? columns : d_model}}, matrix->data.data()});
     if (is_quantized(own)) info.inputs.push_back({{kFloat16, {d_ff, 2}}, matrix->scales.data()});
     info.inputs.push_back({{kFloat, {matrix == &down ? d_model : d_ff}}, biases.data()});
   }
@@ -138,7 +140,8 @@ void test_every_allocation(BlockFormat format, const char* name) {
       ++refused;
       named += is_named;
     }
-    CHECK(refused > 10 && (named > 3 || !only_once), "%s: %zu allocations failed, %zu of them while packing", name, refused, named);
+    CHECK(refused > 10 && (named > 3 || !only_once), "%s: %zu allocations failed, %zu of them while packing", name,
+          refused, named);
   }
   CHECK(create(op, info).empty(), "%s: not made after failures", name);
 }

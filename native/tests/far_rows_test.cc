@@ -17,8 +17,8 @@ const Parallel kSerial{run_serially, nullptr};
 
 void expect(const Kernels& k, Format f, const char* kernel, double actual, double exact, double bound) {
   ++cases;
-  CHECK(std::abs(actual - exact) <= bound, "%s %s %s: expected %.9g, got %.9g, bound %.3g", k.isa, kFormatNames[static_cast<size_t>(f)], kernel, exact,
-        actual, bound);
+  CHECK(std::abs(actual - exact) <= bound, "%s %s %s: expected %.9g, got %.9g, bound %.3g", k.isa,
+        kFormatNames[static_cast<size_t>(f)], kernel, exact, actual, bound);
 }
 
 // A few rows, packed, and then put where rows [kFirst, kRows) of a huge matrix are.
@@ -31,15 +31,23 @@ struct Far {
   SparseMemory panel_data, dot_data, axpy_data, scales, bias;
 
   Far(Format f, std::mt19937& rng)
-      : few(f, kFew, kCols, rng), few_bias(normals(rng, kCols)), arena(panels_bytes(few.matrix) + 2 * rows_bytes(few.matrix)),
-        panels(pack_panels(few.matrix, few_bias.data(), arena, 1)), dot(pack_rows(few.matrix, few_bias.data(), RowOrder::kDot, arena, 1)),
-        axpy(pack_rows(few.matrix, few_bias.data(), RowOrder::kAxpy, arena, 1)), panel_data((kRows / kLanes + 1) * panels.panel_bytes),
-        dot_data((kRows + 1) * dot.row_bytes), axpy_data((kRows + 1) * axpy.row_bytes), scales((kRows + 1) * dot.scale_stride * sizeof(uint16_t)),
+      : few(f, kFew, kCols, rng),
+        few_bias(normals(rng, kCols)),
+        arena(panels_bytes(few.matrix) + 2 * rows_bytes(few.matrix)),
+        panels(pack_panels(few.matrix, few_bias.data(), arena, 1)),
+        dot(pack_rows(few.matrix, few_bias.data(), RowOrder::kDot, arena, 1)),
+        axpy(pack_rows(few.matrix, few_bias.data(), RowOrder::kAxpy, arena, 1)),
+        panel_data((kRows / kLanes + 1) * panels.panel_bytes),
+        dot_data((kRows + 1) * dot.row_bytes),
+        axpy_data((kRows + 1) * axpy.row_bytes),
+        scales((kRows + 1) * dot.scale_stride * sizeof(uint16_t)),
         bias(kRows * sizeof(float)) {
     std::memcpy(panel_data.data() + kFirst / kLanes * panels.panel_bytes, panels.data, panels.panel_bytes);
     std::memcpy(dot_data.data() + kFirst * dot.row_bytes, dot.data, kFew * dot.row_bytes);
     std::memcpy(axpy_data.data() + kFirst * axpy.row_bytes, axpy.data, kFew * axpy.row_bytes);
-    if (is_quantized(f)) std::memcpy(scales.as<uint16_t>() + kFirst * dot.scale_stride, dot.scales, kFew * dot.scale_stride * sizeof(uint16_t));
+    if (is_quantized(f))
+      std::memcpy(scales.as<uint16_t>() + kFirst * dot.scale_stride, dot.scales,
+                  kFew * dot.scale_stride * sizeof(uint16_t));
     std::memcpy(bias.as<float>() + kFirst, few_bias.data(), kFew * sizeof(float));
     panels.data = panel_data.data();
     dot.data = dot_data.data();
@@ -82,7 +90,8 @@ void test_format(const Kernels& k, Format f) {
   }
   const std::vector<float> h = normals(rng, active.size());
   std::vector<float> y(kTokens * kCols, 0.0f);
-  run.axpy(far.axpy, active.data(), h.data(), active.size(), 0, kCols, true, y.data(), scratch.work.get<uint8_t>(axpy_work(kCols)));
+  run.axpy(far.axpy, active.data(), h.data(), active.size(), 0, kCols, true, y.data(),
+           scratch.work.get<uint8_t>(axpy_work(kCols)));
   for (size_t c = 0; c < kCols; ++c) {
     double exact = 0.0, magnitude = 0.0, largest = 1e-30, integers = 0.0;
     for (size_t i = 0; i < active.size(); ++i) {

@@ -49,25 +49,27 @@ void expect_block(const Kernels& k, const Weights& w, const std::vector<float>& 
         const double d = w.down.at(r, j);
         sum += h[r] * d;
         bound += std::abs(d) * (h_error[r] + gamma_bound(f.d_ff + 6) * (std::abs(h[r]) + h_error[r]));
-        if (rounds && (h[r] != 0.0 || h_error[r] != 0.0)) bound += 0.52 * largest / kSteps * w.down.integers[r * f.d_model + j];
+        if (rounds && (h[r] != 0.0 || h_error[r] != 0.0))
+          bound += 0.52 * largest / kSteps * w.down.integers[r * f.d_model + j];
       }
       ++cases;
       const double actual = y[t * f.d_model + j];
-      CHECK(std::abs(actual - sum) <= bound * 1.0001, "%s %s token %zu column %zu: expected %.9g, got %.9g, bound %.3g", k.isa,
-            w.format().name(), t, j, sum, actual, bound);
+      CHECK(std::abs(actual - sum) <= bound * 1.0001, "%s %s token %zu column %zu: expected %.9g, got %.9g, bound %.3g",
+            k.isa, w.format().name(), t, j, sum, actual, bound);
     }
   }
 }
 
-void test_block(const Kernels& k, BlockFormat format, size_t d_model, size_t d_ff, size_t tokens, bool gated, Activation activation, float threshold) {
+void test_block(const Kernels& k, BlockFormat format, size_t d_model, size_t d_ff, size_t tokens, bool gated,
+                Activation activation, float threshold) {
   std::mt19937 rng(static_cast<unsigned>(d_model + tokens));
   const Weights weights(format, d_model, d_ff, gated, activation, threshold, rng);
   const std::vector<float> x = normals(rng, tokens * d_model);
   const std::vector<float> y = run(k, weights.ffn, x);
   expect_block(k, weights, x, y);
   for (const unsigned seed : {2u, 5u, 16u}) {  // threads too
-    CHECK(run(k, weights.ffn, x, seed, seed) == y, "%s %s: the order of tasks or the number of threads changes the bits", k.isa,
-          format.name());
+    CHECK(run(k, weights.ffn, x, seed, seed) == y,
+          "%s %s: the order of tasks or the number of threads changes the bits", k.isa, format.name());
   }
   Ffn dense = weights.ffn;
   dense.dense = true;
@@ -83,7 +85,8 @@ void test_wide(const Kernels& k, BlockFormat format) {
   CHECK(run(k, weights.ffn, x, 1) == y, "%s: the order of tasks changes the bits of many wide tokens", k.isa);
   for (const std::ptrdiff_t t : {0, 62, 127}) {
     const auto part = [&](const std::vector<float>& all) {
-      return std::vector<float>(all.begin() + t * std::ptrdiff_t{kModel}, all.begin() + (t + 1) * std::ptrdiff_t{kModel});
+      return std::vector<float>(all.begin() + t * std::ptrdiff_t{kModel},
+                                all.begin() + (t + 1) * std::ptrdiff_t{kModel});
     };
     expect_block(k, weights, part(x), part(y));
   }
@@ -100,7 +103,8 @@ void test_extremes(const Kernels& k, BlockFormat format, size_t d_model, size_t 
     const std::vector<float> y = run(k, weights.ffn, x);
     expect_block(k, weights, x, y);
     if (shift >= 0.0f) continue;
-    for (size_t j = 0; j < y.size(); ++j) CHECK(y[j] == weights.b_down[j % d_model], "%s: no neuron is active, got %g", k.isa, static_cast<double>(y[j]));
+    for (size_t j = 0; j < y.size(); ++j)
+      CHECK(y[j] == weights.b_down[j % d_model], "%s: no neuron is active, got %g", k.isa, static_cast<double>(y[j]));
   }
 }
 
@@ -127,7 +131,8 @@ void test_boundary(const Kernels& k) {
 
 // silu itself over all magnitudes, and the magnitude test: a large negative value counts, the boundary does not.
 void test_silu(const Kernels& k) {
-  std::vector<float> z = {0.0f, -0.0f, 1e-40f, -1e-40f, 3e38f, -3e38f, INFINITY, 17.0f, -17.0f, -87.5f, -103.0f, -130.0f};
+  std::vector<float> z = {0.0f,     -0.0f, 1e-40f, -1e-40f, 3e38f,   -3e38f,
+                          INFINITY, 17.0f, -17.0f, -87.5f,  -103.0f, -130.0f};
   for (float m = 1e-30f; m < 1e30f; m *= 1.37f) z.insert(z.end(), {m, -m});
   std::vector<float> a = z;
   silu(a.data(), a.size());
@@ -189,8 +194,10 @@ int main(int argc, char** argv) {
   for (const Kernels* k : variants_to_test(argc, argv)) {
     for (const BlockFormat f : kBlockFormats) {
       for (const size_t tokens : {0, 1, 2, 9, 33}) {
-        if ((brief || f.mixed()) && tokens > 9) continue;  // a mixed block's own part is which kernel takes which matrix
-        for (const Activation activation : {Activation::kRelu, Activation::kRelu2, Activation::kDrelu, Activation::kSilu}) {
+        if ((brief || f.mixed()) && tokens > 9)
+          continue;  // a mixed block's own part is which kernel takes which matrix
+        for (const Activation activation :
+             {Activation::kRelu, Activation::kRelu2, Activation::kDrelu, Activation::kSilu}) {
           if (f.mixed() && activation == Activation::kSilu) continue;
           test_block(*k, f, 24, 100, tokens, true, activation, 0.0f);
           test_block(*k, f, 33, 100, tokens, true, activation, 1.5f);

@@ -1,5 +1,5 @@
-// A row of NaN or infinities that is active for some tokens only shows in those, whatever the others share with them. Of
-// quantized formats only the latter holds: their scales are taken to be finite.
+// A row of NaN or infinities that is active for some tokens only shows in those, whatever the others share with them.
+// Of quantized formats only the latter holds: their scales are taken to be finite.
 #include "random_ffn.h"
 
 using namespace prosparse;
@@ -47,8 +47,8 @@ void test_hidden_rows(const Kernels& k, BlockFormat format, size_t tokens, bool 
             CHECK(!std::isfinite(actual), "%s %s hides a %s of an active row", k.isa, format.name(), kinds[which]);
           }
           if (z < -bound) {
-            CHECK(actual == expected, "%s %s shows a %s of a row that is not active: %g", k.isa, format.name(), kinds[which],
-                  static_cast<double>(actual));
+            CHECK(actual == expected, "%s %s shows a %s of a row that is not active: %g", k.isa, format.name(),
+                  kinds[which], static_cast<double>(actual));
           }
         }
       }

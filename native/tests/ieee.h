@@ -49,14 +49,15 @@ inline Ieee product(const Ieee& a, const Ieee& b) {
     const double bound = a.bound * (std::abs(b.value) + b.bound) + std::abs(a.value) * b.bound;
     return stored(value, bound + kHalfUlp * (std::abs(value) + bound));
   }
-  if (is_zero(a) || is_zero(b)) return {a.kind == Kind::kAny || b.kind == Kind::kAny ? Kind::kAny : Kind::kNan, 0.0, 0.0};
+  if (is_zero(a) || is_zero(b))
+    return {a.kind == Kind::kAny || b.kind == Kind::kAny ? Kind::kAny : Kind::kNan, 0.0, 0.0};
   const int s = sign(a) * sign(b);
   return s == 0 ? Ieee{Kind::kAny, 0.0, 0.0} : infinity(s < 0);
 }
 
-// A sum of products in float32, in any order. Products are not rounded on their own: they may be fused with the addition,
-// and one that overflows does so either way. Two infinities of one sign agree; beside one, what is finite must not
-// overflow on the other side.
+// A sum of products in float32, in any order. Products are not rounded on their own: they may be fused with the
+// addition, and one that overflows does so either way. Two infinities of one sign agree; beside one, what is finite
+// must not overflow on the other side.
 class Sum {
  public:
   void add(double weight, const Ieee& x) {
@@ -84,7 +85,8 @@ class Sum {
     if (any_ || (may_rise && may_fall) || (plus_ && may_fall) || (minus_ && may_rise)) return {Kind::kAny, 0.0, 0.0};
     if (plus_ || minus_) return infinity(minus_);
     const Ieee sum = stored(positive_ - negative_, slack);
-    return sum.kind == Kind::kNumber && (may_rise || may_fall) ? Ieee{Kind::kAny, 0.0, 0.0} : sum;  // on its way it may overflow
+    return sum.kind == Kind::kNumber && (may_rise || may_fall) ? Ieee{Kind::kAny, 0.0, 0.0}
+                                                               : sum;  // on its way it may overflow
   }
 
  private:

@@ -18,7 +18,8 @@ struct Packed {
   Panels panels;
   Rows dot, axpy;
   Packed(const Stored& w, const std::vector<float>& bias, unsigned threads)
-      : arena(panels_bytes(w.matrix) + 2 * rows_bytes(w.matrix)), panels(pack_panels(w.matrix, bias.data(), arena, threads)),
+      : arena(panels_bytes(w.matrix) + 2 * rows_bytes(w.matrix)),
+        panels(pack_panels(w.matrix, bias.data(), arena, threads)),
         dot(pack_rows(w.matrix, bias.data(), RowOrder::kDot, arena, threads)),
         axpy(pack_rows(w.matrix, bias.data(), RowOrder::kAxpy, arena, threads)) {}
 };
@@ -27,7 +28,8 @@ void expect_packed(const Stored& w, const Packed& packed) {
   for (size_t r = 0; r < w.matrix.rows; ++r) {
     for (size_t c = 0; c < w.matrix.cols; ++c) {
       ++cases;
-      CHECK(panel_weight(packed.panels, r, c) == w.at(r, c) && row_weight(packed.dot, RowOrder::kDot, r, c) == w.at(r, c) &&
+      CHECK(panel_weight(packed.panels, r, c) == w.at(r, c) &&
+                row_weight(packed.dot, RowOrder::kDot, r, c) == w.at(r, c) &&
                 row_weight(packed.axpy, RowOrder::kAxpy, r, c) == w.at(r, c),
             "row %zu column %zu is packed wrongly", r, c);
     }

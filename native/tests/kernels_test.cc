@@ -37,13 +37,16 @@ void make_wild(Stored& w, size_t row, int power) {
 void test_stream(const Kernels& k, Format f, size_t rows, size_t cols, size_t tokens) {
   std::mt19937 rng(static_cast<unsigned>(rows * 1000 + cols + tokens));
   Stored w(f, rows, cols, rng);
-  if (rows > 20 && tokens % 2 == 1 && (f == Format::kF32 || f == Format::kBF16)) make_wild(w, 3, 110), make_wild(w, rows - 1, -40);
+  if (rows > 20 && tokens % 2 == 1 && (f == Format::kF32 || f == Format::kBF16))
+    make_wild(w, 3, 110), make_wild(w, rows - 1, -40);
   std::vector<float> bias = normals(rng, rows);
   if (rows > 20) bias[rows - 1] = 0.0f;
   const std::vector<float> x = normals(rng, tokens * cols);
   Arena arena(panels_bytes(w.matrix));
   const Panels panels = pack_panels(w.matrix, bias.data(), arena, 2);
-  for (size_t r = 0; r < rows; ++r) CHECK(panel_weight(panels, r, cols - 1 - r % cols) == w.at(r, cols - 1 - r % cols), "%s packed wrongly", kFormatNames[static_cast<size_t>(f)]);
+  for (size_t r = 0; r < rows; ++r)
+    CHECK(panel_weight(panels, r, cols - 1 - r % cols) == w.at(r, cols - 1 - r % cols), "%s packed wrongly",
+          kFormatNames[static_cast<size_t>(f)]);
   Scratch scratch;
   const Tokens prepared = prepare(k, f, panels.count(), x.data(), tokens, cols, kSerial, scratch);
   const size_t stride = panels.count() * kLanes + 3;
@@ -55,7 +58,9 @@ void test_stream(const Kernels& k, Format f, size_t rows, size_t cols, size_t to
   for (size_t t = 0; t < tokens; ++t) {
     for (size_t r = 0; r < rows; ++r) {
       double bound = 0.0;
-      const double exact = row_sum(w, r, &x[t * cols], bias[r], rounds(k, f) && (prepared.split != nullptr || tokens < k.of[static_cast<size_t>(f)].wide_tokens), &bound);
+      const double exact = row_sum(
+          w, r, &x[t * cols], bias[r],
+          rounds(k, f) && (prepared.split != nullptr || tokens < k.of[static_cast<size_t>(f)].wide_tokens), &bound);
       expect(k, f, "stream", z[t * stride + r], exact, bound, cols);
       CHECK(z[t * stride + r] == split[t * stride + r], "%s stream depends on the split", k.isa);
     }
@@ -87,7 +92,8 @@ void test_poisoned_panels(const Kernels& k, Format f, size_t tokens) {
       if (r != 5 && r != 20) {
         expect(k, f, "stream beside poisoned rows", z[t * stride + r], exact, bound, cols);
       } else {
-        CHECK(r == 5 ? std::isnan(z[t * stride + r]) : z[t * stride + r] == INFINITY, "%s %s stream hides what row %zu holds", k.isa, kFormatNames[static_cast<size_t>(f)], r);
+        CHECK(r == 5 ? std::isnan(z[t * stride + r]) : z[t * stride + r] == INFINITY,
+              "%s %s stream hides what row %zu holds", k.isa, kFormatNames[static_cast<size_t>(f)], r);
       }
     }
   }
@@ -118,12 +124,15 @@ void test_dot(const Kernels& k, Format f, size_t cols, double density) {
   std::vector<float> u(active.size() + 1, -7.0f), other(u), tiled(u);
   run.dot(packed, prepared, 1, active.data(), active.size(), 0, cols, true, u.data());
   run.dot(packed, prepared, 1, active.data(), active.size(), 0, cols, false, other.data());
-  for (size_t c = 0; c < cols; c += 256) run.dot(packed, prepared, 1, active.data(), active.size(), c, std::min<size_t>(256, cols - c), true, tiled.data());
+  for (size_t c = 0; c < cols; c += 256)
+    run.dot(packed, prepared, 1, active.data(), active.size(), c, std::min<size_t>(256, cols - c), true, tiled.data());
   for (size_t i = 0; i < active.size(); ++i) {
     double bound = 0.0;
-    const double exact = row_sum(w, static_cast<size_t>(active[i]), &x[cols], bias[static_cast<size_t>(active[i])], rounds(k, f), &bound);
+    const double exact = row_sum(w, static_cast<size_t>(active[i]), &x[cols], bias[static_cast<size_t>(active[i])],
+                                 rounds(k, f), &bound);
     expect(k, f, "dot", u[i], exact, bound, cols);
-    expect(k, f, "dot by columns", tiled[i], exact, bound * (1 + 0x1p-20) + (&k == &kScalarKernels ? bound + std::abs(exact) * 0x1p-22 : 0.0), cols);
+    expect(k, f, "dot by columns", tiled[i], exact,
+           bound * (1 + 0x1p-20) + (&k == &kScalarKernels ? bound + std::abs(exact) * 0x1p-22 : 0.0), cols);
     CHECK(u[i] == other[i], "%s dot depends on prefetching", k.isa);
     float alone = 0.0f;
     run.dot(packed, prepared, 1, &active[i], 1, 0, cols, true, &alone);
@@ -148,8 +157,8 @@ void test_axpy(const Kernels& k, Format f, size_t rows, size_t cols, double dens
   std::vector<float> y(start), split(start);
   run.axpy(packed, active.data(), h.data(), active.size(), 0, cols, true, y.data(), work.get<uint8_t>(axpy_work(cols)));
   for (size_t c = 0; c < cols; c += 128) {
-    run.axpy(packed, active.data(), h.data(), active.size(), c, std::min<size_t>(128, cols - c), false, split.data() + c,
-             work.get<uint8_t>(axpy_work(cols)));
+    run.axpy(packed, active.data(), h.data(), active.size(), c, std::min<size_t>(128, cols - c), false,
+             split.data() + c, work.get<uint8_t>(axpy_work(cols)));
   }
   for (size_t j = 0; j < cols; ++j) {
     double exact = start[j], magnitude = std::abs(start[j]), rounding = 0.0;
@@ -159,7 +168,8 @@ void test_axpy(const Kernels& k, Format f, size_t rows, size_t cols, double dens
       magnitude += std::abs(h[i] * w.at(r, j));
       if (!rounds(k, f)) continue;
       double largest = 1e-30;  // of this chunk of the list, in this block of columns
-      for (size_t o = i / kAxpyChunk * kAxpyChunk; o < std::min(active.size(), (i / kAxpyChunk + 1) * kAxpyChunk); ++o) {
+      for (size_t o = i / kAxpyChunk * kAxpyChunk; o < std::min(active.size(), (i / kAxpyChunk + 1) * kAxpyChunk);
+           ++o) {
         largest = std::max(largest, std::abs(h[o] * w.scale(static_cast<size_t>(active[o]), j)));
       }
       rounding += 0.51 * largest / kSteps * w.integers[r * cols + j];
@@ -192,7 +202,8 @@ void test_tokens(const Kernels& k, Format f, size_t cols, size_t tokens, double 
   const FormatKernels& run = k.of[static_cast<size_t>(f)];
   const std::vector<float> bias(std::max(rows, cols), 0.0f);
   Arena arena(2 * rows_bytes(w.matrix));
-  const Rows up = pack_rows(w.matrix, bias.data(), RowOrder::kDot, arena, 2), down = pack_rows(w.matrix, bias.data(), RowOrder::kAxpy, arena, 2);
+  const Rows up = pack_rows(w.matrix, bias.data(), RowOrder::kDot, arena, 2),
+             down = pack_rows(w.matrix, bias.data(), RowOrder::kAxpy, arena, 2);
   const size_t padded = round_up(cols, kLanes), v_stride = round_up(tokens, kTokenTile);
   std::vector<float> x(tokens * padded, 0.0f);
   for (size_t t = 0; t < tokens; ++t) {
@@ -202,7 +213,8 @@ void test_tokens(const Kernels& k, Format f, size_t cols, size_t tokens, double 
   const Ahead none{nullptr, 0, 0}, next{used.data(), used.size(), 0};
   std::vector<float> v(used.size() * v_stride + 1, 0.5f), other(v);
   run.tile(up, x.data(), padded, tokens, used.data(), used.size(), 0, cols, none, v.data(), v_stride);
-  run.tile(up, x.data(), padded, tokens, used.data(), used.size(), 0, cols, used.empty() ? none : next, other.data(), v_stride);
+  run.tile(up, x.data(), padded, tokens, used.data(), used.size(), 0, cols, used.empty() ? none : next, other.data(),
+           v_stride);
   for (size_t i = 0; i < used.size(); ++i) {
     float alone[kMostTileColumns];
     std::fill_n(alone, v_stride, 0.5f);
@@ -219,14 +231,16 @@ void test_tokens(const Kernels& k, Format f, size_t cols, size_t tokens, double 
   const size_t y_stride = round_up(cols, kPadColumns) + kLanes;
   std::vector<float> y = normals(rng, tokens * y_stride), expected(y);
   Buffer work;
-  run.add_lists(down, first, used.data(), used.size(), 0, cols, used.empty() ? none : next, parts.data(), tokens, y.data(), y_stride,
-                work.get<float>(kTile * kMostTileColumns));
+  run.add_lists(down, first, used.data(), used.size(), 0, cols, used.empty() ? none : next, parts.data(), tokens,
+                y.data(), y_stride, work.get<float>(kTile * kMostTileColumns));
   for (size_t t = 0; t < tokens; ++t) {
     run.axpy(down, active[t].data(), h[t].data(), active[t].size(), 0, cols, false, &expected[t * y_stride], nullptr);
     ++cases;
-    CHECK(std::equal(y.begin() + static_cast<std::ptrdiff_t>(t * y_stride), y.begin() + static_cast<std::ptrdiff_t>(t * y_stride + cols),
+    CHECK(std::equal(y.begin() + static_cast<std::ptrdiff_t>(t * y_stride),
+                     y.begin() + static_cast<std::ptrdiff_t>(t * y_stride + cols),
                      expected.begin() + static_cast<std::ptrdiff_t>(t * y_stride)),
-          "%s %s add_lists is not axpy: cols=%zu tokens=%zu density=%g", k.isa, kFormatNames[static_cast<size_t>(f)], cols, tokens, density);
+          "%s %s add_lists is not axpy: cols=%zu tokens=%zu density=%g", k.isa, kFormatNames[static_cast<size_t>(f)],
+          cols, tokens, density);
   }
 }
 

@@ -21,7 +21,8 @@ void test_packing(Format format, bool as_panels, bool as_rows) {
   const SparseMemory data(rows * row_bytes), scales(rows * blocks * sizeof(uint16_t)), bias(rows * sizeof(float));
   for (size_t i = 0; i < 4; ++i) {
     std::memcpy(data.data() + placed[i] * row_bytes, &few.data[i * row_bytes], row_bytes);
-    if (is_quantized(format)) std::memcpy(scales.as<uint16_t>() + placed[i] * blocks, &few.scales[i * blocks], blocks * sizeof(uint16_t));
+    if (is_quantized(format))
+      std::memcpy(scales.as<uint16_t>() + placed[i] * blocks, &few.scales[i * blocks], blocks * sizeof(uint16_t));
     bias.as<float>()[placed[i]] = static_cast<float>(i + 1);
   }
   const Matrix matrix{format, data.data(), is_quantized(format) ? scales.data() : nullptr, rows, cols};
@@ -29,11 +30,13 @@ void test_packing(Format format, bool as_panels, bool as_rows) {
     for (size_t i = 0; i < 4; ++i) {
       for (size_t c = 0; c < cols; ++c) {
         ++cases;
-        CHECK(weight(placed[i], c) == few.at(i, c), "%s %s: row %zu column %zu is packed wrongly", kFormatNames[static_cast<size_t>(format)], what,
-              placed[i], c);
-        CHECK(weight(placed[i] + 1, c) == 0.0, "%s %s: row %zu column %zu is not 0", kFormatNames[static_cast<size_t>(format)], what, placed[i] + 1, c);
+        CHECK(weight(placed[i], c) == few.at(i, c), "%s %s: row %zu column %zu is packed wrongly",
+              kFormatNames[static_cast<size_t>(format)], what, placed[i], c);
+        CHECK(weight(placed[i] + 1, c) == 0.0, "%s %s: row %zu column %zu is not 0",
+              kFormatNames[static_cast<size_t>(format)], what, placed[i] + 1, c);
       }
-      CHECK(biases[placed[i]] == static_cast<float>(i + 1), "%s %s: bias %zu", kFormatNames[static_cast<size_t>(format)], what, placed[i]);
+      CHECK(biases[placed[i]] == static_cast<float>(i + 1), "%s %s: bias %zu",
+            kFormatNames[static_cast<size_t>(format)], what, placed[i]);
     }
   };
   if (as_panels) {

@@ -17,8 +17,9 @@ struct BlockFormat {  // of a feed-forward block's matrices
   bool mixed() const { return down != format; }
   const char* name() const { return mixed() ? "I4I8" : kFormatNames[static_cast<size_t>(format)]; }
 };
-constexpr BlockFormat kBlockFormats[] = {{Format::kF32, Format::kF32}, {Format::kF16, Format::kF16}, {Format::kBF16, Format::kBF16},
-                                         {Format::kI8, Format::kI8},   {Format::kI4, Format::kI4},   {Format::kI4, Format::kI8}};
+constexpr BlockFormat kBlockFormats[] = {{Format::kF32, Format::kF32},   {Format::kF16, Format::kF16},
+                                         {Format::kBF16, Format::kBF16}, {Format::kI8, Format::kI8},
+                                         {Format::kI4, Format::kI4},     {Format::kI4, Format::kI8}};
 
 struct Stored {
   std::vector<uint8_t> data;
@@ -48,9 +49,12 @@ struct Stored {
           values[i] = v;
         } else if (format == Format::kF16 || format == Format::kBF16) {
           // Exponents around 1, any sign and significand.
-          const uint16_t h = static_cast<uint16_t>(format == Format::kF16 ? 0x3400 | (rng() & 0x8bff) : 0x3e80 | (rng() & 0x80ff));
+          const uint16_t h =
+              static_cast<uint16_t>(format == Format::kF16 ? 0x3400 | (rng() & 0x8bff) : 0x3e80 | (rng() & 0x80ff));
           std::memcpy(&data[2 * i], &h, 2);
-          values[i] = format == Format::kF16 ? half(h) : std::ldexp(128 + (h & 127), (h >> 7 & 255) - 134) * (h & 0x8000 ? -1 : 1);
+          values[i] = format == Format::kF16
+                          ? half(h)
+                          : std::ldexp(128 + (h & 127), (h >> 7 & 255) - 134) * (h & 0x8000 ? -1 : 1);
         } else {
           const int q = format == Format::kI8 ? static_cast<int>(rng() % 256) - 128 : static_cast<int>(rng() % 16) - 8;
           if (format == Format::kI8) {
@@ -66,7 +70,8 @@ struct Stored {
     }
     if (format == Format::kI4 && cols % 32 != 0) {  // what pads the last block may be anything
       for (size_t r = 0; r < rows; ++r) {
-        for (size_t byte = (cols + 1) / 2; byte < blocks * 16; ++byte) data[r * blocks * 16 + byte] = static_cast<uint8_t>(rng());
+        for (size_t byte = (cols + 1) / 2; byte < blocks * 16; ++byte)
+          data[r * blocks * 16 + byte] = static_cast<uint8_t>(rng());
       }
     }
     matrix = {format, data.data(), scales.empty() ? nullptr : scales.data(), rows, cols};
@@ -97,7 +102,8 @@ inline std::vector<double> half_steps(const float* x, size_t cols, bool rounds) 
   std::vector<double> steps(cols, 0.0);
   for (size_t c = 0; rounds && c < cols; ++c) {
     double largest = 1e-30;
-    for (size_t i = c / 32 * 32; i < std::min(cols, c / 32 * 32 + 32); ++i) largest = std::max(largest, std::abs(static_cast<double>(x[i])));
+    for (size_t i = c / 32 * 32; i < std::min(cols, c / 32 * 32 + 32); ++i)
+      largest = std::max(largest, std::abs(static_cast<double>(x[i])));
     steps[c] = 0.51 * largest / kSteps;  // 0.5, and three roundings of the quotient, each 2^-24 of kSteps
   }
   return steps;

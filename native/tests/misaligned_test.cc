@@ -31,7 +31,8 @@ class Placed {
 // `run(x, y)` has the same bits wherever x and y begin. Both are as long as the kernels read and write them: with other
 // numbers of columns they would be copied to memory that is aligned.
 template <class Run>
-void expect_same_bits(const Kernels& k, BlockFormat format, const char* what, const std::vector<float>& x, size_t results, const Run& run) {
+void expect_same_bits(const Kernels& k, BlockFormat format, const char* what, const std::vector<float>& x,
+                      size_t results, const Run& run) {
   Placed aligned_x(x, 0), aligned_y(results, 0);
   run(aligned_x.data(), aligned_y.data());
   const std::vector<float> expected = aligned_y.values();
@@ -41,8 +42,8 @@ void expect_same_bits(const Kernels& k, BlockFormat format, const char* what, co
       Placed odd_x(x, x_offset), odd_y(results, y_offset);
       run(odd_x.data(), odd_y.data());
       ++cases;
-      CHECK(odd_y.values() == expected, "%s %s %s: x %zu and y %zu bytes further change the bits", k.isa,
-            format.name(), what, 4 * x_offset, 4 * y_offset);
+      CHECK(odd_y.values() == expected, "%s %s %s: x %zu and y %zu bytes further change the bits", k.isa, format.name(),
+            what, 4 * x_offset, 4 * y_offset);
       CHECK(odd_y.keeps_its_ends(), "%s %s %s: wrote beyond y", k.isa, format.name(), what);
     }
   }
@@ -91,12 +92,14 @@ void test_file(const Kernels& k, BlockFormat format) {
     matrix.data = shifted(matrices[m]->data, m);
     if (matrix.scales != nullptr) matrix.scales = shifted(matrices[m]->scales, 3 + m);
   }
-  weights.arena = std::make_unique<Arena>(panels_bytes(weights.gate.matrix) + rows_bytes(weights.up.matrix) + rows_bytes(weights.down.matrix));
+  weights.arena = std::make_unique<Arena>(panels_bytes(weights.gate.matrix) + rows_bytes(weights.up.matrix) +
+                                          rows_bytes(weights.down.matrix));
   weights.ffn.gate = pack_panels(weights.gate.matrix, shifted(weights.b_gate, 6), *weights.arena, 2);
   weights.ffn.up = pack_rows(weights.up.matrix, shifted(weights.b_up, 7), RowOrder::kDot, *weights.arena, 2);
   weights.ffn.down = pack_rows(weights.down.matrix, shifted(weights.b_down, 8), RowOrder::kAxpy, *weights.arena, 2);
   ++cases;
-  CHECK(run(k, weights.ffn, x) == expected, "%s %s: a file's weights at odd addresses change the bits", k.isa, format.name());
+  CHECK(run(k, weights.ffn, x) == expected, "%s %s: a file's weights at odd addresses change the bits", k.isa,
+        format.name());
 }
 
 }  // namespace

@@ -88,7 +88,8 @@ std::vector<Ieee> expect_block(const Weights& w, const float* x, bool rounds) {
     Sum sum;
     sum.add(w.b_down[j], exactly(1.0f));
     double largest = 1e-30;
-    for (size_t i = 0; i < active.size() && rounds; ++i) largest = std::max(largest, (std::abs(h[i].value) + h[i].bound) * std::abs(w.down.scale(active[i], j)));
+    for (size_t i = 0; i < active.size() && rounds; ++i)
+      largest = std::max(largest, (std::abs(h[i].value) + h[i].bound) * std::abs(w.down.scale(active[i], j)));
     for (size_t i = 0; i < active.size(); ++i) {
       sum.add(w.down.at(active[i], j), h[i]);
       if (rounds) sum.loosen(0.52 * largest / kSteps * w.down.integers[active[i] * f.d_model + j]);
@@ -98,7 +99,8 @@ std::vector<Ieee> expect_block(const Weights& w, const float* x, bool rounds) {
   return y;
 }
 
-void expect_token(const Kernels& k, const char* format, const char* what, const float* y, const std::vector<Ieee>& expected) {
+void expect_token(const Kernels& k, const char* format, const char* what, const float* y,
+                  const std::vector<Ieee>& expected) {
   static const char* const kinds[] = {"a number", "+Inf", "-Inf", "NaN", "anything"};
   for (size_t j = 0; j < expected.size(); ++j) {
     const Ieee& e = expected[j];
@@ -111,8 +113,8 @@ void expect_token(const Kernels& k, const char* format, const char* what, const 
 
 // Every second token is odd, from the first on. `apart`: tokens have the same bits whatever is beside them.
 template <class Run, class Expected>
-void test_tokens(const Kernels& k, BlockFormat format, size_t d_in, size_t d_out, size_t tokens, bool apart, std::mt19937& rng, const Run& run_all,
-                 const Expected& expected) {
+void test_tokens(const Kernels& k, BlockFormat format, size_t d_in, size_t d_out, size_t tokens, bool apart,
+                 std::mt19937& rng, const Run& run_all, const Expected& expected) {
   const std::vector<float> tame_x = normals(rng, tokens * d_in), tame = run_all(k, tame_x);
   for (const Odd& odd : kOdd) {
     std::vector<float> x = tame_x;
@@ -123,25 +125,28 @@ void test_tokens(const Kernels& k, BlockFormat format, size_t d_in, size_t d_out
         expect_token(k, format.name(), odd.name, &y[t * d_out], expected(&x[t * d_in]));
         if (!is_quantized(format.down) || is_tame(&x[t * d_in], d_in)) continue;
         const auto same = [](float a, float b) { return a == b || (std::isnan(a) && std::isnan(b)); };
-        CHECK(std::equal(&y[t * d_out], &y[t * d_out] + d_out, &reference[t * d_out], same), "%s %s %s is not the scalar variant's", k.isa, format.name(),
-              odd.name);
+        CHECK(std::equal(&y[t * d_out], &y[t * d_out] + d_out, &reference[t * d_out], same),
+              "%s %s %s is not the scalar variant's", k.isa, format.name(), odd.name);
       } else {
         ++cases;
-        CHECK(std::equal(&y[t * d_out], &y[t * d_out] + d_out, &tame[t * d_out]), "%s %s %s changes the bits of token %zu of %zu beside it", k.isa,
-              format.name(), odd.name, t, tokens);
+        CHECK(std::equal(&y[t * d_out], &y[t * d_out] + d_out, &tame[t * d_out]),
+              "%s %s %s changes the bits of token %zu of %zu beside it", k.isa, format.name(), odd.name, t, tokens);
       }
     }
   }
 }
 
-void test_block(const Kernels& k, BlockFormat format, size_t d_model, size_t d_ff, size_t tokens, bool gated, Activation activation, float threshold) {
+void test_block(const Kernels& k, BlockFormat format, size_t d_model, size_t d_ff, size_t tokens, bool gated,
+                Activation activation, float threshold) {
   std::mt19937 rng(static_cast<unsigned>(d_model + d_ff + tokens));
   const Weights weights(format, d_model, d_ff, gated, activation, threshold, rng);
   const bool rounds = is_quantized(format.down) && &k != &kScalarKernels;
   // Which neurons up_proj computes for all tokens of a float format depends on how many of them it is active for.
   const bool apart = tokens <= 4 || !gated || is_quantized(format.down);
-  test_tokens(k, format, d_model, d_model, tokens, apart, rng, [&](const Kernels& by, const std::vector<float>& x) { return run(by, weights.ffn, x); },
-              [&](const float* x) { return expect_block(weights, x, rounds); });
+  test_tokens(
+      k, format, d_model, d_model, tokens, apart, rng,
+      [&](const Kernels& by, const std::vector<float>& x) { return run(by, weights.ffn, x); },
+      [&](const float* x) { return expect_block(weights, x, rounds); });
 }
 
 void test_linear(const Kernels& k, Format format, size_t rows, size_t cols, size_t tokens) {
@@ -158,7 +163,8 @@ void test_linear(const Kernels& k, Format format, size_t rows, size_t cols, size
     return y;
   };
   test_tokens(k, {format, format}, cols, rows, tokens, true, rng, run_all, [&](const float* x) {
-    const std::vector<double> steps = half_steps(x, cols, is_quantized(format) && &k != &kScalarKernels && is_tame(x, cols));
+    const std::vector<double> steps =
+        half_steps(x, cols, is_quantized(format) && &k != &kScalarKernels && is_tame(x, cols));
     std::vector<Ieee> y(rows);
     for (size_t r = 0; r < rows; ++r) y[r] = row(w, r, x, steps, bias[r]);
     return y;
@@ -193,9 +199,11 @@ int main(int argc, char** argv) {
         if (!format.mixed()) test_linear(*k, format.format, 37, 70, 67);
       }
       for (const Kind kind : {Kind::kNumber, Kind::kPlus, Kind::kMinus, Kind::kNan}) {
-        CHECK(seen[static_cast<size_t>(kind)] > 1000, "%zu results of kind %d", seen[static_cast<size_t>(kind)], static_cast<int>(kind));
+        CHECK(seen[static_cast<size_t>(kind)] > 1000, "%zu results of kind %d", seen[static_cast<size_t>(kind)],
+              static_cast<int>(kind));
       }
-      CHECK(seen[static_cast<size_t>(Kind::kAny)] * 10 < seen[static_cast<size_t>(Kind::kNumber)], "%zu results are not determined", seen[static_cast<size_t>(Kind::kAny)]);
+      CHECK(seen[static_cast<size_t>(Kind::kAny)] * 10 < seen[static_cast<size_t>(Kind::kNumber)],
+            "%zu results are not determined", seen[static_cast<size_t>(Kind::kAny)]);
     }
     std::printf("%s done\n", k->isa);
   }

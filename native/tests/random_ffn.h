@@ -24,9 +24,14 @@ struct Weights {  // of one block
   std::unique_ptr<Arena> arena;
   Ffn ffn{};
   BlockFormat format() const { return {gate.matrix.format, down.matrix.format}; }
-  Weights(BlockFormat f, size_t d_model, size_t d_ff, bool gated, Activation activation, float threshold, std::mt19937& rng)
-      : gate(f.format, d_ff, d_model, rng), up(f.format, d_ff, d_model, rng), down(f.down, d_ff, d_model, rng), b_gate(normals(rng, d_ff)),
-        b_up(normals(rng, d_ff)), b_down(normals(rng, d_model)) {
+  Weights(BlockFormat f, size_t d_model, size_t d_ff, bool gated, Activation activation, float threshold,
+          std::mt19937& rng)
+      : gate(f.format, d_ff, d_model, rng),
+        up(f.format, d_ff, d_model, rng),
+        down(f.down, d_ff, d_model, rng),
+        b_gate(normals(rng, d_ff)),
+        b_up(normals(rng, d_ff)),
+        b_down(normals(rng, d_model)) {
     ffn.gated = gated;
     ffn.d_model = d_model;
     ffn.d_ff = d_ff;
@@ -43,7 +48,8 @@ struct Weights {  // of one block
 };
 
 // `threads`: as if so many had been seen to share a call, which is what the work of one token is cut by.
-inline std::vector<float> run(const Kernels& k, const Ffn& ffn, const std::vector<float>& x, unsigned seed = 0, size_t threads = 1) {
+inline std::vector<float> run(const Kernels& k, const Ffn& ffn, const std::vector<float>& x, unsigned seed = 0,
+                              size_t threads = 1) {
   Scratch scratch;
   scratch.threads = threads;
   std::vector<float> y(x.size(), NAN);

@@ -14,8 +14,9 @@
 // chunk of kAxpyChunk list entries and column block, to multiples of max|h * scale| / kSteps. Half such a
 // step, times |integer|, is added to the bound for each product. The scalar variant does not round them, nor does
 // `stream` of so many tokens that it computes in float32. By tiles (Kernels::split) a product is up to five, and no
-// activation is rounded, but the weights of quantized formats are, to 2^-16 of each: gamma(3 * n + 4), and the same half step.
-// Tiles flush what is below 2^-126 to 0: n * 2^-98 is added; and what is within 2^-8 of the largest float may be infinite.
+// activation is rounded, but the weights of quantized formats are, to 2^-16 of each: gamma(3 * n + 4), and the same
+// half step. Tiles flush what is below 2^-126 to 0: n * 2^-98 is added; and what is within 2^-8 of the largest float
+// may be infinite.
 #ifndef PROSPARSE_KERNELS_H_
 #define PROSPARSE_KERNELS_H_
 
@@ -27,19 +28,19 @@
 namespace prosparse {
 
 constexpr size_t kAxpyChunk = 128;
-constexpr float kSteps = 32639.0f;  // 127 * 257: a rounded activation is 256 times a signed byte plus another
+constexpr float kSteps = 32639.0f;   // 127 * 257: a rounded activation is 256 times a signed byte plus another
 constexpr size_t kPadColumns = 128;  // activations and results are padded to this
 
 // Activations of some tokens, [tokens, cols]. Beyond cols everything is 0.
 struct Tokens {
-  const float* x;       // [tokens][stride]
+  const float* x;              // [tokens][stride]
   size_t count, cols, stride;  // stride: cols rounded up, at least to 16
   // Quantized formats only: x = scale * q, rounded to nearest.
-  const int16_t* q;     // [tokens][stride]
-  const int16_t* q_dot; // [tokens][stride], per line of Rows by field, then by word
-  const float* scale;   // [tokens][stride / 32]
-  const int32_t* starts; // [tokens][stride / 2], 16 per line: -field_offset times what q_dot's pairs add up to
-  const int32_t* sums;  // [tokens][stride / 32]: -field_offset times the sum of a block
+  const int16_t* q;       // [tokens][stride]
+  const int16_t* q_dot;   // [tokens][stride], per line of Rows by field, then by word
+  const float* scale;     // [tokens][stride / 32]
+  const int32_t* starts;  // [tokens][stride / 2], 16 per line: -field_offset times what q_dot's pairs add up to
+  const int32_t* sums;    // [tokens][stride / 32]: -field_offset times the sum of a block
   // The same, for groups of tokens side by side as `stream` reads them; see Kernels::float_group and int_group.
   const float* grouped_x;
   const int32_t* grouped_q;
@@ -58,13 +59,14 @@ inline Tokens one_of(const Tokens& x, size_t token) {
   return one;
 }
 
-// Of `count` tokens, `most` at a time, how many go side by side: groups of about one size, as a small one reads as much.
+// Of `count` tokens, `most` at a time, how many go side by side: groups of about one size, as a small one reads as
+// much.
 constexpr size_t group_size(size_t count, size_t most) {
   const size_t groups = (count + most - 1) / most;
   return groups == 0 ? 1 : (count + groups - 1) / groups;
 }
 
-constexpr size_t kTile = 60;          // rows that several tokens share while a cache holds them
+constexpr size_t kTile = 60;  // rows that several tokens share while a cache holds them
 constexpr size_t kMostTileColumns = 128;
 constexpr size_t kTokenTile = 4;
 
@@ -83,7 +85,8 @@ struct Part {
 
 struct FormatKernels {
   size_t split_tokens;  // from which `stream` reads split x; 0: never
-  size_t wide_tokens;  // from which `stream` of a quantized format makes weights float32 and reads grouped_x; it rounds no x then
+  size_t wide_tokens;  // from which `stream` of a quantized format makes weights float32 and reads grouped_x; it rounds
+                       // no x then
 
   // z[t * z_stride + r] = bias[r] + sum over c of w[r][c] * x[t][c], for the rows of panels [first, last)
   // and all tokens. z has room for whole panels.
@@ -102,20 +105,20 @@ struct FormatKernels {
 
   // For several tokens; float formats only.
 
-  // v[k * v_stride + t] += sum over c in [0, cols) of w[rows[k]][col + c] * x[t * x_stride + c], for k in [0, count) and
-  // all tokens. x is 0 beyond the end of a row. v_stride: tokens, rounded up to kTokenTile at least.
-  void (*tile)(const Rows& w, const float* x, size_t x_stride, size_t tokens, const int32_t* rows, size_t count, size_t col,
-               size_t cols, const Ahead& ahead, float* v, size_t v_stride);
+  // v[k * v_stride + t] += sum over c in [0, cols) of w[rows[k]][col + c] * x[t * x_stride + c], for k in [0, count)
+  // and all tokens. x is 0 beyond the end of a row. v_stride: tokens, rounded up to kTokenTile at least.
+  void (*tile)(const Rows& w, const float* x, size_t x_stride, size_t tokens, const int32_t* rows, size_t count,
+               size_t col, size_t cols, const Ahead& ahead, float* v, size_t v_stride);
 
   // `axpy` for every token's part of a tile, with the same bits: y[t * y_stride + j] += .... The parts list rows among
   // rows[0, count), which lie within [first, first + kTile). work has room for kTile * kMostTileColumns floats.
-  void (*add_lists)(const Rows& w, size_t first, const int32_t* rows, size_t count, size_t col, size_t cols, const Ahead& ahead,
-                    const Part* parts, size_t tokens, float* y, size_t y_stride, float* work);
+  void (*add_lists)(const Rows& w, size_t first, const int32_t* rows, size_t count, size_t col, size_t cols,
+                    const Ahead& ahead, const Part* parts, size_t tokens, float* y, size_t y_stride, float* work);
 
-  // `tile` for split tokens, [blocks of 16][steps] as Kernels::turn leaves them; null where there are no tiles. None of the
-  // rows is wild.
-  void (*tile_split)(const Rows& w, const uint8_t* x, size_t tokens, const int32_t* rows, size_t count, size_t col, size_t cols,
-                     const Ahead& ahead, float* v, size_t v_stride);
+  // `tile` for split tokens, [blocks of 16][steps] as Kernels::turn leaves them; null where there are no tiles. None of
+  // the rows is wild.
+  void (*tile_split)(const Rows& w, const uint8_t* x, size_t tokens, const int32_t* rows, size_t count, size_t col,
+                     size_t cols, const Ahead& ahead, float* v, size_t v_stride);
 };
 
 constexpr size_t axpy_work(size_t cols) {  // sums, scaled activations as float, then as pairs, their maxima
@@ -131,16 +134,16 @@ struct Kernels {
   // in the places of a and b; for I4 the two low ones first.
   bool digits;
   // Rounds one token of `stride` columns and sets what Tokens says of it. x is finite.
-  void (*quantize)(const float* x, size_t stride, Format format, int16_t* q, int16_t* q_dot, float* scale, int32_t* starts,
-                   int32_t* sums);
+  void (*quantize)(const float* x, size_t stride, Format format, int16_t* q, int16_t* q_dot, float* scale,
+                   int32_t* starts, int32_t* sums);
   // Lists the neurons k < count with !(z[k] <= threshold), in order, and packs their z. Writes up to
   // 16 entries beyond the result. active, a: room for count + 16. Returns how many.
   size_t (*compact)(const float* z, size_t count, float threshold, int32_t* active, float* a);
   FormatKernels of[kFormats];
 
-  // Tiles: `stream` of many tokens reads x in parts of 8 bits, each a bfloat16. `split` writes one row of 32 columns for each
-  // part into tiles of kSplitTile bytes, [steps of 32 columns][kSplitParts]; 16 tokens share a tile. `turn` makes a tile's
-  // pairs of columns its rows, as tile_split reads them.
+  // Tiles: `stream` of many tokens reads x in parts of 8 bits, each a bfloat16. `split` writes one row of 32 columns
+  // for each part into tiles of kSplitTile bytes, [steps of 32 columns][kSplitParts]; 16 tokens share a tile. `turn`
+  // makes a tile's pairs of columns its rows, as tile_split reads them.
   void (*split)(const float* x, size_t cols, uint8_t* row);
   void (*turn)(const uint8_t* tile, uint8_t* turned);
 };

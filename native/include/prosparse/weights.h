@@ -27,20 +27,22 @@ namespace prosparse {
 
 enum class Format { kF32, kF16, kBF16, kI8, kI4 };
 constexpr size_t kFormats = 5;
-constexpr size_t kLanes = 16;          // rows of a panel; floats of a vector on every ISA
-constexpr size_t kQuantBlock = 32;     // columns that share a scale
-constexpr size_t kPanelColumns = 64;   // columns between a quantized panel's scales
+constexpr size_t kLanes = 16;         // rows of a panel; floats of a vector on every ISA
+constexpr size_t kQuantBlock = 32;    // columns that share a scale
+constexpr size_t kPanelColumns = 64;  // columns between a quantized panel's scales
 constexpr size_t kLineBytes = 64;
 
 constexpr bool is_quantized(Format f) { return f == Format::kI8 || f == Format::kI4; }
 constexpr size_t element_bits(Format f) {
   return f == Format::kF32 ? 32 : f == Format::kI8 ? 8 : f == Format::kI4 ? 4 : 16;
 }
-constexpr size_t fields(Format f) { return 16 / element_bits(f); }      // per 16-bit word, quantized only
+constexpr size_t fields(Format f) { return 16 / element_bits(f); }  // per 16-bit word, quantized only
 constexpr int field_offset(Format f) { return f == Format::kI8 ? 128 : 8; }
 constexpr size_t round_up(size_t n, size_t multiple) { return (n + multiple - 1) / multiple * multiple; }
 // Bytes of kPanelColumns columns of a quantized panel, scales first.
-constexpr size_t panel_part_bytes(Format f) { return kPanelColumns / kQuantBlock * kLanes * 2 + kPanelColumns * kLanes * element_bits(f) / 8; }
+constexpr size_t panel_part_bytes(Format f) {
+  return kPanelColumns / kQuantBlock * kLanes * 2 + kPanelColumns * kLanes * element_bits(f) / 8;
+}
 constexpr size_t blocks_of(size_t cols) { return (cols + kQuantBlock - 1) / kQuantBlock; }
 
 // A matrix in a model file. `scales`, float16, is null for float formats. Either may begin at any byte.
@@ -58,7 +60,7 @@ struct Panels {
   size_t rows, cols;
   size_t panel_bytes;
   const uint8_t* wild;  // [count()], 16-bit formats: whether a weight of the panel is too large for tiles or no number
-  size_t ahead;  // bytes beyond what one token's stream reads that it asks the memory for; 0: none
+  size_t ahead;         // bytes beyond what one token's stream reads that it asks the memory for; 0: none
   size_t count() const { return (rows + kLanes - 1) / kLanes; }
 };
 
@@ -70,10 +72,10 @@ struct Rows {
   const uint16_t* scales;  // [rows][scale_stride], quantized only
   const float* bias;       // kDot: [rows]; kAxpy: [cols, rounded up to padded_cols]
   size_t rows, cols;
-  size_t padded_cols;      // multiple of 16; quantized: of a line's columns
+  size_t padded_cols;  // multiple of 16; quantized: of a line's columns
   size_t row_bytes;
-  size_t scale_stride;     // blocks of padded_cols
-  const uint8_t* wild;     // [rows], 16-bit formats in kDot order: as of Panels
+  size_t scale_stride;  // blocks of padded_cols
+  const uint8_t* wild;  // [rows], 16-bit formats in kDot order: as of Panels
 };
 
 // Column within its line of field `field` of word `word` (0 to 31).
