@@ -3,7 +3,7 @@ PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
 DEMO := out/demo.onnx
-SOURCES := $(shell find native prosparse_export graph_passes models/prosparse_models -name '*.py' -o -name '*.cc' -o -name '*.h' -o -name 'CMakeLists.txt')
+SOURCES := $(shell find native prosparse_export graph_passes models/prosparse_models -name '*.py' -o -name '*.cc' -o -name '*.h' -o -name '*.inc' -o -name 'CMakeLists.txt')
 
 .PHONY: demo test check docs clean
 
@@ -24,6 +24,7 @@ check: $(VENV)/installed-dev
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
 	$(BIN)/lint-imports
+	find native -name '*.h' -o -name '*.cc' -o -name '*.inc' | xargs $(BIN)/clang-format --dry-run --Werror
 	$(BIN)/python benchmarks/tables.py --check
 	NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build --quiet
 
