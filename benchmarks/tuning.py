@@ -1,16 +1,14 @@
-"""The kernels' cross-overs, measured: the library is built with other constants, and all builds take turns.
+"""Measure the kernels' tuning constants: builds of the library with other values take turns.
 
-    python benchmarks/tuning.py --threads 2                     # f32, TinyLlama's shape
+    python benchmarks/tuning.py --threads 2                     # every constant
     python benchmarks/tuning.py --constant prefetch --threads 1
 
-Two are of several tokens in float formats (native/src/tiles.cc): a neuron is computed for all tokens at once if it is
-active for one in `common` of them; up to `memory` tokens always. One is of single tokens and all formats
-(native/src/ffn.cc): rows are prefetched from d_model = `prefetch` on. One is of gate_proj and dense products of
-single tokens (native/src/dispatch.cc): `ahead` bytes further on are asked for. Two are of many tokens: panels of i8
-and i4 become float32 from `wide` tokens on (native/src/int_kernels.inc; measured without AMX, which takes so many),
-and AMX takes 16-bit and quantized formats from `split` tokens on (native/src/amx_kernels.inc). Printed: milliseconds
-a layer of the build that the head names, and each build's time as a multiple of it, medians of paired ratios: above 1
-it is slower. Needs cmake.
+Several tokens in float formats (native/src/tiles.cc): up_proj computes a neuron for all tokens if it is active for one
+in `common` of them; up to `memory` tokens it always does. One token (native/src/ffn.cc, native/src/dispatch.cc): rows
+are prefetched from d_model = `prefetch` on; gate_proj and Linear prefetch `distance` bytes ahead. Many tokens: I8 and
+I4 panels are widened to float32 from `widen` tokens on (native/src/gemm_panels_int.inc; measured without AMX), and AMX
+is used from `bf16x3` tokens on (native/src/amx_kernels.inc). Prints, per layer, the milliseconds of the build in the
+second column and the other builds' times as multiples of it, medians of paired ratios: above 1 is slower. Needs cmake.
 """
 
 from __future__ import annotations
@@ -36,24 +34,24 @@ CONSTANTS: dict[str, tuple[str, tuple[int, ...], int]] = {  # definition, values
     "common": ("PROSPARSE_COMMON", (1, 2, 4, 8, 16, 1000), 4),
     "memory": ("PROSPARSE_MEMORY_BOUND", (1, 2, 4, 8, 16), 4),
     "prefetch": ("PROSPARSE_FIRST_PREFETCHED", (0, 100_000), 0),
-    "ahead": ("PROSPARSE_STREAM_AHEAD", (0, 1024, 2048, 3072, 4096), 0),
-    "wide": ("PROSPARSE_WIDE_TOKENS", (2, 1_000_000), 1_000_000),
-    "split": ("PROSPARSE_SPLIT_TOKENS", (2, 1_000_000), 1_000_000),
+    "distance": ("PROSPARSE_PREFETCH_DISTANCE", (0, 1024, 2048, 3072, 4096), 0),
+    "widen": ("PROSPARSE_WIDEN_TOKENS", (2, 1_000_000), 1_000_000),
+    "bf16x3": ("PROSPARSE_BF16X3_TOKENS", (2, 1_000_000), 1_000_000),
 }
 CASES: dict[str, tuple[tuple[str, ...], tuple[str, ...], tuple[int, ...], tuple[float, ...]]] = {
     "common": (("tinyllama",), ("f32",), (8, 16, 32, 128), (0.5, 0.8, 0.89, 0.95)),
     "memory": (("tinyllama",), ("f32",), (2, 4, 8, 16), (0.5, 0.89)),
     "prefetch": (("smollm2", "tinyllama"), ("f32", "bf16", "i8", "i4"), (1,), (0.89,)),
-    "ahead": (("tinyllama",), ("f32", "bf16", "i8", "i4"), (1,), (0.89,)),
-    "wide": (("tinyllama",), ("i8", "i4"), (4, 8, 12, 16, 24, 32, 128), (0.89,)),
-    "split": (("tinyllama",), ("f16", "bf16", "i8", "i4"), (4, 8, 16, 32, 128), (0.89,)),
+    "distance": (("tinyllama",), ("f32", "bf16", "i8", "i4"), (1,), (0.89,)),
+    "widen": (("tinyllama",), ("i8", "i4"), (4, 8, 12, 16, 24, 32, 128), (0.89,)),
+    "bf16x3": (("tinyllama",), ("f16", "bf16", "i8", "i4"), (4, 8, 16, 32, 128), (0.89,)),
 }
 
 
 def build(folder: Path, name: str, value: int) -> Path:
     """Build the library with one constant and return its path."""
     place = folder / f"{name}-{value}"
-    definition = f"-DPROSPARSE_CROSSOVERS={CONSTANTS[name][0]}={value}"
+    definition = f"-DPROSPARSE_TUNING={CONSTANTS[name][0]}={value}"
     for command in (
         ["cmake", "-S", str(KERNELS), "-B", str(place), "-DCMAKE_BUILD_TYPE=Release", definition],
         ["cmake", "--build", str(place), "-j2", "--target", "prosparse_ops"],
@@ -70,10 +68,10 @@ def sessions(layers: FfnLayers, sparsity: float, threads: int, libraries: Mappin
 def rows(name: str, threads: int, rounds: int, folder: Path) -> Iterator[str]:
     """Yield the lines of one constant's table."""
     _, values, base = CONSTANTS[name]
-    if name == "wide" and library_info().isa_used == "avx512-amx":
+    if name == "widen" and library_info().isa_used == "avx512-amx":
         os.environ["PROSPARSE_ISA"] = "avx512-vnni"
-    elif name == "split" and library_info().isa_used != "avx512-amx":
-        yield "\nsplit: left out, this machine has no AMX"
+    elif name == "bf16x3" and library_info().isa_used != "avx512-amx":
+        yield "\nbf16x3: left out, this machine has no AMX"
         return
     libraries = {value: build(folder, name, value) for value in values}
     own = str(base)

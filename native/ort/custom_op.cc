@@ -12,10 +12,9 @@ const Operator& self(const CustomOp* op) { return *static_cast<const Operator*>(
 
 Operator make_operator(Kind kind, Format format, Format down) {
   static const char* const kinds[] = {"SparseGatedFFN", "SparseFFN", "Linear"};
-  static const char* const formats[] = {"F32", "F16", "BF16", "I8", "I4"};
   Operator op{};
-  op.name = std::string(kinds[static_cast<size_t>(kind)]) + formats[static_cast<size_t>(format)];
-  if (down != format) op.name += formats[static_cast<size_t>(down)];
+  op.name = std::string(kinds[static_cast<size_t>(kind)]) + spec(format).name;
+  if (down != format) op.name += spec(down).name;
   op.kind = kind;
   op.format = format;
   op.down = down;
@@ -55,11 +54,14 @@ Operator make_operator(Kind kind, Format format, Format down) {
 const CustomOp* const* custom_ops() {
   static const std::vector<Operator> operators = [] {
     std::vector<Operator> all;
-    for (const Format format : {Format::kF32, Format::kF16, Format::kBF16, Format::kI8, Format::kI4}) {
-      for (const Kind kind : {Kind::kGated, Kind::kPlain, Kind::kLinear})
-        all.push_back(make_operator(kind, format, format));
+    for (const FormatSpec& f : kFormatSpecs) {
+      for (const Kind kind : {Kind::kGated, Kind::kUngated, Kind::kLinear}) {
+        all.push_back(make_operator(kind, f.format, f.format));
+      }
     }
-    for (const Kind kind : {Kind::kGated, Kind::kPlain}) all.push_back(make_operator(kind, Format::kI4, Format::kI8));
+    for (const MixedFormat& f : kMixedFormats) {
+      for (const Kind kind : {Kind::kGated, Kind::kUngated}) all.push_back(make_operator(kind, f.gate_up, f.down));
+    }
     return all;
   }();
   static const std::vector<const CustomOp*> pointers = [] {

@@ -10,13 +10,13 @@
 
 namespace prosparse::ort {
 
-enum class Kind { kGated, kPlain, kLinear };
+enum class Kind { kGated, kUngated, kLinear };
 
 struct Operator : CustomOp {
   std::string name;  // SparseGatedFFNI4
   Kind kind;
   Format format;  // of all matrices but down_proj
-  Format down;    // both are quantized, or neither
+  Format down;    // the same, or of kMixedFormats
 };
 
 // One node's kernel. Concurrent calls of `compute` are safe.

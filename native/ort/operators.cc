@@ -12,6 +12,7 @@
 
 #include "../src/dispatch.h"
 #include "../src/ffn.h"
+#include "../src/file_pages.h"
 #include "../src/pack.h"
 #include "custom_op.h"
 #include "tensor.h"
@@ -95,7 +96,7 @@ class Node : public Kernel {
     // Stored rows of I4 end with a block, so a Linear's last block may be used in part; an FFN knows d_model.
     const bool fits = !x.shape.empty() && (x.shape.back() == static_cast<int64_t>(d_in_) ||
                                            (linear_ && ffn_.gate.format == Format::kI4 && x.shape.back() > 0 &&
-                                            blocks_of(static_cast<size_t>(x.shape.back())) == blocks_of(d_in_)));
+                                            groups_of(static_cast<size_t>(x.shape.back())) == groups_of(d_in_)));
     if (!fits) {
       throw InvalidArgument(where_ + ": x: expected shape [..., " + std::to_string(d_in_) + "], got " +
                             to_string(x.shape));
@@ -138,9 +139,9 @@ class Node : public Kernel {
 
   static void drop(const Weight& weight) {
     const Matrix& matrix = weight.matrix;
-    drop_file_pages(matrix.data, weight.bytes);
+    drop_file_pages(matrix.data, matrix.rows * stored_row_bytes(matrix.format, matrix.cols));
     if (matrix.scales != nullptr)
-      drop_file_pages(matrix.scales, matrix.rows * blocks_of(matrix.cols) * sizeof(uint16_t));
+      drop_file_pages(matrix.scales, matrix.rows * groups_of(matrix.cols) * sizeof(uint16_t));
   }
 
   void pack(const std::vector<Weight>& weights) {

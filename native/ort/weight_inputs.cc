@@ -9,7 +9,7 @@ namespace {
 
 std::vector<std::string> matrix_names(Kind kind) {
   if (kind == Kind::kGated) return {"_gate", "_up", "_down"};
-  if (kind == Kind::kPlain) return {"_up", "_down"};
+  if (kind == Kind::kUngated) return {"_up", "_down"};
   return {""};
 }
 
@@ -19,15 +19,13 @@ Format format_of(const Operator& op, size_t matrix) {
   return matrix + 1 == matrix_names(op.kind).size() ? op.down : op.format;
 }
 
-ElementType weight_type(Format format) {
-  switch (format) {
-    case Format::kF32: return kFloat;
-    case Format::kF16: return kFloat16;
-    case Format::kBF16: return kBFloat16;
-    case Format::kI8: return kInt8;
-    case Format::kI4: return kUint8;
-  }
-  return kUndefined;
+// Whether a stored element is a byte of several weights.
+bool is_packed(Format format) { return element_bits(format) < 8; }
+
+// Elements of a stored row.
+int64_t stored_elements(Format format, int64_t columns) {
+  const size_t stored = static_cast<size_t>(columns);
+  return static_cast<int64_t>(is_packed(format) ? stored_row_bytes(format, stored) : stored);
 }
 
 Tensor constant_input(const Operator& op, const Api& api, const KernelInfo* info, size_t index,
@@ -46,17 +44,88 @@ void expect_shape(const Tensor& tensor, const std::vector<int64_t>& expected, co
                         to_string(tensor.shape));
 }
 
-// Throws if a float16 among `scales`, [rows, blocks], is NaN or infinite: its exponent is all ones.
+// Throws if a float16 among `scales`, [rows, groups], is NaN or infinite: its exponent is all ones.
 void expect_finite(const Tensor& scales, const std::string& what) {
-  const size_t blocks = static_cast<size_t>(scales.shape[1]), count = static_cast<size_t>(scales.shape[0]) * blocks;
+  const size_t groups = static_cast<size_t>(scales.shape[1]), count = static_cast<size_t>(scales.shape[0]) * groups;
   const char* const data = static_cast<const char*>(scales.data);
   for (size_t i = 0; i < count; ++i) {
     uint16_t bits;
     std::memcpy(&bits, data + i * sizeof(bits), sizeof(bits));
     if ((bits & 0x7C00) != 0x7C00) continue;
     throw InvalidArgument(what + ": expected finite scales, got " + ((bits & 0x3FF) != 0 ? "NaN" : "infinity") +
-                          " in row " + std::to_string(i / blocks) + ", block " + std::to_string(i % blocks));
+                          " in row " + std::to_string(i / groups) + ", block " + std::to_string(i % groups));
   }
+}
+
+// The node whose inputs are read.
+struct Node {
+  const Operator& op;
+  const Api& api;
+  const KernelInfo* info;
+  const std::string& where;
+
+  Tensor input(size_t index, const std::string& name) const {
+    return constant_input(op, api, info, index, where + ": " + name);
+  }
+};
+
+// What the other shapes have to agree with.
+std::string beside(const std::vector<std::string>& names, const Tensor& first) {
+  return "w" + names[0] + " " + to_string(first.shape);
+}
+
+// The first matrix, [rows, columns as stored]; its rows are whole groups where the format pads them.
+Tensor read_first(const Node& node, const std::vector<std::string>& names) {
+  const Tensor w = node.input(1, "w" + names[0]);
+  const std::string what = node.where + ": w" + names[0];
+  if (w.shape.size() != 2 || w.shape[0] < 1 || w.shape[1] < 1) {
+    const char* const expected = node.op.kind == Kind::kLinear ? "[d_out, d_in]" : "[d_ff, d_model]";
+    throw InvalidArgument(what + ": expected shape " + expected + ", got " + to_string(w.shape));
+  }
+  const int64_t group_bytes = static_cast<int64_t>(stored_row_bytes(node.op.format, 1));
+  if (is_packed(node.op.format) && w.shape[1] % group_bytes != 0) {
+    throw InvalidArgument(what + ": expected rows of whole groups of " + std::to_string(group_bytes) + " bytes, got " +
+                          to_string(w.shape));
+  }
+  return w;
+}
+
+// The number of columns. Formats of several weights per byte store whole groups, so that it follows from down_proj's
+// bias, [d_model]. A Linear has no such input: its rows end with a group.
+int64_t read_columns(const Node& node, const std::vector<std::string>& names, const Tensor& first) {
+  const Format format = node.op.format;
+  if (!is_packed(format)) return first.shape[1];
+  if (node.op.kind == Kind::kLinear) return first.shape[1] * static_cast<int64_t>(8 / element_bits(format));
+  const Tensor b = node.input(names.size() * inputs_per_matrix(node.op), "b_down");
+  if (b.shape.size() != 1 || b.shape[0] < 1 || stored_elements(format, b.shape[0]) != first.shape[1]) {
+    throw InvalidArgument(node.where + ": b_down: expected shape [d_model] to go with " + beside(names, first) +
+                          ", got " + to_string(b.shape));
+  }
+  return b.shape[0];
+}
+
+Weight read_matrix(const Node& node, const std::vector<std::string>& names, size_t m, const Tensor& first,
+                   int64_t columns) {
+  const size_t step = inputs_per_matrix(node.op), at = 1 + m * step;
+  const Format format = format_of(node.op, m);
+  const int64_t rows = first.shape[0];
+  const auto expect = [&](const Tensor& tensor, const std::vector<int64_t>& shape, const char* letter) {
+    expect_shape(tensor, shape, node.where + ": " + letter + names[m], beside(names, first));
+  };
+  const Tensor w = node.input(at, "w" + names[m]);
+  expect(w, {rows, stored_elements(format, columns)}, "w");
+  Weight weight{{format, w.data, nullptr, static_cast<size_t>(rows), static_cast<size_t>(columns)}, nullptr};
+  if (is_quantized(format)) {
+    const Tensor s = node.input(at + 1, "s" + names[m]);
+    expect(s, {rows, static_cast<int64_t>(groups_of(weight.matrix.cols))}, "s");
+    expect_finite(s, node.where + ": s" + names[m]);
+    weight.matrix.scales = s.data;
+  }
+  const Tensor b = node.input(at + step - 1, "b" + names[m]);
+  const bool is_down = node.op.kind != Kind::kLinear && m + 1 == names.size();
+  expect(b, {is_down ? columns : rows}, "b");
+  weight.bias = b.data;
+  return weight;
 }
 
 }  // namespace
@@ -66,71 +135,17 @@ size_t input_count(const Operator& op) { return 1 + matrix_names(op.kind).size()
 ElementType input_type(const Operator& op, size_t index) {
   if (index == 0) return kFloat;
   const size_t step = inputs_per_matrix(op), matrix = (index - 1) / step, place = (index - 1) % step;
-  if (place == 0) return weight_type(format_of(op, matrix));
+  if (place == 0) return static_cast<ElementType>(spec(format_of(op, matrix)).onnx_type);
   return place + 1 == step ? kFloat : kFloat16;
 }
 
 std::vector<Weight> read_weights(const Operator& op, const Api& api, const KernelInfo* info, const std::string& where) {
+  const Node node{op, api, info, where};
   const std::vector<std::string> names = matrix_names(op.kind);
-  const size_t step = inputs_per_matrix(op);
-  const bool is_linear = op.kind == Kind::kLinear;
-  const char* const shape_text = is_linear ? "[d_out, d_in]" : "[d_ff, d_model]";
+  const Tensor first = read_first(node, names);
+  const int64_t columns = read_columns(node, names, first);
   std::vector<Weight> weights;
-  std::vector<int64_t> shape;  // [rows, columns] as stored, of the first: for I4, columns are bytes
-  std::string beside;          // what the other shapes have to agree with
-  // An I4 matrix has whole blocks only, so its number of columns is known from a bias: down_proj's, of [d_model].
-  // A Linear's is not; its rows end with a block.
-  int64_t columns = 0;
-  for (size_t m = 0; m < names.size(); ++m) {
-    const size_t first = 1 + m * step;
-    const Format format = format_of(op, m);
-    const Tensor w = constant_input(op, api, info, first, where + ": w" + names[m]);
-    if (m == 0) {
-      if (w.shape.size() != 2 || w.shape[0] < 1 || w.shape[1] < 1) {
-        throw InvalidArgument(where + ": w" + names[m] + ": expected shape " + shape_text + ", got " +
-                              to_string(w.shape));
-      }
-      shape = w.shape;
-      beside = "w" + names[0] + " " + to_string(shape);
-      columns = shape[1];
-      if (format == Format::kI4) {
-        if (shape[1] % 16 != 0) {
-          throw InvalidArgument(where + ": w" + names[m] + ": expected rows of whole blocks of 16 bytes, got " +
-                                to_string(shape));
-        }
-        columns = shape[1] * 2;
-        if (!is_linear) {
-          const size_t last = names.size() * step;
-          const Tensor b = constant_input(op, api, info, last, where + ": b_down");
-          if (b.shape.size() != 1 || b.shape[0] < 1 ||
-              blocks_of(static_cast<size_t>(b.shape[0])) * 16 != static_cast<size_t>(shape[1])) {
-            throw InvalidArgument(where + ": b_down: expected shape [d_model] to go with " + beside + ", got " +
-                                  to_string(b.shape));
-          }
-          columns = b.shape[0];
-        }
-      }
-    }
-    const int64_t stored =
-        format == Format::kI4 ? static_cast<int64_t>(blocks_of(static_cast<size_t>(columns)) * 16) : columns;
-    expect_shape(w, {shape[0], stored}, where + ": w" + names[m], beside);
-    Weight weight{{format, w.data, nullptr, static_cast<size_t>(shape[0]), static_cast<size_t>(columns)},
-                  nullptr,
-                  static_cast<size_t>(w.shape[0] * w.shape[1]) * (format == Format::kF32 ? 4
-                                                                  : is_quantized(format) ? 1
-                                                                                         : 2)};
-    if (is_quantized(format)) {
-      const Tensor s = constant_input(op, api, info, first + 1, where + ": s" + names[m]);
-      expect_shape(s, {shape[0], static_cast<int64_t>(blocks_of(weight.matrix.cols))}, where + ": s" + names[m],
-                   beside);
-      expect_finite(s, where + ": s" + names[m]);
-      weight.matrix.scales = s.data;
-    }
-    const Tensor b = constant_input(op, api, info, first + step - 1, where + ": b" + names[m]);
-    expect_shape(b, {!is_linear && m + 1 == names.size() ? columns : shape[0]}, where + ": b" + names[m], beside);
-    weight.bias = b.data;
-    weights.push_back(weight);
-  }
+  for (size_t m = 0; m < names.size(); ++m) weights.push_back(read_matrix(node, names, m, first, columns));
   return weights;
 }
 

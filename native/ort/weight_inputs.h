@@ -16,11 +16,10 @@ ElementType input_type(const Operator& op, size_t index);
 struct Weight {
   Matrix matrix;
   const void* bias;  // float32
-  size_t bytes;
 };
 
-// The matrices in the order of the inputs: gate, up, down; up, down; or the one of Linear. All of
-// an FFN's have as many rows and columns. Throws InvalidArgument, beginning with `where`.
+// The matrices in the order of the inputs: gate, up, down; up, down; or the one of Linear. An FFN's all
+// have the same numbers of rows and columns. Throws InvalidArgument, beginning with `where`.
 std::vector<Weight> read_weights(const Operator& op, const Api& api, const KernelInfo* info, const std::string& where);
 
 }  // namespace prosparse::ort

@@ -75,12 +75,12 @@ const std::vector<Variant>& compiled_variants() {
   return variants;
 }
 
-size_t stream_ahead(Format format) {
+size_t prefetch_distance(Format format) {
 #if defined(__x86_64__)
-#ifdef PROSPARSE_STREAM_AHEAD
-  return PROSPARSE_STREAM_AHEAD;
+#ifdef PROSPARSE_PREFETCH_DISTANCE
+  return PROSPARSE_PREFETCH_DISTANCE;
 #endif
-  // Measured by benchmarks/crossovers.py on a Xeon with AMX. On Zen 4 integers took up to twice as long.
+  // Measured by benchmarks/tuning.py on a Xeon with AMX. On Zen 4 integers took up to twice as long.
   if (__builtin_cpu_is("intel")) return 3072;
   if (has_avx512()) return 0;
   // Zen 3: four times the bytes of 64 columns in integers, between whose lines there is too much to compute for the

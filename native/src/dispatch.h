@@ -28,7 +28,7 @@ struct Choice {
 Choice choose_variant(const char* forced);
 
 // Bytes ahead at which one token's stream of a panel asks the memory for more; 0: the processor does that well itself.
-size_t stream_ahead(Format format);
+size_t prefetch_distance(Format format);
 
 // "avx512, avx2, scalar"
 std::string variant_names(bool supported_only, const char* quote = "");

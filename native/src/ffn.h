@@ -2,8 +2,9 @@
 #ifndef PROSPARSE_FFN_H_
 #define PROSPARSE_FFN_H_
 
-#include "activations.h"
+#include "parallel.h"
 #include "prosparse/kernels.h"
+#include "scratch.h"
 
 namespace prosparse {
 
@@ -13,11 +14,11 @@ struct Ffn {
   bool gated;
   Panels gate;  // gate_proj, or up_proj where there is no gate: always computed whole
   Rows up;      // gated only, of gate's format
-  Rows down;    // of gate's format, or both are quantized
+  Rows down;    // of gate's format, or of kMixedFormats
   size_t d_model, d_ff;
   Activation activation;
   float threshold;
-  bool dense;  // treat every neuron as active, with an activation of 0 where it is not: for comparisons
+  bool dense;  // the dense baseline: list every neuron, with an activation of 0 where it is inactive
 };
 
 // y[t, :] = b_down + sum over active k of  a_k * v_k * w_down[k, :]            [tokens, d_model]
@@ -28,15 +29,15 @@ struct Ffn {
 //   kSilu: a_k = silu(z_k) = z_k / (1 + exp(-z_k)), and k is active unless |a_k| <= threshold
 //   v_k = b_up[k] + w_up[k, :] . x[t, :]; for kDrelu 0 if that is <= 0; 1 where there is no gate
 //
-// Rows of w_up and w_down of inactive neurons do not enter: a NaN or Inf there is hidden, where the dense form
-// gives 0 * Inf = NaN. y may not overlap x. The same bits for any number of threads. What one token holds, a NaN or
-// an infinity too, shows in no other's result; but with a gate, in a float format and with more than 4 tokens in a
-// call, it may change how the others' are rounded. May throw std::bad_alloc, with y written in part.
+// Rows of w_up and w_down of inactive neurons are not read: a NaN or Inf there does not show, where the dense form
+// gives 0 * Inf = NaN. y may not overlap x. The same bits for any number of threads. Tokens are independent, NaN and
+// Inf included, except that with a gate, in a float format and with more than 4 tokens in a call, one token may change
+// how the others are rounded. May throw std::bad_alloc, with y written in part.
 void run_ffn(const Kernels& kernels, const Ffn& ffn, const float* x, size_t tokens, float* y, const Parallel& parallel,
              Scratch& scratch);
 
 // y[t, :] = bias + x[t, :] . w^T                                               [tokens, w.rows]
-// x is [tokens, cols]; cols is w.cols, or less within the last block of 32 of a quantized matrix.
+// x is [tokens, cols]; cols is w.cols, or less within the last group of a quantized matrix.
 void run_linear(const Kernels& kernels, const Panels& w, const float* x, size_t tokens, size_t cols, float* y,
                 const Parallel& parallel, Scratch& scratch);
 

@@ -1,32 +1,11 @@
 // AVX-512 with VNNI: Cascade Lake and later, Zen 4 and later.
-#include "prosparse/kernels.h"
-
 #if defined(__x86_64__)
 #include <immintrin.h>
 
-#include <cstring>
-#include <type_traits>
-#include <utility>
-
 #define PROSPARSE_TARGET "avx512f,avx512bw,avx512dq,avx512vl,avx512vnni,avx2,fma,f16c"
-#define PROSPARSE_ATTRIBUTE __attribute__((target(PROSPARSE_TARGET)))
+#define PROSPARSE_SIMD "simd_avx512.inc"
 #define PROSPARSE_DOT4
-#include "target_begin.inc"
+#include "variant.inc"
 
-namespace prosparse {
-namespace {
-
-// clang-format off: each needs those above it
-#include "simd_avx512.inc"
-#include "float_kernels.inc"
-#include "tile_kernels.inc"
-#include "int_kernels.inc"
-// clang-format on
-
-}  // namespace
-#include "target_end.inc"
-
-const Kernels kAvx512VnniKernels = PROSPARSE_TABLE("avx512-vnni");
-
-}  // namespace prosparse
+constexpr prosparse::Kernels prosparse::kAvx512VnniKernels = kernel_table("avx512-vnni");
 #endif

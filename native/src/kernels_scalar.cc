@@ -1,12 +1,14 @@
 // The reference: one double accumulator per result, rounded once, activations as they are. Slow on purpose;
 // compiled with -ffp-contract=off so that it has the same bits on every machine.
-#include "pack.h"
+#include <utility>
+
+#include "packed_weight.h"
 #include "prosparse/kernels.h"
 
 namespace prosparse {
 namespace {
 
-void stream(const Panels& w, size_t first, size_t last, const Tokens& x, float* z, size_t z_stride) {
+void gemm_panels(const Panels& w, size_t first, size_t last, const Tokens& x, float* z, size_t z_stride) {
   for (size_t r = first * kLanes; r < last * kLanes && r < w.rows; ++r) {
     for (size_t t = 0; t < x.count; ++t) {
       double sum = w.bias[r];
@@ -16,8 +18,8 @@ void stream(const Panels& w, size_t first, size_t last, const Tokens& x, float* 
   }
 }
 
-void dot(const Rows& w, const Tokens& x, size_t token, const int32_t* active, size_t count, size_t col, size_t cols,
-         bool, float* u) {
+void gather_dot(const Rows& w, const Tokens& x, size_t token, const int32_t* active, size_t count, size_t col,
+                size_t cols, bool, float* u) {
   for (size_t k = 0; k < count; ++k) {
     const size_t row = static_cast<size_t>(active[k]);
     double sum = col == 0 ? w.bias[row] : u[k];
@@ -28,8 +30,8 @@ void dot(const Rows& w, const Tokens& x, size_t token, const int32_t* active, si
   }
 }
 
-void axpy(const Rows& w, const int32_t* active, const float* h, size_t count, size_t col, size_t cols, bool, float* y,
-          void*) {
+void scatter_axpy(const Rows& w, const int32_t* active, const float* h, size_t count, size_t col, size_t cols, bool,
+                  float* y, void*) {
   for (size_t j = 0; j < cols && col + j < w.cols; ++j) {
     double sum = y[j];
     for (size_t k = 0; k < count; ++k) {
@@ -39,8 +41,8 @@ void axpy(const Rows& w, const int32_t* active, const float* h, size_t count, si
   }
 }
 
-void tile(const Rows& w, const float* x, size_t x_stride, size_t tokens, const int32_t* rows, size_t count, size_t col,
-          size_t cols, const Ahead&, float* v, size_t v_stride) {
+void gather_gemm(const Rows& w, const float* x, size_t x_stride, size_t tokens, const int32_t* rows, size_t count,
+                 size_t col, size_t cols, const PrefetchRows&, float* v, size_t v_stride) {
   for (size_t k = 0; k < count; ++k) {
     for (size_t t = 0; t < tokens; ++t) {
       double sum = v[k * v_stride + t];
@@ -52,22 +54,25 @@ void tile(const Rows& w, const float* x, size_t x_stride, size_t tokens, const i
   }
 }
 
-void add_lists(const Rows& w, size_t, const int32_t*, size_t, size_t col, size_t cols, const Ahead&, const Part* parts,
-               size_t tokens, float* y, size_t y_stride, float*) {
+void scatter_gemm(const Rows& w, size_t, const int32_t*, size_t, size_t col, size_t cols, const PrefetchRows&,
+                  const ScatterList* lists, size_t tokens, float* y, size_t y_stride, float*) {
   for (size_t t = 0; t < tokens; ++t)
-    axpy(w, parts[t].active, parts[t].h, parts[t].count, col, cols, false, y + t * y_stride, nullptr);
+    scatter_axpy(w, lists[t].active, lists[t].h, lists[t].count, col, cols, false, y + t * y_stride, nullptr);
 }
 
-// Nothing here reads what is rounded.
+// No kernel here reads rounded activations.
 void quantize(const float*, size_t, Format, int16_t*, int16_t*, float*, int32_t*, int32_t*) {}
 
 #include "compact.inc"
 
-constexpr FormatKernels kAny = {0, 0, stream, dot, axpy, tile, add_lists, nullptr};
+template <size_t... f>
+constexpr Kernels scalar_table(std::index_sequence<f...>) {
+  constexpr FormatKernels kAny = {0, 0, gemm_panels, gather_dot, scatter_axpy, gather_gemm, scatter_gemm, nullptr};
+  return {"scalar", 1, 1, false, quantize, compact, {(static_cast<void>(f), kAny)...}, nullptr, nullptr};
+}
 
 }  // namespace
 
-const Kernels kScalarKernels = {"scalar", 1,      1, false, quantize, compact, {kAny, kAny, kAny, kAny, kAny},
-                                nullptr,  nullptr};
+constexpr Kernels kScalarKernels = scalar_table(std::make_index_sequence<kFormats>());
 
 }  // namespace prosparse

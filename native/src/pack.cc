@@ -1,14 +1,13 @@
 #include "pack.h"
 
 #include <algorithm>
-#include <array>
 #include <cstring>
+#include <type_traits>
+#include <utility>
 #include <vector>
 
 #include "dispatch.h"
-#include "half.h"
 #include "in_parallel.h"
-#include "prosparse/kernels.h"
 
 namespace prosparse {
 namespace {
@@ -25,34 +24,32 @@ T element(const void* array, size_t i) {
 
 size_t panel_bytes(Format format, size_t cols) {
   if (!is_quantized(format)) return cols * kLanes * element_bits(format) / 8;
-  return (cols + kPanelColumns - 1) / kPanelColumns * panel_part_bytes(format);
+  return (cols + kPanelColumns - 1) / kPanelColumns * panel_step_bytes(format);
 }
 
-size_t line_columns(Format format) { return is_quantized(format) ? fields(format) * kQuantBlock : kLanes; }
+size_t line_columns(Format format) { return is_quantized(format) ? fields(format) * kGroupColumns : kLanes; }
 
-// From one row to the next. Rows a multiple of 4 KiB apart would push each other out of the L1 cache.
+// From one row to the next. Rows a multiple of 4 KiB apart would evict each other from the L1 cache.
 size_t row_bytes(Format format, size_t cols) {
   const size_t bytes = round_up(cols, line_columns(format)) * element_bits(format) / 8;
   return bytes % 4096 == 0 ? bytes + kLineBytes : bytes;
 }
 
-size_t scale_stride(size_t cols) { return round_up(blocks_of(cols), kLanes); }
+size_t scale_stride(size_t cols) { return round_up(groups_of(cols), kLanes); }
 
 // The unsigned integers of one row of a model file, `cols` rounded up to 128 of them: padding is weight 0.
+template <Format format>
 void read_row(const Matrix& w, size_t row, uint8_t* out) {
-  if (w.format == Format::kI8) {
-    const uint8_t* in = static_cast<const uint8_t*>(w.data) + row * w.cols;
-    for (size_t c = 0; c < w.cols; ++c) out[c] = in[c] ^ 0x80;  // + 128
-    std::memset(out + w.cols, 128, round_up(w.cols, 128) - w.cols);
-    return;
-  }
-  const size_t bytes = blocks_of(w.cols) * kQuantBlock / 2;
+  constexpr size_t kBits = element_bits(format), kPerByte = 8 / kBits;
+  constexpr unsigned kMask = (1u << kBits) - 1,
+                     kAdded = static_cast<unsigned>(field_offset(format) - spec(format).stored_offset);
+  const size_t bytes = stored_row_bytes(format, w.cols);
   const uint8_t* in = static_cast<const uint8_t*>(w.data) + row * bytes;
   for (size_t i = 0; i < bytes; ++i) {
-    out[2 * i] = in[i] & 15;
-    out[2 * i + 1] = in[i] >> 4;
+    for (size_t j = 0; j < kPerByte; ++j)
+      out[kPerByte * i + j] = static_cast<uint8_t>(((in[i] >> (j * kBits)) + kAdded) & kMask);
   }
-  std::memset(out + w.cols, 8, round_up(w.cols, 128) - w.cols);
+  std::memset(out + w.cols, field_offset(format), round_up(w.cols, 128) - w.cols);
 }
 
 template <class T>
@@ -67,48 +64,55 @@ void interleave(const Matrix& w, size_t panel, T* out) {
   }
 }
 
-// The bits of `word`, 32 bits of a row in a model file, as they lie in a lane of a panel's line.
+// The bits of `word`, 32 bits of a row in a model file, as they are in a lane of a panel's line.
 template <Format format>
 uint32_t lane_bits(uint32_t word) {
-  if (format == Format::kI8) {
+  static_assert(element_bits(format) == 8 || element_bits(format) == 4);
+  if (element_bits(format) == 8) {
     word ^= 0x80808080;  // + 128
     return (word & 0xff0000ff) | (word & 0xff00) << 8 | (word >> 8 & 0xff00);
   }
-  const auto squeezed = [](uint32_t bytes) {  // four nibbles from the low halves of four bytes
+  const auto squeezed = [](uint32_t bytes) {  // the low halves of four bytes side by side
     bytes = (bytes | bytes >> 4) & 0x00ff00ff;
     return (bytes | bytes >> 8) & 0xffff;
   };
   return squeezed(word & 0x0f0f0f0f) | squeezed(word >> 4 & 0x0f0f0f0f) << 16;
 }
 
-// One row of a model file as lane_bits has it, in `count` words: padding is weight 0.
+// A value of `bits` bits, in every place of 32 bits.
+constexpr uint32_t repeated(int value, size_t bits) {
+  return static_cast<uint32_t>(value) * (0xffffffffu / ((1u << bits) - 1));
+}
+
+// One row of a model file as lane_bits has it, in `count` words: padding is weight 0, whatever the file has there.
 template <Format format>
 void lane_words(const Matrix& w, size_t row, uint32_t* out, size_t count) {
-  const size_t bytes = format == Format::kI8 ? w.cols : blocks_of(w.cols) * kQuantBlock / 2;
+  constexpr size_t kBits = element_bits(format), kPerByte = 8 / kBits;
+  constexpr uint8_t kPadding = static_cast<uint8_t>(repeated(spec(format).stored_offset, kBits));
+  const size_t bytes = stored_row_bytes(format, w.cols), used = (w.cols + kPerByte - 1) / kPerByte;
   uint8_t* stored = reinterpret_cast<uint8_t*>(out);
-  std::memcpy(stored, static_cast<const uint8_t*>(w.data) + row * bytes, bytes);
-  std::memset(stored + bytes, format == Format::kI8 ? 0 : 0x88, count * sizeof(uint32_t) - bytes);
-  if (format == Format::kI4) {  // what the file has in its padding is nothing to us
-    if (w.cols % 2 != 0) stored[w.cols / 2] = static_cast<uint8_t>((stored[w.cols / 2] & 15) | 0x80);
-    std::memset(stored + (w.cols + 1) / 2, 0x88, bytes - (w.cols + 1) / 2);
+  std::memcpy(stored, static_cast<const uint8_t*>(w.data) + row * bytes, used);
+  if (w.cols % kPerByte != 0) {
+    const unsigned kept = (1u << w.cols % kPerByte * kBits) - 1;
+    stored[used - 1] = static_cast<uint8_t>((stored[used - 1] & kept) | (kPadding & ~kept));
   }
+  std::memset(stored + used, kPadding, count * sizeof(uint32_t) - used);
   for (size_t i = 0; i < count; ++i) out[i] = lane_bits<format>(out[i]);
 }
 
 template <Format format>
 void interleave_integers(const Matrix& w, size_t panel, uint8_t* out) {
   constexpr size_t kLines = kPanelColumns / (2 * fields(format));
-  const size_t stride = round_up(w.cols, kPanelColumns) * element_bits(format) / 32, blocks = blocks_of(w.cols);
+  const size_t stride = round_up(w.cols, kPanelColumns) * element_bits(format) / 32, groups = groups_of(w.cols);
   const size_t rows = std::min(kLanes, w.rows - panel * kLanes);
-  std::vector<uint32_t> words(kLanes * stride,
-                              field_offset(format) * (format == Format::kI8 ? 0x01010101u : 0x11111111u));
+  std::vector<uint32_t> words(kLanes * stride, repeated(field_offset(format), element_bits(format)));
   for (size_t r = 0; r < rows; ++r) lane_words<format>(w, panel * kLanes + r, &words[r * stride], stride);
   for (size_t c = 0; c < w.cols; c += kPanelColumns) {
     uint16_t* scales = reinterpret_cast<uint16_t*>(out);
-    for (size_t b = 0; b < 2; ++b) {
-      const size_t block = c / kQuantBlock + b;
-      for (size_t r = 0; r < rows && block < blocks; ++r) {
-        scales[b * kLanes + r] = element<uint16_t>(w.scales, (panel * kLanes + r) * blocks + block);
+    for (size_t g = 0; g < kPanelColumns / kGroupColumns; ++g) {
+      const size_t group = c / kGroupColumns + g;
+      for (size_t r = 0; r < rows && group < groups; ++r) {
+        scales[g * kLanes + r] = element<uint16_t>(w.scales, (panel * kLanes + r) * groups + group);
       }
     }
     uint32_t* lines = reinterpret_cast<uint32_t*>(out + 2 * kLanes * sizeof(uint16_t));
@@ -125,13 +129,13 @@ template <Format format, RowOrder order>
 void lay_row(const Matrix& w, size_t row, uint8_t* out) {
   constexpr size_t N = fields(format), kBits = element_bits(format);
   constexpr size_t kRun =
-      order == RowOrder::kDot ? kQuantBlock / N : kQuantBlock;  // words, and columns from field to field
+      order == RowOrder::kDot ? kGroupColumns / N : kGroupColumns;  // words, and columns from field to field
   std::vector<uint8_t> integers(round_up(w.cols, 128));
-  read_row(w, row, integers.data());
+  read_row<format>(w, row, integers.data());
   uint16_t* words = reinterpret_cast<uint16_t*>(out);
-  for (size_t c = 0; c < w.cols; c += N * kQuantBlock, words += kQuantBlock) {
-    uint16_t line[kQuantBlock];
-    for (size_t first = 0; first < kQuantBlock; first += kRun) {
+  for (size_t c = 0; c < w.cols; c += N * kGroupColumns, words += kGroupColumns) {
+    uint16_t line[kGroupColumns];
+    for (size_t first = 0; first < kGroupColumns; first += kRun) {
       const uint8_t* q = &integers[c + first * N];
       for (size_t i = 0; i < kRun; ++i) {
         unsigned word = 0;
@@ -151,42 +155,50 @@ void lay_row(const Matrix& w, size_t row, uint8_t* out) {
 }
 
 template <Format format>
-void lay_row(const Matrix& w, RowOrder order, size_t row, uint8_t* out) {
-  return order == RowOrder::kDot ? lay_row<format, RowOrder::kDot>(w, row, out)
-                                 : lay_row<format, RowOrder::kAxpy>(w, row, out);
+void pack_panel(const Matrix& w, size_t panel, uint8_t* out) {
+  if constexpr (is_quantized(format)) {
+    interleave_integers<format>(w, panel, out);
+  } else {
+    using T = std::conditional_t<element_bits(format) == 32, uint32_t, uint16_t>;
+    interleave(w, panel, reinterpret_cast<T*>(out));
+  }
 }
 
-// word * N + field of a column within its line: word_column the other way round.
-size_t place_of(RowOrder order, Format format, size_t column) {
-  static const auto places = [] {
-    std::array<std::array<std::array<uint8_t, 4 * kQuantBlock>, 2>, 2> all{};
-    for (const RowOrder o : {RowOrder::kDot, RowOrder::kAxpy}) {
-      for (const Format f : {Format::kI8, Format::kI4}) {
-        const size_t N = fields(f);
-        for (size_t place = 0; place < N * kQuantBlock; ++place) {
-          all[o == RowOrder::kDot][f == Format::kI8][word_column(o, f, place / N, place % N)] =
-              static_cast<uint8_t>(place);
-        }
-      }
-    }
-    return all;
-  }();
-  return places[order == RowOrder::kDot][format == Format::kI8][column];
+template <Format format>
+void pack_row(const Matrix& w, RowOrder order, size_t row, uint8_t* out) {
+  if constexpr (is_quantized(format)) {
+    return order == RowOrder::kDot ? lay_row<format, RowOrder::kDot>(w, row, out)
+                                   : lay_row<format, RowOrder::kAxpy>(w, row, out);
+  } else {
+    const size_t bytes = stored_row_bytes(format, w.cols);
+    std::memcpy(out, static_cast<const uint8_t*>(w.data) + row * bytes, bytes);
+  }
 }
 
-// Whether tiles can take these rows; see kernels.h. Numbers without their sign are in the order of their bits.
-bool is_wild(const Matrix& w, size_t first, size_t last) {
+struct Packer {
+  void (*panel)(const Matrix&, size_t, uint8_t*);
+  void (*row)(const Matrix&, RowOrder, size_t, uint8_t*);
+};
+
+template <size_t... f>
+Packer packer_for(Format format, std::index_sequence<f...>) {
+  static constexpr Packer packers[] = {{pack_panel<static_cast<Format>(f)>, pack_row<static_cast<Format>(f)>}...};
+  return packers[static_cast<size_t>(format)];
+}
+
+Packer packer_for(Format format) { return packer_for(format, std::make_index_sequence<kFormats>()); }
+
+// FormatSpec::bf16_limit. Without their sign, floats are in the order of their bits.
+bool is_out_of_range(const Matrix& w, size_t first, size_t last) {
   const uint8_t* in = static_cast<const uint8_t*>(w.data) + first * w.cols * sizeof(uint16_t);
   const size_t count = (std::min(last, w.rows) - first) * w.cols;
-  uint32_t most;
-  std::memcpy(&most, &kSplitMostWeight, sizeof(most));
-  const uint16_t limit = w.format == Format::kF16 ? 0x7c00 : static_cast<uint16_t>(most >> 16);
-  bool wild = false;
-  for (size_t i = 0; i < count; ++i) wild |= (element<uint16_t>(in, i) & 0x7fff) >= limit;
-  return wild;
+  const uint16_t limit = spec(w.format).bf16_limit;
+  bool out_of_range = false;
+  for (size_t i = 0; i < count; ++i) out_of_range |= (element<uint16_t>(in, i) & 0x7fff) >= limit;
+  return out_of_range;
 }
 
-bool may_be_wild(Format format) { return format == Format::kF16 || format == Format::kBF16; }
+bool has_limit(Format format) { return spec(format).bf16_limit != 0; }
 
 const float* copy_bias(const void* bias, size_t count, size_t padded, Arena& arena) {
   float* copy = reinterpret_cast<float*>(arena.take(padded * sizeof(float)));
@@ -211,22 +223,18 @@ size_t rows_bytes(const Matrix& w) {
 }
 
 Panels pack_panels(const Matrix& w, const void* bias, Arena& arena, unsigned threads) {
-  Panels p{w.format, nullptr, nullptr, w.rows, w.cols, panel_bytes(w.format, w.cols), nullptr, stream_ahead(w.format)};
+  Panels p{
+      w.format, nullptr, nullptr, w.rows, w.cols, panel_bytes(w.format, w.cols), nullptr, prefetch_distance(w.format)};
   uint8_t* data = arena.take(p.count() * p.panel_bytes + kSlack);
-  uint8_t* wild = may_be_wild(w.format) ? arena.take(p.count()) : nullptr;
+  uint8_t* out_of_range = has_limit(w.format) ? arena.take(p.count()) : nullptr;
+  const Packer packer = packer_for(w.format);
   in_parallel(p.count(), threads, [&](size_t i) {
     uint8_t* out = data + i * p.panel_bytes;
-    if (wild != nullptr) wild[i] = is_wild(w, i * kLanes, (i + 1) * kLanes);
-    switch (w.format) {
-      case Format::kF32: return interleave(w, i, reinterpret_cast<uint32_t*>(out));
-      case Format::kF16:
-      case Format::kBF16: return interleave(w, i, reinterpret_cast<uint16_t*>(out));
-      case Format::kI8: return interleave_integers<Format::kI8>(w, i, out);
-      case Format::kI4: return interleave_integers<Format::kI4>(w, i, out);
-    }
+    if (out_of_range != nullptr) out_of_range[i] = is_out_of_range(w, i * kLanes, (i + 1) * kLanes);
+    packer.panel(w, i, out);
   });
   p.data = data;
-  p.wild = wild;
+  p.out_of_range = out_of_range;
   p.bias = copy_bias(bias, w.rows, round_up(w.rows, kLanes), arena);
   return p;
 }
@@ -240,59 +248,24 @@ Rows pack_rows(const Matrix& w, const void* bias, RowOrder order, Arena& arena, 
   p.row_bytes = row_bytes(w.format, w.cols);
   p.scale_stride = scale_stride(w.cols);
   uint8_t* data = arena.take(w.rows * p.row_bytes + kSlack);
-  const size_t size = element_bits(w.format) / 8, blocks = blocks_of(w.cols);
+  const size_t scale_bytes = groups_of(w.cols) * sizeof(uint16_t);
   uint16_t* scales =
       is_quantized(w.format) ? reinterpret_cast<uint16_t*>(arena.take(w.rows * p.scale_stride * 2 + kSlack)) : nullptr;
-  uint8_t* wild = may_be_wild(w.format) && order == RowOrder::kDot ? arena.take(w.rows) : nullptr;
+  uint8_t* out_of_range = has_limit(w.format) && order == RowOrder::kDot ? arena.take(w.rows) : nullptr;
+  const Packer packer = packer_for(w.format);
   in_parallel(w.rows, threads, [&](size_t r) {
     uint8_t* out = data + r * p.row_bytes;
-    if (wild != nullptr) wild[r] = is_wild(w, r, r + 1);
+    if (out_of_range != nullptr) out_of_range[r] = is_out_of_range(w, r, r + 1);
     if (scales != nullptr)
-      std::memcpy(scales + r * p.scale_stride, static_cast<const uint8_t*>(w.scales) + r * blocks * 2, blocks * 2);
-    if (w.format == Format::kI8) return lay_row<Format::kI8>(w, order, r, out);
-    if (w.format == Format::kI4) return lay_row<Format::kI4>(w, order, r, out);
-    std::memcpy(out, static_cast<const uint8_t*>(w.data) + r * w.cols * size, w.cols * size);
+      std::memcpy(scales + r * p.scale_stride, static_cast<const uint8_t*>(w.scales) + r * scale_bytes, scale_bytes);
+    packer.row(w, order, r, out);
   });
   p.data = data;
   p.scales = scales;
-  p.wild = wild;
+  p.out_of_range = out_of_range;
   p.bias = order == RowOrder::kDot ? copy_bias(bias, w.rows, w.rows, arena)
                                    : copy_bias(bias, w.cols, round_up(w.cols, 128), arena);
   return p;
-}
-
-double panel_weight(const Panels& w, size_t row, size_t col) {
-  const uint8_t* panel = w.data + row / kLanes * w.panel_bytes;
-  const size_t lane = row % kLanes;
-  switch (w.format) {
-    case Format::kF32: return reinterpret_cast<const float*>(panel)[col * kLanes + lane];
-    case Format::kF16: return f16_to_float(reinterpret_cast<const uint16_t*>(panel)[col * kLanes + lane]);
-    case Format::kBF16: return bf16_to_float(reinterpret_cast<const uint16_t*>(panel)[col * kLanes + lane]);
-    default: break;
-  }
-  const size_t N = fields(w.format), bits = element_bits(w.format);
-  panel += col / kPanelColumns * panel_part_bytes(w.format);
-  const float scale =
-      f16_to_float(reinterpret_cast<const uint16_t*>(panel)[col % kPanelColumns / kQuantBlock * kLanes + lane]);
-  const size_t line = col % kPanelColumns / (2 * N), place = col % (2 * N);
-  const uint32_t word = reinterpret_cast<const uint32_t*>(panel + 2 * kLanes * 2)[line * kLanes + lane];
-  const int value = static_cast<int>(word >> (place % 2 * 16 + place / 2 * bits) & ((1u << bits) - 1));
-  return static_cast<double>(scale) * (value - field_offset(w.format));
-}
-
-double row_weight(const Rows& w, RowOrder order, size_t row, size_t col) {
-  const uint8_t* data = w.data + row * w.row_bytes;
-  switch (w.format) {
-    case Format::kF32: return reinterpret_cast<const float*>(data)[col];
-    case Format::kF16: return f16_to_float(reinterpret_cast<const uint16_t*>(data)[col]);
-    case Format::kBF16: return bf16_to_float(reinterpret_cast<const uint16_t*>(data)[col]);
-    default: break;
-  }
-  const size_t N = fields(w.format), bits = element_bits(w.format), block = col / kQuantBlock;
-  const size_t place = place_of(order, w.format, col % (N * kQuantBlock));
-  const unsigned word = reinterpret_cast<const uint16_t*>(data + block / N * kLineBytes)[place / N];
-  const int value = static_cast<int>(word >> (place % N * bits) & ((1u << bits) - 1));
-  return static_cast<double>(f16_to_float(w.scales[row * w.scale_stride + block])) * (value - field_offset(w.format));
 }
 
 }  // namespace prosparse

@@ -111,7 +111,7 @@ std::string create(const CustomOp& op, const KernelInfo& info) {
 }
 
 // Every allocation that a node's creation makes fails once, alone or with all that follow.
-void test_every_allocation(BlockFormat format, const char* name) {
+void test_every_allocation(FfnFormat format, const char* name) {
   static const ElementType types[] = {kFloat, kFloat16, kBFloat16, kInt8, kUint8};
   std::mt19937 rng(1);
   const int64_t d_ff = 70, d_model = 50;

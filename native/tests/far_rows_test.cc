@@ -1,6 +1,7 @@
 // Rows, scales, panels and biases beyond 2^32 bytes and 2^32 elements, for each variant, format and kernel.
-#include "activations.h"
+#include "gate_gemm.h"
 #include "matrices.h"
+#include "quantize_activations.h"
 #include "sparse_memory.h"
 
 using namespace prosparse;
@@ -10,7 +11,7 @@ namespace {
 
 size_t cases = 0;
 constexpr size_t kCols = 256, kFew = 16, kTokens = 5;
-constexpr size_t kFirst = (size_t{1} << 28) + 5 * 60 * kLanes;  // of a panel and of a tile of kTile rows
+constexpr size_t kFirst = (size_t{1} << 28) + 5 * 60 * kLanes;  // of a panel and of a tile of kTileRows rows
 static_assert(kFirst % kLanes == 0);
 constexpr size_t kRows = kFirst + kFew;
 const Parallel kSerial{run_serially, nullptr};
@@ -67,8 +68,8 @@ void test_format(const Kernels& k, Format f) {
   const SparseMemory z(2 * kRows * sizeof(float));
   for (const size_t tokens : {size_t{1}, size_t{2}}) {
     Scratch scratch;
-    const Tokens prepared = prepare(k, f, far.panels.count(), x.data(), tokens, kCols, kSerial, scratch);
-    run.stream(far.panels, kFirst / kLanes, kRows / kLanes, prepared, z.as<float>(), kRows);
+    const Tokens prepared = quantize_activations(k, f, far.panels.count(), x.data(), tokens, kCols, kSerial, scratch);
+    run.gemm_panels(far.panels, kFirst / kLanes, kRows / kLanes, prepared, z.as<float>(), kRows);
     for (size_t r = 0; r < kFew * tokens; ++r) {
       double bound = 0.0;
       const double exact = row_sum(far.few, r % kFew, &x[r / kFew * kCols], far.few_bias[r % kFew], rounds, &bound);
@@ -78,10 +79,10 @@ void test_format(const Kernels& k, Format f) {
   std::vector<int32_t> active;
   for (size_t r = 0; r < kFew; r += 2) active.push_back(static_cast<int32_t>(kFirst + r));
   Scratch scratch;
-  const Tokens prepared = prepare(k, f, 0, x.data(), kTokens, kCols, kSerial, scratch);
+  const Tokens prepared = quantize_activations(k, f, 0, x.data(), kTokens, kCols, kSerial, scratch);
   for (const bool prefetch : {false, true}) {
     std::vector<float> u(active.size());
-    run.dot(far.dot, prepared, 1, active.data(), active.size(), 0, kCols, prefetch, u.data());
+    run.gather_dot(far.dot, prepared, 1, active.data(), active.size(), 0, kCols, prefetch, u.data());
     for (size_t i = 0; i < u.size(); ++i) {
       double bound = 0.0;
       const double exact = row_sum(far.few, 2 * i, &x[kCols], far.few_bias[2 * i], rounds, &bound);
@@ -90,8 +91,8 @@ void test_format(const Kernels& k, Format f) {
   }
   const std::vector<float> h = normals(rng, active.size());
   std::vector<float> y(kTokens * kCols, 0.0f);
-  run.axpy(far.axpy, active.data(), h.data(), active.size(), 0, kCols, true, y.data(),
-           scratch.work.get<uint8_t>(axpy_work(kCols)));
+  run.scatter_axpy(far.axpy, active.data(), h.data(), active.size(), 0, kCols, true, y.data(),
+                   scratch.work.get<uint8_t>(scatter_axpy_work_bytes(kCols)));
   for (size_t c = 0; c < kCols; ++c) {
     double exact = 0.0, magnitude = 0.0, largest = 1e-30, integers = 0.0;
     for (size_t i = 0; i < active.size(); ++i) {
@@ -105,23 +106,24 @@ void test_format(const Kernels& k, Format f) {
     expect(k, f, "axpy", y[c], exact, gamma_bound(active.size() + 6) * (magnitude + rounding) + rounding);
   }
   if (is_quantized(f)) return;
-  const Ahead none{nullptr, 0, 0};
+  const PrefetchRows none{nullptr, 0, 0};
   std::vector<float> v(kFew * 2 * kLanes, 0.0f);
-  run.tile(far.dot, x.data(), kCols, kTokens, active.data(), active.size(), 0, kCols, none, v.data(), 2 * kLanes);
+  run.gather_gemm(far.dot, x.data(), kCols, kTokens, active.data(), active.size(), 0, kCols, none, v.data(),
+                  2 * kLanes);
   for (size_t i = 0; i < active.size() * kTokens; ++i) {
     double bound = 0.0;
     const double exact = row_sum(far.few, i / kTokens * 2, &x[i % kTokens * kCols], 0.0, false, &bound);
     expect(k, f, "tile", v[i / kTokens * 2 * kLanes + i % kTokens], exact, bound);
   }
   std::vector<float> alone(kCols, 0.0f);
-  run.axpy(far.axpy, active.data(), h.data(), active.size(), 0, kCols, false, alone.data(), nullptr);
+  run.scatter_axpy(far.axpy, active.data(), h.data(), active.size(), 0, kCols, false, alone.data(), nullptr);
   for (const size_t tokens : {size_t{1}, kTokens}) {  // with few entries row by row, with many from a copy
-    const std::vector<Part> parts(kTokens, Part{active.data(), h.data(), active.size()});
+    const std::vector<ScatterList> parts(kTokens, ScatterList{active.data(), h.data(), active.size()});
     std::fill(y.begin(), y.end(), 0.0f);
     Buffer work;
-    run.add_lists(far.axpy, kFirst, active.data(), active.size(), 0, kCols, none, parts.data(), tokens, y.data(), kCols,
-                  work.get<float>(kTile * kMostTileColumns));
-    for (size_t c = 0; c < tokens * kCols; ++c) expect(k, f, "add_lists", y[c], alone[c % kCols], 0.0);
+    run.scatter_gemm(far.axpy, kFirst, active.data(), active.size(), 0, kCols, none, parts.data(), tokens, y.data(),
+                     kCols, work.get<float>(kTileRows * kMaxTileColumns));
+    for (size_t c = 0; c < tokens * kCols; ++c) expect(k, f, "scatter_gemm", y[c], alone[c % kCols], 0.0);
   }
 }
 

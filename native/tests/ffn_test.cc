@@ -1,5 +1,6 @@
 // The whole operators, for each variant and format: against double precision, and their promises about order.
 #include "random_ffn.h"
+#include "silu.h"
 
 using namespace prosparse;
 using namespace prosparse::testing;
@@ -60,7 +61,7 @@ void expect_block(const Kernels& k, const Weights& w, const std::vector<float>& 
   }
 }
 
-void test_block(const Kernels& k, BlockFormat format, size_t d_model, size_t d_ff, size_t tokens, bool gated,
+void test_block(const Kernels& k, FfnFormat format, size_t d_model, size_t d_ff, size_t tokens, bool gated,
                 Activation activation, float threshold) {
   std::mt19937 rng(static_cast<unsigned>(d_model + tokens));
   const Weights weights(format, d_model, d_ff, gated, activation, threshold, rng);
@@ -77,10 +78,10 @@ void test_block(const Kernels& k, BlockFormat format, size_t d_model, size_t d_f
 }
 
 // So many activations that tiles share their columns (tiles.cc): three of the tokens, and the order of tasks.
-void test_wide(const Kernels& k, BlockFormat format) {
+void test_wide(const Kernels& k, FfnFormat format) {
   constexpr size_t kModel = 2100, kTokens = 128;
   std::mt19937 rng(7);
-  const Weights weights(format, kModel, 50 * kTile + 5, true, Activation::kRelu, 35.0f, rng);
+  const Weights weights(format, kModel, 50 * kTileRows + 5, true, Activation::kRelu, 35.0f, rng);
   const std::vector<float> x = normals(rng, kTokens * kModel), y = run(k, weights.ffn, x);
   CHECK(run(k, weights.ffn, x, 1) == y, "%s: the order of tasks changes the bits of many wide tokens", k.isa);
   for (const std::ptrdiff_t t : {0, 62, 127}) {
@@ -93,7 +94,7 @@ void test_wide(const Kernels& k, BlockFormat format) {
 }
 
 // Every neuron active, none active, or as it comes.
-void test_extremes(const Kernels& k, BlockFormat format, size_t d_model, size_t d_ff, size_t tokens) {
+void test_extremes(const Kernels& k, FfnFormat format, size_t d_model, size_t d_ff, size_t tokens) {
   std::mt19937 rng(static_cast<unsigned>(d_model + d_ff));
   Weights weights(format, d_model, d_ff, true, Activation::kRelu, 0.0f, rng);
   const std::vector<float> x = normals(rng, tokens * d_model), bias = weights.b_gate;
@@ -112,7 +113,7 @@ void test_extremes(const Kernels& k, BlockFormat format, size_t d_model, size_t 
 void test_boundary(const Kernels& k) {
   std::mt19937 rng(1);
   const float t = 0.25f;
-  Weights w(kBlockFormats[0], 1, 1, true, Activation::kRelu, t, rng);
+  Weights w(kFfnFormats[0], 1, 1, true, Activation::kRelu, t, rng);
   const float one = 1.0f;
   for (Stored* s : {&w.gate, &w.up, &w.down}) std::memcpy(s->data.data(), &one, 4);
   w.b_gate = w.b_up = w.b_down = {0.0f};
@@ -154,7 +155,7 @@ void test_silu(const Kernels& k) {
   CHECK(found == 3 && active[0] == 2 && active[1] == 3 && active[2] == 4, "magnitudes: %zu are active", found);
 
   std::mt19937 rng(1);
-  Weights w(kBlockFormats[0], 1, 1, true, Activation::kSilu, 0.25f, rng);
+  Weights w(kFfnFormats[0], 1, 1, true, Activation::kSilu, 0.25f, rng);
   const float one = 1.0f;
   for (Stored* s : {&w.gate, &w.up, &w.down}) std::memcpy(s->data.data(), &one, 4);
   w.b_gate = w.b_up = w.b_down = {0.0f};
@@ -192,7 +193,7 @@ void test_linear(const Kernels& k, Format format, size_t rows, size_t cols, size
 int main(int argc, char** argv) {
   const bool brief = is_brief(argc, argv);
   for (const Kernels* k : variants_to_test(argc, argv)) {
-    for (const BlockFormat f : kBlockFormats) {
+    for (const FfnFormat f : kFfnFormats) {
       for (const size_t tokens : {0, 1, 2, 9, 33}) {
         if ((brief || f.mixed()) && tokens > 9)
           continue;  // a mixed block's own part is which kernel takes which matrix

@@ -23,14 +23,14 @@ void poison(const Weights& weights, size_t row, size_t which, Weights& broken) {
   broken.pack();
 }
 
-void test_hidden_rows(const Kernels& k, BlockFormat format, size_t tokens, bool gated) {
+void test_hidden_rows(const Kernels& k, FfnFormat format, size_t tokens, bool gated) {
   static const char* const kinds[] = {"NaN", "+Inf", "-Inf"};
   std::mt19937 rng(static_cast<unsigned>(tokens));
   const size_t d_model = 96, d_ff = 130;
   const bool rounds = is_quantized(format.down) && &k != &kScalarKernels;
   const Weights weights(format, d_model, d_ff, gated, Activation::kRelu, 0.0f, rng);
   Weights broken(format, d_model, d_ff, gated, Activation::kRelu, 0.0f, rng);
-  const std::vector<float> x = normals(rng, tokens * d_model), tame = run(k, weights.ffn, x);
+  const std::vector<float> x = normals(rng, tokens * d_model), in_range = run(k, weights.ffn, x);
   for (const size_t row : {size_t{0}, size_t{64}, d_ff - 1}) {
     for (size_t which = 0; which < 3; ++which) {
       poison(weights, row, which, broken);
@@ -42,7 +42,7 @@ void test_hidden_rows(const Kernels& k, BlockFormat format, size_t tokens, bool 
         shown += z > bound;
         for (size_t j = 0; j < d_model; ++j) {
           ++cases;
-          const float actual = y[t * d_model + j], expected = tame[t * d_model + j];
+          const float actual = y[t * d_model + j], expected = in_range[t * d_model + j];
           if (z > bound && !is_quantized(format.down)) {
             CHECK(!std::isfinite(actual), "%s %s hides a %s of an active row", k.isa, format.name(), kinds[which]);
           }
@@ -61,10 +61,10 @@ void test_hidden_rows(const Kernels& k, BlockFormat format, size_t tokens, bool 
 
 int main(int argc, char** argv) {
   for (const Kernels* k : variants_to_test(argc, argv)) {
-    for (const BlockFormat format : kBlockFormats) {
+    for (const FfnFormat format : kFfnFormats) {
       for (const bool gated : {true, false}) {
         for (const size_t tokens : {1, 3, 14, 67}) {
-          if (tokens > 14 && k->of[static_cast<size_t>(format.format)].split_tokens == 0) continue;
+          if (tokens > 14 && k->of[static_cast<size_t>(format.format)].bf16x3_tokens == 0) continue;
           if (k != &kScalarKernels || tokens == 3) test_hidden_rows(*k, format, tokens, gated);
         }
       }

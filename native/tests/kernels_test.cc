@@ -1,6 +1,7 @@
 // Each variant of the kernels, in each format, against double precision, with the contract's own bound.
-#include "activations.h"
+#include "gate_gemm.h"
 #include "matrices.h"
+#include "quantize_activations.h"
 
 using namespace prosparse;
 using namespace prosparse::testing;
@@ -48,19 +49,19 @@ void test_stream(const Kernels& k, Format f, size_t rows, size_t cols, size_t to
     CHECK(panel_weight(panels, r, cols - 1 - r % cols) == w.at(r, cols - 1 - r % cols), "%s packed wrongly",
           kFormatNames[static_cast<size_t>(f)]);
   Scratch scratch;
-  const Tokens prepared = prepare(k, f, panels.count(), x.data(), tokens, cols, kSerial, scratch);
+  const Tokens prepared = quantize_activations(k, f, panels.count(), x.data(), tokens, cols, kSerial, scratch);
   const size_t stride = panels.count() * kLanes + 3;
   std::vector<float> z(tokens * stride, -7.0f), split(z);
-  stream_all(k, panels, 0, panels.count(), prepared, scratch, z.data(), stride);
+  gate_gemm(k, panels, 0, panels.count(), prepared, scratch, z.data(), stride);
   const size_t half = panels.count() / 2;
-  stream_all(k, panels, 0, half, prepared, scratch, split.data(), stride);
-  stream_all(k, panels, half, panels.count(), prepared, scratch, split.data(), stride);
+  gate_gemm(k, panels, 0, half, prepared, scratch, split.data(), stride);
+  gate_gemm(k, panels, half, panels.count(), prepared, scratch, split.data(), stride);
   for (size_t t = 0; t < tokens; ++t) {
     for (size_t r = 0; r < rows; ++r) {
       double bound = 0.0;
       const double exact = row_sum(
           w, r, &x[t * cols], bias[r],
-          rounds(k, f) && (prepared.split != nullptr || tokens < k.of[static_cast<size_t>(f)].wide_tokens), &bound);
+          rounds(k, f) && (prepared.bf16x3 != nullptr || tokens < k.of[static_cast<size_t>(f)].widen_tokens), &bound);
       expect(k, f, "stream", z[t * stride + r], exact, bound, cols);
       CHECK(z[t * stride + r] == split[t * stride + r], "%s stream depends on the split", k.isa);
     }
@@ -81,10 +82,10 @@ void test_poisoned_panels(const Kernels& k, Format f, size_t tokens) {
   Arena arena(panels_bytes(w.matrix));
   const Panels panels = pack_panels(w.matrix, bias.data(), arena, 2);
   Scratch scratch;
-  const Tokens prepared = prepare(k, f, panels.count(), x.data(), tokens, cols, kSerial, scratch);
+  const Tokens prepared = quantize_activations(k, f, panels.count(), x.data(), tokens, cols, kSerial, scratch);
   const size_t stride = panels.count() * kLanes;
   std::vector<float> z(tokens * stride);
-  stream_all(k, panels, 0, panels.count(), prepared, scratch, z.data(), stride);
+  gate_gemm(k, panels, 0, panels.count(), prepared, scratch, z.data(), stride);
   for (size_t t = 0; t < tokens; ++t) {
     for (size_t r = 0; r < rows; ++r) {
       double bound = 0.0;
@@ -119,13 +120,14 @@ void test_dot(const Kernels& k, Format f, size_t cols, double density) {
   Arena arena(rows_bytes(w.matrix));
   const Rows packed = pack_rows(w.matrix, bias.data(), RowOrder::kDot, arena, 2);
   Scratch scratch;
-  const Tokens prepared = prepare(k, f, 0, x.data(), 2, cols, kSerial, scratch);
+  const Tokens prepared = quantize_activations(k, f, 0, x.data(), 2, cols, kSerial, scratch);
   const FormatKernels& run = k.of[static_cast<size_t>(f)];
   std::vector<float> u(active.size() + 1, -7.0f), other(u), tiled(u);
-  run.dot(packed, prepared, 1, active.data(), active.size(), 0, cols, true, u.data());
-  run.dot(packed, prepared, 1, active.data(), active.size(), 0, cols, false, other.data());
+  run.gather_dot(packed, prepared, 1, active.data(), active.size(), 0, cols, true, u.data());
+  run.gather_dot(packed, prepared, 1, active.data(), active.size(), 0, cols, false, other.data());
   for (size_t c = 0; c < cols; c += 256)
-    run.dot(packed, prepared, 1, active.data(), active.size(), c, std::min<size_t>(256, cols - c), true, tiled.data());
+    run.gather_dot(packed, prepared, 1, active.data(), active.size(), c, std::min<size_t>(256, cols - c), true,
+                   tiled.data());
   for (size_t i = 0; i < active.size(); ++i) {
     double bound = 0.0;
     const double exact = row_sum(w, static_cast<size_t>(active[i]), &x[cols], bias[static_cast<size_t>(active[i])],
@@ -135,7 +137,7 @@ void test_dot(const Kernels& k, Format f, size_t cols, double density) {
            bound * (1 + 0x1p-20) + (&k == &kScalarKernels ? bound + std::abs(exact) * 0x1p-22 : 0.0), cols);
     CHECK(u[i] == other[i], "%s dot depends on prefetching", k.isa);
     float alone = 0.0f;
-    run.dot(packed, prepared, 1, &active[i], 1, 0, cols, true, &alone);
+    run.gather_dot(packed, prepared, 1, &active[i], 1, 0, cols, true, &alone);
     CHECK(alone == u[i], "%s dot depends on the split", k.isa);
   }
   CHECK(u.back() == -7.0f, "%s dot wrote past its end", k.isa);
@@ -155,10 +157,11 @@ void test_axpy(const Kernels& k, Format f, size_t rows, size_t cols, double dens
   const FormatKernels& run = k.of[static_cast<size_t>(f)];
   Buffer work;
   std::vector<float> y(start), split(start);
-  run.axpy(packed, active.data(), h.data(), active.size(), 0, cols, true, y.data(), work.get<uint8_t>(axpy_work(cols)));
+  run.scatter_axpy(packed, active.data(), h.data(), active.size(), 0, cols, true, y.data(),
+                   work.get<uint8_t>(scatter_axpy_work_bytes(cols)));
   for (size_t c = 0; c < cols; c += 128) {
-    run.axpy(packed, active.data(), h.data(), active.size(), c, std::min<size_t>(128, cols - c), false,
-             split.data() + c, work.get<uint8_t>(axpy_work(cols)));
+    run.scatter_axpy(packed, active.data(), h.data(), active.size(), c, std::min<size_t>(128, cols - c), false,
+                     split.data() + c, work.get<uint8_t>(scatter_axpy_work_bytes(cols)));
   }
   for (size_t j = 0; j < cols; ++j) {
     double exact = start[j], magnitude = std::abs(start[j]), rounding = 0.0;
@@ -168,8 +171,8 @@ void test_axpy(const Kernels& k, Format f, size_t rows, size_t cols, double dens
       magnitude += std::abs(h[i] * w.at(r, j));
       if (!rounds(k, f)) continue;
       double largest = 1e-30;  // of this chunk of the list, in this block of columns
-      for (size_t o = i / kAxpyChunk * kAxpyChunk; o < std::min(active.size(), (i / kAxpyChunk + 1) * kAxpyChunk);
-           ++o) {
+      for (size_t o = i / kScatterChunk * kScatterChunk;
+           o < std::min(active.size(), (i / kScatterChunk + 1) * kScatterChunk); ++o) {
         largest = std::max(largest, std::abs(h[o] * w.scale(static_cast<size_t>(active[o]), j)));
       }
       rounding += 0.51 * largest / kSteps * w.integers[r * cols + j];
@@ -179,15 +182,15 @@ void test_axpy(const Kernels& k, Format f, size_t rows, size_t cols, double dens
   }
 }
 
-// tile and add_lists: several tokens at once, against double precision and against axpy.
+// tile and scatter_gemm: several tokens at once, against double precision and against axpy.
 void test_tokens(const Kernels& k, Format f, size_t cols, size_t tokens, double density) {
   std::mt19937 rng(static_cast<unsigned>(cols * 5 + tokens));
-  const size_t first = 7, rows = first + kTile;  // a tile need not begin at row 0
+  const size_t first = 7, rows = first + kTileRows;  // a tile need not begin at row 0
   Stored w(f, rows, cols, rng);
   std::vector<std::vector<int32_t>> active(tokens);
   std::vector<std::vector<float>> h(tokens);
   std::vector<int32_t> used;
-  std::vector<Part> parts;
+  std::vector<ScatterList> parts;
   for (size_t t = 0; t < tokens; ++t) {
     for (size_t r = first; r < rows; ++r) {
       if (std::bernoulli_distribution(density)(rng)) active[t].push_back(static_cast<int32_t>(r));
@@ -210,15 +213,15 @@ void test_tokens(const Kernels& k, Format f, size_t cols, size_t tokens, double 
     const std::vector<float> values = normals(rng, cols);
     std::copy(values.begin(), values.end(), x.begin() + static_cast<std::ptrdiff_t>(t * padded));
   }
-  const Ahead none{nullptr, 0, 0}, next{used.data(), used.size(), 0};
+  const PrefetchRows none{nullptr, 0, 0}, next{used.data(), used.size(), 0};
   std::vector<float> v(used.size() * v_stride + 1, 0.5f), other(v);
-  run.tile(up, x.data(), padded, tokens, used.data(), used.size(), 0, cols, none, v.data(), v_stride);
-  run.tile(up, x.data(), padded, tokens, used.data(), used.size(), 0, cols, used.empty() ? none : next, other.data(),
-           v_stride);
+  run.gather_gemm(up, x.data(), padded, tokens, used.data(), used.size(), 0, cols, none, v.data(), v_stride);
+  run.gather_gemm(up, x.data(), padded, tokens, used.data(), used.size(), 0, cols, used.empty() ? none : next,
+                  other.data(), v_stride);
   for (size_t i = 0; i < used.size(); ++i) {
-    float alone[kMostTileColumns];
+    float alone[kMaxTileColumns];
     std::fill_n(alone, v_stride, 0.5f);
-    run.tile(up, x.data(), padded, tokens, &used[i], 1, 0, cols, none, alone, v_stride);
+    run.gather_gemm(up, x.data(), padded, tokens, &used[i], 1, 0, cols, none, alone, v_stride);
     for (size_t t = 0; t < tokens; ++t) {
       double bound = 0.0;
       const double exact = row_sum(w, static_cast<size_t>(used[i]), &x[t * padded], 0.5, false, &bound);
@@ -231,15 +234,16 @@ void test_tokens(const Kernels& k, Format f, size_t cols, size_t tokens, double 
   const size_t y_stride = round_up(cols, kPadColumns) + kLanes;
   std::vector<float> y = normals(rng, tokens * y_stride), expected(y);
   Buffer work;
-  run.add_lists(down, first, used.data(), used.size(), 0, cols, used.empty() ? none : next, parts.data(), tokens,
-                y.data(), y_stride, work.get<float>(kTile * kMostTileColumns));
+  run.scatter_gemm(down, first, used.data(), used.size(), 0, cols, used.empty() ? none : next, parts.data(), tokens,
+                   y.data(), y_stride, work.get<float>(kTileRows * kMaxTileColumns));
   for (size_t t = 0; t < tokens; ++t) {
-    run.axpy(down, active[t].data(), h[t].data(), active[t].size(), 0, cols, false, &expected[t * y_stride], nullptr);
+    run.scatter_axpy(down, active[t].data(), h[t].data(), active[t].size(), 0, cols, false, &expected[t * y_stride],
+                     nullptr);
     ++cases;
     CHECK(std::equal(y.begin() + static_cast<std::ptrdiff_t>(t * y_stride),
                      y.begin() + static_cast<std::ptrdiff_t>(t * y_stride + cols),
                      expected.begin() + static_cast<std::ptrdiff_t>(t * y_stride)),
-          "%s %s add_lists is not axpy: cols=%zu tokens=%zu density=%g", k.isa, kFormatNames[static_cast<size_t>(f)],
+          "%s %s scatter_gemm is not axpy: cols=%zu tokens=%zu density=%g", k.isa, kFormatNames[static_cast<size_t>(f)],
           cols, tokens, density);
   }
 }

@@ -13,7 +13,7 @@ size_t cases = 0;
 
 // Some rows are random, all others 0, in I4 too: their scales are. An address that lost its upper bits finds zeros.
 void test_packing(Format format, bool as_panels, bool as_rows) {
-  const size_t cols = 8192, row_bytes = cols * element_bits(format) / 8, blocks = blocks_of(cols);
+  const size_t cols = 8192, row_bytes = cols * element_bits(format) / 8, blocks = groups_of(cols);
   const size_t rows = (size_t{1} << 31) / row_bytes + 40;
   std::mt19937 rng(1);
   const size_t placed[] = {2, rows / 2 + 7, rows - 35, rows - 3};  // the last two lie beyond 2^31 bytes

@@ -6,20 +6,21 @@
 
 #include "check.h"
 #include "pack.h"
+#include "packed_weight.h"
 
 namespace prosparse::testing {
 
 constexpr Format kAllFormats[] = {Format::kF32, Format::kF16, Format::kBF16, Format::kI8, Format::kI4};
 constexpr const char* kFormatNames[] = {"F32", "F16", "BF16", "I8", "I4"};
 
-struct BlockFormat {  // of a feed-forward block's matrices
+struct FfnFormat {  // of a feed-forward block's matrices
   Format format, down;
   bool mixed() const { return down != format; }
   const char* name() const { return mixed() ? "I4I8" : kFormatNames[static_cast<size_t>(format)]; }
 };
-constexpr BlockFormat kBlockFormats[] = {{Format::kF32, Format::kF32},   {Format::kF16, Format::kF16},
-                                         {Format::kBF16, Format::kBF16}, {Format::kI8, Format::kI8},
-                                         {Format::kI4, Format::kI4},     {Format::kI4, Format::kI8}};
+constexpr FfnFormat kFfnFormats[] = {{Format::kF32, Format::kF32},   {Format::kF16, Format::kF16},
+                                     {Format::kBF16, Format::kBF16}, {Format::kI8, Format::kI8},
+                                     {Format::kI4, Format::kI4},     {Format::kI4, Format::kI8}};
 
 struct Stored {
   std::vector<uint8_t> data;
@@ -29,13 +30,13 @@ struct Stored {
   Matrix matrix;
 
   double at(size_t r, size_t c) const { return values[r * matrix.cols + c]; }
-  double scale(size_t r, size_t c) const { return half(scales[r * blocks_of(matrix.cols) + c / 32]); }
+  double scale(size_t r, size_t c) const { return half(scales[r * groups_of(matrix.cols) + c / 32]); }
   static double half(uint16_t h) {  // normal numbers only
     return std::ldexp(1024 + (h & 1023), (h >> 10 & 31) - 25) * (h & 0x8000 ? -1 : 1);
   }
 
   Stored(Format format, size_t rows, size_t cols, std::mt19937& rng) : values(rows * cols), integers(rows * cols) {
-    const size_t blocks = blocks_of(cols);
+    const size_t blocks = groups_of(cols);
     data.resize(format == Format::kI4 ? rows * blocks * 16 : rows * cols * element_bits(format) / 8);
     scales.resize(is_quantized(format) ? rows * blocks : 0);
     for (uint16_t& s : scales) s = static_cast<uint16_t>(0x2000 | (rng() & 0x8fff));  // 2^-7 to 2^-3, either sign
@@ -84,7 +85,7 @@ inline void poison_row(Stored& w, size_t row, size_t which) {
   const uint32_t f32[] = {0x7fc00000, 0x7f800000, 0xff800000};
   const uint16_t f16[] = {0x7e00, 0x7c00, 0xfc00}, bf16[] = {0x7fc0, 0x7f80, 0xff80};
   if (is_quantized(format)) {
-    const size_t blocks = blocks_of(w.matrix.cols);
+    const size_t blocks = groups_of(w.matrix.cols);
     std::fill_n(w.scales.begin() + static_cast<std::ptrdiff_t>(row * blocks), blocks, f16[which]);
     return;
   }

@@ -31,8 +31,8 @@ class Placed {
 // `run(x, y)` has the same bits wherever x and y begin. Both are as long as the kernels read and write them: with other
 // numbers of columns they would be copied to memory that is aligned.
 template <class Run>
-void expect_same_bits(const Kernels& k, BlockFormat format, const char* what, const std::vector<float>& x,
-                      size_t results, const Run& run) {
+void expect_same_bits(const Kernels& k, FfnFormat format, const char* what, const std::vector<float>& x, size_t results,
+                      const Run& run) {
   Placed aligned_x(x, 0), aligned_y(results, 0);
   run(aligned_x.data(), aligned_y.data());
   const std::vector<float> expected = aligned_y.values();
@@ -49,7 +49,7 @@ void expect_same_bits(const Kernels& k, BlockFormat format, const char* what, co
   }
 }
 
-void test_ffn(const Kernels& k, BlockFormat format, bool gated, size_t d_model, size_t tokens) {
+void test_ffn(const Kernels& k, FfnFormat format, bool gated, size_t d_model, size_t tokens) {
   std::mt19937 rng(static_cast<unsigned>(d_model + tokens));
   const Weights weights(format, d_model, 90, gated, Activation::kRelu, 0.0f, rng);
   const std::vector<float> x = normals(rng, tokens * d_model);
@@ -75,7 +75,7 @@ void test_linear(const Kernels& k, Format format, size_t cols, size_t tokens) {
 }
 
 // Weights, scales and biases one byte further.
-void test_file(const Kernels& k, BlockFormat format) {
+void test_file(const Kernels& k, FfnFormat format) {
   std::mt19937 rng(4);
   Weights weights(format, 70, 90, true, Activation::kRelu, 0.0f, rng);
   const std::vector<float> x = normals(rng, 3 * 70), expected = run(k, weights.ffn, x);
@@ -107,7 +107,7 @@ void test_file(const Kernels& k, BlockFormat format) {
 int main(int argc, char** argv) {
   const bool brief = is_brief(argc, argv);
   for (const Kernels* k : variants_to_test(argc, argv)) {
-    for (const BlockFormat format : kBlockFormats) {
+    for (const FfnFormat format : kFfnFormats) {
       test_file(*k, format);
       for (const size_t cols : {128, 256, 1024}) {
         for (const size_t tokens : {1, 2, 3, 9}) {

@@ -23,8 +23,8 @@ struct Weights {  // of one block
   std::vector<float> b_gate, b_up, b_down;
   std::unique_ptr<Arena> arena;
   Ffn ffn{};
-  BlockFormat format() const { return {gate.matrix.format, down.matrix.format}; }
-  Weights(BlockFormat f, size_t d_model, size_t d_ff, bool gated, Activation activation, float threshold,
+  FfnFormat format() const { return {gate.matrix.format, down.matrix.format}; }
+  Weights(FfnFormat f, size_t d_model, size_t d_ff, bool gated, Activation activation, float threshold,
           std::mt19937& rng)
       : gate(f.format, d_ff, d_model, rng),
         up(f.format, d_ff, d_model, rng),

@@ -1,6 +1,7 @@
 // NaN, infinities and overflow in activations, for each variant and format: the results that IEEE 754 gives to the
 // definition in ffn.h, and for tokens beside them the bits that they have without such neighbors.
 #include "ieee.h"
+#include "quantize_activations.h"
 #include "random_ffn.h"
 
 using namespace prosparse;
@@ -26,14 +27,14 @@ const Odd kOdd[] = {
     {"-Inf", [](float* x, size_t count) { x[count - 1] = -INFINITY; }},
     {"both infinities", [](float* x, size_t) { x[3] = INFINITY, x[40] = -INFINITY; }},
     {"a product that overflows", [](float* x, size_t) { x[7] = 3.4e38f; }},
-    // From here on x is below kLargest, and what is computed of it is not.
-    {"a product beyond kLargest", [](float* x, size_t count) { scale(x, count, 1e16f); }},
+    // From here on x is below kFallbackFrom, and what is computed of it is not.
+    {"a product beyond kFallbackFrom", [](float* x, size_t count) { scale(x, count, 1e16f); }},
     {"a product of activations that overflows", [](float* x, size_t count) { scale(x, count, 1e20f); }},
-    {"activations beyond kLargest", [](float* x, size_t count) { scale(x, count, 1e29f); }},
+    {"activations beyond kFallbackFrom", [](float* x, size_t count) { scale(x, count, 1e29f); }},
 };
 
-bool is_tame(const float* x, size_t count) {
-  return std::all_of(x, x + count, [](float value) { return std::abs(value) < kLargest; });  // false for a NaN
+bool is_in_range(const float* x, size_t count) {
+  return std::all_of(x, x + count, [](float value) { return std::abs(value) < kFallbackFrom; });  // false for a NaN
 }
 
 Ieee row(const Stored& w, size_t r, const float* x, const std::vector<double>& steps, float bias) {
@@ -66,7 +67,7 @@ bool activate(Activation activation, double t, Ieee* a) {
 
 std::vector<Ieee> expect_block(const Weights& w, const float* x, bool rounds) {
   const Ffn& f = w.ffn;
-  const std::vector<double> steps = half_steps(x, f.d_model, rounds && is_tame(x, f.d_model));
+  const std::vector<double> steps = half_steps(x, f.d_model, rounds && is_in_range(x, f.d_model));
   std::vector<size_t> active;
   std::vector<Ieee> h;
   for (size_t r = 0; r < f.d_ff; ++r) {
@@ -113,9 +114,9 @@ void expect_token(const Kernels& k, const char* format, const char* what, const 
 
 // Every second token is odd, from the first on. `apart`: tokens have the same bits whatever is beside them.
 template <class Run, class Expected>
-void test_tokens(const Kernels& k, BlockFormat format, size_t d_in, size_t d_out, size_t tokens, bool apart,
+void test_tokens(const Kernels& k, FfnFormat format, size_t d_in, size_t d_out, size_t tokens, bool apart,
                  std::mt19937& rng, const Run& run_all, const Expected& expected) {
-  const std::vector<float> tame_x = normals(rng, tokens * d_in), tame = run_all(k, tame_x);
+  const std::vector<float> tame_x = normals(rng, tokens * d_in), in_range = run_all(k, tame_x);
   for (const Odd& odd : kOdd) {
     std::vector<float> x = tame_x;
     for (size_t t = 0; t < tokens; t += 2) odd.change(&x[t * d_in], d_in);
@@ -123,20 +124,20 @@ void test_tokens(const Kernels& k, BlockFormat format, size_t d_in, size_t d_out
     for (size_t t = 0; t < tokens; ++t) {
       if (t % 2 == 0 || !apart) {
         expect_token(k, format.name(), odd.name, &y[t * d_out], expected(&x[t * d_in]));
-        if (!is_quantized(format.down) || is_tame(&x[t * d_in], d_in)) continue;
+        if (!is_quantized(format.down) || is_in_range(&x[t * d_in], d_in)) continue;
         const auto same = [](float a, float b) { return a == b || (std::isnan(a) && std::isnan(b)); };
         CHECK(std::equal(&y[t * d_out], &y[t * d_out] + d_out, &reference[t * d_out], same),
               "%s %s %s is not the scalar variant's", k.isa, format.name(), odd.name);
       } else {
         ++cases;
-        CHECK(std::equal(&y[t * d_out], &y[t * d_out] + d_out, &tame[t * d_out]),
+        CHECK(std::equal(&y[t * d_out], &y[t * d_out] + d_out, &in_range[t * d_out]),
               "%s %s %s changes the bits of token %zu of %zu beside it", k.isa, format.name(), odd.name, t, tokens);
       }
     }
   }
 }
 
-void test_block(const Kernels& k, BlockFormat format, size_t d_model, size_t d_ff, size_t tokens, bool gated,
+void test_block(const Kernels& k, FfnFormat format, size_t d_model, size_t d_ff, size_t tokens, bool gated,
                 Activation activation, float threshold) {
   std::mt19937 rng(static_cast<unsigned>(d_model + d_ff + tokens));
   const Weights weights(format, d_model, d_ff, gated, activation, threshold, rng);
@@ -164,7 +165,7 @@ void test_linear(const Kernels& k, Format format, size_t rows, size_t cols, size
   };
   test_tokens(k, {format, format}, cols, rows, tokens, true, rng, run_all, [&](const float* x) {
     const std::vector<double> steps =
-        half_steps(x, cols, is_quantized(format) && &k != &kScalarKernels && is_tame(x, cols));
+        half_steps(x, cols, is_quantized(format) && &k != &kScalarKernels && is_in_range(x, cols));
     std::vector<Ieee> y(rows);
     for (size_t r = 0; r < rows; ++r) y[r] = row(w, r, x, steps, bias[r]);
     return y;
@@ -176,7 +177,7 @@ void test_linear(const Kernels& k, Format format, size_t rows, size_t cols, size
 int main(int argc, char** argv) {
   const bool brief = is_brief(argc, argv);
   for (const Kernels* k : variants_to_test(argc, argv)) {
-    for (const BlockFormat format : kBlockFormats) {
+    for (const FfnFormat format : kFfnFormats) {
       std::fill(std::begin(seen), std::end(seen), size_t{0});
       for (const size_t tokens : {1, 4, 14}) {
         if (tokens > 4 && (brief || format.mixed() || k == &kScalarKernels)) continue;
@@ -193,7 +194,7 @@ int main(int argc, char** argv) {
         test_linear(*k, format.format, 37, 70, tokens);
         test_linear(*k, format.format, 64, 128, tokens);
       }
-      if (!brief && k->of[static_cast<size_t>(format.format)].split_tokens != 0) {
+      if (!brief && k->of[static_cast<size_t>(format.format)].bf16x3_tokens != 0) {
         test_block(*k, format, 64, 130, 67, true, Activation::kRelu, 0.0f);
         test_block(*k, format, 130, 3, 67, false, Activation::kRelu2, 0.5f);
         if (!format.mixed()) test_linear(*k, format.format, 37, 70, 67);

@@ -8,7 +8,7 @@
 #include <vector>
 
 #include "check.h"
-#include "pack.h"
+#include "file_pages.h"
 
 using namespace prosparse;
 using namespace prosparse::testing;

@@ -1,0 +1,45 @@
+#include "scratch.h"
+
+#include <new>
+
+namespace prosparse {
+
+void* Buffer::bytes(size_t size) {
+  if (size > size_) {
+    data_.reset();
+    size_ = 0;
+    const size_t room = round_up(size + 256, 4096);
+    data_.reset(std::aligned_alloc(4096, room));
+    if (data_ == nullptr) throw std::bad_alloc();
+    size_ = room - 256;  // vectors may read, not use, a little past the end
+  }
+  return data_.get();
+}
+
+std::shared_ptr<ScratchPool> ScratchPool::shared() {
+  static std::mutex mutex;
+  static std::weak_ptr<ScratchPool> current;
+  const std::lock_guard<std::mutex> lock(mutex);
+  std::shared_ptr<ScratchPool> pool = current.lock();
+  if (pool == nullptr) current = pool = std::make_shared<ScratchPool>();
+  return pool;
+}
+
+std::unique_ptr<Scratch> ScratchPool::take() {
+  {
+    const std::lock_guard<std::mutex> lock(mutex_);
+    if (!free_.empty()) {
+      std::unique_ptr<Scratch> scratch = std::move(free_.back());
+      free_.pop_back();
+      return scratch;
+    }
+  }
+  return std::make_unique<Scratch>();
+}
+
+void ScratchPool::give_back(std::unique_ptr<Scratch> scratch) {
+  const std::lock_guard<std::mutex> lock(mutex_);
+  free_.push_back(std::move(scratch));
+}
+
+}  // namespace prosparse

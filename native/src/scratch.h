@@ -1,0 +1,64 @@
+// The memory that a call works in.
+#ifndef PROSPARSE_SCRATCH_H_
+#define PROSPARSE_SCRATCH_H_
+
+#include <atomic>
+#include <cstdlib>
+#include <memory>
+#include <mutex>
+#include <thread>
+#include <vector>
+
+#include "prosparse/kernels.h"
+
+namespace prosparse {
+
+constexpr size_t kBatchTokens = 128;  // tokens that share one pass over the weights
+static_assert(kBatchTokens <= kMaxBf16x3Tokens);
+constexpr size_t kPieces = 16;  // parts that gate_proj is cut into
+
+// Aligned memory that grows and is not cleared: pages that no call needs are never touched.
+class Buffer {
+ public:
+  template <class T>
+  T* get(size_t count) {
+    return static_cast<T*>(bytes(count * sizeof(T)));
+  }
+
+ private:
+  void* bytes(size_t size);
+  struct Free {
+    void operator()(void* p) const { std::free(p); }
+  };
+  std::unique_ptr<void, Free> data_;
+  size_t size_ = 0;
+};
+
+// Bounded by kBatchTokens tokens.
+struct Scratch {
+  Buffer x, q, q_dot, scale, starts, sums, grouped, bf16x3, amx_sums, transposed;  // x as the kernels read it
+  Buffer z, active, a, h, y, work, tile_integers, tile_floats;
+  size_t counts[kBatchTokens];                     // active neurons
+  std::atomic<bool> needs_fallback[kBatchTokens];  // quantized formats: the scalar kernels; float formats: no AMX
+  bool is_nan[kBatchTokens];                       // quantized formats: x has a NaN, so that all results are NaN
+  std::thread::id ran_on[kPieces];                 // by piece of gate_proj
+  size_t threads = 1;                              // the most seen to share a call
+};
+
+// Keeps the scratch of finished calls. Each concurrent call holds one of its own.
+class ScratchPool {
+ public:
+  // One for all operators of a process: what one layer has just used is in the caches, and a model's layers do not hold
+  // tens of megabytes each after a long prompt. Freed with the last operator.
+  static std::shared_ptr<ScratchPool> shared();
+  std::unique_ptr<Scratch> take();
+  void give_back(std::unique_ptr<Scratch> scratch);
+
+ private:
+  std::mutex mutex_;
+  std::vector<std::unique_ptr<Scratch>> free_;
+};
+
+}  // namespace prosparse
+
+#endif  // PROSPARSE_SCRATCH_H_
