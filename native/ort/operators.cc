@@ -36,7 +36,7 @@ std::string string_attribute(const Api& api, const KernelInfo* info, const char*
   size_t size = sizeof(value);
   if (Status* status = api.KernelInfoGetAttribute_string(info, name, value, &size)) {
     api.ReleaseStatus(status);
-    throw InvalidArgument(where + ": expected a string attribute '" + name + "' of at most 63 characters, got none");
+    throw InvalidArgument(where + ": needs a string attribute '" + name + "' of up to 63 characters");
   }
   return value;
 }
@@ -45,7 +45,7 @@ float float_attribute(const Api& api, const KernelInfo* info, const char* name, 
   float value = 0.0f;
   if (Status* status = api.KernelInfoGetAttribute_float(info, name, &value)) {
     api.ReleaseStatus(status);
-    throw InvalidArgument(where + ": expected a float attribute '" + name + "', got none");
+    throw InvalidArgument(where + ": needs a float attribute '" + name + "'");
   }
   return value;
 }
@@ -93,9 +93,9 @@ class Node : public Kernel {
     const Value* input = nullptr;
     check(api.KernelContext_GetInput(context, 0, &input));
     const Tensor x = read_tensor(api, input, kFloat, where_ + ": x");
-    // Stored rows of I4 end with a block, so a Linear's last block may be used in part; an FFN knows d_model.
+    // Stored rows of I4 end with a whole group, so a Linear may use its last group in part; an FFN knows d_model.
     const bool fits = !x.shape.empty() && (x.shape.back() == static_cast<int64_t>(d_in_) ||
-                                           (linear_ && ffn_.gate.format == Format::kI4 && x.shape.back() > 0 &&
+                                           (linear_ && element_bits(ffn_.gate.format) < 8 && x.shape.back() > 0 &&
                                             groups_of(static_cast<size_t>(x.shape.back())) == groups_of(d_in_)));
     if (!fits) {
       throw InvalidArgument(where_ + ": x: expected shape [..., " + std::to_string(d_in_) + "], got " +
@@ -151,8 +151,8 @@ class Node : public Kernel {
       repack(weights, bytes);
     } catch (const std::bad_alloc&) {
       constexpr size_t kMiB = size_t{1} << 20;
-      throw std::runtime_error(where_ + ": weights: expected " + std::to_string((bytes + kMiB - 1) / kMiB) +
-                               " MiB of memory, got less");
+      throw std::runtime_error(where_ + ": weights: cannot allocate " + std::to_string((bytes + kMiB - 1) / kMiB) +
+                               " MiB");
     }
     d_in_ = ffn_.d_model = weights[0].matrix.cols;
     ffn_.d_ff = weights[0].matrix.rows;

@@ -53,7 +53,7 @@ void expect_finite(const Tensor& scales, const std::string& what) {
     std::memcpy(&bits, data + i * sizeof(bits), sizeof(bits));
     if ((bits & 0x7C00) != 0x7C00) continue;
     throw InvalidArgument(what + ": expected finite scales, got " + ((bits & 0x3FF) != 0 ? "NaN" : "infinity") +
-                          " in row " + std::to_string(i / groups) + ", block " + std::to_string(i % groups));
+                          " in row " + std::to_string(i / groups) + ", group " + std::to_string(i % groups));
   }
 }
 

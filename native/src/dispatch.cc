@@ -85,7 +85,7 @@ size_t prefetch_distance(Format format) {
   if (has_avx512()) return 0;
   // Zen 3: four times the bytes of 64 columns in integers, between whose lines there is too much to compute for the
   // processor to look far enough by itself; f32 does not gain.
-  return is_quantized(format) ? 4 * (64 + 128 * element_bits(format)) : format == Format::kF32 ? 0 : 1024;
+  return is_quantized(format) ? 4 * (64 + 128 * element_bits(format)) : element_bits(format) == 32 ? 0 : 1024;
 #else
   (void)format;
   return 0;  // not measured
