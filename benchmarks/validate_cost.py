@@ -1,16 +1,16 @@
-r"""What `prosparse validate` costs beyond the three runs that it compares: time and peak memory.
+r"""Time and peak memory of `prosparse validate`, and of the three runs that it compares.
 
     python benchmarks/validate_cost.py models/demo
     python benchmarks/validate_cost.py MODEL_DIR --weights i4 --max-tokens 1024 --rounds 1
     python benchmarks/validate_cost.py LARGE --artifact OUT.onnx --low-memory --max-tokens 64 --greedy 0 \
         --step-tokens 4 --only validate --rounds 1
 
-The runs by themselves: PyTorch, the artifact without and with the library; each over the same windows, the artifact
-also token by token and as a padded batch, each continuing the same prompts, and every logit dropped at once. validate
-besides compares, holds the operators against float64, repeats for equal bits, and counts sparsity. Every part is a
-process of its own, in turns; time is without imports, with loading; memory is the process's highest resident size, and
-of that what is anonymous (looked at 50 times a second): pages of mapped files go when others need room.
-For i8 and i4 validate runs PyTorch a second time, with the stored weights: that run is counted too.
+The runs by themselves are PyTorch and the artifact without and with the library, over the same windows and prompts; the
+artifact also token by token and as a padded batch. Their logits are discarded. `validate` also compares, checks the
+operators against float64, repeats runs and measures sparsity. Each part runs in its own process, in turns. Time includes
+loading but not imports. Memory is the peak resident size, and the anonymous part of it, sampled 50 times a second: the
+kernel can reclaim pages of mapped files. For i8 and i4, `validate` runs PyTorch a second time with the stored weights,
+and that run counts too.
 """
 
 from __future__ import annotations
@@ -35,10 +35,11 @@ from prosparse_export.export import ExportOptions
 from prosparse_export.export.load import load_model_folder
 from prosparse_export.quiet import quiet
 from prosparse_export.runtime.model import Cache, SparseModel
-from prosparse_export.text import default_text, tokenize, windows
+from prosparse_export.text import default_text, tokenize
 from prosparse_export.validation import ValidationOptions, validate
+from prosparse_export.validation.comparison_text import plan_text
 from prosparse_export.validation.exactness import generate_greedily, pad_left
-from prosparse_export.validation.reference import cut_prompts, torch_forward
+from prosparse_export.validation.reference import torch_forward
 from prosparse_models.loading.tokenizer import load_tokenizer
 
 PARTS = ("PyTorch", "without library", "with library", "validate")
@@ -48,13 +49,15 @@ PARTS = ("PyTorch", "without library", "with library", "validate")
 @click.argument("model", type=click.Path(exists=True, file_okay=False, path_type=Path))
 @click.option("--weights", type=click.Choice(FFN_FORMATS), default="f32", show_default=True)
 @click.option("--max-tokens", default=2048, show_default=True)
-@click.option("--greedy", default=64, show_default=True, help="Generated per prompt.")
-@click.option("--step-tokens", default=512, show_default=True, help="Computed one by one.")
+@click.option("--greedy", default=64, show_default=True, help="Tokens to generate per prompt.")
+@click.option("--step-tokens", default=512, show_default=True, help="Tokens to decode.")
 @click.option("--rounds", default=3, show_default=True)
 @click.option("--threads", default=1, show_default=True)
-@click.option("--artifact", type=click.Path(exists=True, path_type=Path), help="Of the model, instead of an export.")
-@click.option("--low-memory", is_flag=True, help="Validate so.")
-@click.option("--only", type=click.Choice(PARTS), multiple=True, help="Measure this part, not all.")
+@click.option(
+    "--artifact", type=click.Path(exists=True, path_type=Path), help="Existing artifact, instead of an export."
+)
+@click.option("--low-memory", is_flag=True, help="Pass --low-memory to validate.")
+@click.option("--only", type=click.Choice(PARTS), multiple=True, help="Part to measure. Repeatable.")
 @click.option("--part", type=(click.Choice(PARTS), click.Path(path_type=Path)), hidden=True)
 def main(
     model: Path,
@@ -69,7 +72,7 @@ def main(
     only: tuple[str, ...],
     part: tuple[str, Path] | None,
 ) -> None:
-    """Print time and peak memory of validating MODEL and of the runs that it is made of."""
+    """Print time and peak memory of validating MODEL, and of its runs by themselves."""
     if part is not None:
         options = ValidationOptions(
             tokens=max_tokens, threads=threads, low_memory=low_memory, greedy=greedy, step_tokens=step_tokens
@@ -102,7 +105,7 @@ def main(
 
 
 def compare(found: dict[str, list[dict[str, float]]], torch_runs: int) -> None:
-    """Print validate's time and memory as multiples of the runs' by themselves."""
+    """Print validate's time and memory as multiples of the separate runs'."""
     ratios = [
         whole["seconds"]
         / (torch_runs * found["PyTorch"][k]["seconds"] + sum(found[n][k]["seconds"] for n in PARTS[1:3]))
@@ -117,7 +120,7 @@ def compare(found: dict[str, list[dict[str, float]]], torch_runs: int) -> None:
 
 
 def _status(name: str) -> int:
-    """Return a size of this process in bytes: getrusage's would include its parent's, before exec."""
+    """Return a size of this process in bytes; getrusage would include the parent's, before exec."""
     for line in Path("/proc/self/status").read_text(encoding="ascii").splitlines():
         if line.startswith(f"{name}:"):
             return int(line.split()[1]) * 1024
@@ -125,7 +128,7 @@ def _status(name: str) -> int:
 
 
 class _Anonymous(threading.Thread):
-    """Looks at this process's anonymous memory until stopped."""
+    """Samples this process's anonymous memory until stopped."""
 
     def __init__(self) -> None:
         super().__init__(daemon=True)
@@ -137,7 +140,7 @@ class _Anonymous(threading.Thread):
             self._peak = max(self._peak, _status("RssAnon"))
 
     def stop(self) -> int:
-        """Return the highest size, bytes."""
+        """Return the peak size in bytes."""
         self._end.set()
         self.join()
         return self._peak
@@ -152,8 +155,8 @@ def _run(name: str, folder: Path, path: Path, options: ValidationOptions) -> flo
             raise SystemExit("validate: failed")
         return time.perf_counter() - began
     documents = tokenize(load_tokenizer(folder), [("text", default_text())], options.tokens)
-    cut = list(windows(documents, options.context, options.context // 2))
-    prompts = cut_prompts(documents, options.prompts, options.context)
+    text = plan_text(documents, options, None)
+    cut, prompts = text.windows, text.prompts
     if name == "PyTorch":
         forward = torch_forward(load_model_folder(folder).model)
         with quiet(), torch.no_grad():

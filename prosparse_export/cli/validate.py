@@ -3,16 +3,19 @@
 from __future__ import annotations
 
 import json
-from dataclasses import replace
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import click
 
 from prosparse_export.artifact.atomic_write import atomic_write
 from prosparse_export.cli.command import CONTEXT, ProSparseCommand
 from prosparse_export.cli.display import stages
+from prosparse_export.cli.limit_options import LimitOptions, limit_options
 from prosparse_export.cli.outputs import check_outputs
+
+if TYPE_CHECKING:
+    from prosparse_export.validation import Validation
 
 __all__ = ["validate_command"]
 
@@ -22,11 +25,11 @@ Examples:
   prosparse validate MODEL_DIR out/7b.onnx --text mine.txt --text other.txt --max-tokens 100000
   prosparse validate models/demo out/demo.onnx --max-ppl-increase 0.5% --min-top1 99.5% --min-sparsity 80%
   prosparse validate models/demo out/demo.onnx --limits limits.toml --junit report.xml --markdown summary.md
-  prosparse validate models/demo out/demo.onnx --json > report.json   # exit 1 if a check fails
-  prosparse validate MODEL_DIR out/7b.onnx --save-reference 7b.ref    # once, on a large machine
-  prosparse validate MODEL_DIR out/7b-i4.onnx --reference 7b.ref      # then without PyTorch's model
+  prosparse validate models/demo out/demo.onnx --json > report.json   # exit code 1 if a check fails
+  prosparse validate MODEL_DIR out/7b.onnx --save-reference 7b.ref    # once, on a machine with enough memory
+  prosparse validate MODEL_DIR out/7b-i4.onnx --reference 7b.ref      # then without running PyTorch
 
-Limits may be in a TOML file, options come first; docs/guides/validate.md has an example.
+Options override limits from a TOML file; docs/guides/validate.md has an example.
 """
 
 
@@ -35,60 +38,35 @@ Limits may be in a TOML file, options come first; docs/guides/validate.md has an
 @click.argument("onnx_file", type=click.Path(path_type=Path))
 @click.option("--text", "text_files", type=click.Path(path_type=Path), multiple=True, help="Text, UTF-8. Repeatable.")
 @click.option(
-    "--max-tokens", "--tokens", type=click.IntRange(min=16), default=2048, show_default=True, help="Tokens of text."
+    "--max-tokens", "tokens", type=click.IntRange(min=16), default=2048, show_default=True, help="Tokens of text."
 )
 @click.option("--context", type=click.IntRange(min=8), default=512, show_default=True, help="Tokens per window.")
-@click.option("--stride", type=click.IntRange(min=1), help="From window to window.  [default: half the context]")
-@click.option("--step-tokens", type=click.IntRange(min=1), default=512, show_default=True, help="Computed one by one.")
+@click.option("--stride", type=click.IntRange(min=1), help="Tokens between windows.  [default: half the context]")
+@click.option("--step-tokens", type=click.IntRange(min=1), default=512, show_default=True, help="Tokens to decode.")
 @click.option(
-    "--greedy", type=click.IntRange(min=0), default=64, show_default=True, help="Tokens generated per prompt."
+    "--greedy", type=click.IntRange(min=0), default=64, show_default=True, help="Tokens to generate per prompt."
 )
-@click.option("--prompts", type=click.IntRange(min=1), default=3, show_default=True, help="Prompts, cut from the text.")
+@click.option("--prompts", type=click.IntRange(min=1), default=3, show_default=True, help="Prompts cut from the text.")
 @click.option("--max-abs-diff", type=float, help="Bound on a logit's difference.  [default: by weight format]")
-@click.option("--max-ppl-increase", metavar="SHARE", help="Limit, for instance 0.5%: relative to PyTorch's perplexity.")
-@click.option("--min-top1", metavar="SHARE", help="Limit: positions with PyTorch's likeliest token.")
-@click.option("--min-top5", metavar="SHARE", help="Limit: positions whose likeliest token is among PyTorch's five.")
-@click.option("--max-kl", type=click.FloatRange(min=0), help="Limit: mean KL divergence per token, nats.")
-@click.option("--min-greedy-match", metavar="SHARE", help="Limit: greedy tokens before the first that differs.")
-@click.option("--min-sparsity", "sparsities", metavar="SHARE", multiple=True, help='Limit: 80% or "layer 7: 85%".')
-@click.option("--limits", "limits_file", type=click.Path(path_type=Path), help="Limits from a TOML file.")
+@limit_options
 @click.option("--explain", is_flag=True, help="If a check fails, name the first layer and operator beyond its bound.")
-@click.option("--repeat", is_flag=True, help="All of the text twice, with 1 and with several threads: the same bits.")
-@click.option("--save-reference", type=click.Path(path_type=Path), help="Keep PyTorch's logits in this file.")
-@click.option("--reference", type=click.Path(path_type=Path), help="Take them from this file instead.")
-@click.option("--low-memory", is_flag=True, help="Leave PyTorch's matrices in their files; read a module's at a time.")
+@click.option("--repeat", is_flag=True, help="Require bit-identical logits across runs and thread counts.")
+@click.option("--save-reference", type=click.Path(path_type=Path), help="Save PyTorch's logits to this file.")
+@click.option("--reference", type=click.Path(path_type=Path), help="Read PyTorch's logits from this file.")
+@click.option("--low-memory", is_flag=True, help="Read PyTorch's weights from disk one module at a time.")
 @click.option("--threads", type=click.IntRange(min=1), help="Intra-op threads.  [default: one per core]")
-@click.option("--record/--no-record", default=True, show_default=True, help="Put the result into prosparse.json.")
-@click.option("--trust-remote-code", is_flag=True, help="Let Python code in MODEL_DIR run. Read it first.")
-@click.option("-q", "--quiet", is_flag=True, help="No progress display.")
+@click.option("--record/--no-record", default=True, show_default=True, help="Write the result to prosparse.json.")
+@click.option("--trust-remote-code", is_flag=True, help="Run Python code from MODEL_DIR. Read it first.")
+@click.option("-q", "--quiet", is_flag=True, help="Hide progress.")
 @click.option("--json", "as_json", is_flag=True, help="Print JSON.")
-@click.option("--junit", type=click.Path(path_type=Path), help="Write JUnit XML, one case per check.")
+@click.option("--junit", type=click.Path(path_type=Path), help="Write JUnit XML with one test case per check.")
 @click.option("--markdown", type=click.Path(path_type=Path), help="Write a Markdown summary.")
-@click.option("--overwrite", is_flag=True, help="Replace files that are in the way.")
+@click.option("--overwrite", is_flag=True, help="Replace existing files.")
 def validate_command(
     model_dir: Path,
     onnx_file: Path,
     text_files: tuple[Path, ...],
-    max_tokens: int,
-    context: int,
-    stride: int | None,
-    step_tokens: int,
-    greedy: int,
-    prompts: int,
-    max_abs_diff: float | None,
-    max_ppl_increase: str | None,
-    min_top1: str | None,
-    min_top5: str | None,
-    max_kl: float | None,
-    min_greedy_match: str | None,
-    sparsities: tuple[str, ...],
-    limits_file: Path | None,
-    explain: bool,
-    repeat: bool,
-    save_reference: Path | None,
-    reference: Path | None,
-    low_memory: bool,
-    threads: int | None,
+    limits: LimitOptions,
     record: bool,
     trust_remote_code: bool,
     quiet: bool,
@@ -96,74 +74,42 @@ def validate_command(
     junit: Path | None,
     markdown: Path | None,
     overwrite: bool,
+    **comparison: Any,
 ) -> None:
-    """Compare ONNX_FILE, with and without the sparse kernels, with PyTorch on MODEL_DIR; exit 1 if a check fails.
+    """Compare ONNX_FILE with PyTorch on MODEL_DIR; exit with code 1 if a check fails.
 
-    Exactness, always: logits of real text (bundled, or yours) in one go, token by token and as a left-padded batch,
-    greedy generation, the stored weights' bits, every operator and linear layer against float64, layers against PyTorch
-    where an activation has a threshold, and the same bits again, all with the weights as stored.
-    Two tokens whose logits are nearer than twice the bound count as a tie.
+    Exactness is always checked, with the weights as stored: logits of the text (bundled, or yours) in a prefill, token
+    by token and in a left-padded batch; greedy generation; the stored weights' bits; every operator and linear layer
+    against float64; layers against PyTorch if an activation has a threshold; bit-identical runs. ONNX_FILE runs
+    with and without the operator library. If two logits are closer than twice the bound, either token may be top-1.
 
-    Quality: perplexity, KL divergence, top-1 and top-5 against PyTorch with the checkpoint's own weights, and
-    sparsity; these fail only by the limits that you set.
+    Quality is measured against PyTorch with the checkpoint's own weights: perplexity, KL divergence, top-1 and top-5
+    agreement, activation sparsity. These fail only the limits that you set.
     """
-    if save_reference is not None and reference is not None:
-        raise click.UsageError("--save-reference and --reference exclude each other")
-    check_outputs((junit, markdown, save_reference), overwrite=overwrite)
+    if comparison["save_reference"] is not None and comparison["reference"] is not None:
+        raise click.UsageError("--save-reference cannot be combined with --reference")
+    check_outputs((junit, markdown, comparison["save_reference"]), overwrite=overwrite)
     with stages(quiet=quiet) as progress:
         progress("start", 0, 0)
-        from prosparse_export.text import read_text
-        from prosparse_export.validation import (  # torch takes seconds to import
-            Limits,
-            ValidationOptions,
-            as_junit,
-            as_markdown,
-            as_text,
-            parse_share,
-            parse_sparsity,
-            read_limits,
-            record_validation,
-            validate,
-        )
+        from prosparse_export.text import read_text  # torch takes seconds to import
+        from prosparse_export.validation import ValidationOptions, as_junit, as_markdown, as_text, validate
 
-        shares = {
-            "max_ppl_increase": max_ppl_increase,
-            "min_top1": min_top1,
-            "min_top5": min_top5,
-            "min_greedy_match": min_greedy_match,
-        }
-        given: dict[str, Any] = {
-            name: parse_share(value, "--" + name.replace("_", "-"))
-            for name, value in shares.items()
-            if value is not None
-        }
-        limits = read_limits(limits_file) if limits_file else Limits()
-        limits = limits.updated(parse_sparsity(sparsities)).updated(replace(Limits(max_kl=max_kl), **given))
-        options = ValidationOptions(
-            tokens=max_tokens,
-            context=context,
-            stride=stride,
-            max_abs_diff=max_abs_diff,
-            greedy=greedy,
-            prompts=prompts,
-            step_tokens=step_tokens,
-            threads=threads,
-            repeat=repeat,
-            limits=limits,
-            explain=explain,
-            save_reference=save_reference,
-            reference=reference,
-            low_memory=low_memory,
-        )
+        options = ValidationOptions(**comparison, limits=limits.limits())
         texts = [(path.name, read_text(path)) for path in text_files]
-        result = validate(
-            model_dir, onnx_file, options, texts=texts, trust_remote_code=trust_remote_code, progress=progress
-        )
-    for path, contents in ((junit, as_junit), (markdown, as_markdown)):
+        trust = trust_remote_code
+        result = validate(model_dir, onnx_file, options, texts=texts, trust_remote_code=trust, progress=progress)
+    for path, render in ((junit, as_junit), (markdown, as_markdown)):
         if path is not None:
-            atomic_write(path, contents(result))
-    if record and not record_validation(onnx_file, result):
-        click.echo("note: prosparse.json was not updated: there is none, or its folder is read-only", err=True)
+            atomic_write(path, render(result))
+    if record:
+        _record(onnx_file, result)
     click.echo(json.dumps(result.to_dict(), indent=2) if as_json else as_text(result))
     if not result.passed:
         raise SystemExit(1)
+
+
+def _record(onnx_file: Path, result: Validation) -> None:
+    from prosparse_export.validation import record_validation
+
+    if not record_validation(onnx_file, result):
+        click.echo("note: prosparse.json was not updated: it is missing or its folder is read-only", err=True)
