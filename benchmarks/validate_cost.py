@@ -34,7 +34,8 @@ from prosparse_export.artifact.manifest import require_manifest
 from prosparse_export.export import ExportOptions
 from prosparse_export.export.load import load_model_folder
 from prosparse_export.quiet import quiet
-from prosparse_export.runtime.model import Cache, SparseModel
+from prosparse_export.runtime.cache import Cache
+from prosparse_export.runtime.model import SparseModel
 from prosparse_export.text import default_text, tokenize
 from prosparse_export.validation import ValidationOptions, validate
 from prosparse_export.validation.comparison_text import plan_text

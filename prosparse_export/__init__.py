@@ -21,12 +21,14 @@ if TYPE_CHECKING:
     from prosparse_export.optimize import OptimizeOptions, optimize_file
     from prosparse_export.runtime.model import load
     from prosparse_export.runtime.operator_library import library_path, register
+    from prosparse_export.runtime.sampling import Sampling
     from prosparse_export.validation import validate
 
 __all__ = [
     "ExportOptions",
     "OptimizeOptions",
     "ProSparseError",
+    "Sampling",
     "export_model",
     "library_path",
     "load",
@@ -43,6 +45,7 @@ _HOME = {
     "library_path": "runtime.operator_library",
     "load": "runtime.model",
     "optimize_file": "optimize",
+    "Sampling": "runtime.sampling",
     "register": "runtime.operator_library",
     "validate": "validation",
 }

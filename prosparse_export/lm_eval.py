@@ -21,6 +21,7 @@ from transformers import AutoTokenizer
 from prosparse_export.errors import ProSparseError
 from prosparse_export.quiet import quiet
 from prosparse_export.runtime.model import SparseModel
+from prosparse_export.runtime.sampling import Sampling
 
 __all__ = ["ProSparseLM", "main"]
 
@@ -176,8 +177,7 @@ class ProSparseLM(TemplateLM):  # type: ignore[misc]  # the harness is untyped
         steps = self.model.stream(
             [prompt[-room:] or [self.prefix_token_id] for prompt in prompts],
             max_new_tokens=count,
-            temperature=_temperature(options),
-            seed=options.get("seed", 0),
+            sampling=Sampling(_temperature(options), seed=options.get("seed", 0)),
         )
         until = options.get("until") or []
         stops = [stop for stop in ([until] if isinstance(until, str) else until) if stop]

@@ -1,4 +1,4 @@
-"""What the files beside a graph say about generation: tokenizer, end of text, length of the context."""
+"""Settings in the files next to a graph: tokenizer, end tokens, context length."""
 
 from __future__ import annotations
 
@@ -11,11 +11,19 @@ from tokenizers import Tokenizer
 
 from prosparse_export.errors import ProSparseError
 
-__all__ = ["context_in", "context_length", "read_tokenizer", "stop_tokens"]
+__all__ = [
+    "context_in",
+    "context_length",
+    "missing_tokenizer",
+    "read_settings",
+    "read_tokenizer",
+    "require_tokenizer",
+    "stop_tokens",
+]
 
 
 def read_tokenizer(folder: Path) -> Tokenizer | None:
-    """Return tokenizer.json's tokenizer, or None if there is no such file.
+    """Return the tokenizer in tokenizer.json, or None if there is no such file.
 
     Raises:
         ProSparseError: the file is damaged.
@@ -29,14 +37,38 @@ def read_tokenizer(folder: Path) -> Tokenizer | None:
         raise _damaged(path, "a tokenizer of the tokenizers library", error) from error
 
 
-def _damaged(path: Path, expected: str, error: Exception) -> ProSparseError:
+def require_tokenizer(folder: Path) -> Tokenizer:
+    """Return the tokenizer in tokenizer.json.
+
+    Raises:
+        ProSparseError: the file is missing or damaged.
+    """
+    tokenizer = read_tokenizer(folder)
+    if tokenizer is None:
+        raise missing_tokenizer(folder)
+    return tokenizer
+
+
+def missing_tokenizer(folder: Path) -> ProSparseError:
+    """Return the error for a folder without tokenizer.json."""
     return ProSparseError(
-        f"{path.name}: {path}: expected {expected}, got: {error}", hint="copy the file again from where it came from"
+        f"tokenizer: {folder}: no tokenizer.json",
+        hint="export again from a folder that has the tokenizer; in Python, stream() takes token ids",
     )
 
 
-def _settings(path: Path) -> dict[str, Any]:
-    """Return a JSON file's object, empty where there is no such file."""
+def _damaged(path: Path, expected: str, error: Exception) -> ProSparseError:
+    return ProSparseError(
+        f"{path.name}: {path}: expected {expected}, got: {error}", hint="copy the file again from the original model"
+    )
+
+
+def read_settings(path: Path) -> dict[str, Any]:
+    """Return the object in a JSON file, or an empty one if there is no such file.
+
+    Raises:
+        ProSparseError: the file is damaged.
+    """
     if not path.is_file():
         return {}
     try:
@@ -49,29 +81,29 @@ def _settings(path: Path) -> dict[str, Any]:
 
 
 def stop_tokens(folder: Path) -> frozenset[int]:
-    """Return eos_token_id of generation_config.json, else of config.json: a number, a list or nothing.
+    """Return eos_token_id of generation_config.json or else of config.json, which may be a number or a list.
 
     Raises:
         ProSparseError: a file is damaged.
     """
     for name in ("generation_config.json", "config.json"):
-        stop = _settings(folder / name).get("eos_token_id")
+        stop = read_settings(folder / name).get("eos_token_id")
         if stop is not None:
             return frozenset([stop] if isinstance(stop, int) else stop)
     return frozenset()
 
 
 def context_length(folder: Path) -> int | None:
-    """Return the longest text, in tokens, that config.json states, or None.
+    """Return the context length in tokens according to config.json, or None.
 
     Raises:
         ProSparseError: the file is damaged.
     """
-    return context_in(_settings(folder / "config.json"))
+    return context_in(read_settings(folder / "config.json"))
 
 
 def context_in(config: Mapping[str, Any]) -> int | None:
-    """Return max_position_embeddings (GPT-2: n_positions), also of a composed model's text part, or None."""
+    """Return max_position_embeddings (GPT-2: n_positions) of a config or of its text_config, or None."""
     for part in (config, config.get("text_config") or {}):
         for name in ("max_position_embeddings", "n_positions"):
             length = part.get(name)

@@ -17,7 +17,8 @@ from numpy.typing import NDArray
 from prosparse_export.bench.options import BenchOptions
 from prosparse_export.bench.result import LoopTime, Spread
 from prosparse_export.progress import ProgressCallback
-from prosparse_export.runtime.model import Cache, SparseModel
+from prosparse_export.runtime.cache import Cache
+from prosparse_export.runtime.model import SparseModel
 
 __all__ = ["time_loop"]
 

@@ -5,7 +5,6 @@ from __future__ import annotations
 import time
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
 
 import click
 
@@ -18,23 +17,31 @@ Examples:
   prosparse generate out/demo.onnx "The city of Paris is"
   prosparse generate out/demo.onnx "In 1905," -n 100 --temperature 0.7 --top-p 0.9 --seed 1
   prosparse generate out/demo.onnx "In 1905," --stop "." --stop ";"
-  prosparse generate out/demo.onnx "In 1905," --no-library    # stock onnxruntime, same tokens
+  prosparse generate out/demo.onnx "In 1905," --no-library    # onnxruntime without our kernels
 """
 
 
 @click.command("generate", cls=ProSparseCommand, context_settings=CONTEXT, epilog=_EXAMPLES)
 @click.argument("onnx_file", type=click.Path(path_type=Path))
 @click.argument("prompt")
-@click.option("-n", "--max-new-tokens", type=click.IntRange(min=1), default=64, show_default=True)
-@click.option("--stop", multiple=True, help="Text that ends it, besides the model's own end. Repeatable.")
-@click.option("--temperature", type=click.FloatRange(min=0.0), default=0.0, show_default=True, help="0 is greedy.")
-@click.option("--top-k", type=click.IntRange(min=0), default=0, show_default=True, help="0 is all tokens.")
-@click.option("--top-p", type=click.FloatRange(0.0, 1.0, min_open=True), default=1.0, show_default=True)
-@click.option("--seed", type=click.IntRange(min=0), help="For sampling.")
-@click.option("--threads", type=click.IntRange(min=1), help="Intra-op threads.  [default: one per core]")
-@click.option("--spinning/--no-spinning", default=True, show_default=True, help="Threads wait awake between operators.")
-@click.option("--library/--no-library", default=True, show_default=True, help="Run the sparse kernels.")
-@click.option("--verify", is_flag=True, help="First compare the files' SHA-256 with prosparse.json.")
+@click.option(
+    "-n", "--max-new-tokens", type=click.IntRange(min=1), default=64, show_default=True, help="Maximum length."
+)
+@click.option("--stop", multiple=True, help="Text that ends generation. Repeatable.")
+@click.option(
+    "--temperature", type=click.FloatRange(min=0.0), default=0.0, show_default=True, help="0 is greedy decoding."
+)
+@click.option(
+    "--top-k", type=click.IntRange(min=0), default=0, show_default=True, help="Sample from the top k tokens; 0 is all."
+)
+@click.option(
+    "--top-p", type=click.FloatRange(0.0, 1.0, min_open=True), default=1.0, show_default=True, help="Nucleus sampling."
+)
+@click.option("--seed", type=click.IntRange(min=0), help="Random seed for sampling.")
+@click.option("--threads", type=click.IntRange(min=1), help="Intra-op threads.  [default: one per physical core]")
+@click.option("--spinning/--no-spinning", default=True, show_default=True, help="Idle threads spin.")
+@click.option("--library/--no-library", default=True, show_default=True, help="Use the sparse kernels.")
+@click.option("--verify", is_flag=True, help="First check the files' SHA-256 against prosparse.json.")
 def generate_command(
     onnx_file: Path,
     prompt: str,
@@ -49,29 +56,24 @@ def generate_command(
     library: bool,
     verify: bool,
 ) -> None:
-    """Continue PROMPT with the exported model ONNX_FILE, token by token; speed goes to stderr.
+    """Continue PROMPT with the exported model ONNX_FILE. Text goes to stdout, speed to stderr.
 
-    An encoder-decoder reads PROMPT and prints what it makes of it.
+    For an encoder-decoder, PROMPT is the source text, and only the output is printed.
     """
     from prosparse_export.runtime.encoder_decoder import EncoderDecoder, encoder_path
     from prosparse_export.runtime.model import SparseModel
+    from prosparse_export.runtime.sampling import Sampling
 
-    sampling: dict[str, Any] = {
-        "max_new_tokens": max_new_tokens,
-        "temperature": temperature,
-        "top_k": top_k,
-        "top_p": top_p,
-        "stop": stop,
-        "seed": seed,
-    }
-    pieces: Iterator[str]
-    if encoder_path(onnx_file).is_file():
-        pair = EncoderDecoder.open(onnx_file, threads=threads, spinning=spinning, library=library, verify=verify)
-        pieces = pair.stream_text(prompt, **sampling)
-    else:
-        model = SparseModel.open(onnx_file, threads=threads, spinning=spinning, library=library, verify=verify)
-        pieces = model.stream_text(prompt, **sampling)
+    kind = EncoderDecoder if encoder_path(onnx_file).is_file() else SparseModel
+    sampling = Sampling(temperature, top_k, top_p, seed)
+    model = kind.open(onnx_file, threads=threads, spinning=spinning, library=library, verify=verify)
+    pieces = model.stream_text(prompt, max_new_tokens=max_new_tokens, sampling=sampling, stop=stop)
+    if kind is SparseModel:
         click.echo(prompt, nl=False)
+    _print_pieces(pieces)
+
+
+def _print_pieces(pieces: Iterator[str]) -> None:
     began, first, count = time.perf_counter(), 0.0, 0
     for piece in pieces:
         count += 1

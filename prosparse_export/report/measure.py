@@ -11,7 +11,6 @@ from typing import Any
 import numpy as np
 import onnxruntime
 from numpy.typing import NDArray
-from tokenizers import Tokenizer
 
 from prosparse_export.analysis.activation_counts import Activity, LayerActivity, measure_activity
 from prosparse_export.analysis.ffn_nodes import ffn_nodes, read_graph
@@ -19,7 +18,7 @@ from prosparse_export.artifact.integrity import check_files
 from prosparse_export.artifact.json_records import to_json
 from prosparse_export.artifact.manifest import Manifest, read_manifest
 from prosparse_export.artifact.measured_records import ThresholdSearch
-from prosparse_export.artifact.model_settings import context_length
+from prosparse_export.artifact.model_settings import context_length, require_tokenizer
 from prosparse_export.errors import ProSparseError
 from prosparse_export.progress import ProgressCallback, no_progress
 from prosparse_export.report.speed import LayerSpeed, measure_speed
@@ -177,13 +176,7 @@ def measure(
 
 
 def _tokenize(path: Path, texts: Sequence[tuple[str, str]], max_tokens: int) -> list[NDArray[np.int64]]:
-    file = path.parent / "tokenizer.json"
-    if not file.is_file():
-        raise ProSparseError(
-            f"tokenizer: {path.parent}: expected a tokenizer.json, got none",
-            hint="export again from a folder that has the tokenizer",
-        )
-    tokenizer = Tokenizer.from_file(str(file))
+    tokenizer = require_tokenizer(path.parent)
     share = max(max_tokens // len(texts), 16)
     result = []
     for name, text in texts:

@@ -1,12 +1,12 @@
-"""The inner loop of generation: a session whose inputs and outputs are bound once, with the KV cache in place.
+"""Decode with inputs and outputs that are bound once, and the KV cache in place.
 
-onnxruntime's GroupQueryAttention writes new keys and values into the cache where they belong if past and present are
-one buffer, as long as the longest text will be. So for a decode step nothing is allocated, copied or bound: a token, a
-position and one element of the mask are written, and the session runs. The mask is as long as the buffer. The operator
-counts a row's tokens by the mask's sum and reads no further, so what is behind them does not matter.
+GroupQueryAttention appends keys and values in place if past and present share one buffer, sized for the longest text.
+A decode step then allocates, copies, and binds nothing: it writes a token, a position, and one element of the mask, and
+runs the session. The mask is as long as the buffer; the operator takes the sum of a row as its number of tokens and
+ignores everything beyond.
 
-Attention in standard operators returns a longer cache each step. There the outputs of a step are bound as the inputs of
-the next, and onnxruntime copies.
+Unfused attention returns a longer cache in each step. The outputs of a step are bound as the inputs of the next, and
+onnxruntime copies.
 """
 
 from __future__ import annotations
@@ -22,22 +22,22 @@ from prosparse_export.errors import ProSparseError
 __all__ = ["PREFILL_TOKENS", "Decoder"]
 
 PREFILL_TOKENS = 512
-"""A longer prompt of one row goes in parts: attention scores and logits are tokens x context and x vocabulary."""
+"""Chunk size of a single prompt; attention scores and logits are tokens x context and tokens x vocabulary."""
 
-_LAST_ONLY = "logits_to_keep"  # an optional input: for how many last positions lm_head is computed
+_LAST_ONLY = "logits_to_keep"  # optional input: the number of last positions that lm_head runs on
 _TYPES = {"tensor(float)": np.float32, "tensor(float16)": np.float16}
 
 
 class Decoder:
-    """Texts being continued, one in each row; of one thread (the session itself is of any).
+    """Texts being continued, one per row. Not thread-safe, but decoders can share a session.
 
     Args:
-        session: a decoder's graph: input_ids, attention_mask, position_ids, past_key_values.N.key and .value;
-            logits first among the outputs, present.N.key and .value.
-        path: the graph's file, for messages.
-        batch: rows.
-        capacity: tokens that a row's cache can hold.
-        in_place: all attentions are GroupQueryAttention, so that the cache can stay where it is.
+        session: a decoder with inputs input_ids, attention_mask, position_ids, past_key_values.N.key and .value, and
+            outputs logits (the first), present.N.key and .value.
+        path: the graph's file, for error messages.
+        batch: number of rows.
+        capacity: maximum number of tokens per row.
+        in_place: every attention is GroupQueryAttention.
     """
 
     def __init__(
@@ -60,19 +60,19 @@ class Decoder:
             raise ProSparseError(
                 f"model: {path}: expected a decoder with a KV cache, got "
                 + (f"no output {missing}" if missing else "no input past_key_values.N.key"),
-                hint="give a decoder that prosparse-export wrote",
+                hint="use a decoder from prosparse-export",
             )
         slots = capacity if in_place else 0
         self._cache = {
             value.name: _bound(np.empty((batch, value.shape[1], slots, value.shape[3]), _TYPES[value.type]))
             for value in past
         }
-        self._width = 0  # columns of the mask so far: left padding included
+        self._width = 0  # tokens so far, left padding included
         self._mask = np.zeros((batch, 0), np.int64)
         self._step: onnxruntime.IOBinding | None = None
 
     def prefill(self, ids: NDArray[np.int64], mask: NDArray[np.int64]) -> NDArray[np.float32]:
-        """Take the prompts and return the logits that follow them, ``[batch, vocabulary]``.
+        """Run the prompts and return the logits of the next token, ``[batch, vocabulary]``.
 
         Args:
             ids: ``[batch, tokens]``, at most the capacity.
@@ -84,9 +84,11 @@ class Decoder:
         if ids.shape[1] > self._capacity:
             raise ProSparseError(
                 f"prompt: expected at most {self._capacity} tokens, got {ids.shape[1]}",
-                hint="shorten the prompt, or ask for a decoder of more capacity",
+                hint="shorten the prompt, or create a decoder with a larger capacity",
             )
-        part = PREFILL_TOKENS if self._batch == 1 else ids.shape[1]  # GroupQueryAttention's limit for larger batches
+        part = (
+            PREFILL_TOKENS if self._batch == 1 else ids.shape[1]
+        )  # GroupQueryAttention continues batches by one token only
         positions = np.maximum(mask.cumsum(-1) - 1, 0)
         logits = np.empty((0, 0, 0), np.float32)
         for begin in range(0, ids.shape[1], part):
@@ -104,9 +106,9 @@ class Decoder:
         return logits[:, -1]
 
     def step(self, tokens: NDArray[np.int64]) -> NDArray[np.float32]:
-        """Take the next token of every row, ``[batch]``, and return the logits that follow, ``[batch, vocabulary]``.
+        """Append a token to every row, ``[batch]``, and return the next logits, ``[batch, vocabulary]``.
 
-        The result is overwritten by the next step.
+        The next step overwrites the result.
 
         Raises:
             ProSparseError: the cache is full, or onnxruntime fails.
@@ -114,11 +116,11 @@ class Decoder:
         if self._width >= self._capacity:
             raise ProSparseError(
                 f"context: expected at most {self._capacity} tokens, got one more",
-                hint="end here, or ask for a decoder of more capacity",
+                hint="stop here, or create a decoder with a larger capacity",
             )
         assert self._step is not None
         np.copyto(self._tokens, tokens)
-        for row, slot in enumerate(self._slots):  # plain integers: for a few rows an operation on arrays costs more
+        for row, slot in enumerate(self._slots):  # Python integers: faster than numpy for a few rows
             self._positions[row, 0] = slot
             self._slots[row] = slot + 1
             if self._in_place:
@@ -142,7 +144,7 @@ class Decoder:
         self._ones = np.ones((self._batch, 1), np.int64)
         logits = np.empty((self._batch, 1, vocabulary), np.float32)
         self._last = logits[:, 0]
-        if self._in_place:  # the cache is packed: a row's tokens begin at slot 0, whatever was padding before
+        if self._in_place:  # the cache is left-aligned: a row's tokens begin at slot 0, without padding
             self._mask = (np.arange(self._capacity) < lengths[:, None]).astype(np.int64)
         else:
             self._mask = mask
@@ -179,13 +181,13 @@ class Decoder:
     def _run(self, io: onnxruntime.IOBinding) -> None:
         try:
             self._session.run_with_iobinding(io)
-        except Exception as error:  # onnxruntime's exceptions share no base class
+        except Exception as error:  # onnxruntime's exceptions have no common base class
             raise ProSparseError(
                 f"model: {self._path}: {' '.join(str(error).split())}",
-                hint="check the token ids, the memory, and the files: `prosparse info ONNX_FILE --verify`",
+                hint="check the token ids, free memory, and the files: `prosparse info ONNX_FILE --verify`",
             ) from error
 
 
 def _bound(array: NDArray[np.generic]) -> onnxruntime.OrtValue:
-    """Return an OrtValue in the array's own memory, which it keeps alive."""
+    """Return an OrtValue that shares the array's memory and keeps it alive."""
     return onnxruntime.OrtValue.ortvalue_from_numpy(array)

@@ -1,9 +1,8 @@
-"""Run an exported encoder-decoder: two graphs in onnxruntime, a KV cache, and nothing of torch."""
+"""Run an exported encoder-decoder: two graphs in onnxruntime and a KV cache."""
 
 from __future__ import annotations
 
 import itertools
-import json
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -14,16 +13,19 @@ import onnxruntime
 from numpy.typing import NDArray
 from tokenizers import Tokenizer
 
+from prosparse_export.artifact.model_settings import missing_tokenizer, read_settings
 from prosparse_export.errors import ProSparseError
-from prosparse_export.runtime.detokenizer import TextStream
-from prosparse_export.runtime.model import Cache, SparseModel
-from prosparse_export.runtime.sampling import Sampler, Sampling
+from prosparse_export.runtime.cache import Cache
+from prosparse_export.runtime.detokenizer import Detokenizer, stop_strings
+from prosparse_export.runtime.model import SparseModel
+from prosparse_export.runtime.sampling import GREEDY, Sampler, Sampling
+from prosparse_export.runtime.session import cache_sizes, open_session
 
 __all__ = ["EncoderDecoder", "Source", "encoder_path"]
 
 
 def encoder_path(path: Path) -> Path:
-    """Return where the encoder of the decoder ``path`` lies: ``t5.onnx`` has ``t5.encoder.onnx`` beside it."""
+    """Return the path of the encoder for the decoder ``path``: ``t5.encoder.onnx`` for ``t5.onnx``."""
     return path.with_name(f"{path.stem}.encoder.onnx")
 
 
@@ -50,8 +52,8 @@ class EncoderDecoder:
         encoder: session of the encoder.
         decoder: session of the decoder.
         path: the decoder's file.
-        tokenizer: from tokenizer.json beside it, or None.
-        start: token ids that an output begins with: decoder_start_token_id, forced_bos_token_id.
+        tokenizer: from tokenizer.json next to it, or None.
+        start: first token ids of an output: decoder_start_token_id, forced_bos_token_id.
         stop: token ids that end a text.
         pad: token id of padding.
     """
@@ -75,14 +77,14 @@ class EncoderDecoder:
         library: bool = True,
         verify: bool = False,
     ) -> EncoderDecoder:
-        """Open the decoder ``path`` and the encoder beside it.
+        """Open the decoder ``path`` and the encoder next to it.
 
         Args:
             path: an .onnx file from ``prosparse-export``.
-            threads: as for `SparseModel.open`, and so are the others.
-            spinning: threads wait for the next operator awake.
-            library: register the sparse kernels; without them the operators' ONNX bodies run.
-            verify: compare the decoder's files with the manifest first.
+            threads: intra-op threads, as for `SparseModel.open`.
+            spinning: idle threads spin.
+            library: register the sparse kernels; without them the operators' function bodies run.
+            verify: compare the SHA-256 of all files with prosparse.json.
 
         Raises:
             ProSparseError: a file is missing or damaged, or onnxruntime cannot run it.
@@ -90,29 +92,16 @@ class EncoderDecoder:
         path = Path(path)
         common: dict[str, Any] = {"threads": threads, "spinning": spinning, "library": library}
         decoder = SparseModel.open(path, verify=verify, encoder_decoder=True, **common)
-        encoder = SparseModel.open(encoder_path(path), **common)
-        past = {
-            value.name: (int(value.shape[1]), int(value.shape[3]))
-            for value in decoder.session.get_inputs()
-            if ".decoder." in value.name
-        }
-        settings: dict[str, object] = {}
-        for name in ("config.json", "generation_config.json"):  # the second wins
-            file = path.parent / name
-            if file.is_file():
-                values = json.loads(file.read_text(encoding="utf-8"))
-                settings.update({key: value for key, value in values.items() if value is not None})
-        first = (settings.get("decoder_start_token_id", 0), settings.get("forced_bos_token_id"))
-        start = tuple(int(token) for token in first if isinstance(token, int))
-        pad = settings.get("pad_token_id")
-        pad = pad if isinstance(pad, int) else 0
-        return cls(encoder.session, decoder.session, path, decoder.tokenizer, start, decoder.stop, pad, past)
+        encoder = open_session(encoder_path(path), **common)
+        start, pad = _special_tokens(path.parent)
+        past = cache_sizes(decoder.session, ".decoder.")
+        return cls(encoder, decoder.session, path, decoder.tokenizer, start, decoder.stop, pad, past)
 
     def encode(self, ids: NDArray[np.int64], mask: NDArray[np.int64]) -> Source:
         """Encode tokens ``[batch, source]``; ``mask`` is 0 for padding on either side.
 
         Raises:
-            ProSparseError: onnxruntime refuses the shapes.
+            ProSparseError: onnxruntime fails, for instance because of the shapes.
         """
         names = [output.name for output in self.encoder.get_outputs()]
         outputs = _run(self.encoder, encoder_path(self.path), {"input_ids": ids, "attention_mask": mask})
@@ -123,10 +112,10 @@ class EncoderDecoder:
     def forward(
         self, ids: NDArray[np.int64], source: Source, cache: Cache | None = None
     ) -> tuple[NDArray[np.float32], Cache]:
-        """Compute logits ``[batch, sequence, vocabulary]`` of output tokens ``[batch, sequence]``; lengthen the cache.
+        """Compute logits ``[batch, sequence, vocabulary]`` of output tokens and the extended cache.
 
         Raises:
-            ProSparseError: onnxruntime refuses the shapes.
+            ProSparseError: onnxruntime fails, for instance because of the shapes.
         """
         cache = cache or Cache.empty(self._past, len(ids))
         feeds: dict[str, NDArray[Any]] = {"input_ids": ids, "encoder_attention_mask": source.mask}
@@ -137,37 +126,27 @@ class EncoderDecoder:
         return logits, Cache(dict(zip(self._past, present, strict=True)))
 
     def stream(
-        self,
-        sources: Sequence[Sequence[int]],
-        *,
-        max_new_tokens: int | None = 64,
-        temperature: float = 0.0,
-        top_k: int = 0,
-        top_p: float = 1.0,
-        seed: int | None = None,
+        self, sources: Sequence[Sequence[int]], *, max_new_tokens: int | None = 64, sampling: Sampling = GREEDY
     ) -> Iterator[NDArray[np.int64]]:
         """Yield the next output token of every source, ``[batch]``, until all have ended; `start` is not yielded.
 
         A text that has ended repeats its last token; see `stop`.
 
         Args:
-            sources: token ids, with the end token that the model expects; shorter ones are padded on the right.
-            max_new_tokens: at most this many steps; None for no end but the model's own.
-            temperature: see `Sampling`, as for the others.
-            top_k: see there.
-            top_p: see there.
-            seed: see there.
+            sources: token ids, with the end token that the model expects; shorter sources are padded on the right.
+            max_new_tokens: maximum number of steps; None for no limit.
+            sampling: how tokens are chosen; greedy by default.
 
         Raises:
-            ProSparseError: a source is empty, or a setting is out of its range.
+            ProSparseError: a source is empty.
         """
         if not sources or any(len(source) == 0 for source in sources):
-            raise ProSparseError("source: expected at least one token, got none", hint="give some text")
+            raise ProSparseError("source: expected at least one token", hint="enter some text")
         ids = np.full((len(sources), max(map(len, sources))), self.pad, np.int64)
         mask = np.zeros_like(ids)
         for row, source in enumerate(sources):
             ids[row, : len(source)], mask[row, : len(source)] = source, 1
-        sampler = Sampler(Sampling(temperature, top_k, top_p, seed), len(sources))
+        sampler = Sampler(sampling, len(sources))
         encoded = self.encode(ids, mask)
         tokens = np.tile(np.array(self.start, np.int64), (len(sources), 1))
         cache: Cache | None = None
@@ -183,17 +162,19 @@ class EncoderDecoder:
             tokens = last[:, None]
 
     def stream_text(
-        self, prompt: str, *, stop: str | Sequence[str] = (), max_new_tokens: int | None = 64, **sampling: Any
+        self,
+        prompt: str,
+        *,
+        max_new_tokens: int | None = 64,
+        sampling: Sampling = GREEDY,
+        stop: str | Sequence[str] = (),
     ) -> Iterator[str]:
-        """Yield the text that the model makes of ``prompt`` piece by piece; see `SparseModel.stream_text`."""
+        """Yield the output for ``prompt`` in pieces, one per token; see `SparseModel.stream_text`."""
         if self.tokenizer is None:
-            raise ProSparseError(
-                f"tokenizer: {self.path.parent}: expected a tokenizer.json, got none",
-                hint="export again from a folder that has the tokenizer, or call stream() with token ids",
-            )
+            raise missing_tokenizer(self.path.parent)
         source = self.tokenizer.encode(prompt).ids
-        text = TextStream(self.tokenizer, (stop,) if isinstance(stop, str) else tuple(stop))
-        for (token,) in self.stream([source], max_new_tokens=max_new_tokens, **sampling):
+        text = Detokenizer(self.tokenizer, stop_strings(stop))
+        for (token,) in self.stream([source], max_new_tokens=max_new_tokens, sampling=sampling):
             if int(token) in self.stop:
                 break
             yield text.add(int(token))
@@ -203,14 +184,25 @@ class EncoderDecoder:
             yield rest
 
 
+def _special_tokens(folder: Path) -> tuple[tuple[int, ...], int]:
+    """Return the first tokens of an output and the padding token; generation_config.json overrides config.json."""
+    settings: dict[str, object] = {}
+    for name in ("config.json", "generation_config.json"):
+        values = read_settings(folder / name)
+        settings.update({key: value for key, value in values.items() if value is not None})
+    first = (settings.get("decoder_start_token_id", 0), settings.get("forced_bos_token_id"))
+    pad = settings.get("pad_token_id")
+    return tuple(int(token) for token in first if isinstance(token, int)), pad if isinstance(pad, int) else 0
+
+
 def _run(
     session: onnxruntime.InferenceSession, path: Path, feeds: dict[str, NDArray[Any]]
 ) -> list[NDArray[np.float32]]:
     try:
         outputs: list[NDArray[np.float32]] = session.run(None, feeds)
-    except Exception as error:  # onnxruntime's exceptions share no base class
+    except Exception as error:  # onnxruntime's exceptions have no common base class
         raise ProSparseError(
             f"model: {path}: {' '.join(str(error).split())}",
-            hint="token ids must be below vocab_size, and ids and mask of one shape, [batch, tokens]",
+            hint="token ids must be below vocab_size; ids and mask must both be [batch, tokens]",
         ) from error
     return outputs

@@ -1,8 +1,8 @@
-"""Run an artifact: onnxruntime, a KV cache, and nothing of torch."""
+"""Run an exported language model: logits, tokens, text."""
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -11,34 +11,21 @@ import onnxruntime
 from numpy.typing import NDArray
 from tokenizers import Tokenizer
 
-from prosparse_export.artifact.integrity import check_files, missing_model
 from prosparse_export.artifact.manifest import read_manifest
-from prosparse_export.artifact.model_settings import context_length, read_tokenizer, stop_tokens
+from prosparse_export.artifact.model_settings import (
+    context_length,
+    missing_tokenizer,
+    read_tokenizer,
+    stop_tokens,
+)
 from prosparse_export.errors import ProSparseError
+from prosparse_export.runtime.cache import Cache
 from prosparse_export.runtime.decode_loop import Decoder
-from prosparse_export.runtime.detokenizer import TextStream
-from prosparse_export.runtime.operator_library import disabled_optimizers, register
-from prosparse_export.runtime.sampling import Sampler, Sampling
-from prosparse_export.runtime.threads import default_threads
+from prosparse_export.runtime.detokenizer import Detokenizer, stop_strings
+from prosparse_export.runtime.sampling import GREEDY, Sampler, Sampling
+from prosparse_export.runtime.session import cache_sizes, open_session
 
-__all__ = ["Cache", "SparseModel", "load"]
-
-
-@dataclass(frozen=True)
-class Cache:
-    """Keys and values of all past tokens, by input name, each ``[batch, kv_heads, past, head_dim]``."""
-
-    values: dict[str, NDArray[np.float32]]
-
-    @classmethod
-    def empty(cls, sizes: Mapping[str, tuple[int, int]], batch: int) -> Cache:
-        """Return the cache of no tokens; ``sizes`` are KV heads and head_dim by input name."""
-        return cls({name: np.zeros((batch, heads, 0, dim), np.float32) for name, (heads, dim) in sizes.items()})
-
-    @property
-    def length(self) -> int:
-        """Past tokens, padding included."""
-        return next(iter(self.values.values())).shape[2] if self.values else 0
+__all__ = ["SparseModel", "load"]
 
 
 def load(
@@ -63,10 +50,10 @@ class SparseModel:
     Attributes:
         session: the session.
         path: the graph's file.
-        tokenizer: from tokenizer.json beside it, or None.
+        tokenizer: from tokenizer.json next to it, or None.
         stop: token ids that end a text.
-        context: most tokens of a text, prompt included (config.json's max_position_embeddings); None if unknown.
-        in_place: the KV cache can stay in one buffer: all attentions are GroupQueryAttention.
+        context: maximum number of tokens in a text, prompt included (max_position_embeddings); None if unknown.
+        in_place: the KV cache can stay in one buffer, because every attention is GroupQueryAttention.
     """
 
     session: onnxruntime.InferenceSession
@@ -93,65 +80,44 @@ class SparseModel:
 
         Args:
             path: an .onnx file from ``prosparse-export``.
-            threads: intra-op threads; None for one per physical core that the process may use.
-            spinning: threads wait for the next operator awake; without, they sleep in between: slower, and a
-                waiting thread takes nothing from other processes.
-            library: register the sparse kernels; without them the operators' ONNX bodies run, and weights beyond
-                512 MB on disk that are narrower than float32 are widened in every call, not once: slow, but it fits.
-            verify: read graph and weights first and compare their SHA-256 with prosparse.json; else sizes only.
-            session_options: options of your own; ``threads`` (if None) and ``spinning`` then change nothing in them.
-            encoder_decoder: the decoder of an encoder-decoder is welcome; see encoder_decoder.py.
+            threads: intra-op threads; None for one per physical core available to the process.
+            spinning: idle threads spin. Without it they sleep between operators, which is slower but leaves the
+                cores to other processes.
+            library: register the sparse kernels. Without them the operators' function bodies run, and narrow weights
+                of more than 512 MB on disk are converted to float32 in every call.
+            verify: compare the SHA-256 of graph and weights with prosparse.json; by default, only sizes are checked.
+            session_options: your own options; ``threads`` then defaults to theirs, and ``spinning`` has no effect.
+            encoder_decoder: accept the decoder of an encoder-decoder; see `EncoderDecoder`.
 
         Raises:
-            ProSparseError: a file is missing or damaged, or onnxruntime cannot run it.
+            ProSparseError: a file is missing or damaged, or onnxruntime cannot open it.
         """
         path = Path(path)
-        if not path.is_file():
-            raise missing_model(path)
-        check_files(path, verify=verify)
-        options = session_options or onnxruntime.SessionOptions()
-        if session_options is None:
-            options.log_severity_level = 3  # errors
-            options.add_session_config_entry("session.intra_op.allow_spinning", "1" if spinning else "0")
-            threads = threads or default_threads()
-        if threads is not None:
-            options.intra_op_num_threads = threads
-        if library:
-            register(options)
-        manifest = read_manifest(path)
-        disabled = disabled_optimizers(path, manifest, library=library)
-        try:
-            session = onnxruntime.InferenceSession(
-                str(path), options, providers=["CPUExecutionProvider"], disabled_optimizers=disabled
-            )
-        except Exception as error:  # onnxruntime's exceptions share no base class
-            data = path.with_name(f"{path.name}.data")
-            hint = "prosparse.json beside it names the onnxruntime that it needs; export a damaged file again"
-            if data.name in str(error) and not data.is_file():
-                hint = f"its weights lie in {data.name}, which is not there: an artifact is all of its folder"
-            raise ProSparseError(
-                f"model: {path}: onnxruntime {onnxruntime.__version__} cannot open it: {' '.join(str(error).split())}",
-                hint=hint,
-            ) from error
+        session = open_session(
+            path, threads=threads, spinning=spinning, library=library, verify=verify, session_options=session_options
+        )
         if not encoder_decoder and any(v.name == "encoder_attention_mask" for v in session.get_inputs()):
             raise ProSparseError(
-                f"model: {path}: expected a decoder alone or an encoder, got the decoder of an encoder-decoder",
-                hint="`prosparse generate` runs it; in Python, runtime.encoder_decoder.EncoderDecoder does",
+                f"model: {path}: expected a decoder-only model or an encoder, got the decoder of an encoder-decoder",
+                hint="run it with `prosparse generate`, or in Python with runtime.encoder_decoder.EncoderDecoder",
             )
-        past = {
-            value.name: (int(value.shape[1]), int(value.shape[3]))
-            for value in session.get_inputs()
-            if value.name.startswith("past_key_values.")
-        }
-        folder = path.parent
+        folder, manifest = path.parent, read_manifest(path)
         in_place = manifest is not None and manifest.fused_attention
-        return cls(session, path, read_tokenizer(folder), stop_tokens(folder), context_length(folder), in_place, past)
+        return cls(
+            session=session,
+            path=path,
+            tokenizer=read_tokenizer(folder),
+            stop=stop_tokens(folder),
+            context=context_length(folder),
+            in_place=in_place,
+            _past=cache_sizes(session),
+        )
 
     def decoder(self, batch: int, capacity: int) -> Decoder:
-        """Return the inner loop for ``batch`` texts of at most ``capacity`` tokens each, or as the model's context has.
+        """Return a decode loop for ``batch`` texts of at most ``capacity`` tokens each, limited by the context.
 
         Raises:
-            ProSparseError: the model has no cache, so that it is no decoder.
+            ProSparseError: the model has no KV cache, so it is not a decoder.
         """
         self._check_cache()
         capacity = min(capacity, self.context or capacity)
@@ -161,21 +127,21 @@ class SparseModel:
         if not self._past:
             raise ProSparseError(
                 f"model: {self.path}: expected a decoder with a KV cache, got a model without one",
-                hint="an encoder computes hidden states: call forward()",
+                hint="this is an encoder: call forward() for its hidden states",
             )
 
     def forward(
         self, ids: NDArray[np.int64], mask: NDArray[np.int64], cache: Cache | None = None
     ) -> tuple[NDArray[np.float32], Cache]:
-        """Compute logits ``[batch, sequence, vocabulary]`` (an encoder: hidden states) and the longer cache.
+        """Compute logits ``[batch, sequence, vocabulary]`` (of an encoder: hidden states) and the extended cache.
 
         Args:
             ids: new tokens, ``[batch, sequence]``.
             mask: 1 for a token, 0 for padding on the left, ``[batch, past + sequence]``.
-            cache: what the tokens before gave; None at the beginning.
+            cache: returned for the past tokens; None if there are none.
 
         Raises:
-            ProSparseError: onnxruntime refuses the shapes.
+            ProSparseError: onnxruntime fails, for instance because of the shapes.
         """
         cache = cache or Cache.empty(self._past, len(ids))
         positions = np.maximum(mask.cumsum(-1) - 1, 0)[:, cache.length :]
@@ -183,72 +149,57 @@ class SparseModel:
         wanted = {value.name for value in self.session.get_inputs()}
         try:
             logits, *present = self.session.run(None, {n: v for n, v in feeds.items() if n in wanted})
-            present = present[: len(self._past)]  # an encoder has none, and perhaps a pooled output
-        except Exception as error:  # onnxruntime's exceptions share no base class
+            present = present[: len(self._past)]  # an encoder has no cache, but may have a pooled output
+        except Exception as error:  # onnxruntime's exceptions have no common base class
             hint = None
             if len(ids) > 1 and ids.shape[1] > 1 and cache.length > 0:
-                hint = "with --attention fused, a batch can be continued by one token at a time only"
+                hint = "with --attention fused, continue a batch by one token at a time"
             if self.context is not None and mask.shape[1] > self.context:
-                hint = (
-                    f"shorten the text: the model takes at most {self.context} tokens with padding, got {mask.shape[1]}"
-                )
+                hint = f"shorten the text to {self.context} tokens, padding included (got {mask.shape[1]})"
             raise ProSparseError(f"model: {self.path}: {' '.join(str(error).split())}", hint=hint) from error
         return logits, Cache(dict(zip(self._past, present, strict=True)))
 
     def stream(
-        self,
-        prompts: Sequence[Sequence[int]],
-        *,
-        max_new_tokens: int | None = 64,
-        temperature: float = 0.0,
-        top_k: int = 0,
-        top_p: float = 1.0,
-        seed: int | None = None,
+        self, prompts: Sequence[Sequence[int]], *, max_new_tokens: int | None = 64, sampling: Sampling = GREEDY
     ) -> Iterator[NDArray[np.int64]]:
-        """Yield the next token of every prompt, ``[batch]``, until all have ended.
+        """Yield the next token of every prompt, ``[batch]``, until all texts have ended.
 
-        A text that has ended repeats its last token; see `stop`. Call it again to begin anew: nothing is shared
-        between calls, so they may run in several threads.
+        A text that has ended repeats its last token; see `stop`. Calls share no state and may run in several threads.
 
         Args:
-            prompts: token ids; shorter ones are padded on the left.
-            max_new_tokens: at most this many steps; None for as many as the context has room for.
-            temperature: 0 takes the likeliest token; above, samples from softmax(logits / temperature).
-            top_k: sample from the so many likeliest tokens only; 0 for all.
-            top_p: sample from the fewest likeliest tokens that have this share of the probability.
-            seed: for sampling; a row's tokens do not depend on the other rows.
+            prompts: token ids; shorter prompts are padded on the left.
+            max_new_tokens: maximum number of steps; None for as many as fit into the context.
+            sampling: how tokens are chosen; greedy by default.
 
         Raises:
-            ProSparseError: a prompt is empty or the texts do not fit into the context, an option is out of range,
-                or the model has no cache, so that it is no decoder.
+            ProSparseError: a prompt is empty, the texts do not fit into the context, or the model is not a decoder.
         """
         self._check_cache()
-        sampler = Sampler(Sampling(temperature, top_k, top_p, seed), len(prompts))
         if not prompts or any(len(prompt) == 0 for prompt in prompts):
-            raise ProSparseError("prompt: expected at least one token, got none", hint="give some text to continue")
+            raise ProSparseError("prompt: expected at least one token", hint="enter some text to continue")
         width = max(len(prompt) for prompt in prompts)
-        count = self._room(width, max_new_tokens)
+        count = self._new_tokens(width, max_new_tokens)
         decoder = self.decoder(len(prompts), width + count)
-        return self._tokens(decoder, sampler, prompts, width, count)
+        return self._tokens(decoder, Sampler(sampling, len(prompts)), prompts, width, count)
 
-    def _room(self, width: int, count: int | None) -> int:
+    def _new_tokens(self, width: int, count: int | None) -> int:
+        """Return the number of steps for prompts of ``width`` tokens."""
         if count is None:
             if self.context is None:
                 raise ProSparseError(
-                    f"max_new_tokens: expected a number, got None, and {self.path.parent / 'config.json'} has no "
-                    "max_position_embeddings",
-                    hint="say how many tokens are wanted",
+                    f"max_new_tokens: {self.path.parent / 'config.json'} has no max_position_embeddings",
+                    hint="set max_new_tokens to a number",
                 )
             count = max(self.context - width, 1)
         if count < 1:
             raise ProSparseError(
-                f"max_new_tokens: expected at least 1, got {count}", hint="say how many tokens are wanted"
+                f"max_new_tokens: expected at least 1, got {count}", hint="set max_new_tokens to a positive number"
             )
         if self.context is not None and width + count > self.context:
             left = self.context - width
             raise ProSparseError(
-                f"context: expected at most {self.context} tokens, got {width} of the prompt and {count} new ones",
-                hint=f"ask for at most {left} new tokens" if left > 0 else "shorten the prompt",
+                f"context: expected at most {self.context} tokens, got {width} in the prompt and {count} new ones",
+                hint=f"set max_new_tokens to at most {left}" if left > 0 else "shorten the prompt",
             )
         return count
 
@@ -276,39 +227,22 @@ class SparseModel:
         prompt: str,
         *,
         max_new_tokens: int | None = 64,
-        temperature: float = 0.0,
-        top_k: int = 0,
-        top_p: float = 1.0,
+        sampling: Sampling = GREEDY,
         stop: str | Sequence[str] = (),
-        seed: int | None = None,
     ) -> str:
-        """Return the text that continues ``prompt``; see `stream_text`."""
-        return "".join(
-            self.stream_text(
-                prompt,
-                max_new_tokens=max_new_tokens,
-                temperature=temperature,
-                top_k=top_k,
-                top_p=top_p,
-                stop=stop,
-                seed=seed,
-            )
-        )
+        """Return the continuation of ``prompt``; see `stream_text`."""
+        return "".join(self.stream_text(prompt, max_new_tokens=max_new_tokens, sampling=sampling, stop=stop))
 
     def generate_batch(
         self,
         prompts: Sequence[str],
         *,
         max_new_tokens: int | None = 64,
-        temperature: float = 0.0,
-        top_k: int = 0,
-        top_p: float = 1.0,
+        sampling: Sampling = GREEDY,
         stop: str | Sequence[str] = (),
-        seed: int | None = None,
     ) -> list[str]:
-        """Return the texts that continue ``prompts``, all in one batch; see `stream_text`."""
+        """Return the continuations of ``prompts``, computed in one batch; see `stream_text`."""
         texts = [""] * len(prompts)
-        sampling = Sampling(temperature, top_k, top_p, seed)
         for pieces in self._pieces(prompts, max_new_tokens, sampling, stop):
             texts = [text + piece for text, piece in zip(texts, pieces, strict=True)]
         return texts
@@ -318,61 +252,38 @@ class SparseModel:
         prompt: str,
         *,
         max_new_tokens: int | None = 64,
-        temperature: float = 0.0,
-        top_k: int = 0,
-        top_p: float = 1.0,
+        sampling: Sampling = GREEDY,
         stop: str | Sequence[str] = (),
-        seed: int | None = None,
     ) -> Iterator[str]:
-        """Yield the text that continues ``prompt``, without the prompt: a piece for every token.
+        """Yield the continuation of ``prompt`` in pieces, one per token.
 
-        A piece never cuts a character, and nothing is shown that may be the beginning of a stop string; so a piece
-        may be empty, and a later one longer.
+        A piece never splits a character, and never shows what may be the beginning of a stop string. It may therefore
+        be empty, with its text in a later piece.
 
         Args:
-            prompt: text, encoded as the model's tokenizer does it (with its special tokens).
-            max_new_tokens: at most this many tokens; None for as many as the context has room for.
-            temperature: see `stream`, as for ``top_k``, ``top_p`` and ``seed``.
-            top_k: see there.
-            top_p: see there.
-            stop: strings that end the text, besides the model's own end; they are not shown.
-            seed: see there.
+            prompt: text; the tokenizer adds its special tokens.
+            max_new_tokens: maximum number of tokens; None for as many as fit into the context.
+            sampling: how tokens are chosen; greedy by default.
+            stop: strings that end the text, in addition to the model's end tokens; they are not yielded.
 
         Raises:
-            ProSparseError: there is no tokenizer, or as `stream`.
+            ProSparseError: there is no tokenizer, or as for `stream`.
         """
-        sampling = Sampling(temperature, top_k, top_p, seed)
         return (piece for (piece,) in self._pieces([prompt], max_new_tokens, sampling, stop))
 
     def _pieces(
         self, prompts: Sequence[str], count: int | None, sampling: Sampling, stop: str | Sequence[str]
     ) -> Iterator[list[str]]:
-        """Yield the next piece of every text."""
+        """Check the arguments, then return an iterator over the next piece of every text."""
         if self.tokenizer is None:
-            raise ProSparseError(
-                f"tokenizer: {self.path.parent}: expected a tokenizer.json, got none",
-                hint="export again from a folder that has the tokenizer, or call stream() with token ids",
-            )
-        stops = (stop,) if isinstance(stop, str) else tuple(stop)
-        if any(not text for text in stops):
-            raise ProSparseError(
-                "stop: expected strings of at least one character, got an empty one", hint="leave the empty one out"
-            )
-        if any(not prompt for prompt in prompts):  # the tokenizer may make a first token of nothing
-            raise ProSparseError("prompt: expected some text, got none", hint="give some text to continue")
-        texts = [TextStream(self.tokenizer, stops) for _ in prompts]
+            raise missing_tokenizer(self.path.parent)
+        texts = [Detokenizer(self.tokenizer, stop_strings(stop)) for _ in prompts]
+        if any(not prompt for prompt in prompts):  # the tokenizer may turn an empty text into a start token
+            raise ProSparseError("prompt: expected some text, got an empty string", hint="enter some text to continue")
         ids = [self.tokenizer.encode(prompt).ids for prompt in prompts]
-        tokens = self.stream(
-            ids,
-            max_new_tokens=count,
-            temperature=sampling.temperature,
-            top_k=sampling.top_k,
-            top_p=sampling.top_p,
-            seed=sampling.seed,
-        )
-        return self._decoded(tokens, texts)
+        return self._decoded(self.stream(ids, max_new_tokens=count, sampling=sampling), texts)
 
-    def _decoded(self, tokens: Iterator[NDArray[np.int64]], texts: list[TextStream]) -> Iterator[list[str]]:
+    def _decoded(self, tokens: Iterator[NDArray[np.int64]], texts: list[Detokenizer]) -> Iterator[list[str]]:
         for row in tokens:
             yield [
                 text.end() if int(token) in self.stop else text.add(int(token))

@@ -1,4 +1,4 @@
-"""The operator library: where it is, what it can, and how a session gets it."""
+"""Find the operator library, query it, and register it with a session."""
 
 from __future__ import annotations
 
@@ -27,21 +27,21 @@ __all__ = [
 
 FOLDED_BYTES = 512 << 20  # see disabled_optimizers
 
-_MARK = "prosparse.registered"  # a session configuration entry: it lives and dies with the object
+_MARK = "prosparse.registered"  # session configuration entry: marks the options object itself
 _NAMES = ("libprosparse_ops.so", "libprosparse_ops.dylib")
 _ISA_HINT = "unset PROSPARSE_ISA, or name a variant that `prosparse info` lists for this machine"
 
 
 @dataclass(frozen=True)
 class LibraryInfo:
-    """What the operator library says of itself.
+    """Properties of the operator library.
 
     Attributes:
         path: the shared library.
-        version: the version that it was built as.
-        isa_compiled: variants in it, best first.
-        isa_supported: those that this machine runs.
-        isa_used: the one that will run, or None where PROSPARSE_ISA names one that cannot.
+        version: its version.
+        isa_compiled: compiled variants, best first.
+        isa_supported: the variants that this machine can run.
+        isa_used: the variant that will run; None if PROSPARSE_ISA names one that cannot.
         error: why ``isa_used`` is None.
     """
 
@@ -54,18 +54,18 @@ class LibraryInfo:
 
 
 def library_path() -> Path:
-    """Return the path of the operator library, for any onnxruntime binding in any language.
+    """Return the path of the operator library, for any onnxruntime language binding.
 
-    ``PROSPARSE_OPS_LIBRARY`` overrides it, for instance with a build of one's own.
+    The environment variable ``PROSPARSE_OPS_LIBRARY`` overrides it.
 
     Raises:
-        ProSparseError: there is none.
+        ProSparseError: it is not installed.
     """
     override = os.environ.get("PROSPARSE_OPS_LIBRARY")
     if override:
         if not Path(override).is_file():
             raise ProSparseError(
-                f"PROSPARSE_OPS_LIBRARY: {override}: expected a shared library, got no such file",
+                f"PROSPARSE_OPS_LIBRARY: {override}: no such file",
                 hint="unset it to use the installed library",
             )
         return Path(override)
@@ -77,20 +77,24 @@ def library_path() -> Path:
             if (folder / name).is_file():
                 return folder / name
     raise ProSparseError(
-        f"operator library: {folders[-1]}: expected {_NAMES[0]}, got none",
-        hint="run `pip install .` in the project's folder: it builds the library",
+        f"operator library: {folders[-1]}: no {_NAMES[0]}",
+        hint="build it: run `pip install .` in the project's folder",
     )
 
 
 def library_info() -> LibraryInfo:
-    """Ask the operator library which variants it has and which one would run."""
+    """Return the operator library's version, its variants, and the one that would run.
+
+    Raises:
+        ProSparseError: the library is missing or cannot be loaded.
+    """
     path = library_path()
     try:
         function = ctypes.CDLL(str(path)).prosparse_ops_info
     except (OSError, AttributeError) as error:
         raise ProSparseError(
             f"operator library: {path}: cannot be loaded: {error}",
-            hint="it is of another system or version: run `pip install .` in the project's folder to build it anew",
+            hint="it is built for another system or version: run `pip install .` in the project's folder",
         ) from error
     function.restype = ctypes.c_char_p
     values = json.loads(function().decode())
@@ -105,10 +109,10 @@ def library_info() -> LibraryInfo:
 
 
 def check_library() -> None:
-    """See that the operator library is there and will run: for jobs that need it minutes later only.
+    """Fail early if the operator library cannot run, before a long job that needs it at the end.
 
     Raises:
-        ProSparseError: there is none, it cannot be loaded, or PROSPARSE_ISA names a variant that cannot run here.
+        ProSparseError: it is missing, it cannot be loaded, or PROSPARSE_ISA names a variant that cannot run here.
     """
     library = library_info()
     if library.isa_used is None:
@@ -116,22 +120,22 @@ def check_library() -> None:
 
 
 def register(session_options: onnxruntime.SessionOptions) -> None:
-    """Make the operators of domain ``com.prosparse`` known to sessions made with these options.
+    """Register the ``com.prosparse`` operators with sessions created from these options.
 
-    Calling it again with the same object does nothing (onnxruntime itself would fail).
+    A second call for the same object has no effect (in onnxruntime it would fail).
 
     Raises:
-        ProSparseError: there is no library, or it refuses (onnxruntime too old, PROSPARSE_ISA wrong).
+        ProSparseError: the library is missing or cannot run (onnxruntime too old, PROSPARSE_ISA wrong).
     """
     try:
         session_options.get_session_config_entry(_MARK)
         return
-    except RuntimeError:  # onnxruntime's way to say that there is no such entry
+    except RuntimeError:  # no such entry
         pass
     path = library_path()
     try:
         session_options.register_custom_ops_library(str(path))
-    except Exception as error:  # onnxruntime's exceptions share no base class
+    except Exception as error:  # onnxruntime's exceptions have no common base class
         raise ProSparseError(
             f"operator library: {path}: {' '.join(str(error).split())}",
             hint=_ISA_HINT if "PROSPARSE_ISA" in str(error) else "`prosparse info` shows the library and the versions",
@@ -140,10 +144,10 @@ def register(session_options: onnxruntime.SessionOptions) -> None:
 
 
 def disabled_optimizers(path: Path, manifest: Manifest | None, *, library: bool) -> list[str]:
-    """Return onnxruntime's ``disabled_optimizers`` for the model at ``path``, whose prosparse.json is ``manifest``.
+    """Return onnxruntime's ``disabled_optimizers`` for the model at ``path`` with the given manifest.
 
-    Without the library onnxruntime would compute the float32 values of all narrower weights in advance and keep
-    them: 4 bytes for each, 27 GB of a 7B model, whatever it has on disk. Up to 512 MB on disk it may.
+    Without the library, constant folding would convert all narrow weights to float32 when the session is created: 27 GB
+    for a 7B model in any format. It is disabled for more than 512 MB of weights on disk.
     """
     linears = None if manifest is None else manifest.linears
     formats = (manifest and manifest.weight_format, linears and linears.weight_format)

@@ -1,4 +1,4 @@
-"""The choice of the next token from logits."""
+"""Choose the next token from logits."""
 
 from __future__ import annotations
 
@@ -10,26 +10,26 @@ from numpy.typing import NDArray
 
 from prosparse_export.errors import ProSparseError
 
-__all__ = ["NotFiniteError", "Sampler", "Sampling"]
+__all__ = ["GREEDY", "NotFiniteError", "Sampler", "Sampling"]
 
 
 class NotFiniteError(ProSparseError):
-    """Logits have NaN or infinity where the largest should be."""
+    """The largest logit is NaN or infinite."""
 
 
-_NEGLIGIBLE = 53 * math.log(2)  # a token this far below the best has less than a double's rounding of its probability
+_NEGLIGIBLE = 53 * math.log(2)  # logits: a token so far below the top-1 has less than 2^-53 of its probability
 
 
 @dataclass(frozen=True)
 class Sampling:
-    """How a token is chosen. First the temperature, then top_k, then top_p of what is left.
+    """How a token is chosen: temperature first, then top_k, then top_p of what remains.
 
     Attributes:
-        temperature: 0 takes the likeliest token; above, probabilities are softmax(logits / temperature).
-        top_k: only the so many likeliest tokens; 0 for all.
-        top_p: of those the fewest whose probabilities sum to at least this share (nucleus sampling,
-            arXiv:1904.09751).
-        seed: same seed, same tokens; None for new ones each time.
+        temperature: 0 for greedy decoding; above 0, probabilities are softmax(logits / temperature).
+        top_k: sample from the top k tokens; 0 for all.
+        top_p: sample from the smallest set of top tokens with at least this share of the probability (nucleus
+            sampling, arXiv:1904.09751).
+        seed: makes the tokens reproducible; None for different ones each time.
 
     Raises:
         ProSparseError: a value is out of its range.
@@ -47,17 +47,20 @@ class Sampling:
                 self.temperature,
                 0.0 <= self.temperature < math.inf,
                 "a number >= 0",
-                "0 takes the likeliest token",
+                "0 is greedy decoding",
             ),
-            ("top_k", self.top_k, self.top_k >= 0, "a whole number >= 0", "0 takes all tokens"),
-            ("top_p", self.top_p, 0.0 < self.top_p <= 1.0, "a number above 0 and up to 1", "1 takes all tokens"),
+            ("top_k", self.top_k, self.top_k >= 0, "an integer >= 0", "0 is all tokens"),
+            ("top_p", self.top_p, 0.0 < self.top_p <= 1.0, "a number > 0 and <= 1", "1 is all tokens"),
         ):
             if not right:
                 raise ProSparseError(f"{name}: expected {range_}, got {value}", hint=hint)
 
 
+GREEDY = Sampling()
+
+
 class Sampler:
-    """Chooses for a batch, each row with a generator of its own: a text does not depend on its neighbors."""
+    """Chooses tokens for a batch; each row has its own random generator, so a text does not depend on other rows."""
 
     def __init__(self, sampling: Sampling, batch: int) -> None:
         self._sampling = sampling
@@ -68,12 +71,14 @@ class Sampler:
         """Return a token for each row of ``logits``, ``[batch, vocabulary]``.
 
         Raises:
-            ProSparseError: the best logit is not a finite number.
+            NotFiniteError: the largest logit is not finite.
         """
         best: NDArray[np.int64] = logits.argmax(-1)
         top = [float(row[token]) for row, token in zip(logits, best.tolist(), strict=True)]
-        if not all(map(math.isfinite, top)):  # NaN is argmax's first choice
-            raise NotFiniteError("logits: expected finite numbers, got NaN or infinity", hint="validate the model")
+        if not all(map(math.isfinite, top)):  # argmax prefers NaN
+            raise NotFiniteError(
+                "logits: expected finite numbers, got NaN or infinity", hint="check the model with prosparse validate"
+            )
         if self._sampling.temperature == 0.0:
             return best
         return np.array([self._draw(*row) for row in zip(logits, top, self._generators, strict=True)], np.int64)

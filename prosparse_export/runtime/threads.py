@@ -1,7 +1,7 @@
-"""How many threads a session gets if nobody says: one for each physical core that this process may use.
+"""Default number of threads: one per physical core that the process may use.
 
-onnxruntime's own default counts all cores of the machine, also those that a container's quota or `taskset` keeps
-from the process; more threads than cores wait for each other at every operator.
+onnxruntime's default counts all cores of the machine, even those that a container quota or `taskset` excludes. With
+more threads than cores, threads wait for each other at every operator.
 """
 
 from __future__ import annotations
@@ -17,11 +17,11 @@ _QUOTA = Path("/sys/fs/cgroup/cpu.max")
 
 
 def default_threads(topology: Path = _TOPOLOGY, quota: Path = _QUOTA) -> int:
-    """Return physical cores in the process's affinity mask, at most its quota rounded up, at least 1.
+    """Return the number of physical cores in the affinity mask, limited by the CPU quota (rounded up), at least 1.
 
     Args:
-        topology: Linux's description of the processors; without it every processor counts.
-        quota: the control group's limit, "microseconds period" or "max period"; without it there is none.
+        topology: Linux's CPU topology; if it is missing, every logical CPU counts.
+        quota: the control group's cpu.max, "QUOTA PERIOD" or "max PERIOD"; if it is missing, there is no limit.
     """
     allowed = os.sched_getaffinity(0) if hasattr(os, "sched_getaffinity") else set(range(os.cpu_count() or 1))
     cores = len({_siblings(topology, cpu) for cpu in allowed})
@@ -39,5 +39,5 @@ def _limit(quota: Path) -> int:
     try:
         limit, period = quota.read_text().split()
         return max(1, math.ceil(int(limit) / int(period)))
-    except (OSError, ValueError):  # "max", or no control groups of version 2
+    except (OSError, ValueError):  # "max", or no cgroup v2
         return os.cpu_count() or 1

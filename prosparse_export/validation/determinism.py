@@ -9,7 +9,8 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
-from prosparse_export.runtime.model import Cache, SparseModel
+from prosparse_export.runtime.cache import Cache
+from prosparse_export.runtime.model import SparseModel
 from prosparse_export.text import Window
 
 __all__ = ["Determinism", "check_determinism"]

@@ -10,7 +10,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from prosparse_export.progress import ProgressCallback
-from prosparse_export.runtime.model import Cache, SparseModel
+from prosparse_export.runtime.cache import Cache
+from prosparse_export.runtime.model import SparseModel
 from prosparse_export.runtime.sampling import NotFiniteError
 from prosparse_export.text import Window
 from prosparse_export.validation.metrics import Difference, QualitySum

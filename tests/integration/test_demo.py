@@ -17,6 +17,7 @@ from numpy.typing import NDArray
 from prosparse_export import load, validate
 from prosparse_export.artifact.manifest import LinearRecord, ModelFolderSource, require_manifest
 from prosparse_export.runtime import operator_library
+from prosparse_export.runtime.sampling import Sampling
 from prosparse_export.text import default_text
 from prosparse_export.validation import ValidationOptions
 
@@ -114,8 +115,8 @@ def test_text_is_the_same_without_the_library(demo_artifact: Path) -> None:
 
 def test_sampling_is_reproducible_and_really_samples(demo_artifact: Path) -> None:
     model = load(demo_artifact)
-    texts = {s: model.generate("In 1905,", max_new_tokens=16, temperature=1.0, seed=s) for s in range(3)}
-    assert texts[1] == model.generate("In 1905,", max_new_tokens=16, temperature=1.0, seed=1)
+    texts = {s: model.generate("In 1905,", max_new_tokens=16, sampling=Sampling(1.0, seed=s)) for s in range(3)}
+    assert texts[1] == model.generate("In 1905,", max_new_tokens=16, sampling=Sampling(1.0, seed=1))
     assert len(set(texts.values())) == 3
 
 

@@ -48,7 +48,7 @@ def test_arguments_of_validate_in_the_wrong_order(demo_folder: Path, artifact: P
 def test_weights_that_were_not_copied(artifact: Path, tmp_path: Path) -> None:
     """Without the manifest too, only onnxruntime can say so."""
     alone = Path(shutil.copy(artifact, tmp_path / artifact.name))
-    refused(run("generate", alone, "x"), "cannot open it", f"its weights lie in {alone.name}.data")
+    refused(run("generate", alone, "x"), "cannot open it", f"its weights, {alone.name}.data, are missing")
 
 
 def test_outputs_of_bench(artifact: Path, tmp_path: Path) -> None:

@@ -33,7 +33,7 @@ def test_temperature(temperature: float) -> None:
     assert_close(frequencies(Sampling(temperature, seed=1)), softmax(LOGITS[0], temperature))
 
 
-def test_top_k_keeps_the_k_likeliest() -> None:
+def test_top_k_keeps_the_top_k_tokens() -> None:
     expected = np.where(np.isin(np.arange(6), [1, 4, 5]), softmax(LOGITS[0], 1.0), 0.0)
     assert_close(frequencies(Sampling(1.0, top_k=3, seed=1)), expected / expected.sum())
 
@@ -72,8 +72,8 @@ def test_a_row_does_not_depend_on_its_neighbors() -> None:
     [
         ({"temperature": -1.0}, "temperature: expected a number >= 0, got -1.0"),
         ({"temperature": float("nan")}, "temperature: expected a number >= 0, got nan"),
-        ({"top_k": -1}, "top_k: expected a whole number >= 0, got -1"),
-        ({"top_p": 0.0}, "top_p: expected a number above 0 and up to 1, got 0.0"),
+        ({"top_k": -1}, "top_k: expected an integer >= 0, got -1"),
+        ({"top_p": 0.0}, "top_p: expected a number > 0 and <= 1, got 0.0"),
     ],
 )
 def test_options_out_of_range(arguments: dict[str, float], message: str) -> None:

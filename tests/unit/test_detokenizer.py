@@ -6,7 +6,7 @@ import pytest
 from conftest import DEMO
 from tokenizers import Tokenizer
 
-from prosparse_export.runtime.detokenizer import TextStream
+from prosparse_export.runtime.detokenizer import Detokenizer
 
 TEXT = "The city — naïve café, 東京 — is old. The end of it."
 
@@ -17,7 +17,7 @@ def tokenizer() -> Tokenizer:
 
 
 def pieces(tokenizer: Tokenizer, stop: tuple[str, ...] = ()) -> list[str]:
-    stream = TextStream(tokenizer, stop)
+    stream = Detokenizer(tokenizer, stop)
     result = [stream.add(token) for token in tokenizer.encode(TEXT).ids]
     return [*result, stream.end()]
 

@@ -1,0 +1,68 @@
+"""Open an artifact's graph in onnxruntime."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import onnxruntime
+
+from prosparse_export.artifact.integrity import check_files, missing_model
+from prosparse_export.artifact.manifest import read_manifest
+from prosparse_export.errors import ProSparseError
+from prosparse_export.runtime.operator_library import disabled_optimizers, register
+from prosparse_export.runtime.threads import default_threads
+
+__all__ = ["cache_sizes", "open_session"]
+
+
+def open_session(
+    path: Path,
+    *,
+    threads: int | None = None,
+    spinning: bool = True,
+    library: bool = True,
+    verify: bool = False,
+    session_options: onnxruntime.SessionOptions | None = None,
+) -> onnxruntime.InferenceSession:
+    """Check the artifact's files and return a session; for the arguments see `SparseModel.open`.
+
+    Raises:
+        ProSparseError: a file is missing or damaged, or onnxruntime cannot open it.
+    """
+    if not path.is_file():
+        raise missing_model(path)
+    check_files(path, verify=verify)
+    options = session_options or onnxruntime.SessionOptions()
+    if session_options is None:
+        options.log_severity_level = 3  # errors
+        options.add_session_config_entry("session.intra_op.allow_spinning", "1" if spinning else "0")
+        threads = threads or default_threads()
+    if threads is not None:
+        options.intra_op_num_threads = threads
+    if library:
+        register(options)
+    disabled = disabled_optimizers(path, read_manifest(path), library=library)
+    try:
+        return onnxruntime.InferenceSession(
+            str(path), options, providers=["CPUExecutionProvider"], disabled_optimizers=disabled
+        )
+    except Exception as error:  # onnxruntime's exceptions have no common base class
+        raise _cannot_open(path, error) from error
+
+
+def _cannot_open(path: Path, error: Exception) -> ProSparseError:
+    data = path.with_name(f"{path.name}.data")
+    hint = "prosparse.json next to it has the required onnxruntime version; if the file is damaged, export it again"
+    if data.name in str(error) and not data.is_file():
+        hint = f"its weights, {data.name}, are missing: copy the artifact's whole folder"
+    return ProSparseError(
+        f"model: {path}: onnxruntime {onnxruntime.__version__} cannot open it: {' '.join(str(error).split())}",
+        hint=hint,
+    )
+
+
+def cache_sizes(session: onnxruntime.InferenceSession, prefix: str = "past_key_values.") -> dict[str, tuple[int, int]]:
+    """Return KV heads and head_dim of each KV cache input whose name contains ``prefix``, in graph order."""
+    return {
+        value.name: (int(value.shape[1]), int(value.shape[3])) for value in session.get_inputs() if prefix in value.name
+    }
