@@ -88,7 +88,7 @@ class Decoder:
             )
         part = (
             PREFILL_TOKENS if self._batch == 1 else ids.shape[1]
-        )  # GroupQueryAttention continues batches by one token only
+        )  # GroupQueryAttention continues a batch by one token
         positions = np.maximum(mask.cumsum(-1) - 1, 0)
         logits = np.empty((0, 0, 0), np.float32)
         for begin in range(0, ids.shape[1], part):

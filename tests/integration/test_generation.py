@@ -180,7 +180,7 @@ def test_without_a_manifest_or_a_context_length(demo_artifact: Path, model: Spar
     other = replace(load(tmp_path / demo_artifact.name, threads=1), stop=frozenset())
     assert (other.in_place, other.context) == (False, None)
     np.testing.assert_array_equal(streamed(other, prompts(11, 5), NEW), streamed(model, prompts(11, 5), NEW))
-    with pytest.raises(ProSparseError, match="max_new_tokens: .* has no max_position_embeddings"):
+    with pytest.raises(ProSparseError, match=r"max_new_tokens: .* has no max_position_embeddings"):
         other.stream([[5]], max_new_tokens=None)
     (tmp_path / "config.json").write_text(json.dumps({"text_config": {"max_position_embeddings": 77}}))
     assert load(tmp_path / demo_artifact.name, threads=1).context == 77
