@@ -19,7 +19,6 @@ from support.relu_shapes import count_relu_shapes
 
 from graph_passes import FfnOutcome
 from prosparse_export import ExportOptions, ProSparseError, export_model, load
-from prosparse_export.runtime.cache import Cache
 from prosparse_export.runtime.encoder_decoder import EncoderDecoder, encoder_path
 from prosparse_models import load_checkpoint
 

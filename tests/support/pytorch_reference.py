@@ -12,8 +12,9 @@ import torch
 from numpy.typing import NDArray
 
 from prosparse_export import ProSparseError
+from prosparse_export.runtime.cache import Cache
 from prosparse_export.runtime.encoder_decoder import EncoderDecoder
-from prosparse_export.runtime.model import Cache, SparseModel
+from prosparse_export.runtime.model import SparseModel
 from support.model_sizes import D_FF, D_MODEL, VOCAB
 
 PADS = (0, 5, 9)
