@@ -9,13 +9,13 @@ import numpy as np
 import onnx
 import pytest
 from support.graphs import weights_model
-from test_kernels import session
-from test_weight_formats import CASES, KINDS, Arrays, make
+from support.kernels import session
+from support.operator_cases import CASES, KINDS, Arrays, make
 
 from graph_passes import formats
 
 # What onnxruntime puts before an operator's own words.
-_REFUSAL = re.compile(
+_PREFIX = re.compile(
     r"\[ONNXRuntimeError\] : \d+ : [A-Z_]+ : (Exception during initialization: |This is an invalid model\. )?"
 )
 # It compares types with the operator's declaration before it makes a kernel, and words that itself.
@@ -83,24 +83,24 @@ WEIGHTS = [
         columns("w_down", 39),
         "w_down: expected shape [32, 40] to go with w_gate [32, 32], got [32, 39]",
     ),
-    ("plain", "i4i8", columns("w_up", 16), "b_down: expected shape [d_model] to go with w_up [32, 16], got [40]"),
-    ("plain", "i4i8", one_scale("s_down", 1, 1, np.nan), "s_down: expected finite scales, got NaN in row 1, group 1"),
-    ("plain", "f32", columns("w_down", 39), "w_down: expected shape [32, 40] to go with w_up [32, 40], got [32, 39]"),
-    ("plain", "bf16", ones("b_down", (32,)), "b_down: expected shape [40] to go with w_up [32, 40], got [32]"),
-    ("plain", "f16", ones("w_up", (32,), np.float16), "w_up: expected shape [d_ff, d_model], got [32]"),
+    ("ungated", "i4i8", columns("w_up", 16), "b_down: expected shape [d_model] to go with w_up [32, 16], got [40]"),
+    ("ungated", "i4i8", one_scale("s_down", 1, 1, np.nan), "s_down: expected finite scales, got NaN in row 1, group 1"),
+    ("ungated", "f32", columns("w_down", 39), "w_down: expected shape [32, 40] to go with w_up [32, 40], got [32, 39]"),
+    ("ungated", "bf16", ones("b_down", (32,)), "b_down: expected shape [40] to go with w_up [32, 40], got [32]"),
+    ("ungated", "f16", ones("w_up", (32,), np.float16), "w_up: expected shape [d_ff, d_model], got [32]"),
     (
-        "plain",
+        "ungated",
         "i8",
         ones("s_down", (40, 2), np.float16),
         "s_down: expected shape [32, 2] to go with w_up [32, 40], got [40, 2]",
     ),
     (
-        "plain",
+        "ungated",
         "i4",
         ones("s_up", (32, 4), np.float16),
         "s_up: expected shape [32, 2] to go with w_up [32, 32], got [32, 4]",
     ),
-    ("plain", "i8", one_scale("s_up", 3, 0, np.inf), "s_up: expected finite scales, got infinity in row 3, group 0"),
+    ("ungated", "i8", one_scale("s_up", 3, 0, np.inf), "s_up: expected finite scales, got infinity in row 3, group 0"),
     ("linear", "f32", change("w", lambda w: w[..., None]), "w: expected shape [d_out, d_in], got [32, 40, 1]"),
     ("linear", "bf16", change("w", lambda w: w[:0]), "w: expected shape [d_out, d_in], got [0, 40]"),
     ("linear", "f16", ones("b", (40,)), "b: expected shape [32] to go with w [32, 40], got [40]"),
@@ -113,11 +113,11 @@ TYPES = [
     ("gated", "bf16", "w_gate", np.float16, "float16"),
     ("gated", "i8", "w_down", np.uint8, "uint8"),
     ("gated", "i4i8", "w_up", np.int8, "int8"),
-    ("plain", "i4i8", "w_down", np.uint8, "uint8"),
-    ("plain", "f32", "w_up", np.float64, "double"),
-    ("plain", "f16", "w_down", np.float32, "float"),
-    ("plain", "i4", "s_up", np.float32, "float"),
-    ("plain", "bf16", "b_down", np.float16, "float16"),
+    ("ungated", "i4i8", "w_down", np.uint8, "uint8"),
+    ("ungated", "f32", "w_up", np.float64, "double"),
+    ("ungated", "f16", "w_down", np.float32, "float"),
+    ("ungated", "i4", "s_up", np.float32, "float"),
+    ("ungated", "bf16", "b_down", np.float16, "float16"),
     ("linear", "f32", "w", np.float16, "float16"),
     ("linear", "bf16", "w", np.float32, "float"),
     ("linear", "i8", "w", np.uint8, "uint8"),
@@ -125,17 +125,17 @@ TYPES = [
 ]
 ATTRIBUTES = [
     ("gated", {"activation": "gelu"}, "activation: expected relu, relu2, fatrelu, drelu or silu, got 'gelu'"),
-    ("plain", {"activation": "gelu"}, "activation: expected relu, relu2 or fatrelu, got 'gelu'"),
-    ("plain", {"activation": "silu"}, "activation: expected relu, relu2 or fatrelu, got 'silu'"),
+    ("ungated", {"activation": "gelu"}, "activation: expected relu, relu2 or fatrelu, got 'gelu'"),
+    ("ungated", {"activation": "silu"}, "activation: expected relu, relu2 or fatrelu, got 'silu'"),
     ("gated", {"threshold": -1.0}, "threshold: expected a finite number >= 0, got -1.000000"),
-    ("plain", {"threshold": float("inf")}, "threshold: expected a finite number >= 0, got inf"),
-    ("plain", {"threshold": float("nan")}, "threshold: expected a finite number >= 0, got nan"),
+    ("ungated", {"threshold": float("inf")}, "threshold: expected a finite number >= 0, got inf"),
+    ("ungated", {"threshold": float("nan")}, "threshold: expected a finite number >= 0, got nan"),
     ("gated", {"threshold": None}, "needs a float attribute 'threshold'"),
-    ("plain", {"threshold": None}, "needs a float attribute 'threshold'"),
+    ("ungated", {"threshold": None}, "needs a float attribute 'threshold'"),
     ("gated", {"activation": None}, "needs a string attribute 'activation' of up to 63 characters"),
-    ("plain", {"activation": None}, "needs a string attribute 'activation' of up to 63 characters"),
+    ("ungated", {"activation": None}, "needs a string attribute 'activation' of up to 63 characters"),
     (
-        "plain",
+        "ungated",
         {"activation": "r" * 64},
         "needs a string attribute 'activation' of up to 63 characters",
     ),
@@ -150,16 +150,16 @@ def model_of(
     model = weights_model(KINDS[kind](weights), inputs, 2, **present)
     for info in (model.graph.input[0], model.graph.output[0]):
         info.type.tensor_type.ClearField("shape")
-    del model.functions[:]  # the body would refuse some of these first, in other words
+    del model.functions[:]  # the body would reject some of these first, with other messages
     return model
 
 
-def refusal(model: onnx.ModelProto) -> str:
+def error_of(model: onnx.ModelProto) -> str:
     """All that the session says but for onnxruntime's own beginning."""
     with pytest.raises(Exception, match="ONNXRuntimeError") as caught:
         session(model, library=True)
     text = str(caught.value)
-    begin = _REFUSAL.match(text)
+    begin = _PREFIX.match(text)
     assert begin is not None, text
     return text[begin.end() :]
 
@@ -169,9 +169,9 @@ def test_shapes_and_scales(
     kind: str, weights: formats.FfnFormat, spoil: Callable[[Arrays], None], message: str
 ) -> None:
     inputs, _ = make(kind, weights, D_MODEL, D_FF, np.random.default_rng(0))
-    session(model_of(kind, weights, inputs), library=True)  # what is refused below is refused for one reason
+    session(model_of(kind, weights, inputs), library=True)  # so that one thing is wrong below
     spoil(inputs)
-    assert refusal(model_of(kind, weights, inputs)) == f"{KINDS[kind](weights)} node 'ffn': {message}"
+    assert error_of(model_of(kind, weights, inputs)) == f"{KINDS[kind](weights)} node 'ffn': {message}"
 
 
 @pytest.mark.parametrize(("kind", "weights", "name", "dtype", "got"), TYPES)
@@ -179,14 +179,14 @@ def test_types(kind: str, weights: formats.FfnFormat, name: str, dtype: type, go
     inputs, _ = make(kind, weights, D_MODEL, D_FF, np.random.default_rng(0))
     typed(name, dtype)(inputs)
     expected = _TYPE.format(got=got, what=name, op=KINDS[kind](weights))
-    assert refusal(model_of(kind, weights, inputs)) == expected
+    assert error_of(model_of(kind, weights, inputs)) == expected
 
 
 @pytest.mark.parametrize(("kind", "changed", "message"), ATTRIBUTES)
 def test_attributes(kind: str, changed: dict[str, object], message: str) -> None:
     for weights in formats.FFN_FORMATS:
         inputs, _ = make(kind, weights, D_MODEL, D_FF, np.random.default_rng(0))
-        assert refusal(model_of(kind, weights, inputs, changed)) == f"{KINDS[kind](weights)} node 'ffn': {message}"
+        assert error_of(model_of(kind, weights, inputs, changed)) == f"{KINDS[kind](weights)} node 'ffn': {message}"
 
 
 @pytest.mark.parametrize(("kind", "weights"), CASES)
@@ -199,6 +199,6 @@ def test_computed_weights(kind: str, weights: formats.FfnFormat) -> None:
         model.graph.initializer.remove(computed)
         model.graph.input.append(onnx.helper.make_tensor_value_info(name, computed.data_type, list(computed.dims)))
         assert (
-            refusal(model)
+            error_of(model)
             == f"{KINDS[kind](weights)} node 'ffn': {name}: expected an initializer, got a computed value"
         )

@@ -16,19 +16,15 @@ import onnxruntime
 import pytest
 from numpy.typing import NDArray
 from support.graphs import weights_model
+from support.kernels import U, gamma, session
 
 from graph_passes import custom_ops
 from prosparse_export import register
 from prosparse_export.runtime.operator_library import library_info, library_path
 
-U = 2.0**-24  # unit roundoff of float32
-GATED, PLAIN = custom_ops.sparse_gated_ffn("f32"), custom_ops.sparse_ffn("f32")
+GATED, UNGATED = custom_ops.sparse_gated_ffn("f32"), custom_ops.sparse_ffn("f32")
 COMBINATIONS = [(GATED, a) for a in sorted(custom_ops.GATED_ACTIVATIONS)]
-COMBINATIONS += [(PLAIN, a) for a in sorted(custom_ops.UNGATED_ACTIVATIONS)]
-
-
-def gamma(n: int) -> float:
-    return n * U / (1 - n * U)
+COMBINATIONS += [(UNGATED, a) for a in sorted(custom_ops.UNGATED_ACTIVATIONS)]
 
 
 def make_weights(op: str, d_model: int, d_ff: int, seed: int = 0, shift: float = 0.0) -> dict[str, NDArray[np.float32]]:
@@ -40,17 +36,6 @@ def make_weights(op: str, d_model: int, d_ff: int, seed: int = 0, shift: float =
         weights[f"b_{name}"] = rng.standard_normal(d_model if name == "down" else d_ff).astype(np.float32)
     weights["b_gate" if op == GATED else "b_up"] -= np.float32(shift)
     return weights
-
-
-def session(model: onnx.ModelProto | Path, *, library: bool, threads: int = 2) -> onnxruntime.InferenceSession:
-    options = onnxruntime.SessionOptions()
-    options.intra_op_num_threads = threads
-    options.log_severity_level = 4
-    options.enable_cpu_mem_arena = False  # each tensor by itself, so that AddressSanitizer sees its ends: .ci/sanitized
-    if library:
-        register(options)
-    source = str(model) if isinstance(model, Path) else model.SerializeToString()
-    return onnxruntime.InferenceSession(source, options, providers=["CPUExecutionProvider"])
 
 
 def exact(
@@ -129,21 +114,21 @@ def test_boundary_is_zero_and_nan_stays(library: bool) -> None:
     z = np.array([t, np.nextafter(t, np.float32(1)), np.nextafter(t, np.float32(0)), np.nan], np.float32)
     one, zero = np.ones((1, 1), np.float32), np.zeros(1, np.float32)
     weights = {"w_up": one, "b_up": zero, "w_down": one, "b_down": zero}
-    model = weights_model(PLAIN, weights, 2, activation="fatrelu", threshold=float(t))
+    model = weights_model(UNGATED, weights, 2, activation="fatrelu", threshold=float(t))
     y = session(model, library=library).run(None, {"x": z[:, None]})[0][:, 0]
     np.testing.assert_array_equal(y, np.array([0.0, z[1], 0.0, np.nan], np.float32))
 
 
 @pytest.mark.parametrize("rank", [1, 2, 3, 4])
 def test_ranks(rank: int) -> None:
-    weights = make_weights(PLAIN, 12, 30)
+    weights = make_weights(UNGATED, 12, 30)
     x = np.random.default_rng(0).standard_normal((2, 3, 1, 12)[-rank:]).astype(np.float32)
-    model = weights_model(PLAIN, weights, rank, activation="relu", threshold=0.0)
+    model = weights_model(UNGATED, weights, rank, activation="relu", threshold=0.0)
     expected, bound = exact(weights, x, "relu", 0.0)
     assert_within(session(model, library=True).run(None, {"x": x})[0], expected, bound)
 
 
-@pytest.mark.parametrize("op", [GATED, PLAIN])
+@pytest.mark.parametrize("op", [GATED, UNGATED])
 def test_same_bits_for_any_threads(op: str) -> None:
     weights = make_weights(op, 512, 1000, shift=20.0)
     model = weights_model(op, weights, 2, activation="relu", threshold=0.0)
@@ -190,8 +175,8 @@ def test_external_data(tmp_path: Path) -> None:
 
 
 def test_says_what_is_wrong_with_an_input_and_goes_on() -> None:
-    weights = make_weights(PLAIN, 16, 32)
-    model = weights_model(PLAIN, weights, 2, activation="relu", threshold=0.0)
+    weights = make_weights(UNGATED, 16, 32)
+    model = weights_model(UNGATED, weights, 2, activation="relu", threshold=0.0)
     model.graph.input[0].type.tensor_type.ClearField("shape")
     model.graph.output[0].type.tensor_type.ClearField("shape")
     running = session(model, library=True)
@@ -254,7 +239,7 @@ def test_an_isa_that_cannot_run_is_an_error(tmp_path: Path) -> None:
 
 
 def test_register_is_idempotent_and_per_object() -> None:
-    model = weights_model(PLAIN, make_weights(PLAIN, 4, 4), 1, activation="relu", threshold=0.0)
+    model = weights_model(UNGATED, make_weights(UNGATED, 4, 4), 1, activation="relu", threshold=0.0)
     del model.functions[:]
     for _ in range(2):
         options = onnxruntime.SessionOptions()

@@ -4,53 +4,23 @@ from __future__ import annotations
 
 import os
 
-import ml_dtypes
 import numpy as np
 import onnx
 import pytest
 from numpy.typing import NDArray
 from support.graphs import weights_model
-from test_kernels import gamma, session
+from support.kernels import gamma, session
+from support.operator_cases import CASES, KIND_FORMATS, KINDS, make
 
 from graph_passes import custom_ops, dequantize, formats, quantize
 from graph_passes.weights.quantization import WeightRangeError
 
-Arrays = dict[str, NDArray[np.generic]]
-CAST = {"f32": np.float32, "f16": np.float16, "bf16": ml_dtypes.bfloat16}
 STEP = 0.52 / 32639  # half a step of 16 bits, and the roundings of the quotient
 ACTIVATIONS = {
     "gated": sorted(custom_ops.GATED_ACTIVATIONS),
-    "plain": sorted(custom_ops.UNGATED_ACTIVATIONS),
+    "ungated": sorted(custom_ops.UNGATED_ACTIVATIONS),
     "linear": ["none"],
 }
-KINDS = {"gated": custom_ops.sparse_gated_ffn, "plain": custom_ops.sparse_ffn, "linear": custom_ops.linear}
-FORMATS = {"gated": formats.FFN_FORMATS, "plain": formats.FFN_FORMATS, "linear": formats.FORMATS}
-CASES = [(kind, weights) for kind, formats in FORMATS.items() for weights in formats]
-
-
-def stored(matrix: NDArray[np.float32], weights: formats.Format, suffix: str) -> tuple[Arrays, NDArray[np.float64]]:
-    """The initializers of one matrix, and what they mean."""
-    if weights in CAST:
-        array = matrix.astype(CAST[weights])
-        return {f"w{suffix}": array}, array.astype(np.float64)
-    integers, scales = quantize(matrix, weights)
-    exact = dequantize(integers, scales, matrix.shape[1]).astype(np.float64)
-    return {f"w{suffix}": integers, f"s{suffix}": scales}, exact
-
-
-def make(kind: str, weights: formats.FfnFormat, d_model: int, d_ff: int, rng: np.random.Generator, shift: float = 0.0):
-    inputs: Arrays = {}
-    exact: dict[str, NDArray[np.float64]] = {}
-    for suffix in {"gated": ("_gate", "_up", "_down"), "plain": ("_up", "_down"), "linear": ("",)}[kind]:
-        matrix = rng.standard_normal((d_ff, d_model)).astype(np.float32)
-        own = formats.format_of(weights, is_down=suffix == "_down")
-        arrays, exact[f"w{suffix}"] = stored(matrix, own, suffix)
-        bias = rng.standard_normal(d_model if suffix == "_down" else d_ff).astype(np.float32)
-        if suffix == ("_gate" if kind == "gated" else "_up"):
-            bias -= np.float32(shift)
-        inputs |= {**arrays, f"b{suffix}": bias}
-        exact[f"b{suffix}"] = bias.astype(np.float64)
-    return inputs, exact
 
 
 def steps(x: NDArray[np.float64], axis_blocks: int = 32) -> NDArray[np.float64]:
@@ -141,7 +111,7 @@ def test_random_cases() -> None:
     for seed in range(int(os.environ.get("PROSPARSE_FUZZ_CASES", "150"))):
         rng = np.random.default_rng(10_000 + seed)
         kind = str(rng.choice(list(KINDS)))
-        weights = FORMATS[kind][rng.integers(len(FORMATS[kind]))]
+        weights = KIND_FORMATS[kind][rng.integers(len(KIND_FORMATS[kind]))]
         activation = str(rng.choice(ACTIVATIONS[kind]))
         d_model, d_ff, tokens = (int(v) for v in np.exp(rng.uniform(0, np.log([200, 200, 40]))))
         check(kind, weights, d_model, d_ff, tokens, activation, float(rng.choice([0.0, 0.01, 1.0])), seed)

@@ -19,7 +19,7 @@ from conftest import ROOT
 from numpy.typing import NDArray
 from support.families import Family, family
 from support.model_sizes import VOCAB, grouped
-from support.third_party_graphs import D_FF, D_MODEL, model
+from support.onnx_text import D_FF, D_MODEL, model
 
 from prosparse_export import ExportOptions, OptimizeOptions, export_model, optimize_file
 from prosparse_export.export import decoder

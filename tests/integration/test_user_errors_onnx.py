@@ -14,20 +14,9 @@ import onnx_ir as ir
 import pytest
 from click.testing import CliRunner
 from onnx import ModelProto
-from support.third_party_graphs import (
-    FUNCTION,
-    GATED,
-    MS,
-    PLAIN,
-    QDQ,
-    ROWS,
-    Arrays,
-    model,
-    nbits,
-    nbits_arrays,
-    qdq_arrays,
-    weights,
-)
+from support.onnx_text import GATED, MS, ROWS, UNGATED, Arrays, model, weights
+from support.third_party_layers import FUNCTION
+from support.third_party_quantized import QDQ, nbits, nbits_arrays, qdq_arrays
 
 from prosparse_export import ProSparseError, optimize_file
 from prosparse_export.artifact.writer import write_artifact
@@ -37,25 +26,25 @@ pytestmark = pytest.mark.integration
 
 
 def cyclic() -> bytes:
-    proto = model(PLAIN.format("Relu (z)"))
+    proto = model(UNGATED.format("Relu (z)"))
     proto.graph.node[0].input[0] = "y"
     return bytes(proto.SerializeToString())
 
 
 def dangling() -> bytes:
-    proto = model(PLAIN.format("Relu (z)"))
+    proto = model(UNGATED.format("Relu (z)"))
     del proto.graph.initializer[:]
     return bytes(proto.SerializeToString())
 
 
 def of_opset(number: int) -> bytes:
-    proto = model(PLAIN.format("Relu (z)"))
+    proto = model(UNGATED.format("Relu (z)"))
     proto.opset_import[0].version = number
     return bytes(proto.SerializeToString())
 
 
 def external(length: int, location: str = "weights.bin", offset: object = 0) -> bytes:
-    proto = model(PLAIN.format("Relu (z)"))
+    proto = model(UNGATED.format("Relu (z)"))
     tensor = proto.graph.initializer[0]
     tensor.ClearField("raw_data")
     tensor.data_location = 1
@@ -84,7 +73,7 @@ def in_domain(domain: str, opset: int) -> bytes:
     def rename(proto: ModelProto) -> None:
         proto.opset_import[0].domain, proto.opset_import[0].version = domain, opset
 
-    return changed(PLAIN.format("Relu (z)"), rename)
+    return changed(UNGATED.format("Relu (z)"), rename)
 
 
 WHERE = "z = MatMul (x, w_up)\nc = Less (z, zero)\nh = Where (c, zero, z)\ny = MatMul (h, w_down)"

@@ -9,7 +9,8 @@ from pathlib import Path
 import numpy as np
 import onnx
 import pytest
-from support.third_party_graphs import GATED, MS, model, nbits, nbits_arrays
+from support.onnx_text import GATED, MS, model
+from support.third_party_quantized import nbits, nbits_arrays
 
 from graph_passes import FfnFormat
 from prosparse_export import OptimizeOptions, ProSparseError, optimize_file
