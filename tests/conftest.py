@@ -6,8 +6,12 @@ import subprocess
 import sysconfig
 from collections.abc import Callable
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import pytest
+
+if TYPE_CHECKING:
+    from prosparse_models.training.sparsify_options import SparsifyOptions
 
 ROOT = Path(__file__).parent.parent
 DEMO = ROOT / "models" / "demo"
@@ -36,3 +40,41 @@ def run_cli() -> Callable[..., subprocess.CompletedProcess[str]]:
         return subprocess.run(command, capture_output=True, text=True, check=False, **options)  # type: ignore[call-overload]
 
     return run
+
+
+# The fixtures of training import torch and transformers when they are used.
+
+
+@pytest.fixture(scope="session")
+def silu_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A tiny model folder before training."""
+    from support.training_models import make_model_folder
+
+    return make_model_folder(tmp_path_factory.mktemp("model") / "silu")
+
+
+@pytest.fixture(scope="session")
+def training_options(tmp_path_factory: pytest.TempPathFactory) -> SparsifyOptions:
+    from support.training_models import make_text
+
+    from prosparse_models.training.sparsify_options import SparsifyOptions
+
+    folder = tmp_path_factory.mktemp("text")
+    train, held_out = make_text(folder / "train.jsonl"), make_text(folder / "eval.jsonl", 8, 1000)
+    return SparsifyOptions(text=[train], eval_text=[held_out], eval_tokens=512, log_every=1, save_every=7)
+
+
+@pytest.fixture(scope="session")
+def trained_folder(
+    silu_folder: Path, training_options: SparsifyOptions, tmp_path_factory: pytest.TempPathFactory
+) -> Path:
+    """The output of an uninterrupted run of RECIPE. Copy it before changing anything."""
+    from support.training_runs import RECIPE, Notes
+
+    from prosparse_models.training.sparsify import sparsify
+
+    out = tmp_path_factory.mktemp("trained") / "out"
+    notes = Notes()
+    sparsify(silu_folder, out, RECIPE, training_options, notes)
+    assert notes.moments == ["before", "substituted", "stage 0", "stage 1", "stage 2", "stage 3", "saved"]
+    return out

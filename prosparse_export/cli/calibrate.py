@@ -3,12 +3,17 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Mapping
 from pathlib import Path
+from typing import Any
 
 import click
 
 from prosparse_export.cli.command import CONTEXT, ProSparseCommand
-from prosparse_export.cli.training_display import TrainingDisplay
+from prosparse_export.cli.display import stages
+from prosparse_export.cli.training import require_packages
+from prosparse_export.progress import ProgressCallback
+from prosparse_export.quiet import quiet
 
 __all__ = ["calibrate_command"]
 
@@ -31,64 +36,71 @@ Examples:
 @click.option("--tokens", type=click.IntRange(min=2), default=65_536, show_default=True, help="Tokens of text.")
 @click.option("--context", type=click.IntRange(min=2), default=512, show_default=True, help="Tokens per sequence.")
 @click.option(
-    "--budget", type=click.FloatRange(min=0), default=1.0, show_default=True, help="Rise of perplexity allowed, in %."
+    "--budget",
+    type=click.FloatRange(min=0),
+    default=1.0,
+    show_default=True,
+    help="Allowed perplexity increase in %.",
 )
 @click.option("--per-layer", is_flag=True, help="A threshold for each layer instead of one for all.")
-@click.option("--threshold", "thresholds", type=click.FloatRange(min=0), multiple=True, help="Try this one too.")
+@click.option(
+    "--threshold", "thresholds", type=click.FloatRange(min=0), multiple=True, help="Try this threshold too. Repeatable."
+)
 @click.option("--in-place", is_flag=True, help="Write the threshold into MODEL_DIR/config.json.")
-@click.option("--overwrite", is_flag=True, help="Replace what is in OUT_DIR.")
-@click.option("--threads", type=click.IntRange(min=1), help="CPU threads of torch.")
-@click.option("--trust-remote-code", is_flag=True, help="Let Python code in MODEL_DIR run. Read it first.")
+@click.option("--overwrite", is_flag=True, help="Replace OUT_DIR.")
+@click.option("--threads", type=click.IntRange(min=1), help="CPU threads for PyTorch.  [default: one per core]")
+@click.option("--trust-remote-code", is_flag=True, help="Run Python code from MODEL_DIR. Review it first.")
 @click.option("-q", "--quiet", is_flag=True, help="No progress display.")
 @click.option("--json", "as_json", is_flag=True, help="Print JSON.")
 def calibrate_command(
     model_dir: Path,
     out_dir: Path | None,
-    text: tuple[Path, ...],
-    text_column: str,
-    tokens: int,
-    context: int,
+    *,
     budget: float,
-    per_layer: bool,
-    thresholds: tuple[float, ...],
     in_place: bool,
-    overwrite: bool,
     threads: int | None,
-    trust_remote_code: bool,
     quiet: bool,
     as_json: bool,
+    **options: Any,
 ) -> None:
-    """Find the largest FATReLU threshold of MODEL_DIR within a perplexity budget; write it to OUT_DIR.
+    """Find the largest FATReLU threshold of MODEL_DIR within a perplexity budget; write the model to OUT_DIR.
 
-    A neuron is active where its pre-activation is above the threshold. Prints threshold, sparsity and
-    perplexity of all that were tried. Without OUT_DIR or --in-place nothing is written.
+    A neuron is active where its pre-activation exceeds the threshold. Prints threshold, sparsity and perplexity of all
+    trials. Without OUT_DIR or --in-place nothing is written.
     """
     if in_place and out_dir is not None:
-        raise click.UsageError("give OUT_DIR or --in-place, not both")
+        raise click.UsageError("OUT_DIR and --in-place exclude each other")
     if out_dir is not None and out_dir.resolve() == model_dir.resolve():
         raise click.UsageError("OUT_DIR is MODEL_DIR: choose another folder, or pass --in-place to change this one")
-    display = TrainingDisplay(quiet=quiet)
-    display.status("start")
-    from prosparse_export.cli.training import run_calibrate  # torch takes seconds to import
-
-    result = run_calibrate(
-        model_dir,
-        model_dir if in_place else out_dir,
-        text=text,
-        text_column=text_column,
-        tokens=tokens,
-        context=context,
-        budget=budget / 100,
-        per_layer=per_layer,
-        thresholds=thresholds,
-        overwrite=overwrite,
-        threads=threads,
-        trust_remote_code=trust_remote_code,
-        monitor=display,
-    )
+    require_packages("datasets")
+    with stages(quiet=quiet) as progress:
+        progress("start", 0, 0)
+        target = model_dir if in_place else out_dir
+        result = _run(model_dir, target, threads, {**options, "budget": budget / 100}, progress)
     if as_json:
         click.echo(json.dumps(result, indent=2))
-        return
+    else:
+        _print_result(result, per_layer=options["per_layer"])
+
+
+def _run(
+    model_dir: Path,
+    out_dir: Path | None,
+    threads: int | None,
+    options: Mapping[str, Any],
+    progress: ProgressCallback,
+) -> dict[str, Any]:
+    import torch  # takes seconds to import
+
+    from prosparse_models.training.calibrate_folder import CalibrateOptions, calibrate_folder
+
+    if threads is not None:
+        torch.set_num_threads(threads)
+    with quiet():
+        return calibrate_folder(model_dir, out_dir, CalibrateOptions(**options), progress)
+
+
+def _print_result(result: Mapping[str, Any], *, per_layer: bool) -> None:
     head = "energy dropped" if per_layer else "threshold"
     click.echo(f"{head:>14} {'sparsity':>9} {'perplexity':>11} {'change':>8}  by layer")
     start = result["trials"][0]["perplexity"]

@@ -19,12 +19,12 @@ _LINE_EVERY = 10.0  # seconds between lines of one stage where there is no termi
 
 
 @contextmanager
-def stages(*, quiet: bool) -> Iterator[ProgressCallback]:
+def stages(*, quiet: bool, console: Console | None = None) -> Iterator[ProgressCallback]:
     """Yield a callback that displays progress on stderr.
 
     What has a detail is counted in bytes, and shown so; else the share done is shown, and for both the time left.
     """
-    console = Console(stderr=True, highlight=False)
+    console = console or Console(stderr=True, highlight=False)
     if quiet:
         yield lambda stage, done, total, detail="": raise_if_interrupted()
     elif console.is_terminal:

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import json
+import os
 import re
+from collections.abc import Mapping, Sequence
 from contextlib import suppress
 from pathlib import Path
 from typing import Any
@@ -11,7 +13,9 @@ from typing import Any
 import click
 
 from prosparse_export.cli.command import CONTEXT, ProSparseCommand
-from prosparse_export.cli.training_display import TrainingDisplay
+from prosparse_export.cli.training import require_packages
+from prosparse_export.cli.training_display import TrainingDisplay, training_display
+from prosparse_export.quiet import quiet
 
 __all__ = ["sparsify_command"]
 
@@ -54,122 +58,119 @@ class _Stage(click.ParamType):  # type: ignore[type-arg]
     "--eval-text",
     type=click.Path(path_type=Path),
     multiple=True,
-    help="Text to measure on.  [default: one document in 50 of --text is held out]",
+    help="Text to evaluate on.  [default: hold out one document in 50 of --text]",
 )
 @click.option("--text-column", default="text", show_default=True, help="Column of .jsonl and .parquet.")
-@click.option("--recipe", "recipe_name", default="demo", show_default=True, help="A recipe's name or TOML file.")
+@click.option("--recipe", "recipe_name", default="demo", show_default=True, help="Recipe name or TOML file.")
 @click.option(
     "--list-recipes",
     is_flag=True,
     is_eager=True,
     expose_value=False,
     callback=lambda *a: _list(*a),
-    help="Print the recipes that come with the package, and exit.",
+    help="List the included recipes and exit.",
 )
-@click.option("--set", "settings", multiple=True, metavar="KEY=VALUE", help="Override a recipe's value. Repeatable.")
+@click.option("--set", "settings", multiple=True, metavar="KEY=VALUE", help="Override a recipe setting. Repeatable.")
 @click.option("--stage", "stages", type=_Stage(), multiple=True, help="Replace the recipe's stages. Repeatable.")
 @click.option(
-    "--target-sparsity", type=click.FloatRange(0, 1, min_open=True, max_open=True), help="Steer lambda to it."
+    "--target-sparsity", type=click.FloatRange(0, 1, min_open=True, max_open=True), help="Adjust lambda to reach it."
 )
-@click.option("--eval-tokens", type=click.IntRange(min=2), default=65_536, show_default=True)
-@click.option("--log-every", type=click.IntRange(min=1), default=10, show_default=True, help="Steps.")
-@click.option("--save-every", type=click.IntRange(min=1), default=500, show_default=True, help="Steps.")
-@click.option("--keep-checkpoints", type=click.IntRange(min=1), default=2, show_default=True)
+@click.option("--eval-tokens", type=click.IntRange(min=2), default=65_536, show_default=True, help="Evaluation tokens.")
+@click.option("--log-every", type=click.IntRange(min=1), default=10, show_default=True, help="Steps per record.")
+@click.option("--save-every", type=click.IntRange(min=1), default=500, show_default=True, help="Steps per checkpoint.")
+@click.option("--keep-checkpoints", type=click.IntRange(min=1), default=2, show_default=True, help="How many to keep.")
 @click.option(
     "--save-dtype",
     type=click.Choice(["float32", "bfloat16", "float16"]),
-    help="Weights on disk.  [default: as in MODEL_DIR]",
+    help="dtype of the written weights.  [default: as in MODEL_DIR]",
 )
-@click.option("--threads", type=click.IntRange(min=1), help="CPU threads of torch.")
-@click.option("--resume", is_flag=True, help="Go on from the newest checkpoint in OUT_DIR.")
-@click.option(
-    "--replan", is_flag=True, help="With --resume: other stages after that checkpoint, to shorten or lengthen a run."
-)
-@click.option("--overwrite", is_flag=True, help="Replace what is in OUT_DIR.")
-@click.option("--trust-remote-code", is_flag=True, help="Let Python code in MODEL_DIR run. Read it first.")
+@click.option("--threads", type=click.IntRange(min=1), help="CPU threads for PyTorch.  [default: one per core]")
+@click.option("--resume", is_flag=True, help="Continue from the newest checkpoint in OUT_DIR.")
+@click.option("--replan", is_flag=True, help="With --resume: change the stages after that checkpoint.")
+@click.option("--overwrite", is_flag=True, help="Replace the contents of OUT_DIR.")
+@click.option("--trust-remote-code", is_flag=True, help="Run Python code from MODEL_DIR. Review it first.")
 @click.option("-q", "--quiet", is_flag=True, help="No progress display.")
-@click.option("--json", "as_json", is_flag=True, help="Print sparsify.json.")
+@click.option("--json", "as_json", is_flag=True, help="Print JSON (the content of sparsify.json).")
 def sparsify_command(
     model_dir: Path,
     out_dir: Path,
-    text: tuple[Path, ...],
-    eval_text: tuple[Path, ...],
-    text_column: str,
+    *,
     recipe_name: str,
     settings: tuple[str, ...],
     stages: tuple[tuple[float, int], ...],
-    target_sparsity: float | None,
-    eval_tokens: int,
-    log_every: int,
-    save_every: int,
-    keep_checkpoints: int,
-    save_dtype: str | None,
     threads: int | None,
-    resume: bool,
-    replan: bool,
-    overwrite: bool,
-    trust_remote_code: bool,
     quiet: bool,
     as_json: bool,
+    **options: Any,
 ) -> None:
     """Train MODEL_DIR, a folder or ORG/NAME on the Hugging Face Hub, to have sparse FFNs; write the folder OUT_DIR.
 
-    ProSparse: the FFN activation becomes a ReLU, training goes on with an L1 term whose factor rises
-    along sine curves in stages. OUT_DIR also gets sparsify.json, training.png and checkpoints/.
-    `prosparse calibrate` then shifts the threshold. Needs the extra [train].
+    ProSparse: the FFN activation becomes ReLU, and training continues with an L1 term whose weight (lambda) rises in
+    stages along sine curves. OUT_DIR also gets sparsify.json, training.png and checkpoints/. Then run `prosparse
+    calibrate` to shift the threshold. Needs the extra [train].
     """
-    if replan and not resume:
-        raise click.UsageError("--replan is for --resume: a new run takes any stages")
-    display = TrainingDisplay(quiet=quiet)
-    display.status("start")
-    from prosparse_export.cli.training import run_sparsify  # torch takes seconds to import
-
+    if options["replan"] and not options["resume"]:
+        raise click.UsageError("--replan needs --resume: a new run accepts any stages")
+    require_packages("accelerate", "datasets", "matplotlib")
     try:
-        summary = run_sparsify(
-            model_dir,
-            out_dir,
-            recipe_name=recipe_name,
-            settings=settings,
-            stages=stages,
-            threads=threads,
-            monitor=display,
-            text=text,
-            eval_text=eval_text,
-            text_column=text_column,
-            eval_tokens=eval_tokens,
-            target_sparsity=target_sparsity,
-            log_every=log_every,
-            save_every=save_every,
-            keep_checkpoints=keep_checkpoints,
-            save_dtype=save_dtype,
-            resume=resume,
-            replan=replan,
-            overwrite=overwrite,
-            trust_remote_code=trust_remote_code,
-        )
+        with training_display(quiet=quiet) as monitor:
+            monitor.progress("start", 0, 0)
+            recipe_options = (recipe_name, settings, stages)
+            summary = _run(model_dir, out_dir, recipe_options, threads, monitor, options)
     except KeyboardInterrupt:
         if next(out_dir.glob("checkpoints/checkpoint-*"), None) is not None:
-            click.echo("hint: the same command with --resume goes on from the newest checkpoint", err=True)
-        else:  # nothing was kept
+            click.echo("hint: run the same command with --resume to continue from the newest checkpoint", err=True)
+        else:  # nothing to keep
             with suppress(OSError):
                 (out_dir / "checkpoints").rmdir()
                 out_dir.rmdir()
         raise
-    finally:
-        display.stop()
-    if summary is None:  # not the first process
+    if summary is None:
         return
     if as_json:
         click.echo(json.dumps(summary, indent=2))
-        return
+    else:
+        _print_evaluations(summary["evaluations"])
+        click.echo(f"{out_dir}: {summary['tokens']:,} tokens in {summary['seconds']:,.0f} s")
+
+
+def _run(
+    model_dir: Path,
+    out_dir: Path,
+    recipe_options: tuple[str, Sequence[str], Sequence[tuple[float, int]]],
+    threads: int | None,
+    monitor: TrainingDisplay,
+    options: Mapping[str, Any],
+) -> dict[str, Any] | None:
+    """Run `prosparse_models.training.sparsify.sparsify`; return None in all processes but the first."""
+    import torch  # takes seconds to import
+
+    from prosparse_models.loading.hub import find_model_folder
+    from prosparse_models.training.recipe import load_recipe, override
+    from prosparse_models.training.sparsify import sparsify
+    from prosparse_models.training.sparsify_options import SparsifyOptions
+
+    if threads is not None:
+        torch.set_num_threads(threads)
+    name, settings, stages = recipe_options
+    trust = options["trust_remote_code"]
+    with quiet():
+        recipe = override(load_recipe(name), settings, stages)
+        folder = find_model_folder(model_dir, trust_remote_code=trust, progress=monitor.progress)
+        summary = sparsify(folder, out_dir, recipe, SparsifyOptions(**options), monitor)
+        if torch.distributed.is_available() and torch.distributed.is_initialized():
+            torch.distributed.destroy_process_group()
+    return summary if int(os.environ.get("RANK", "0")) == 0 else None
+
+
+def _print_evaluations(evaluations: Sequence[Mapping[str, Any]]) -> None:
     click.echo(f"{'':16} {'step':>8} {'lambda':>10} {'perplexity':>11} {'sparsity':>9}  by layer")
-    for e in summary["evaluations"]:
+    for e in evaluations:
         layers = e["sparsity_by_layer"]
         click.echo(
             f"{e['when']:16} {e['step']:8} {e['lambda']:10.3g} {e['perplexity']:11.2f} {100 * e['sparsity']:8.2f}%  "
             f"{100 * min(layers):.1f} to {100 * max(layers):.1f}"
         )
-    click.echo(f"{out_dir}: {summary['tokens']:,} tokens in {summary['seconds']:,.0f} s")
 
 
 def _list(ctx: click.Context, _: click.Parameter, value: bool) -> None:

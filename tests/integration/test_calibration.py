@@ -8,45 +8,65 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from click.testing import CliRunner
+from support.training_runs import run_command
 
 from prosparse_export import ProSparseError, export_model
-from prosparse_export.cli import main
 from prosparse_export.report import ReportOptions, measure
 from prosparse_export.report.charts import draw
 from prosparse_export.report.page import render_page
-from prosparse_export.text import default_text
 from prosparse_models import load_checkpoint
 from prosparse_models.loading.calibration_file import CALIBRATION_FILE
+from prosparse_models.training.sparsify_options import SparsifyOptions
 
 pytestmark = pytest.mark.integration
 
 
 def run(*arguments: object) -> str:
-    done = CliRunner().invoke(main, [*map(str, arguments)])
+    done = run_command(*arguments)
     assert done.exit_code == 0, done.output
-    return done.output
-
-
-@pytest.fixture(scope="module")
-def text(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    path = tmp_path_factory.mktemp("text") / "text.jsonl"
-    path.write_text(json.dumps({"text": default_text()[:2500]}) + "\n")
-    return path
+    return done.stdout
 
 
 @pytest.fixture(scope="module", params=[False, True], ids=["one threshold", "per layer"])
 def calibrated(
-    request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory, demo_folder: Path, text: Path
+    request: pytest.FixtureRequest,
+    tmp_path_factory: pytest.TempPathFactory,
+    trained_folder: Path,
+    training_options: SparsifyOptions,
 ) -> tuple[Path, dict[str, Any]]:
-    """One written to a folder of its own, the other in place."""
+    """A folder and the printed JSON: one threshold, written to a new folder; or per layer, in place."""
     folder = tmp_path_factory.mktemp("calibrated") / "model"
-    arguments: list[object] = [demo_folder, folder]
+    arguments: list[object] = [trained_folder, folder]
     if request.param:
-        shutil.copytree(demo_folder, folder)
+        shutil.copytree(trained_folder, folder, ignore=shutil.ignore_patterns("checkpoints"))
         arguments = [folder, "--in-place", "--per-layer"]
-    result = json.loads(run("calibrate", *arguments, "--text", text, "--tokens", 256, "--context", 128, "--json", "-q"))
-    return folder, result
+    text = ["--text", training_options.eval_text[0], "--context", 32, "--tokens", 512]
+    return folder, json.loads(run("calibrate", *arguments, *text, "--budget", 2, "--json", "-q"))
+
+
+def test_finds_the_largest_threshold_within_the_budget(
+    calibrated: tuple[Path, dict[str, Any]], trained_folder: Path
+) -> None:
+    folder, result = calibrated
+    trials, chosen = result["trials"], result["chosen"]
+    per_layer = len(set(chosen["thresholds"])) > 1
+    values = [t["value"] for t in trials]
+    assert values == sorted(values)
+    assert {0.0, 1e-4, 1e-3, 1e-2} <= set(values) if per_layer else {0.0, 0.005, 0.01, 0.02, 0.03} <= set(values)
+    assert result["perplexity_limit"] == pytest.approx(1.02 * trials[0]["perplexity"], rel=1e-12)
+    assert chosen["perplexity"] <= result["perplexity_limit"]
+    above = [t for t in trials if t["value"] > chosen["value"]]
+    assert above[0]["perplexity"] > result["perplexity_limit"]
+    assert above[0]["value"] <= 1.1 * chosen["value"]  # bisected
+    assert chosen["sparsity"] > trials[0]["sparsity"]
+    assert [t["sparsity"] for t in trials] == sorted(t["sparsity"] for t in trials)
+    config = json.loads((folder / "config.json").read_text())
+    expected = chosen["thresholds"] if per_layer else chosen["value"]
+    assert (config["hidden_act"], config["hidden_act_param"]) == ("fatrelu", expected)
+    loaded = load_checkpoint(folder)
+    assert loaded.threshold == min(chosen["thresholds"])
+    assert loaded.config["hidden_act_param"] == expected
+    assert json.loads((trained_folder / "config.json").read_text())["hidden_act"] == "relu"  # the source is unchanged
 
 
 def test_search_reaches_the_report(calibrated: tuple[Path, dict[str, Any]], tmp_path: Path) -> None:
@@ -58,7 +78,7 @@ def test_search_reaches_the_report(calibrated: tuple[Path, dict[str, Any]], tmp_
     assert kept["chosen"] in kept["trials"]
     assert kept["chosen"]["value"] == result["chosen"]["value"]
     assert kept["perplexity_limit"] == result["perplexity_limit"]
-    assert not [p.name for p in folder.iterdir() if p.name.startswith(".")]  # nothing half written
+    assert not [p.name for p in folder.iterdir() if p.name.startswith(".")]  # no temporary file is left
     points = [(t["value"], t["sparsity"], t["perplexity"]) for t in result["trials"]]
     assert len(points) > 5
 
@@ -68,10 +88,10 @@ def test_search_reaches_the_report(calibrated: tuple[Path, dict[str, Any]], tmp_
     recorded = manifest["calibration"]
     assert [(p["value"], p["sparsity"], p["perplexity"]) for p in recorded["trials"]] == points
     (line,) = [line for line in run("info", output).splitlines() if line.startswith("calibrated: ")]
-    assert f"perplexity {points[0][2]:.4g} -> {result['chosen']['perplexity']:.4g} (budget +1.00%)" in line
+    assert f"perplexity {points[0][2]:.4g} -> {result['chosen']['perplexity']:.4g} (budget +2.00%)" in line
     assert ("of each layer's energy dropped" in line) == per_layer
 
-    report = measure(output, [("t", default_text()[:2000])], ReportOptions(64, 64, speed=False))
+    report = measure(output, [("t", "the sparse model skips what is zero " * 20)], ReportOptions(64, 64, speed=False))
     axes, other = draw("calibration", report).axes
     drawn = (axes.lines[0].get_xdata(), axes.lines[0].get_ydata(), other.lines[0].get_ydata())
     assert list(zip(*drawn, strict=True)) == [(value, 100 * sparsity, p) for value, sparsity, p in points]
@@ -80,6 +100,25 @@ def test_search_reaches_the_report(calibrated: tuple[Path, dict[str, Any]], tmp_
     assert 'id="figure-calibration"' in page
     chosen = result["chosen"]
     assert f"sparsity {100 * chosen['sparsity']:.2f} %, perplexity {chosen['perplexity']:.4g}; its budget" in page
+
+
+def test_a_folder_in_the_way_is_kept(
+    calibrated: tuple[Path, dict[str, Any]], trained_folder: Path, training_options: SparsifyOptions
+) -> None:
+    before = (calibrated[0] / "config.json").read_bytes()
+    done = run_command("calibrate", trained_folder, calibrated[0], "--text", training_options.eval_text[0], "-q")
+    assert done.exit_code == 1
+    assert "exists already" in done.stderr
+    assert "--overwrite" in done.stderr
+    assert (calibrated[0] / "config.json").read_bytes() == before
+
+
+def test_calibration_needs_a_relu(silu_folder: Path, training_options: SparsifyOptions) -> None:
+    text = ["--text", training_options.eval_text[0], "--context", 32]
+    done = run_command("calibrate", silu_folder, *text, "-q")
+    assert done.exit_code == 1
+    assert "expected ReLU or FATReLU, got SiLU" in done.stderr
+    assert "hint: train the model with prosparse sparsify first" in done.stderr
 
 
 @pytest.mark.parametrize(
@@ -98,11 +137,11 @@ def test_a_search_for_other_thresholds_is_ignored(
 
 
 @pytest.mark.parametrize(("content", "got"), [("{", "expected JSON"), ('{"format": 1}', "expected an object with")])
-def test_a_damaged_file_is_one_line(content: str, got: str, demo_folder: Path, tmp_path: Path) -> None:
-    folder = Path(shutil.copytree(demo_folder, tmp_path / "model"))
+def test_a_damaged_file_is_one_line(content: str, got: str, trained_folder: Path, tmp_path: Path) -> None:
+    folder = Path(shutil.copytree(trained_folder, tmp_path / "model", ignore=shutil.ignore_patterns("checkpoints")))
     config = json.loads((folder / "config.json").read_text())
     (folder / CALIBRATION_FILE).write_text(content)
-    export_model(folder, tmp_path / "relu" / "m.onnx")  # a ReLU model has no use for it
+    assert load_checkpoint(folder).calibration is None  # a ReLU model does not need it
     (folder / "config.json").write_text(json.dumps({**config, "hidden_act": "fatrelu", "hidden_act_param": 0.01}))
     with pytest.raises(ProSparseError, match=got) as caught:
         export_model(folder, tmp_path / "out" / "m.onnx")

@@ -113,7 +113,7 @@ def test_activation_reaches_models_that_call_it_otherwise(tmp_path: Path) -> Non
 
 BAD = {
     "a threshold without fatrelu": ({"activation": "relu2", "threshold": 0.1}, "expected fatrelu, got 'relu2'"),
-    "fatrelu without a threshold": ({"activation": "fatrelu"}, "fatrelu needs one, got none"),
+    "fatrelu without a threshold": ({"activation": "fatrelu"}, "fatrelu needs a threshold"),
     "a threshold for silu": ({"threshold": 0.1}, "got 'silu'"),
     "a negative threshold": ({"activation": "fatrelu", "threshold": -1.0}, "expected a finite number >= 0, got -1"),
     "no such activation": ({"activation": "gelu"}, "expected one of relu, relu2, fatrelu, drelu, got 'gelu'"),

@@ -288,7 +288,7 @@ FAMILIES = [
             "architectures": ["SmallThinkerForCausalLM"],
             "auto_map": {"AutoModelForCausalLM": "modeling_smallthinker.SmallThinkerForCausalLM"},
         },
-        error="brings Python code for it (auto_map), which was not run",
+        error="contains Python code for it (auto_map), which was not run",
     ),
 ]
 

@@ -9,7 +9,7 @@ import pytest
 
 from prosparse_models import TrainingError
 from prosparse_models.training.saving import RUN_FILE, complete_checkpoints
-from prosparse_models.training.sparsify import _check_devices
+from prosparse_models.training.sparsify_options import check_devices
 from prosparse_models.training.trainer import last_good
 
 
@@ -25,8 +25,8 @@ def test_only_what_was_written_to_the_end_is_good(tmp_path: Path) -> None:
 
 
 def test_several_gpus_in_one_process_are_refused() -> None:
-    _check_devices(SimpleNamespace(n_gpu=0))
-    _check_devices(SimpleNamespace(n_gpu=1))
-    with pytest.raises(TrainingError, match="expected one GPU a process, got 2 in one") as caught:
-        _check_devices(SimpleNamespace(n_gpu=2))
+    check_devices(SimpleNamespace(n_gpu=0))
+    check_devices(SimpleNamespace(n_gpu=1))
+    with pytest.raises(TrainingError, match="expected one GPU per process, got 2") as caught:
+        check_devices(SimpleNamespace(n_gpu=2))
     assert "torchrun --nproc-per-node 2" in str(caught.value.hint)

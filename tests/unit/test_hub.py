@@ -1,4 +1,4 @@
-"""A model by its name on the Hub: a folder first, then the cache, then one line that says why not."""
+"""A model by its name on the Hub: a local folder, then the cache, then a one-line error."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ def test_a_folder_comes_first(cache: Path, tmp_path: Path, monkeypatch: pytest.M
     cache_of_the_hub(tmp_path / "lab" / "model", cache, "lab/model")
     monkeypatch.chdir(tmp_path)
     told: list[str] = []
-    assert find_model_folder(Path("lab/model"), progress=told.append) == Path("lab/model")
+    assert find_model_folder(Path("lab/model"), progress=lambda stage, *_: told.append(stage)) == Path("lab/model")
     assert told == []
 
 
@@ -33,23 +33,25 @@ def test_the_cache_is_used_without_a_network(cache: Path, tmp_path: Path) -> Non
     (tmp_path / "source" / "config.json").write_text("{}")
     snapshot = cache_of_the_hub(tmp_path / "source", cache, "lab/model")
     told: list[str] = []
-    assert find_model_folder(Path("lab/model"), progress=told.append) == snapshot
-    assert told == ["lab/model: no such folder here: fetch it from the Hugging Face Hub"]
+    assert find_model_folder(Path("lab/model"), progress=lambda stage, *_: told.append(stage)) == snapshot
+    assert told == ["download lab/model from the Hugging Face Hub"]
 
 
 @pytest.mark.parametrize("offline", [True, False], ids=["offline", "nobody answers"])
-def test_one_line_says_why_not(offline: bool, cache: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_failure_is_one_line(offline: bool, cache: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(huggingface_hub.constants, "HF_HUB_OFFLINE", offline)
     monkeypatch.setattr(huggingface_hub.constants, "ENDPOINT", "http://127.0.0.1:9")
     with pytest.raises(CheckpointError) as caught:
-        find_model_folder(Path("lab/other"), progress=lambda line: None)
-    assert str(caught.value).startswith("model: lab/other: no such folder here, and the Hugging Face Hub does not give")
+        find_model_folder(Path("lab/other"))
+    assert str(caught.value).startswith(
+        "model: lab/other: not a local folder, and the Hugging Face Hub download failed"
+    )
     assert "\n" not in str(caught.value)
     assert caught.value.hint
     assert "hf download lab/other --local-dir" in caught.value.hint
 
 
 @pytest.mark.parametrize("name", ["no/such/folder", "nothing", "../up/there", "lab/"])
-def test_what_is_no_name_is_a_missing_folder(name: str, cache: Path) -> None:
+def test_invalid_name_is_a_missing_folder(name: str, cache: Path) -> None:
     with pytest.raises(CheckpointError, match=r"expected a folder or a name on the Hugging Face Hub .* got nothing"):
-        find_model_folder(Path(name), progress=lambda line: None)
+        find_model_folder(Path(name))

@@ -1,4 +1,4 @@
-"""Which keys of config.json name the feed-forward activation, in each family's own spelling."""
+"""The keys of config.json that name the FFN activation, in each family's spelling."""
 
 from __future__ import annotations
 
@@ -10,15 +10,15 @@ if TYPE_CHECKING:
 
 __all__ = ["ACTIVATION_KEYS", "exported_activation", "named_activation", "put_activation"]
 
-# Where the configs of transformers keep the name of the feed-forward activation.
+# The keys of the FFN activation in the configs of transformers.
 ACTIVATION_KEYS = ("hidden_act", "hidden_activation", "activation_function", "activation", "mlp_hidden_act")
 _T5_KEY = "feed_forward_proj"  # "relu" or "gated-relu"; T5's config makes dense_act_fn of it
-# transformers has neither: its keys say relu, and what was trained takes its place after loading.
-_FOREIGN = ("fatrelu", "drelu")
+# Unknown to transformers: its keys say relu, and the trained activation is put in place after loading.
+_OURS = ("fatrelu", "drelu")
 
 
 def named_activation(values: Mapping[str, Any]) -> str:
-    """Return the activation that config.json's ``values`` name, or ""; a key of ours (hidden_act) is before T5's."""
+    """Return the activation in config.json's ``values``, or ""; `ACTIVATION_KEYS` take precedence over T5's key."""
     named = [values.get(key) for key in ACTIVATION_KEYS]
     if isinstance(values.get(_T5_KEY), str):
         named.append(str(values.get("dense_act_fn") or values[_T5_KEY].rpartition("-")[2]))
@@ -26,8 +26,8 @@ def named_activation(values: Mapping[str, Any]) -> str:
 
 
 def put_activation(config: PretrainedConfig, activation: str) -> None:
-    """Write ``activation``, or the relu that stands for one of ours, under every key that ``config`` has for it."""
-    name = "relu" if activation in _FOREIGN else activation
+    """Write ``activation`` (relu for fatrelu and drelu) under every activation key that ``config`` has."""
+    name = "relu" if activation in _OURS else activation
     for key in ACTIVATION_KEYS:
         if isinstance(getattr(config, key, None), str):
             setattr(config, key, name)
@@ -38,11 +38,11 @@ def put_activation(config: PretrainedConfig, activation: str) -> None:
 
 
 def exported_activation(activation: str, hidden_act_param: float | list[float]) -> dict[str, Any]:
-    """Return the keys of ours that tell `load_checkpoint` of an activation that transformers does not know.
+    """Return the fields by which `load_checkpoint` recognizes an activation unknown to transformers.
 
-    They are hidden_act, which released ProSparse models have and which is read first, and hidden_act_param. A family
-    with a key of its own says relu there, so that transformers can make the model.
+    These are hidden_act, as in released ProSparse models, and hidden_act_param. The family's own key says relu, so that
+    transformers can build the model.
     """
-    if activation not in _FOREIGN:
+    if activation not in _OURS:
         return {}
     return {"hidden_act": activation, **({"hidden_act_param": hidden_act_param} if activation == "fatrelu" else {})}

@@ -1,4 +1,4 @@
-"""Which activation the FFNs get: config.json's, the one that transformers lacks, or the caller's."""
+"""Choose the FFN activation: config.json's, or the caller's in its place."""
 
 from __future__ import annotations
 
@@ -19,18 +19,18 @@ from prosparse_models.loading.model_config import ModelConfig
 __all__ = ["ACTIVATIONS", "apply_activation", "override_activation"]
 
 ACTIVATIONS = ("relu", "relu2", "fatrelu", "drelu")
-"""What ``activation`` may be."""
+"""Valid values of ``activation``."""
 
 
 def override_activation(
     folder: Path, config: ModelConfig, activation: str | None, threshold: float | None
 ) -> tuple[ModelConfig, Mapping[str, Mapping[str, object]]]:
-    """Return ``config`` as the caller wants it, and what that changes.
+    """Return ``config`` with the caller's activation and threshold, and a record of the changes.
 
-    Its values name no activation then: `put_activation` writes the wanted one under the family's own key.
+    The new config's values name no activation: `put_activation` writes it under the family's own key.
 
     Raises:
-        CheckpointError: the two do not go together, or are no activation and no threshold.
+        CheckpointError: an unknown activation, a threshold out of range, or a threshold without fatrelu.
     """
     if activation is None and threshold is None:
         return config, {}
@@ -39,19 +39,21 @@ def override_activation(
     if used not in ACTIVATIONS:
         raise CheckpointError(
             f"activation: {folder}: expected one of {', '.join(ACTIVATIONS)}, got {used!r}",
-            hint="a threshold alone goes with relu or fatrelu; name the activation too",
+            hint="a threshold alone works with relu and fatrelu models only; pass --activation too",
         )
     if threshold is not None and used != "fatrelu":
         raise CheckpointError(
-            f"threshold: {folder}: expected fatrelu, got {used!r}", hint="leave the threshold out, or pass fatrelu"
+            f"threshold: {folder}: expected fatrelu, got {used!r}", hint="omit the threshold, or pass fatrelu"
         )
     if threshold is not None and not 0.0 <= threshold < math.inf:
         raise CheckpointError(
             f"threshold: {folder}: expected a finite number >= 0, got {threshold:g}",
-            hint="0.01 and 0.03 are published",
+            hint="published models use 0.01 or 0.03",
         )
     if threshold is None and used == "fatrelu" and stated != "fatrelu":
-        raise CheckpointError(f"threshold: {folder}: fatrelu needs one, got none", hint="0.01 and 0.03 are published")
+        raise CheckpointError(
+            f"threshold: {folder}: fatrelu needs a threshold", hint="published models use 0.01 or 0.03"
+        )
     changed = {k: v for k, v in config.values.items() if k not in (*ACTIVATION_KEYS, "hidden_act_param")}
     overrides: dict[str, Mapping[str, object]] = {"activation": {"config": stated, "used": used}}
     new_threshold = 0.0
@@ -64,10 +66,10 @@ def override_activation(
 def apply_activation(
     folder: Path, model: PreTrainedModel, config: ModelConfig, activation: str, *, is_override: bool
 ) -> None:
-    """Put ``activation`` into every FFN of ``model`` where transformers has not done so already.
+    """Put ``activation`` into every FFN of ``model`` unless transformers has done so already.
 
     Raises:
-        CheckpointError: the model has no FFN that can take it.
+        CheckpointError: no FFN of the model supports it.
     """
     if activation not in ("fatrelu", "drelu") and not is_override:
         return
@@ -78,9 +80,8 @@ def apply_activation(
         ffns = set_ffn_activation(model, module)
     if ffns == 0:
         raise CheckpointError(
-            f"model folder: {folder}: activation {activation}: expected FFNs that can have it, "
-            f"got none in {type(model).__name__}",
-            hint="drelu needs gate_proj, up_proj and down_proj of their own; leave it out, or name relu or fatrelu"
+            f"model folder: {folder}: activation {activation}: no FFN of {type(model).__name__} supports it",
+            hint="drelu needs separate gate_proj, up_proj and down_proj; use relu or fatrelu"
             if activation == "drelu"
-            else "leave out the activation and the threshold, or correct hidden_act in config.json",
+            else "omit the activation and the threshold, or correct hidden_act in config.json",
         )

@@ -1,8 +1,7 @@
-"""Load a model folder into a PyTorch model, without running anything from it."""
+"""Load a model folder into a PyTorch model, without running code from it."""
 
 from __future__ import annotations
 
-import re
 from collections.abc import Mapping
 from contextlib import nullcontext
 from dataclasses import dataclass, field
@@ -11,7 +10,6 @@ from typing import Any
 
 import torch
 from transformers import (
-    AutoConfig,
     AutoModel,
     AutoModelForCausalLM,
     AutoModelForSeq2SeqLM,
@@ -19,29 +17,22 @@ from transformers import (
     PretrainedConfig,
     PreTrainedModel,
 )
-from transformers.models.auto.configuration_auto import CONFIG_MAPPING
-from transformers.models.auto.modeling_auto import (
-    MODEL_FOR_CAUSAL_LM_MAPPING,
-    MODEL_FOR_SEQ_TO_SEQ_CAUSAL_LM_MAPPING,
-    MODEL_MAPPING,
-)
+from transformers.models.auto.modeling_auto import MODEL_FOR_CAUSAL_LM_MAPPING, MODEL_MAPPING
 
 from prosparse_models.errors import CheckpointError, TrainingError
 from prosparse_models.ffns import find_ffns
-from prosparse_models.loading.activation_keys import ACTIVATION_KEYS, exported_activation, put_activation
+from prosparse_models.loading.activation_keys import exported_activation, put_activation
 from prosparse_models.loading.activation_override import apply_activation, override_activation
 from prosparse_models.loading.calibration_file import read_calibration
 from prosparse_models.loading.file_weights import FileWeights
 from prosparse_models.loading.gaussian_topk import fix_gaussian_topk
+from prosparse_models.loading.hf_config import is_bare, make_hf_config
 from prosparse_models.loading.minicpm import fold_minicpm_scales
 from prosparse_models.loading.model_config import ModelConfig, read_model_config
 from prosparse_models.loading.substitution import set_thresholds
-from prosparse_models.loading.weight_files import check_weight_files, stored_dtype
+from prosparse_models.loading.weight_files import check_complete, check_weight_files, stored_dtype
 
 __all__ = ["Checkpoint", "load_checkpoint"]
-
-# Tensors of no consequence in older or larger files: buffers, heads of other tasks, predictors, a tied lm_head.
-_IGNORED = re.compile(r"inv_freq$|masked_bias$|attn\.bias$|position_ids$|^cls\.|predictor|^lm_head\.weight$")
 
 
 @dataclass(frozen=True)
@@ -49,17 +40,17 @@ class Checkpoint:
     """A loaded model folder.
 
     Attributes:
-        model: the causal LM, or the encoder, in evaluation mode, its FFN activation in place.
-        config: config.json for the exported folder: what transformers reads back, with
-            ``hidden_act`` and ``hidden_act_param`` as trained.
+        model: the causal LM, encoder or encoder-decoder in evaluation mode, with its FFN activation in place.
+        config: config.json for the exported folder: what transformers reads back, with ``hidden_act`` and
+            ``hidden_act_param`` as trained.
         activation: ``hidden_act`` as trained, for instance ``relu`` or ``fatrelu``.
-        threshold: FATReLU t, 0 where there is none; the least of them if layers differ.
-        weight_dtype: the dtype that the weights have on disk, for instance ``bfloat16``.
-        files: the weight files that were read.
-        overrides: what the caller changed: for ``activation`` and ``threshold``, what config.json says and what is
-            used instead.
-        weights: where the model's matrices are, if they were left in their files; the model then holds placeholders
-            and computes inside ``weights.filled(model)`` only.
+        threshold: FATReLU t, 0 for other activations; the smallest if layers differ.
+        weight_dtype: dtype of the weights on disk, for instance ``bfloat16``.
+        files: the weight files.
+        overrides: what the caller changed: for ``activation`` and ``threshold``, the value in config.json (``config``)
+            and the value in use (``used``).
+        weights: locations of the matrices, if they were left in their files; the model then holds placeholders and
+            computes inside ``weights.filled(model)`` only.
         calibration: the search that found the thresholds in use, if the folder has its record; see `read_calibration`.
     """
 
@@ -86,20 +77,19 @@ def load_checkpoint(
 ) -> Checkpoint:
     """Load the causal language model, or the encoder, in ``folder``.
 
-    A folder whose architecture is a bare model (``BertModel``) is loaded as that: it gives hidden states.
-
-    Besides everything that transformers knows, this reads ``sparsellama`` (ProSparse-LLaMA-2),
-    MiniCPM-S in both of its formats, and any LLaMA-like model with ``hidden_act: fatrelu``.
+    A folder whose architecture has no head (``BertModel``) gives hidden states. Besides all architectures of
+    transformers, this reads ``sparsellama`` (ProSparse-LLaMA-2), both formats of MiniCPM-S, and any LLaMA-like model
+    with ``hidden_act: fatrelu``.
 
     Args:
         folder: a local folder with config.json and weight files.
         dtype: dtype that the weights are cast to.
-        trust_remote_code: allow Python code in the folder to run, for model types unknown here.
-        activation: relu, relu2, fatrelu or drelu: what the FFNs compute, whatever config.json says.
-        threshold: FATReLU t; a model with relu becomes one with fatrelu.
-        in_files: leave matrices in their files, where the architecture's weights are stored as it has them, and
-            ``dtype`` is float32; see `FileWeights`. Others are loaded as ever.
-        encoder_decoder: take an encoder-decoder (T5, M2M-100), and nothing else.
+        trust_remote_code: allow Python code in the folder to run, for model types unknown to transformers.
+        activation: relu, relu2, fatrelu or drelu: use this FFN activation instead of config.json's.
+        threshold: FATReLU t; turns relu into fatrelu.
+        in_files: leave matrices in their files where the architecture stores them unmerged and ``dtype`` is float32;
+            see `FileWeights`. Other models are loaded in full.
+        encoder_decoder: accept encoder-decoders (T5, M2M-100).
 
     Raises:
         CheckpointError: config or weights are missing, damaged, incomplete or of an unknown type.
@@ -107,34 +97,20 @@ def load_checkpoint(
     config, overrides = override_activation(folder, read_model_config(folder), activation, threshold)
     calibration = read_calibration(folder, config.activation, _hidden_act_param(config))
     files = check_weight_files(folder)
-    hf_config = _hf_config(folder, config, trust_remote_code, encoder_decoder=encoder_decoder)
+    trust = trust_remote_code and config.needs_code
+    hf_config = make_hf_config(folder, config, trust_remote_code=trust, encoder_decoder=encoder_decoder)
     if overrides:
         put_activation(hf_config, config.activation)
-    auto = AutoModel if _is_bare(config) else AutoModelForSeq2SeqLM if encoder_decoder else AutoModelForCausalLM
-    weights = None
-    try:
-        if in_files and not config.needs_code:
-            model, info, weights = _load_in_files(folder, hf_config, files, is_bare=_is_bare(config))
-        if weights is None:
-            model, info = auto.from_pretrained(
-                folder,
-                config=hf_config,
-                dtype=dtype,
-                trust_remote_code=trust_remote_code and config.needs_code,
-                output_loading_info=True,
-                local_files_only=True,
-                ignore_mismatched_sizes=True,  # refused below, by name
-            )
-    except Exception as error:  # what damaged weights raise has no common base class
-        raise CheckpointError(
-            f"model folder: {folder}: cannot be loaded: {type(error).__name__}: {_one_line(error)}",
-            hint="check that config.json belongs to these weights, and copy the folder again",
-        ) from error
-    _check_complete(folder, info)
+    if not in_files or config.needs_code:
+        model, weights = None, None
+    else:
+        model, weights = _load_in_files(folder, config, hf_config, files)
+    if model is None:
+        model = _load_in_full(folder, config, hf_config, dtype, trust=trust, encoder_decoder=encoder_decoder)
     trained = config.activation or str(getattr(hf_config, "hidden_act", "") or "")
     is_elsewhere = not overrides and config.values.get("hidden_act") != "fatrelu"
     if trained == "fatrelu" and (config.thresholds or is_elsewhere):
-        _set_thresholds(model, config, folder, weights)  # per layer, or in a family that names its activation otherwise
+        _set_thresholds(model, config, folder, weights)  # per layer, or in a family with another key for its activation
     else:
         apply_activation(folder, model, config, trained, is_override=bool(overrides))
     fix_gaussian_topk(model)
@@ -154,109 +130,79 @@ def load_checkpoint(
     )
 
 
-def _load_in_files(
-    folder: Path, hf_config: PretrainedConfig, files: tuple[Path, ...], *, is_bare: bool
-) -> tuple[PreTrainedModel, Mapping[str, Any], FileWeights | None]:
-    """Load the model with placeholders for matrices; no weights where the loader merges or splits them."""
-    weights = FileWeights(files)
-    known = (MODEL_MAPPING if is_bare else MODEL_FOR_CAUSAL_LM_MAPPING)[type(hf_config)]
-    classes = known if isinstance(known, (list, tuple)) else [known]
-    named = [c for c in classes if c.__name__ in (hf_config.architectures or [])]
-    model_class = (named or list(classes))[0]  # as transformers' own auto classes choose
-    model, info = model_class.from_pretrained(
-        None,
-        config=hf_config,
-        state_dict=dict(weights.state_dict),
-        dtype=torch.float32,
-        output_loading_info=True,
-        ignore_mismatched_sizes=True,
-    )
-    if (folder / "generation_config.json").is_file() and model.can_generate():
-        model.generation_config = GenerationConfig.from_pretrained(folder, local_files_only=True)
-    is_complete = any(info.get(key) for key in ("missing_keys", "mismatched_keys")) or weights.is_complete(model)
-    return model, info, weights if is_complete else None
-
-
-def _hf_config(
-    folder: Path, config: ModelConfig, trust_remote_code: bool, *, encoder_decoder: bool
-) -> PretrainedConfig:
-    model_type = config.values["model_type"]
-    if config.needs_code and model_type not in CONFIG_MAPPING:
-        if not trust_remote_code:
-            raise CheckpointError(
-                f"model folder: {folder}: model_type {config.source_type!r} is unknown and the folder "
-                "brings Python code for it (auto_map), which was not run",
-                hint="read that code, then pass --trust-remote-code to let it run",
-            )
-        return AutoConfig.from_pretrained(folder, trust_remote_code=True, local_files_only=True)
-    if model_type not in CONFIG_MAPPING:
-        raise CheckpointError(
-            f"config.json: {folder / 'config.json'}: unknown model_type {config.source_type!r}: expected one "
-            "that transformers knows, or a released sparse one (sparsellama, minicpm)",
-            hint="check the spelling, or upgrade transformers if the model is newer than it",
-        )
-    values = {key: value for key, value in config.values.items() if key != "model_type"}
-    for key in ACTIVATION_KEYS:
-        if values.get(key) in ("fatrelu", "drelu"):
-            values[key] = "relu"  # transformers has neither; what was trained takes its place after loading
+def _load_in_full(
+    folder: Path,
+    config: ModelConfig,
+    hf_config: PretrainedConfig,
+    dtype: torch.dtype,
+    *,
+    trust: bool,
+    encoder_decoder: bool,
+) -> PreTrainedModel:
+    auto = AutoModel if is_bare(config) else AutoModelForSeq2SeqLM if encoder_decoder else AutoModelForCausalLM
     try:
-        hf_config = AutoConfig.for_model(model_type, **values)
-    except Exception as error:  # each config class validates in its own way
-        raise CheckpointError(
-            f"config.json: {folder / 'config.json'}: {_one_line(error)}", hint="correct the field that it names"
-        ) from error
-    if encoder_decoder and not _is_bare(config) and type(hf_config) in MODEL_FOR_SEQ_TO_SEQ_CAUSAL_LM_MAPPING:
-        return hf_config
-    known = MODEL_MAPPING if _is_bare(config) else MODEL_FOR_CAUSAL_LM_MAPPING
-    if type(hf_config) not in known or getattr(hf_config, "is_encoder_decoder", False):
-        raise CheckpointError(
-            f"config.json: {folder / 'config.json'}: expected a causal language model or a bare encoder, "
-            f"got model_type {model_type!r}",
-            hint="of encoder-decoders only prosparse-export and prosparse generate take any, those for text such as T5",
+        model, info = auto.from_pretrained(
+            folder,
+            config=hf_config,
+            dtype=dtype,
+            trust_remote_code=trust,
+            output_loading_info=True,
+            local_files_only=True,
+            ignore_mismatched_sizes=True,  # reported by `check_complete`, with names
         )
-    return hf_config
+    except Exception as error:  # damaged weights raise errors without a common type
+        raise _not_loaded(folder, error) from error
+    check_complete(folder, info)
+    loaded: PreTrainedModel = model
+    return loaded
 
 
-def _is_bare(config: ModelConfig) -> bool:
-    architecture = str(next(iter(config.values.get("architectures") or []), ""))
-    return architecture.endswith("Model") and not architecture.endswith("LMHeadModel")
+def _load_in_files(
+    folder: Path, config: ModelConfig, hf_config: PretrainedConfig, files: tuple[Path, ...]
+) -> tuple[PreTrainedModel | None, FileWeights | None]:
+    """Load the model with placeholders for its matrices; None where the loader merges or splits them."""
+    try:
+        weights = FileWeights(files)
+        known = (MODEL_MAPPING if is_bare(config) else MODEL_FOR_CAUSAL_LM_MAPPING)[type(hf_config)]
+        classes = known if isinstance(known, (list, tuple)) else [known]
+        named = [c for c in classes if c.__name__ in (hf_config.architectures or [])]
+        model_class = (named or list(classes))[0]  # as transformers' auto classes choose
+        model, info = model_class.from_pretrained(
+            None,
+            config=hf_config,
+            state_dict=dict(weights.state_dict),
+            dtype=torch.float32,
+            output_loading_info=True,
+            ignore_mismatched_sizes=True,
+        )
+        if (folder / "generation_config.json").is_file() and model.can_generate():
+            model.generation_config = GenerationConfig.from_pretrained(folder, local_files_only=True)
+    except Exception as error:  # damaged weights raise errors without a common type
+        raise _not_loaded(folder, error) from error
+    is_incomplete = any(info.get(key) for key in ("missing_keys", "mismatched_keys"))
+    if not is_incomplete and not weights.is_complete(model):
+        return None, None
+    check_complete(folder, info)
+    return model, weights
+
+
+def _not_loaded(folder: Path, error: Exception) -> CheckpointError:
+    return CheckpointError(
+        f"model folder: {folder}: cannot be loaded: {type(error).__name__}: {_one_line(error)}",
+        hint="check that config.json belongs to these weights, and copy the folder again",
+    )
 
 
 def _set_thresholds(model: PreTrainedModel, config: ModelConfig, folder: Path, weights: FileWeights | None) -> None:
     """Put FATReLU in place, with one threshold or one per layer."""
     try:
-        with nullcontext() if weights is None else weights.filled(model):  # ffns are found by what they compute
+        with nullcontext() if weights is None else weights.filled(model):  # find_ffns runs the model
             ffns = find_ffns(model)
         set_thresholds(ffns, config.thresholds or [config.threshold] * len(ffns))
     except (ValueError, TrainingError) as error:
         raise CheckpointError(
             f"model folder: {folder}: fatrelu: {_one_line(error)}", hint="give one threshold, or one per layer"
         ) from error
-
-
-def _check_complete(folder: Path, info: Mapping[str, Any]) -> None:
-    """Refuse a checkpoint whose weights do not fill the model: transformers would draw random ones."""
-    missing = sorted(info.get("missing_keys") or ())
-    if missing:
-        raise CheckpointError(
-            f"weights: {folder}: expected a tensor for every parameter, got none for {len(missing)}: "
-            + ", ".join(missing[:3])
-            + (" ..." if len(missing) > 3 else ""),
-            hint="copy all shards; or config.json does not belong to these weights",
-        )
-    for name, stored, expected in sorted(info.get("mismatched_keys") or ()):
-        raise CheckpointError(
-            f"weights: {folder}: {name}: expected shape {list(expected)} as config.json says, got {list(stored)}",
-            hint="config.json does not belong to these weights",
-        )
-    unexpected = sorted(k for k in info.get("unexpected_keys") or () if not _IGNORED.search(k))
-    if unexpected:
-        raise CheckpointError(
-            f"weights: {folder}: expected only what config.json describes, got {len(unexpected)} more: "
-            + ", ".join(unexpected[:3])
-            + (" ..." if len(unexpected) > 3 else ""),
-            hint="config.json lacks something, such as mlp_bias; or it does not belong to these weights",
-        )
 
 
 def _exported_config(hf_config: PretrainedConfig, config: ModelConfig, activation: str) -> dict[str, Any]:

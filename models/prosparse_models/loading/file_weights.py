@@ -1,8 +1,7 @@
-"""Weights that stay in their files: a model whose matrices are placeholders, filled one module at a time.
+"""Weights left in their files: a model whose matrices are placeholders, filled one module at a time.
 
-A placeholder has its matrix's shape and takes no memory: its elements overlap, with strides 1, 2, ... A copy or a
-transposition that the exporter makes of it is recognized by where it begins and by its strides. It holds NaN, so that
-anything computed from it shows.
+A placeholder has its matrix's shape but almost no memory: its elements overlap, with strides 1, 2, ... The exporter's
+views and transposes of it are recognized by their address and strides. It holds NaN, so that accidental use shows.
 """
 
 from __future__ import annotations
@@ -24,9 +23,9 @@ class FileWeight:
     """A matrix in a file.
 
     Attributes:
-        name: its name there.
+        name: its name in the file.
         stored: the tensor, mapped from the file, in the file's dtype.
-        factor: what it is multiplied with when it is read.
+        factor: the factor applied when it is read.
     """
 
     name: str
@@ -34,12 +33,12 @@ class FileWeight:
     factor: float = 1.0
 
     def read(self) -> torch.Tensor:
-        """Return the matrix in float32; float32 without a factor is not copied."""
+        """Return the matrix in float32; without a copy if it is float32 and unscaled."""
         values = self.stored.float()
         return values if self.factor == 1.0 else values * self.factor
 
 
-_NAN = 0x7FC00000  # the bits of a float32 NaN, whose low 22 are free
+_NAN = 0x7FC00000  # bits of a float32 NaN; the low 22 bits are free
 
 
 class FileWeights:
@@ -55,7 +54,7 @@ class FileWeights:
     def __init__(self, files: Sequence[Path]) -> None:
         self.state_dict: dict[str, torch.Tensor] = {}
         self._weights: dict[int, FileWeight] = {}
-        self._storages: list[torch.Tensor] = []  # held, so that no other tensor gets a placeholder's address
+        self._storages: list[torch.Tensor] = []  # kept alive, so that no other tensor reuses an address
         for path in files:
             for name, tensor in _tensors(path):
                 if tensor.ndim > 1 and tensor.is_floating_point():
@@ -68,18 +67,18 @@ class FileWeights:
         return self._weights.get(address)
 
     def values(self, parameter: nn.Parameter) -> torch.Tensor:
-        """Return a parameter's values: from its file if it is a placeholder."""
+        """Return a parameter's values, read from its file if it is a placeholder."""
         weight = self._weights.get(parameter.data_ptr())
         return parameter.detach() if weight is None else weight.read()
 
     def scale(self, parameter: nn.Parameter, factor: float) -> nn.Parameter:
-        """Return ``parameter`` times ``factor``, as a parameter of its own."""
+        """Return ``parameter`` times ``factor`` as a new parameter."""
         weight = self._weights.get(parameter.data_ptr())
         scaled = parameter.detach() * factor if weight is None else self._placeholder(replace(weight, factor=factor))
         return nn.Parameter(scaled, requires_grad=False)
 
     def is_complete(self, model: nn.Module) -> bool:
-        """Tell whether each parameter is a placeholder or what its file holds: the loader merged and split none."""
+        """Tell whether the loader kept every matrix whole: each parameter is a placeholder or free of NaN."""
         return all(
             parameter.data_ptr() in self._weights or not parameter.isnan().any() for parameter in model.parameters()
         )
@@ -88,11 +87,11 @@ class FileWeights:
     def filled(
         self, model: nn.Module, change: Callable[[str, torch.Tensor], torch.Tensor] = lambda _, weight: weight
     ) -> Iterator[None]:
-        """Let ``model`` compute with its weights: a module's are read when it runs and dropped after it.
+        """Let ``model`` compute: a module's weights are read before it runs and dropped afterwards.
 
         Args:
-            model: a model that was made from `state_dict`.
-            change: called with a parameter's path in the model and its float32 values; returns those to compute with.
+            model: a model built from `state_dict`.
+            change: called with a parameter's path in the model and its float32 values; returns the values to use.
         """
         handles = []
         placeholders: dict[nn.Parameter, torch.Tensor] = {}
@@ -126,7 +125,7 @@ class FileWeights:
         shape = weight.stored.shape
         strides = range(1, len(shape) + 1)
         elements = 1 + sum((size - 1) * stride for size, stride in zip(shape, strides, strict=True))
-        bits = _NAN + len(self._weights)  # each its own: the exporter merges small constants of equal bits
+        bits = _NAN + len(self._weights)  # distinct: the exporter merges small constants with equal bits
         storage = torch.full((elements,), bits, dtype=torch.int32).view(torch.float32)
         self._storages.append(storage)
         self._weights[storage.data_ptr()] = weight
@@ -134,10 +133,10 @@ class FileWeights:
 
 
 def _tensors(path: Path) -> Iterator[tuple[str, torch.Tensor]]:
-    """Yield the tensors of a file, mapped, not read."""
+    """Yield the tensors of a file, memory-mapped."""
     if path.suffix == ".safetensors":
         with safe_open(path, framework="pt") as shard:
-            for name in shard.keys():  # noqa: SIM118 (it is no dictionary)
+            for name in shard.keys():  # noqa: SIM118 (not a dictionary)
                 yield name, shard.get_tensor(name)
     else:
         yield from torch.load(path, weights_only=True, mmap=True).items()

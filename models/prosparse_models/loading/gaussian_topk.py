@@ -1,4 +1,4 @@
-"""Gemma 3n's Gaussian top-k with its constant computed once, so that it can be traced."""
+"""Make Gemma 3n's Gaussian top-k traceable by computing its constant once."""
 
 from __future__ import annotations
 
@@ -11,10 +11,10 @@ __all__ = ["fix_gaussian_topk"]
 
 
 def fix_gaussian_topk(model: nn.Module) -> int:
-    """Replace the threshold of Gemma 3n's sparse layers by the same with a constant, and return how many there are.
+    """Replace the quantile in Gemma 3n's sparse layers by a constant, and return the number of layers.
 
-    transformers computes the quantile of the normal distribution, a constant, on every call, by an inverse error
-    function that ONNX does not have.
+    transformers recomputes this quantile of the normal distribution on every call, by an inverse error function that
+    ONNX lacks.
     """
     count = 0
     for module in model.modules():

@@ -1,11 +1,11 @@
-"""A model by its name on the Hugging Face Hub: downloaded once, then taken from the Hub's cache."""
+"""Find a model by its name on the Hugging Face Hub: downloaded once, cached afterwards."""
 
 from __future__ import annotations
 
 import re
-from collections.abc import Callable
 from pathlib import Path
 
+from prosparse_export.progress import ProgressCallback, no_progress
 from prosparse_models.errors import CheckpointError
 
 __all__ = ["find_model_folder"]
@@ -14,19 +14,21 @@ _HUB_ID = re.compile(r"[A-Za-z0-9][\w.-]*/[A-Za-z0-9][\w.-]*")
 _FILES = ["*.json", "*.safetensors", "*.model", "*.txt", "*.jinja"]  # no code, no pickles, no other formats
 
 
-def find_model_folder(model: Path, *, trust_remote_code: bool = False, progress: Callable[[str], None]) -> Path:
-    """Return the folder of ``model``: itself, or the Hub's copy if it reads ORG/NAME and no such path exists.
+def find_model_folder(
+    model: Path, *, trust_remote_code: bool = False, progress: ProgressCallback = no_progress
+) -> Path:
+    """Return the folder of ``model``: the path itself if it exists, else the Hub's copy of ORG/NAME.
 
-    Only safetensors weights are fetched. Environment variables of huggingface_hub hold (HF_HOME, HF_TOKEN,
+    Only safetensors weights are downloaded. The environment variables of huggingface_hub apply (HF_HOME, HF_TOKEN,
     HF_ENDPOINT, HF_HUB_OFFLINE).
 
     Args:
         model: a folder, or ORG/NAME.
-        trust_remote_code: fetch the repository's Python files too.
-        progress: called with a line before a download begins.
+        trust_remote_code: download the repository's Python files too.
+        progress: called before a download.
 
     Raises:
-        CheckpointError: there is no such folder, and none on the Hub or no way to reach it.
+        CheckpointError: there is no such folder, and no such model on the Hub or no connection to it.
     """
     if model.exists():
         return model
@@ -34,23 +36,22 @@ def find_model_folder(model: Path, *, trust_remote_code: bool = False, progress:
     if not _HUB_ID.fullmatch(name):
         raise CheckpointError(
             f"model folder: {model}: expected a folder or a name on the Hugging Face Hub (ORG/NAME), got nothing there",
-            hint="give the folder that holds config.json and the *.safetensors files",
+            hint="give the folder that contains config.json and the *.safetensors files",
         )
     from huggingface_hub import snapshot_download
 
-    progress(f"{name}: no such folder here: fetch it from the Hugging Face Hub")
+    progress(f"download {name} from the Hugging Face Hub", 0, 0)
     try:
         files = [*_FILES, "*.py"] if trust_remote_code else _FILES
         return Path(snapshot_download(name, allow_patterns=files))
-    except (OSError, ValueError) as error:  # its own errors are these, or have these among their bases
+    except (OSError, ValueError) as error:  # its errors derive from these
         raise CheckpointError(
-            f"model: {name}: no such folder here, and the Hugging Face Hub does not give it: {_reason(error)}",
-            hint=f"check the name; without a network: hf download {name} --local-dir FOLDER on another machine, "
-            "then give FOLDER",
+            f"model: {name}: not a local folder, and the Hugging Face Hub download failed: {_reason(error)}",
+            hint=f"check the name; if offline, run hf download {name} --local-dir FOLDER elsewhere and copy FOLDER",
         ) from error
 
 
 def _reason(error: Exception) -> str:
-    """Return the first sentence of huggingface_hub's message, which runs over several lines."""
+    """Return the first sentence of huggingface_hub's multi-line message."""
     text = " ".join(str(error).split())
     return f"{type(error).__name__}: {re.split(r'(?<=[.])(?: |$)', text, maxsplit=1)[0][:200]}"

@@ -1,9 +1,9 @@
-"""MiniCPM's scaling constants, folded into LLaMA weights.
+"""Fold MiniCPM's scaling constants into LLaMA weights.
 
 MiniCPM is LLaMA with three constant factors: embeddings times ``scale_emb``, each residual branch
 times ``scale_depth / sqrt(layers)``, and the last hidden state divided by
-``d_model / dim_model_base`` before lm_head. All are linear, so they fold into weights: this is
-how MiniCPM-S's own "llama format" is related to the original folder.
+``d_model / dim_model_base`` before lm_head. All are linear, so they fold into the weights: MiniCPM-S's
+"llama format" was derived from the original in the same way.
 """
 
 from __future__ import annotations
@@ -25,13 +25,13 @@ __all__ = ["fold_minicpm_scales"]
 def fold_minicpm_scales(model: PreTrainedModel, config: Mapping[str, Any], weights: FileWeights | None = None) -> None:
     """Fold MiniCPM's scales into ``model``, a LlamaForCausalLM with MiniCPM's raw weights, in place.
 
-    Embedding and lm_head get different factors, so a tied lm_head becomes a matrix of its own.
+    Embedding and lm_head get different factors, so a tied lm_head becomes untied.
 
     Args:
-        model: the LLaMA that holds the checkpoint's weights.
+        model: a LLaMA with the checkpoint's weights.
         config: config.json: ``scale_emb`` (default 1), ``scale_depth`` (default 1),
             ``dim_model_base`` (default d_model).
-        weights: where the model's matrices are, if it holds placeholders: those are scaled when they are read.
+        weights: the files of the model's matrices if it holds placeholders, which are scaled when read.
 
     Source:
         openbmb/MiniCPM-S-1B-sft config.json; Hu et al., "MiniCPM", arXiv:2404.06395, section 3.

@@ -1,8 +1,7 @@
-"""config.json of a model folder, read as data and translated to what transformers knows.
+"""Read a model folder's config.json and translate it for transformers.
 
-The released ProSparse checkpoints ship modeling code of their own (``auto_map``), but they are
-LLaMA with another activation (facts: their config.json and weight names). They are described
-here instead, so that none of that code has to run.
+The released ProSparse checkpoints ship their own modeling code (``auto_map``), but by their config.json and weight
+names they are LLaMA with another activation. They are mapped to LLaMA here, so that code never needs to run.
 """
 
 from __future__ import annotations
@@ -18,10 +17,10 @@ from prosparse_models.loading.activation_keys import named_activation
 
 __all__ = ["ModelConfig", "read_model_config"]
 
-# Architectures of released sparse checkpoints -> the transformers model type that they are.
+# Architectures of released sparse checkpoints -> their model type in transformers.
 _LLAMA_ALIKE = {
     "SparseLlamaForCausalLM": "llama",  # SparseLLM/prosparse-llama-2-7b and -13b
-    "MiniCPMForCausalLM": "llama",  # openbmb/MiniCPM-S-1B-sft; its scales are folded on loading
+    "MiniCPMForCausalLM": "llama",  # openbmb/MiniCPM-S-1B-sft; its scales are folded into the weights
 }
 _LLAMA_ALIKE_TYPES = {
     "sparsellama": "llama",
@@ -30,29 +29,28 @@ _LLAMA_ALIKE_TYPES = {
     "bamboo": "mistral",  # PowerInfer's Bamboo and TurboSparse-Mistral
 }
 _ARCHITECTURES = {"llama": "LlamaForCausalLM", "mistral": "MistralForCausalLM"}
-# Their code has this activation whatever hidden_act says; SparseLM's config.json says silu.
+# Their code hardcodes the activation; SparseLM's config.json says silu.
 _ACTIVATION_OF_CODE = {"llama_sparse_relu": "relu", "bamboo": "drelu"}
 
 _JSON_NAMES: dict[type, str] = {list: "list", str: "string", dict: "object"}
 
-# Keys that name code or are about the code's own version, not about the model.
+# Keys about code and its version, not about the model.
 _CODE_KEYS = ("auto_map", "_name_or_path", "transformers_version")
 
 
 @dataclass(frozen=True)
 class ModelConfig:
-    """What a model folder's config.json says, in transformers' terms.
+    """A model folder's config.json, in transformers' terms.
 
     Attributes:
-        values: the config's fields for transformers, with a model type that it knows and without
-            keys that name code. ``hidden_act`` is the checkpoint's own.
-        source_type: model type or architecture that the folder states.
-        activation: the feed-forward activation that it names, "" if none.
-        threshold: FATReLU t (0 for every other activation), in units of the pre-activation; the least
-            of them if layers differ.
-        thresholds: FATReLU t per layer, if layers differ; else empty.
+        values: the fields for transformers, with a supported model type and without references to code.
+            ``hidden_act`` is the checkpoint's.
+        source_type: the folder's own model type, or architecture.
+        activation: the FFN activation, "" if not stated.
+        threshold: FATReLU t in units of the pre-activation, 0 for other activations; the smallest if layers differ.
+        thresholds: FATReLU t per layer if layers differ, else empty.
         is_minicpm: the folder has MiniCPM's embedding, residual and logit scales.
-        needs_code: the model type is unknown here and the folder brings code for it.
+        needs_code: the model type is unknown and the folder contains code for it.
     """
 
     values: dict[str, Any]
@@ -65,44 +63,13 @@ class ModelConfig:
 
 
 def read_model_config(folder: Path) -> ModelConfig:
-    """Read and translate ``folder/config.json``; nothing in the folder is executed.
+    """Read and translate ``folder/config.json`` without running anything from the folder.
 
     Raises:
-        CheckpointError: there is no readable config.json, or its activation lacks a threshold.
+        CheckpointError: config.json is missing, malformed or quantized, or its activation lacks a threshold.
     """
     path = folder / "config.json"
-    if not folder.is_dir():
-        raise CheckpointError(
-            f"model folder: {folder}: expected a folder, got {'a file' if folder.exists() else 'nothing there'}",
-            hint="give the folder that holds config.json and the *.safetensors files",
-        )
-    if not path.is_file():
-        raise CheckpointError(
-            f"model folder: {folder}: expected a config.json, got none",
-            hint="give the folder that save_pretrained wrote; it holds config.json and *.safetensors",
-        )
-    try:
-        values = json.loads(path.read_text(encoding="utf-8"))
-    except (OSError, ValueError) as error:
-        raise CheckpointError(
-            f"config.json: {path}: expected JSON, got {error}", hint="copy the file again from where it came"
-        ) from error
-    if not isinstance(values, dict):
-        raise CheckpointError(
-            f"config.json: {path}: expected a JSON object, got {type(values).__name__}",
-            hint="copy the file again from where it came",
-        )
-    for key, kind in (("architectures", list), ("model_type", str), ("auto_map", dict)):
-        if values.get(key) is not None and not isinstance(values[key], kind):
-            raise CheckpointError(
-                f"config.json: {path}: {key}: expected a JSON {_JSON_NAMES[kind]}, got {values[key]!r}",
-                hint="copy the file again from where it came",
-            )
-    if values.get("quantization_config"):
-        raise CheckpointError(
-            f"config.json: {path}: expected float weights, got a quantized checkpoint (quantization_config)",
-            hint="export the original model, with --weights i8 or i4",
-        )
+    values = _read_values(folder, path)
     architecture = str(next(iter(values.get("architectures") or []), ""))
     stated = str(values.get("model_type") or architecture)
     known = _LLAMA_ALIKE_TYPES.get(stated) or _LLAMA_ALIKE.get(architecture)
@@ -125,6 +92,43 @@ def read_model_config(folder: Path) -> ModelConfig:
         is_minicpm="MiniCPMForCausalLM" in (architecture, stated) or stated == "minicpm",
         needs_code=known is None and has_code,
     )
+
+
+def _read_values(folder: Path, path: Path) -> dict[str, Any]:
+    """Return config.json's fields, of which those that are read here have the right types."""
+    if not folder.is_dir():
+        raise CheckpointError(
+            f"model folder: {folder}: expected a folder, got {'a file' if folder.exists() else 'nothing there'}",
+            hint="give the folder that contains config.json and the *.safetensors files",
+        )
+    if not path.is_file():
+        raise CheckpointError(
+            f"model folder: {folder}: no config.json found",
+            hint="give a folder written by save_pretrained; it contains config.json and *.safetensors",
+        )
+    try:
+        values = json.loads(path.read_text(encoding="utf-8"))
+    except (OSError, ValueError) as error:
+        raise CheckpointError(
+            f"config.json: {path}: expected JSON, got {error}", hint="copy the file from its source again"
+        ) from error
+    if not isinstance(values, dict):
+        raise CheckpointError(
+            f"config.json: {path}: expected a JSON object, got {type(values).__name__}",
+            hint="copy the file from its source again",
+        )
+    for key, kind in (("architectures", list), ("model_type", str), ("auto_map", dict)):
+        if values.get(key) is not None and not isinstance(values[key], kind):
+            raise CheckpointError(
+                f"config.json: {path}: {key}: expected a JSON {_JSON_NAMES[kind]}, got {values[key]!r}",
+                hint="copy the file from its source again",
+            )
+    if values.get("quantization_config"):
+        raise CheckpointError(
+            f"config.json: {path}: expected float weights, got a quantized checkpoint (quantization_config)",
+            hint="export the original model, with --weights i8 or i4",
+        )
+    return values
 
 
 def _thresholds(values: dict[str, Any], activation: str, path: Path) -> tuple[float, ...]:

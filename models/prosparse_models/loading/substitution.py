@@ -1,4 +1,4 @@
-"""Replace the activation of FFNs, in the model and in its config."""
+"""Replace the FFN activation, in the model and in its config."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from prosparse_models.loading.activation_keys import ACTIVATION_KEYS
 
 __all__ = ["ACTIVATIONS", "saved_fields", "set_thresholds", "substitute_activation"]
 
-# keep: leave the model's own activation (a dense control run).
+# keep: leave the activation as it is, for a dense baseline.
 ACTIVATIONS = ("relu", "relu2", "fatrelu", "drelu", "keep")
 
 
@@ -23,15 +23,15 @@ def substitute_activation(model: PreTrainedModel, ffns: Sequence[Ffn], activatio
     """Replace the activation of every FFN; weights stay as they are.
 
     Args:
-        model: its config is changed too, so that ``save_pretrained`` writes what transformers can read:
-            ``relu`` for fatrelu and drelu, which `saved_fields` names.
-        ffns: what `find_ffns` found.
+        model: its config is changed too, so that transformers can load what ``save_pretrained`` writes: ``relu`` for
+            fatrelu and drelu, which `saved_fields` records.
+        ffns: from `find_ffns`.
         activation: ``relu``: max(z, 0). ``relu2``: its square. ``fatrelu``: z where z > threshold.
             ``drelu``: relu(gate) * relu(up), gated FFNs only. ``keep``: no change.
         threshold: FATReLU t, >= 0, in units of the pre-activation; 0 unless fatrelu.
 
     Raises:
-        TrainingError: the FFNs cannot have this activation, or the config has no field for it.
+        TrainingError: an FFN does not support this activation, or the config has no field for it.
 
     Source:
         Song et al., "ProSparse", section 3.2, step 1; dReLU: "TurboSparse", arXiv:2406.05955.
@@ -44,14 +44,14 @@ def substitute_activation(model: PreTrainedModel, ffns: Sequence[Ffn], activatio
                 kind = "no gate" if ffn.gate is None else "gate and up in one matrix"
                 raise TrainingError(
                     f"{ffn.name}: drelu: expected separate gate and up projections, got {kind}",
-                    hint="use --activation relu",
+                    hint="use --set activation=relu",
                 )
     keys = [key for key in ACTIVATION_KEYS if isinstance(getattr(model.config, key, None), str)]
     if not keys:
         raise TrainingError(
-            f"model: {type(model.config).__name__}: expected a field for the activation "
-            f"({', '.join(ACTIVATION_KEYS)}), got none: the changed model could not be saved",
-            hint="the activation of this architecture is fixed in its code; convert it to one where it is not",
+            f"model: {type(model.config).__name__}: no config field for the activation ({', '.join(ACTIVATION_KEYS)}), "
+            "so the changed model could not be saved",
+            hint="this architecture hardcodes its activation; convert the model to one that does not",
         )
     for key in keys:
         setattr(model.config, key, "relu2" if activation == "relu2" else "relu")
@@ -62,10 +62,10 @@ def substitute_activation(model: PreTrainedModel, ffns: Sequence[Ffn], activatio
 
 
 def set_thresholds(ffns: Sequence[Ffn], thresholds: Sequence[float]) -> None:
-    """Give each FFN FATReLU with a threshold of its own, in the FFNs' order.
+    """Give each FFN a FATReLU with its own threshold, in order.
 
     Raises:
-        ValueError: there are not as many thresholds as FFNs, or one is negative or not finite.
+        ValueError: the numbers of thresholds and FFNs differ, or a threshold is negative or not finite.
     """
     for ffn, threshold in zip(ffns, thresholds, strict=True):
         setattr(ffn.parent, ffn.activation_name, FatReLU(threshold))
@@ -74,10 +74,10 @@ def set_thresholds(ffns: Sequence[Ffn], thresholds: Sequence[float]) -> None:
 def saved_fields(
     config: Any, activation: str, thresholds: Sequence[float], source: Mapping[str, Any] | None = None
 ) -> dict[str, Any]:
-    """Return the fields that config.json needs besides transformers' own, for `load_checkpoint`.
+    """Return the fields that config.json needs for `load_checkpoint`, besides transformers' own.
 
-    fatrelu gets ``hidden_act_param``: one number if all layers have the same, else a list, one per layer. keep gets
-    what ``source``, the config.json that the model was loaded from, says of a fatrelu or drelu.
+    fatrelu gets ``hidden_act_param``: a number, or a list with one per layer if layers differ. keep copies the fatrelu
+    or drelu fields of ``source``, the config.json that the model was loaded from.
     """
     if activation == "keep" and source is not None:
         names = [key for key in ACTIVATION_KEYS if source.get(key) in ("fatrelu", "drelu")]

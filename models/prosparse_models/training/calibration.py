@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import partial
 
 import torch
 from torch import nn
 
+from prosparse_export.progress import ProgressCallback, no_progress
 from prosparse_models.activation import has_up_relu
 from prosparse_models.errors import TrainingError
 from prosparse_models.ffns import Ffn
@@ -24,12 +26,12 @@ _MAX_DOUBLINGS = 40
 
 @dataclass(frozen=True)
 class Trial:
-    """One row of the table.
+    """One measurement of the search.
 
     Attributes:
         value: the search parameter: one threshold for all layers, or the share of each layer's energy that is dropped.
         thresholds: FATReLU t per layer.
-        measurement: what the model did with them.
+        measurement: perplexity and sparsity with these thresholds.
         within: whether the perplexity is within the budget.
     """
 
@@ -41,7 +43,7 @@ class Trial:
 
 @dataclass(frozen=True)
 class Calibration:
-    """The table, and the choice.
+    """All trials, and the choice.
 
     Attributes:
         trials: by increasing value; the first is t = 0.
@@ -63,80 +65,97 @@ def calibrate(
     per_layer: bool = False,
     candidates: Sequence[float] = PAPER_THRESHOLDS,
     refinements: int = 6,
-    progress: Callable[[str], None] = lambda text: None,
+    progress: ProgressCallback = no_progress,
 ) -> Calibration:
     """Find the largest threshold whose perplexity is at most ``(1 + budget)`` times that of t = 0.
 
-    The candidates are tried first, then doublings of the largest until one breaks the budget, then
-    bisections between the last that keeps it and the first that breaks it. Perplexity over t is taken
-    to rise; where it does not, the choice is still within the budget, and so is every smaller one tried.
+    The candidates are tried first, then the largest is doubled until the budget is exceeded, then bisection runs
+    between the last value within the budget and the first beyond it. Perplexity is assumed to increase with t; where
+    it does not, the choice and all smaller values tried are still within the budget.
 
-    With ``per_layer``, one search parameter q drives all layers: layer l gets the threshold below which active
-    neurons hold the share q of the layer's energy (sum over tokens and neurons of x1 squared). So a layer with
-    large activations gets a large threshold, and no layer pays for all.
+    With ``per_layer``, one search parameter q drives all layers: layer l gets the threshold below which active neurons
+    hold the share q of the layer's energy (sum over tokens and neurons of x1 squared). Layers with large activations
+    thus get large thresholds.
 
     Args:
         model: with ReLU or FATReLU in ``ffns``. It is left with the chosen thresholds.
         ffns: its FFNs.
         rows: calibration text, token ids [sequence] each.
-        budget: allowed rise of perplexity, a share: 0.01 is 1 %.
+        budget: allowed increase in perplexity, as a fraction: 0.01 is 1 %.
         per_layer: one threshold per layer instead of one for all.
-        candidates: thresholds that the table shows in any case (not with ``per_layer``).
-        refinements: bisections.
-        progress: called with a line per measurement.
+        candidates: thresholds to try in any case (not with ``per_layer``).
+        refinements: number of bisections.
+        progress: called per trial, with the rows measured.
 
     Raises:
-        TrainingError: the activation is no ReLU, or the model's perplexity is not finite.
+        TrainingError: the activation is not a ReLU, or the model's perplexity is not finite.
 
     Source:
-        Song et al., "ProSparse", section 3.2, equation 3, and Table 9. The search and the per-layer
-        choice are ours: the paper picks one t of four by benchmark scores.
+        Song et al., "ProSparse", section 3.2, equation 3, and Table 9. The search and the per-layer choice are ours:
+        the paper picks one t of four by benchmark scores.
     """
     _check_relu(ffns)
-    energy = _energy_by_gate(model, ffns, rows) if per_layer else None
-    trials: dict[float, Trial] = {}
-
-    def run(value: float) -> Trial:
-        if value not in trials:
-            thresholds = tuple(_quantile(e, value) for e in energy) if energy else (value,) * len(ffns)
-            set_thresholds(ffns, thresholds)
-            measurement = measure(model, ffns, rows)
-            within = measurement.perplexity <= limit
-            trials[value] = Trial(value, thresholds, measurement, within)
-            progress(
-                f"{'q' if per_layer else 't'} = {value:.4g}: perplexity {measurement.perplexity:.3f}, "
-                f"sparsity {100 * measurement.sparsity:.2f} %"
-            )
-        return trials[value]
-
-    limit = math.inf
-    start = run(0.0)
-    if not math.isfinite(start.measurement.perplexity):
-        raise TrainingError(
-            f"calibrate: expected a finite perplexity at t = 0, got {start.measurement.perplexity}",
-            hint="the model itself gives no numbers on this text: check its weights, or the text",
-        )
-    limit = start.measurement.perplexity * (1.0 + budget)
-    values = [1e-4, 1e-3, 1e-2] if per_layer else sorted(c for c in candidates if c > 0)
-    for value in values:
-        run(value)
-    low, high = 0.0, math.inf
-    for value in sorted(trials):
-        if value and not trials[value].within:
-            high = value
-            break
-        low = value
+    search = _Search(model, ffns, rows, budget=budget, per_layer=per_layer, progress=progress)
+    for value in [1e-4, 1e-3, 1e-2] if per_layer else sorted(c for c in candidates if c > 0):
+        search.run(value)
+    low, high = search.bracket()
     for _ in range(_MAX_DOUBLINGS):
         if high < math.inf or (per_layer and low >= 0.5):
             break
         value = 2.0 * low if low else (1e-4 if per_layer else 1e-3)
-        low, high = (value, high) if run(value).within else (low, value)
+        low, high = (value, high) if search.run(value).within else (low, value)
     for _ in range(refinements if high < math.inf else 0):
-        middle = float(f"{0.5 * (low + high):.4g}")  # nobody needs more digits
-        low, high = (middle, high) if run(middle).within else (low, middle)
-    chosen = trials[low]
+        middle = float(f"{0.5 * (low + high):.4g}")  # more digits make no difference
+        low, high = (middle, high) if search.run(middle).within else (low, middle)
+    chosen = search.trials[low]
     set_thresholds(ffns, chosen.thresholds)
-    return Calibration(tuple(trials[k] for k in sorted(trials)), chosen, limit)
+    return Calibration(tuple(search.trials[value] for value in sorted(search.trials)), chosen, search.limit)
+
+
+class _Search:
+    """Trials by value of the search parameter; the first is t = 0, which sets the limit."""
+
+    def __init__(
+        self,
+        model: nn.Module,
+        ffns: Sequence[Ffn],
+        rows: Sequence[torch.Tensor],
+        *,
+        budget: float,
+        per_layer: bool,
+        progress: ProgressCallback,
+    ) -> None:
+        self._model, self._ffns, self._rows, self._progress = model, ffns, rows, progress
+        self._energy = _energy_by_gate(model, ffns, rows) if per_layer else None
+        self.trials: dict[float, Trial] = {}
+        self.limit = math.inf
+        start = self.run(0.0).measurement.perplexity
+        if not math.isfinite(start):
+            raise TrainingError(
+                f"calibrate: expected a finite perplexity at t = 0, got {start}",
+                hint="check the model's weights, and the text",
+            )
+        self.limit = start * (1.0 + budget)
+
+    def run(self, value: float) -> Trial:
+        """Return the trial of ``value``; each value is measured once."""
+        if value not in self.trials:
+            energy = self._energy
+            thresholds = (value,) * len(self._ffns) if energy is None else tuple(_quantile(e, value) for e in energy)
+            set_thresholds(self._ffns, thresholds)
+            stage = f"perplexity at {'t' if energy is None else 'q'} = {value:.4g}"
+            measurement = measure(self._model, self._ffns, self._rows, progress=partial(self._progress, stage))
+            self.trials[value] = Trial(value, thresholds, measurement, measurement.perplexity <= self.limit)
+        return self.trials[value]
+
+    def bracket(self) -> tuple[float, float]:
+        """Return the largest value tried before the budget is exceeded, and the one that exceeds it (or infinity)."""
+        low = 0.0
+        for value in sorted(self.trials):
+            if value and not self.trials[value].within:
+                return low, value
+            low = value
+        return low, math.inf
 
 
 def _check_relu(ffns: Sequence[Ffn]) -> None:
@@ -145,7 +164,7 @@ def _check_relu(ffns: Sequence[Ffn]) -> None:
         if has_up_relu(ffn.up):
             raise TrainingError(
                 f"{ffn.name}: expected ReLU or FATReLU, got dReLU, which has no threshold",
-                hint="dReLU models stay as they are",
+                hint="dReLU models need no calibration",
             )
         if not torch.equal(ffn.activation(z), torch.tensor([0.0, 0.0, 1e6])):
             raise TrainingError(
