@@ -44,7 +44,7 @@ while not generator.is_done() and len(tokens) < new:
     generator.generate_next_token()
     tokens.append(int(generator.get_next_tokens()[0]))
 maps = open("/proc/self/maps").read() if sys.platform == "linux" else ""
-loaded = [line.split()[-1] for line in maps.splitlines() if "libprosparse_ops" in line]
+loaded = [line.split()[-1] for line in maps.splitlines() if sys.argv[1] in line and ".onnx" not in line]
 print(json.dumps({"text": text, "prompt": prompt, "tokens": tokens, "loaded": sorted(set(loaded))}))
 """
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import os
 import signal
+from collections.abc import Iterator
 
 import pytest
 
@@ -12,6 +13,14 @@ from prosparse_export.cli.display import stages
 from prosparse_export.cli.interruption import interruptible, raise_if_interrupted
 
 RAISED = {signal.SIGINT: KeyboardInterrupt, signal.SIGTERM: SystemExit, signal.SIGHUP: SystemExit}
+
+
+@pytest.fixture(autouse=True)
+def not_ignored() -> Iterator[None]:
+    """Under nohup, SIGHUP is ignored; these tests must not depend on it."""
+    before = signal.signal(signal.SIGHUP, signal.SIG_DFL)
+    yield
+    signal.signal(signal.SIGHUP, before)
 
 
 def dropped(number: int) -> None:
@@ -24,7 +33,7 @@ def dropped(number: int) -> None:
 
 @pytest.mark.parametrize("number", RAISED, ids=lambda n: signal.Signals(n).name)
 @pytest.mark.parametrize("quiet", [True, False])
-def test_the_next_report_raises_it_again(number: int, quiet: bool) -> None:
+def test_the_next_progress_call_raises_it_again(number: int, quiet: bool) -> None:
     before = signal.getsignal(number)
     with interruptible(), stages(quiet=quiet) as progress:
         progress("trace", 0, 0)
