@@ -17,6 +17,7 @@ from pathlib import Path
 
 import numpy as np
 import onnx
+import onnx.parser
 from numpy.typing import NDArray
 
 from graph_passes.custom_ops import DOMAIN
@@ -31,6 +32,33 @@ __all__ = ["Activity", "LayerActivity", "measure_activity"]
 
 _DOMAIN = f"{DOMAIN}.counts"
 _COUNTS = ("per_token", "per_neuron", "shared", "zeros")
+_IS_ZERO = {"drelu": "Equal (h, count_zero)"}
+_SUMS = """
+<domain: "sums", opset_import: ["" : {opset}]>
+sums (inactive, h) => (per_token, per_neuron, shared, zeros)
+{{
+  count_zero = Constant <value_float = 0.0> ()
+  count_begin = Constant <value_ints = [0]> ()
+  count_second = Constant <value_ints = [1]> ()
+  count_last = Constant <value_ints = [-1]> ()
+  count_end = Constant <value_ints = [{end}]> ()
+  count_rows = Constant <value_ints = [0]> ()
+  count_columns = Constant <value_ints = [1]> ()
+  count_is_active = Not (inactive)
+  count_active_rows = Flatten <axis = -1> (count_is_active)
+  count_active = Cast <to = 1> (count_active_rows)
+  per_token = ReduceSum <keepdims = 0> (count_active, count_columns)
+  per_neuron = ReduceSum <keepdims = 0> (count_active, count_rows)
+  count_later = Slice (count_active, count_second, count_end, count_rows)
+  count_earlier = Slice (count_active, count_begin, count_last, count_rows)
+  count_both = Mul (count_later, count_earlier)
+  shared = ReduceSum <keepdims = 0> (count_both, count_columns)
+  count_is_zero = {is_zero}
+  count_zero_rows = Flatten <axis = -1> (count_is_zero)
+  count_zeros = Cast <to = 1> (count_zero_rows)
+  zeros = ReduceSum <keepdims = 0> (count_zeros, count_columns)
+}}
+"""
 
 
 @dataclass(frozen=True)
@@ -156,9 +184,8 @@ def _add_counts(model: onnx.ModelProto) -> None:
         name = f"{node.node.op_type}_{node.activation}"
         if name not in bodies:
             bodies[name] = _counting_body(name, node, opset)
-        value_of = dict(
-            zip(function_proto(node.node.op_type, opset, node.activation).input, node.node.input, strict=True)
-        )
+        operator = function_proto(node.node.op_type, opset, node.activation)
+        value_of = dict(zip(operator.input, node.node.input, strict=True))
         outputs = [f"prosparse.{kind}.{i}" for kind in _COUNTS]
         inputs = [value_of[name] for name in bodies[name].input]
         counting = onnx.helper.make_node(name, inputs, outputs, domain=_DOMAIN)
@@ -171,52 +198,17 @@ def _add_counts(model: onnx.ModelProto) -> None:
 
 
 def _counting_body(name: str, node: FfnNode, opset: int) -> onnx.FunctionProto:
-    """Return the start of the operator's body, which then sums ``inactive`` and, for dReLU, the zeros of ``h``."""
+    """Return the operator's body up to ``inactive`` and, for dReLU, ``h``, followed by the sums."""
     body = function_proto(node.node.op_type, opset, node.activation, portable=True)
-    is_drelu = node.activation == "drelu"
-    needed = {"inactive", "h"} if is_drelu else {"inactive"}
+    sums = onnx.parser.parse_function(
+        _SUMS.format(opset=opset, end=2**62, is_zero=_IS_ZERO.get(node.activation, "Identity (inactive)"))
+    )
+    needed = {"inactive", "h"} if node.activation == "drelu" else {"inactive"}
     kept = []
     for step in reversed(body.node):
         if needed & set(step.output):
             needed.update(step.input)
             kept.append(step)
     inputs = [value for value in body.input if value in needed]
-    constant, make = onnx.helper.make_tensor, onnx.helper.make_node
-
-    def zeros_of(value: str) -> list[onnx.NodeProto]:
-        zero = constant("count_zero", onnx.TensorProto.FLOAT, [], [0.0])
-        return [
-            make("Constant", [], ["count_zero"], value=zero),
-            make("Equal", [value, "count_zero"], ["count_is_zero"]),
-        ]
-
-    integers = {
-        "count_begin": 0,
-        "count_end": 2**62,
-        "count_rows": 0,
-        "count_columns": 1,
-        "count_last": -1,
-        "count_one": 1,
-    }
-    steps = [
-        *(
-            make("Constant", [], [key], value=constant(key, onnx.TensorProto.INT64, [1], [v]))
-            for key, v in integers.items()
-        ),
-        *(zeros_of("h") if is_drelu else [make("Identity", ["inactive"], ["count_is_zero"])]),
-        make("Flatten", ["count_is_zero"], ["count_zero_rows"], axis=-1),
-        make("Cast", ["count_zero_rows"], ["count_zeros"], to=onnx.TensorProto.FLOAT),
-        make("ReduceSum", ["count_zeros", "count_columns"], ["zeros"], keepdims=0),
-        make("Not", ["inactive"], ["count_is_active"]),
-        make("Flatten", ["count_is_active"], ["count_active_rows"], axis=-1),
-        make("Cast", ["count_active_rows"], ["count_active"], to=onnx.TensorProto.FLOAT),
-        make("ReduceSum", ["count_active", "count_columns"], ["per_token"], keepdims=0),
-        make("ReduceSum", ["count_active", "count_rows"], ["per_neuron"], keepdims=0),
-        make("Slice", ["count_active", "count_one", "count_end", "count_rows"], ["count_later"]),
-        make("Slice", ["count_active", "count_begin", "count_last", "count_rows"], ["count_earlier"]),
-        make("Mul", ["count_later", "count_earlier"], ["count_both"]),
-        make("ReduceSum", ["count_both", "count_columns"], ["shared"], keepdims=0),
-    ]
-    return onnx.helper.make_function(
-        _DOMAIN, name, inputs, list(_COUNTS), [*reversed(kept), *steps], body.opset_import, list(body.attribute)
-    )
+    steps = [*reversed(kept), *sums.node]
+    return onnx.helper.make_function(_DOMAIN, name, inputs, _COUNTS, steps, body.opset_import, list(body.attribute))

@@ -23,7 +23,7 @@ def as_text(result: BenchResult) -> str:
         "",
         *(f"time to first token, prompt of {t.tokens}: {1e3 * t.seconds:.1f} ms" for t in result.timings[1:]),
         "",
-        f"{'FFN':32}{'sparsity':>10}{'skipped':>10}{'us/token':>12}{'max speedup':>14}",
+        f"{'FFN':32}{'sparsity':>10}{'inactive':>10}{'us/token':>12}{'max speedup':>14}",
         *(
             f"{layer.module:32}{layer.sparsity:>10.2%}{layer.skipped:>10.2%}{layer.microseconds:>12.1f}"
             f"{f'x{layer.ceiling:.2f}':>14}"

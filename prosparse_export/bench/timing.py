@@ -27,8 +27,9 @@ def time_workloads(
         options: workloads and rounds.
         progress: progress.
     """
-    prefill = [_prefill(models, ids, length, options, progress) for length in options.prefill]
-    return [_decode(models, ids, options, progress), *prefill]
+    timings = [_decode(models, ids, options, progress)]
+    timings += [_prefill(models, ids, length, options, progress) for length in options.prefill]
+    return timings
 
 
 def _decode(

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
 
 import click
@@ -16,24 +17,32 @@ __all__ = ["report_command"]
 _EXAMPLES = """
 Examples:
   prosparse report out/demo.onnx                                # writes out/demo.report.html
-  prosparse report out/demo.onnx -o page.html --png charts/ --json numbers.json
+  prosparse report out/demo.onnx -o page.html --png charts/
+  prosparse report out/demo.onnx --json > numbers.json
   prosparse report out/7b/m.onnx --text code.txt --text prose.txt --max-tokens 20000
 """
 
 
 @click.command("report", cls=ProSparseCommand, context_settings=CONTEXT, epilog=_EXAMPLES)
 @click.argument("onnx_file", type=click.Path(path_type=Path))
-@click.option("-o", "--output", type=click.Path(path_type=Path), help="The page.  [default: beside ONNX_FILE]")
+@click.option("-o", "--output", type=click.Path(path_type=Path), help="HTML page.  [default: beside ONNX_FILE]")
 @click.option("--text", "text_files", type=click.Path(path_type=Path), multiple=True, help="Text, UTF-8. Repeatable.")
 @click.option(
-    "--max-tokens", "--tokens", type=click.IntRange(min=16), default=4096, show_default=True, help="Tokens of text."
+    "--max-tokens",
+    "--tokens",
+    type=click.IntRange(min=16),
+    default=4096,
+    show_default=True,
+    help="Maximum tokens of text.",
 )
 @click.option("--context", type=click.IntRange(min=2), default=512, show_default=True, help="Tokens per window.")
-@click.option("--speed/--no-speed", default=True, show_default=True, help="Time every layer, sparse against dense.")
-@click.option("--threads", type=click.IntRange(min=1), default=1, show_default=True, help="For the timed runs.")
-@click.option("--png", "png_folder", type=click.Path(path_type=Path), help="Also write the charts into this folder.")
-@click.option("--json", "json_file", type=click.Path(path_type=Path), help="Also write the numbers into this file.")
-@click.option("--overwrite", is_flag=True, help="Replace files that are in the way.")
+@click.option("--speed/--no-speed", default=True, show_default=True, help="Time each FFN, sparse and dense.")
+@click.option("--threads", type=click.IntRange(min=1), default=1, show_default=True, help="Threads for timing.")
+@click.option(
+    "--png", "png_folder", type=click.Path(path_type=Path), help="Also write the charts as PNG files into this folder."
+)
+@click.option("--json", "as_json", is_flag=True, help="Print the numbers as JSON.")
+@click.option("--overwrite", is_flag=True, help="Replace existing files.")
 @click.option("-q", "--quiet", is_flag=True, help="No progress display.")
 def report_command(
     onnx_file: Path,
@@ -44,34 +53,35 @@ def report_command(
     speed: bool,
     threads: int,
     png_folder: Path | None,
-    json_file: Path | None,
+    as_json: bool,
     overwrite: bool,
     quiet: bool,
 ) -> None:
-    """Show which neurons the exported model ONNX_FILE uses: one HTML page that needs nothing else.
+    """Write an HTML page on the activation sparsity of the exported model ONNX_FILE.
 
-    Sparsity by layer, token, position and text, how busy neurons are, how many are kept from token to token, and
-    speed by layer. Needs the extra packages of prosparse-export[report].
+    The page shows active neurons by layer, token, position and text, the activity of single
+    neurons, and the speed of each layer. It is one file without external resources. Needs
+    pip install 'prosparse-export[report]'.
     """
     page = output or onnx_file.with_suffix(".report.html")
-    check_outputs((page, json_file), overwrite=overwrite)
+    check_outputs((page,), overwrite=overwrite)
     with stages(quiet=quiet) as progress:
         progress("start", 0, 0)
-        from prosparse_export.report import ReportOptions, measure, png_paths, write_json, write_page, write_pngs
+        from prosparse_export.report import ReportOptions, measure, png_paths, write_page, write_pngs
         from prosparse_export.text import BUNDLED, default_text, read_text
 
         if png_folder is not None and png_folder.is_dir():
-            check_outputs(png_paths(png_folder), overwrite=overwrite)  # each that any report may write
+            check_outputs(png_paths(png_folder), overwrite=overwrite)
         texts = [(path.name, read_text(path)) for path in text_files] or [(BUNDLED, default_text())]
         result = measure(onnx_file, texts, ReportOptions(max_tokens, context, speed, threads), progress)
         progress("write", 0, 0)
         write_page(result, page)
-        if json_file is not None:
-            write_json(result, json_file)
         if png_folder is not None:
             _folder(png_folder)
             write_pngs(result, png_folder)
-    click.echo(str(page))
+    if as_json:
+        click.echo(json.dumps(result.to_dict(), indent=2))
+    click.echo(str(page), err=as_json)
 
 
 def _folder(path: Path) -> None:
@@ -79,5 +89,5 @@ def _folder(path: Path) -> None:
         path.mkdir(parents=True, exist_ok=True)
     except OSError as error:
         raise ProSparseError(
-            f"output: {path}: cannot make this folder: {error.strerror}", hint="choose another folder"
+            f"output: {path}: cannot create this folder: {error.strerror}", hint="choose another folder"
         ) from error

@@ -1,6 +1,7 @@
-"""How sparse an artifact is, by layer, neuron, token and text, as a page; docs/guides/validate.md."""
+"""Show how sparse an artifact is, by layer, neuron, token and text, as one page; docs/guides/report.md."""
 
-from prosparse_export.report.measure import Report, ReportOptions, measure
-from prosparse_export.report.page import png_paths, write_json, write_page, write_pngs
+from prosparse_export.report.measure import ReportOptions, measure
+from prosparse_export.report.page import png_paths, write_page, write_pngs
+from prosparse_export.report.result import LayerReport, Report
 
-__all__ = ["Report", "ReportOptions", "measure", "png_paths", "write_json", "write_page", "write_pngs"]
+__all__ = ["LayerReport", "Report", "ReportOptions", "measure", "png_paths", "write_page", "write_pngs"]

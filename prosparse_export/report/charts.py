@@ -1,7 +1,7 @@
-"""The charts of a report, as matplotlib figures.
+"""Draw the charts of a report with matplotlib.
 
-Series differ by dash, marker or hatching and are named at the line where that fits, so that neither color vision
-nor a color printer is needed. Figures are as wide as a phone, so that their text stays readable there.
+Series differ in dash and marker as well as in color, for readers without color vision and for print. Figures are as
+wide as a phone, so that their text stays readable there.
 """
 
 from __future__ import annotations
@@ -15,12 +15,12 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.ticker import FuncFormatter
 
-from prosparse_export.report.measure import Report
+from prosparse_export.report.result import Report
 
 __all__ = ["CHARTS", "draw", "save"]
 
-# Okabe and Ito's palette: told apart by all kinds of color vision, and by lightness in print.
-_COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#000000", "#56B4E9")
+# Okabe and Ito's palette, which all kinds of color vision can distinguish.
+_COLORS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#000000", "#56B4E9")
 _DASHES = ("-", "--", ":", "-.", (0, (5, 1)), (0, (1, 1)))
 _MARKERS = ("o", "s", "^", "D", "v", "x")
 _STYLE = {
@@ -34,7 +34,7 @@ _STYLE = {
     "font.family": "sans-serif",
     "font.sans-serif": ["DejaVu Sans"],
 }
-_SHOWN = 6  # lines in one chart
+_SHOWN = 6  # layers per line chart
 
 
 def draw(name: str, report: Report) -> Figure:
@@ -53,17 +53,17 @@ def draw(name: str, report: Report) -> Figure:
 
 
 def save(name: str, report: Report, kind: str, **options: Any) -> bytes:
-    """Return the chart ``name`` as a file: ``kind`` is svg or png, ``options`` are ``Figure.savefig``'s."""
+    """Return the chart ``name`` as SVG or PNG (``kind``); ``options`` go to ``Figure.savefig``."""
     import matplotlib
 
     stream = io.BytesIO()
-    with matplotlib.rc_context({**_STYLE, "svg.hashsalt": name}):  # text and ids are made on saving, not on drawing
+    with matplotlib.rc_context({**_STYLE, "svg.hashsalt": name}):  # saving creates texts and ids
         draw(name, report).savefig(stream, format=kind, **options)
     return stream.getvalue()
 
 
 def _shown(report: Report) -> list[int]:
-    """Return the layers that a chart of lines shows: first, last and some between."""
+    """Return the layers of a line chart: the first, the last and some between."""
     count = len(report.layers)
     return sorted({round(k) for k in np.linspace(0, count - 1, min(_SHOWN, count))})
 
@@ -74,7 +74,7 @@ def _lines(axes: Axes, report: Report, values: Callable[[int], tuple[Any, Any]],
         axes.plot(
             x,
             y,
-            color=_COLOURS[k],
+            color=_COLORS[k],
             linestyle=_DASHES[k],
             linewidth=1.4,
             marker=_MARKERS[k] if markers else None,
@@ -85,12 +85,12 @@ def _lines(axes: Axes, report: Report, values: Callable[[int], tuple[Any, Any]],
 
 
 def _legend(axes: Axes, *, ncols: int) -> None:
-    """Put the legend below the axes and their label, where it covers nothing."""
+    """Put the legend below the axes and their label."""
     axes.figure.legend(frameon=False, fontsize=8, handlelength=3, ncols=ncols, loc="outside lower center")
 
 
-def _plain(axes: Axes, which: str) -> None:
-    """Write the ticks of a logarithmic axis as 1, 10, 100: exponents are too small to read on a phone."""
+def _decimal_ticks(axes: Axes, which: str) -> None:
+    """Label a logarithmic axis 1, 10, 100: exponents are too small to read on a phone."""
     axis = axes.xaxis if which == "x" else axes.yaxis
     axis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:g}"))
 
@@ -98,7 +98,7 @@ def _plain(axes: Axes, which: str) -> None:
 def _by_layer(axes: Axes, report: Report) -> None:
     layers = report.layers
     place = np.arange(len(layers))
-    active = [100 * (1 - layer.sparsity) for layer in layers]
+    active = [100 * (1 - layer.skipped) for layer in layers]
     axes.barh(place, active, color="#9ecae1", edgecolor="#08519c", height=0.7)
     reach = max(100 * (1 - layer.quantiles[0]) for layer in layers)
     for i, layer in enumerate(layers):
@@ -111,7 +111,7 @@ def _by_layer(axes: Axes, report: Report) -> None:
     axes.set_xlim(0, reach * 1.15)
     axes.set_ylim(len(layers) - 0.4, -0.6)
     axes.set_yticks(place if len(layers) <= 40 else place[:: len(layers) // 20])
-    axes.set_xlabel("active neurons, % (sparsity beside the bar)")
+    axes.set_xlabel("active neurons, % (activation sparsity beside the bar)")
     axes.set_ylabel("layer")
     axes.grid(visible=False, axis="y")
 
@@ -125,8 +125,8 @@ def _histogram(axes: Axes, report: Report) -> None:
     _lines(axes, report, values)
     axes.set_xscale("symlog", linthresh=10)
     axes.set_xlim(left=0)
-    _plain(axes, "x")
-    axes.set_xlabel("active neurons of a token")
+    _decimal_ticks(axes, "x")
+    axes.set_xlabel("active neurons per token")
     axes.set_ylabel("tokens per bin, %")
 
 
@@ -137,22 +137,22 @@ def _neurons(axes: Axes, report: Report) -> None:
 
     _lines(axes, report, values)
     axes.set_yscale("log")
-    _plain(axes, "y")
+    _decimal_ticks(axes, "y")
     axes.set_ylim(100 / report.tokens / 1.5, 130)
     axes.axhline(50, color="#888888", linewidth=0.7)
     axes.axhline(1, color="#888888", linewidth=0.7)
     axes.text(50, 54, "hot", va="bottom", ha="center", fontsize=7.5)
     axes.text(50, 0.9, "rare", va="top", ha="center", fontsize=7.5)
-    axes.set_xlabel("neurons, busiest first, %")
-    axes.set_ylabel("active for so many tokens, %")
+    axes.set_xlabel("neurons, most active first, %")
+    axes.set_ylabel("tokens for which it is active, %")
 
 
 def _positions(axes: Axes, report: Report) -> None:
     _lines(axes, report, lambda i: (report.positions, [100 * s for s in report.layers[i].by_position]), markers=True)
     axes.set_xscale("log")
-    _plain(axes, "x")
+    _decimal_ticks(axes, "x")
     axes.set_xlabel("position in the window")
-    axes.set_ylabel("sparsity, %")
+    axes.set_ylabel("inactive neurons, %")
 
 
 def _texts(axes: Axes, report: Report) -> None:
@@ -161,7 +161,7 @@ def _texts(axes: Axes, report: Report) -> None:
     ]
     axes.barh(np.arange(len(active)), active, color="#9ecae1", edgecolor="#08519c", height=0.4)
     for i, (name, mean) in enumerate(zip(report.texts, active, strict=True)):
-        axes.text(max(active) / 100, i - 0.25, f"{name[:44]}: {100 - mean:.1f} % sparse", va="bottom", fontsize=8)
+        axes.text(max(active) / 100, i - 0.25, f"{name[:44]}: {100 - mean:.1f} % inactive", va="bottom", fontsize=8)
     axes.set_xlim(0, max(active) * 1.05)
     axes.set_yticks([])
     axes.set_ylim(len(active) - 0.6, -0.9)
@@ -171,12 +171,12 @@ def _texts(axes: Axes, report: Report) -> None:
 
 def _kept(axes: Axes, report: Report) -> None:
     place = np.arange(len(report.layers))
-    axes.plot(place, [100 * layer.kept for layer in report.layers], "o-", color=_COLOURS[0], label="measured", ms=4)
+    axes.plot(place, [100 * layer.kept for layer in report.layers], "o-", color=_COLORS[0], label="measured", ms=4)
     chance = [100 * layer.kept_by_chance for layer in report.layers]
-    axes.plot(place, chance, "s--", color=_COLOURS[1], label="if tokens were independent", ms=4, mfc="white")
+    axes.plot(place, chance, "s--", color=_COLORS[1], label="if tokens were independent", ms=4, mfc="white")
     axes.set_ylim(bottom=0)
     axes.set_xlabel("layer")
-    axes.set_ylabel("active before too, %")
+    axes.set_ylabel("active for the previous token, %")
     _legend(axes, ncols=2)
     if len(place) <= 12:
         axes.set_xticks(place)
@@ -190,11 +190,11 @@ def _speed(axes: Axes, report: Report) -> None:
     axes.bar(place, measured, color="#9ecae1", edgecolor="#08519c", width=0.6, label="measured, quartiles")
     axes.errorbar(place, measured, yerr=np.maximum(spread, 0), fmt="none", ecolor="black", elinewidth=1, capsize=2)
     ceilings = [layer.ceiling for layer in report.layers]
-    axes.plot(place, ceilings, "D", color=_COLOURS[1], ms=4, label="ceiling by weights read")
+    axes.plot(place, ceilings, "D", color=_COLORS[1], ms=4, label="ceiling: weights read")
     axes.axhline(1, color="black", linewidth=0.8)
     axes.set_ylim(0, max(1.5, *(1.25 * value for value in (*ceilings, *(m for m in measured if m == m)))))
     axes.set_xlabel("layer")
-    axes.set_ylabel("times faster than dense")
+    axes.set_ylabel("speedup over dense")
     _legend(axes, ncols=2)
     axes.grid(visible=False, axis="x")
     if len(place) <= 12:
@@ -204,21 +204,21 @@ def _speed(axes: Axes, report: Report) -> None:
 def _calibration(axes: Axes, report: Report) -> None:
     search = report.calibration
     if search is None:
-        raise ValueError("calibration: expected the manifest to have a threshold search, got none")
+        raise ValueError("calibration: the manifest has no threshold search")
     points = [p for p in search.trials if np.isfinite(p.perplexity)]
     x = [p.value for p in points]
-    axes.plot(x, [100 * p.sparsity for p in points], "o-", color=_COLOURS[0], ms=4)
+    axes.plot(x, [100 * p.sparsity for p in points], "o-", color=_COLORS[0], ms=4)
     chosen = search.chosen.value
     axes.axvline(chosen, color="#666666", linewidth=0.9, linestyle=":")
     side = "right" if 2 * chosen > max(x) else "left"
     axes.text(chosen, 0.03, " chosen ", transform=axes.get_xaxis_transform(), ha=side, fontsize=7.5)
     is_threshold = search.search_parameter == "threshold"
-    axes.set_xlabel("threshold" if is_threshold else "energy dropped, share of each layer's")
-    axes.set_ylabel("sparsity, % (circles)")
+    axes.set_xlabel("threshold" if is_threshold else "share of each layer's energy dropped")
+    axes.set_ylabel("activation sparsity, % (circles)")
     other = axes.twinx()
     other.spines["right"].set_visible(True)
     other.grid(visible=False)
-    other.plot(x, [p.perplexity for p in points], "s--", color=_COLOURS[1], ms=4, mfc="white")
+    other.plot(x, [p.perplexity for p in points], "s--", color=_COLORS[1], ms=4, mfc="white")
     other.set_ylabel("perplexity (squares)")
 
 
@@ -226,10 +226,10 @@ Chart = tuple[str, Callable[[Report], float], Callable[[Axes, Report], None]]
 CHARTS: dict[str, Chart] = {
     "layers": ("Active neurons by layer", lambda r: 1.0 + 0.22 * max(len(r.layers), 4), _by_layer),
     "histogram": ("Active neurons per token", lambda _: 3.0, _histogram),
-    "neurons": ("How busy neurons are", lambda _: 3.0, _neurons),
-    "positions": ("Sparsity by position", lambda _: 3.0, _positions),
+    "neurons": ("Activity of single neurons", lambda _: 3.0, _neurons),
+    "positions": ("Inactive neurons by position", lambda _: 3.0, _positions),
     "texts": ("Active neurons by text", lambda r: 0.9 + 0.42 * len(r.texts), _texts),
-    "kept": ("Neurons kept from token to token", lambda _: 2.8, _kept),
-    "speed": ("Speed by layer, one token", lambda _: 3.0, _speed),
+    "kept": ("Neurons active for consecutive tokens", lambda _: 2.8, _kept),
+    "speed": ("Speedup by layer, one token", lambda _: 3.0, _speed),
     "calibration": ("Threshold search: sparsity, perplexity", lambda _: 3.0, _calibration),
 }

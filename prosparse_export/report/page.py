@@ -1,39 +1,38 @@
-"""Write a report: one HTML page with everything in it, PNG files, JSON."""
+"""Write a report as one self-contained HTML page and as PNG files."""
 
 from __future__ import annotations
 
-import json
 import re
 from pathlib import Path
 from typing import Any
 
 from prosparse_export.artifact.atomic_write import atomic_write
 from prosparse_export.errors import ProSparseError
-from prosparse_export.report.measure import Report
+from prosparse_export.report.result import Report
 
-__all__ = ["png_paths", "render_page", "write_json", "write_page", "write_pngs"]
+__all__ = ["png_paths", "render_page", "write_page", "write_pngs"]
 
 _CAPTIONS = {
-    "layers": "Bars: share of neurons that are not exactly zero at down_proj's input, over all tokens. "
-    "Black: single tokens, 5 to 95 % thin, "
-    "25 to 75 % thick, white tick the median.",
-    "histogram": "How many neurons a token uses. Work, and so time, follows this, not the mean.",
-    "neurons": "Above the upper line hot, below the lower line rare; what ends before 100 % is dead on this text.",
-    "positions": "Mean over the windows, by place in a window of context; first places have few tokens to average.",
+    "layers": "Bars: active neurons, mean over all tokens. Black: single tokens, thin from 5 to 95 %, thick from 25 to "
+    "75 %, with a white tick at the median. Beside the bars: activation sparsity, the share of exact zeros at "
+    "down_proj's input. With dReLU it includes zeros of up_proj's ReLU, although those neurons' weights are read.",
+    "histogram": "How many neurons a token uses. Work and time follow this distribution rather than its mean.",
+    "neurons": "Above the upper line hot, below the lower line rare. Neurons beyond the end of a curve are dead.",
+    "positions": "Mean over the windows, by position in a window of context. The first positions average few tokens.",
     "texts": "The same model on each text.",
-    "kept": "Of the neurons active for a token, those active for the token before. What lies above "
-    "the dashed line is what keeping their weights in a cache can gain.",
-    "speed": "Dense is the operator's own ONNX body on stock onnxruntime, which computes in float32, in turns with the "
-    "sparse kernel in one process. The ceiling counts weights read in the same format: 3 / (1 + 2 (1 - s)), or "
-    "2 / (2 - s) without a gate; a narrower format than float32 can pass it, a small layer may not reach it.",
+    "kept": "Active neurons that were active for the previous token too. What exceeds the dashed line is the gain "
+    "available from caching their weights.",
+    "speed": "Dense is the operator's ONNX function body on stock onnxruntime in float32, alternating with the sparse "
+    "kernel in one process. The ceiling counts weights read in the same format: 3 / (1 + 2a) with a share a of active "
+    "neurons, or 2 / (1 + a) for an ungated FFN. Narrower formats can exceed it; small layers may not reach it.",
     "calibration": "Trials of prosparse calibrate before the export. Chosen: {search.search_parameter} "
-    "{search.chosen.value:.4g}, sparsity {sparsity:.2f} %, perplexity {search.chosen.perplexity:.4g}; its budget "
-    "allowed {search.perplexity_limit:.4g}.",
+    "{search.chosen.value:.4g}, sparsity {sparsity:.2f} %, perplexity {search.chosen.perplexity:.4g} within a budget "
+    "of {search.perplexity_limit:.4g}.",
 }
 
 
 def charts_of(report: Report) -> list[str]:
-    """Return the names of the charts that this report has numbers for."""
+    """Return the names of the charts that this report has data for."""
     from prosparse_export.report.charts import CHARTS
 
     missing = {"calibration"} if report.calibration is None else set()
@@ -43,8 +42,8 @@ def charts_of(report: Report) -> list[str]:
 
 
 def render_page(report: Report) -> str:
-    """Return the page: no script, no other file, nothing from a network."""
-    jinja2 = _extra()
+    """Return the page as HTML, without scripts or external resources."""
+    jinja2 = _jinja2()
     environment = jinja2.Environment(
         loader=jinja2.PackageLoader("prosparse_export.report", "templates"),
         autoescape=True,
@@ -69,18 +68,18 @@ def write_page(report: Report, path: Path) -> None:
     """Write the page.
 
     Raises:
-        ProSparseError: it cannot be written, or the extra packages are missing.
+        ProSparseError: the file cannot be written, or an optional package is missing.
     """
     atomic_write(path, render_page(report).encode())
 
 
 def png_paths(folder: Path) -> list[Path]:
-    """Return the files that `write_pngs` may write, one for each kind of chart.
+    """Return the files that `write_pngs` may write, one per kind of chart.
 
     Raises:
-        ProSparseError: the extra packages are missing.
+        ProSparseError: an optional package is missing.
     """
-    _extra()
+    _jinja2()
     from prosparse_export.report.charts import CHARTS
 
     return [folder / f"{name}.png" for name in CHARTS]
@@ -88,7 +87,7 @@ def png_paths(folder: Path) -> list[Path]:
 
 def write_pngs(report: Report, folder: Path) -> list[Path]:
     """Write every chart as a PNG into ``folder`` and return their paths."""
-    _extra()
+    _jinja2()
     from prosparse_export.report.charts import save
 
     paths = []
@@ -98,16 +97,11 @@ def write_pngs(report: Report, folder: Path) -> list[Path]:
     return paths
 
 
-def write_json(report: Report, path: Path) -> None:
-    """Write the numbers."""
-    atomic_write(path, (json.dumps(report.to_dict(), indent=2) + "\n").encode())
-
-
-def _extra() -> Any:
-    """Return jinja2."""
+def _jinja2() -> Any:
+    """Return the module jinja2."""
     try:
         import jinja2
-        import matplotlib  # noqa: F401  # asked for here, used by charts
+        import matplotlib  # noqa: F401  # checked here, used by charts
     except ImportError as error:
         raise ProSparseError(
             f"report: needs the package {error.name}, which is not installed",
@@ -121,7 +115,7 @@ def _svg(name: str, report: Report) -> str:
 
     text = save(name, report, "svg", metadata={"Date": None, "Creator": None}).decode()
     text = text[text.index("<svg") :]
-    # One page, many drawings: ids must differ. And no size of its own: the page sets the width.
+    # Ids must be unique on the page, and the page sets the width.
     text = re.sub(r'\bid="([^"]+)"', rf'id="{name}-\1"', text)
     text = re.sub(r'(url\(#|href="#)', rf"\g<1>{name}-", text)
     return re.sub(r'<svg ([^>]*?)(?:width|height)="[^"]+" ', r"<svg \1", text, count=1)

@@ -1,4 +1,4 @@
-"""Time of each sparse operator, against its own dense body on stock onnxruntime, for one token."""
+"""Time each sparse operator for one token, against its function body on stock onnxruntime."""
 
 from __future__ import annotations
 
@@ -24,11 +24,11 @@ _TOKENS = 16
 
 @dataclass(frozen=True)
 class LayerSpeed:
-    """One operator by itself, one token a call, the two ways in turns.
+    """One operator in a session of its own, one token per call, sparse and dense alternating.
 
     Attributes:
-        sparse_us: median time of a call with the library, microseconds.
-        dense_us: without it: the operator's body on stock onnxruntime.
+        sparse_us: median time of a call with the operator library, in microseconds.
+        dense_us: the same without it, where onnxruntime runs the operator's function body.
         ratio: median over rounds of dense / sparse.
         ratio_low: first quartile.
         ratio_high: third quartile.
@@ -49,7 +49,7 @@ def measure_speed(
     threads: int | None,
     progress: ProgressCallback = no_progress,
 ) -> Iterator[LayerSpeed]:
-    """Yield each operator's times, on inputs that it really gets for the tokens ``ids``."""
+    """Yield each operator's times on the inputs that it receives for the tokens ``ids``."""
     inputs = _inputs(path, nodes, ids, threads)
     for i, node in enumerate(nodes):
         progress("speed", i, len(nodes))
@@ -65,7 +65,7 @@ def measure_speed(
 def _inputs(
     path: Path, nodes: Sequence[FfnNode], ids: NDArray[np.int64], threads: int | None
 ) -> list[list[NDArray[np.float32]]]:
-    """Return for each operator single rows of its input."""
+    """Return each operator's inputs for single tokens."""
     names = [node.node.input[0] for node in nodes]
 
     def edit(model: onnx.ModelProto) -> None:
@@ -83,7 +83,7 @@ def _inputs(
 
 
 def _alone(path: Path, node: FfnNode, *, library: bool, threads: int | None) -> onnxruntime.InferenceSession:
-    """Open a graph of one operator with the artifact's weights."""
+    """Open a graph that consists of one operator, with the artifact's weights."""
 
     def edit(model: onnx.ModelProto) -> None:
         graph = model.graph

@@ -14,7 +14,7 @@ import onnx
 import pytest
 import torch
 
-from graph_passes.custom_ops import function_proto
+from graph_passes.function_bodies import function_proto
 from prosparse_export import ProSparseError, load
 from prosparse_export.analysis.activation_counts import measure_activity
 from prosparse_export.analysis.ffn_nodes import ffn_nodes, read_graph

@@ -75,7 +75,8 @@ def test_report_adds_up(report: Report) -> None:
         assert np.mean(layer.by_text) == pytest.approx(layer.sparsity)  # texts of the same length
         assert list(layer.activity) == sorted(layer.activity, reverse=True)
         assert layer.dead + layer.rare + layer.hot <= layer.d_ff
-        assert layer.ceiling == 3 / (1 + 2 * (1 - layer.sparsity))
+        assert layer.ceiling == pytest.approx(3 / (1 + 2 * (1 - layer.skipped)))
+        assert layer.skipped == layer.sparsity
         assert layer.speed is not None
         assert 0 < layer.speed.ratio_low <= layer.speed.ratio <= layer.speed.ratio_high
 
@@ -116,9 +117,9 @@ def test_calibration_is_drawn_if_there_is_one(report: Report) -> None:
     search = ThresholdSearch("energy dropped", 0.01, 41.5, 100, 0.01, chosen=trials[1], trials=trials)
     page = render_page(replace(report, calibration=search))
     assert 'id="figure-calibration"' in page
-    assert "energy dropped 0.01, sparsity 91.00 %, perplexity 41; its budget allowed 41.5" in page
+    assert "energy dropped 0.01, sparsity 91.00 %, perplexity 41 within a budget of 41.5" in page
     assert (
-        ">energy dropped, share of each layer's</text>" in page
+        ">share of each layer's energy dropped</text>" in page
     )  # text, not outlines: it can be searched and read aloud
 
 
@@ -158,22 +159,22 @@ def test_command(demo_artifact: Path, tmp_path: Path) -> None:
         str(demo_artifact),
         "-q",
     ]
-    command += ["-o", str(tmp_path / "x.html"), "--json", str(tmp_path / "x.json"), "--max-tokens", "64", "--no-speed"]
+    command += ["-o", str(tmp_path / "x.html"), "--max-tokens", "64", "--no-speed"]
 
     def run(*more: str) -> Any:
         return subprocess.run([*command, *more], capture_output=True, text=True, check=False)
 
-    done = run()
+    done = run("--json")
     assert done.returncode == 0, done.stderr
-    assert done.stdout.strip() == str(tmp_path / "x.html")
-    assert json.loads((tmp_path / "x.json").read_text())["tokens"] == 64
+    assert json.loads(done.stdout)["tokens"] == 64
+    assert done.stderr.strip() == str(tmp_path / "x.html")
     again = run()
     assert again.returncode == 1
     assert "exists already" in again.stderr
     png = tmp_path / "charts" / "texts.png"
     png.parent.mkdir()
     png.write_text("mine")
-    in_the_way = run("-o", str(tmp_path / "y.html"), "--json", str(tmp_path / "y.json"), "--png", str(png.parent))
+    in_the_way = run("-o", str(tmp_path / "y.html"), "--png", str(png.parent))
     assert in_the_way.returncode == 1
     assert f"output: {png}: exists already" in in_the_way.stderr
     assert "hint: " in in_the_way.stderr
@@ -181,6 +182,7 @@ def test_command(demo_artifact: Path, tmp_path: Path) -> None:
     assert not list(tmp_path.glob("y.*"))
     replaced = run("--overwrite", "--png", str(png.parent))
     assert replaced.returncode == 0, replaced.stderr
+    assert replaced.stdout.strip() == str(tmp_path / "x.html")
     assert png.read_bytes().startswith(b"\x89PNG")
     (tmp_path / "empty.txt").write_text("")
     bad = run("--overwrite", "--text", str(tmp_path / "empty.txt"))
