@@ -1,1 +1,1 @@
-"""The artifact on disk: what is in its folder, and how it gets there."""
+"""The artifact on disk: the files in its folder, written atomically and checked when opened."""

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import io
 from pathlib import Path
 
+from prosparse_export.artifact.atomic_write import atomic_write
 from prosparse_export.bench.result import BenchResult, Spread, Timing
 from prosparse_export.errors import ProSparseError
 
@@ -96,4 +98,6 @@ def plot(result: BenchResult, path: Path) -> None:
     other.plot([100 * layer.sparsity for layer in result.layers], "s--", color="#D55E00", ms=4)
     other.set_ylabel("activation sparsity, % (squares)")
     other.set_ylim(0, 100)
-    figure.savefig(path, dpi=120)
+    stream = io.BytesIO()
+    figure.savefig(stream, format=path.suffix.lstrip(".") or "png", dpi=120)
+    atomic_write(path, stream.getvalue())

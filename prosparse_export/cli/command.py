@@ -1,4 +1,4 @@
-"""How every command behaves: errors of the user's as one line and a hint, no traceback."""
+"""Behavior of every command: user errors as one line and a hint, without a traceback."""
 
 from __future__ import annotations
 
@@ -13,9 +13,9 @@ CONTEXT = {"help_option_names": ["-h", "--help"], "max_content_width": 100}
 
 
 class ProSparseCommand(click.Command):
-    """A command that turns a ``ProSparseError`` into ``error: ...`` and ``hint: ...``, exit 1.
+    """A command that prints a ``ProSparseError`` as ``error: ...`` and ``hint: ...`` and exits with code 1.
 
-    SIGTERM and SIGHUP unwind like Ctrl-C, so that staged files are removed.
+    SIGTERM and SIGHUP unwind the stack like Ctrl-C, so that staged files are removed.
     """
 
     def invoke(self, ctx: click.Context) -> object:
@@ -30,6 +30,6 @@ class ProSparseCommand(click.Command):
             ctx.exit(1)
 
     def format_epilog(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:
-        """Write the epilog as it is: it holds examples."""
+        """Write the epilog unwrapped: it contains examples."""
         if self.epilog:
             formatter.write(f"\n{self.epilog.strip()}\n")

@@ -1,4 +1,4 @@
-"""Progress of the long commands, on stderr: bars on a terminal, lines elsewhere."""
+"""Progress of long commands on stderr: bars on a terminal, lines otherwise."""
 
 from __future__ import annotations
 
@@ -15,14 +15,14 @@ from prosparse_export.progress import ProgressCallback
 __all__ = ["Lines", "stages"]
 
 
-_LINE_EVERY = 10.0  # seconds between lines of one stage where there is no terminal
+_LINE_EVERY = 10.0  # seconds between lines of one stage, without a terminal
 
 
 @contextmanager
 def stages(*, quiet: bool, console: Console | None = None) -> Iterator[ProgressCallback]:
     """Yield a callback that displays progress on stderr.
 
-    What has a detail is counted in bytes, and shown so; else the share done is shown, and for both the time left.
+    Stages with a detail count bytes and show them; other stages show a percentage. Both show the time left.
     """
     console = console or Console(stderr=True, highlight=False)
     if quiet:
@@ -60,13 +60,13 @@ def _bars(bars: Progress) -> ProgressCallback:
 
 
 class Lines:
-    """Progress where there is no terminal: a line when a stage begins, and every 10 s how far it is.
+    """Progress without a terminal: a line when a stage begins, and its progress every 10 s.
 
-    The time left follows from the stage's own rate so far, once something of it is done.
+    The time left is estimated from the rate of the current stage.
 
     Args:
         console: prints the lines.
-        clock: seconds that rise, for instance ``time.monotonic``.
+        clock: a monotonic clock in seconds.
     """
 
     def __init__(self, console: Console, clock: Callable[[], float] = time.monotonic) -> None:
@@ -75,7 +75,7 @@ class Lines:
         self._began = clock()
         self._printed = 0.0
         self._stage = ""
-        self._base = (0.0, 0)  # when the count that goes on began, and how much was done then
+        self._base = (0.0, 0)  # start of the current count: time, and what was done then
         self._seen = (0, 0)  # done and total of the last call
 
     def __call__(self, stage: str, done: int, total: int, detail: str = "") -> None:
@@ -84,7 +84,7 @@ class Lines:
         now = self._clock() - self._began
         begins = stage != self._stage
         restarts = done < self._seen[0] or (total != self._seen[1] and self._seen[1] > 0)
-        if begins or restarts:  # one stage may count several things, one after the other
+        if begins or restarts:  # a stage may count several things in turn
             self._base = (now, done)
         self._stage, self._seen = stage, (done, total)
         if not begins and not (total and now - self._printed >= _LINE_EVERY):

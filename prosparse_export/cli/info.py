@@ -37,19 +37,19 @@ _EXAMPLES = """
 Examples:
   prosparse info
   PROSPARSE_ISA=avx2 prosparse info --json
-  prosparse info out/demo.onnx                # what it is, and what validate found
-  prosparse info out/demo.onnx --verify       # after a copy: are all files there and whole?
+  prosparse info out/demo.onnx                # manifest and validation result
+  prosparse info out/demo.onnx --verify       # after a copy: compare SHA-256
 """
 
 
 @click.command("info", cls=ProSparseCommand, context_settings=CONTEXT, epilog=_EXAMPLES)
 @click.argument("onnx_file", required=False, type=click.Path(path_type=Path))
-@click.option("--verify", is_flag=True, help="Read ONNX_FILE and its weights and compare their SHA-256 with it.")
-@click.option("--json", "as_json", is_flag=True, help="Print JSON.")
+@click.option("--verify", is_flag=True, help="Compare the SHA-256 of graph and weights with the manifest.")
+@click.option("--json", "as_json", is_flag=True, help="Print JSON to stdout.")
 def info_command(onnx_file: Path | None, verify: bool, as_json: bool) -> None:
-    """Show versions, the operator library, and the instruction set that its kernels use.
+    """Show versions, the operator library, and the instruction set of its kernels.
 
-    With ONNX_FILE: what its manifest says, and what `prosparse validate` found.
+    With ONNX_FILE: show its manifest and the last result of `prosparse validate`.
     """
     if verify and onnx_file is None:
         raise click.UsageError("--verify needs ONNX_FILE")
@@ -129,7 +129,7 @@ def _verify(path: Path) -> None:
 
     with stages(quiet=False) as progress:
         checked = check_files(path, verify=True, progress=progress)
-    click.echo(f"verified: {checked} files are those that were exported", err=True)
+    click.echo(f"verified: {checked} files match prosparse.json", err=True)
 
 
 def _validation_lines(path: Path, validation: ValidationRecord | None, *, current: bool) -> Iterator[str]:

@@ -1,4 +1,4 @@
-"""Ctrl-C and its like, so that none is lost: libraries drop exceptions that a signal raises inside their callbacks."""
+"""Ctrl-C and other signals. Libraries may drop an exception raised in their callbacks, so it is raised again later."""
 
 from __future__ import annotations
 
@@ -14,10 +14,10 @@ _arrived: list[int] = []
 
 @contextmanager
 def interruptible() -> Iterator[None]:
-    """Make SIGINT, SIGTERM and SIGHUP unwind the stack, at once or, if that is lost, at `raise_if_interrupted`."""
+    """Make SIGINT, SIGTERM and SIGHUP unwind the stack, at once or at the next `raise_if_interrupted`."""
     _arrived.clear()
     numbers = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
-    wanted = [number for number in numbers if signal.getsignal(number) is not signal.SIG_IGN]  # nohup ignores one
+    wanted = [number for number in numbers if signal.getsignal(number) is not signal.SIG_IGN]  # nohup ignores SIGHUP
     previous = {number: signal.signal(number, _arrive) for number in wanted}
     try:
         yield
@@ -27,11 +27,11 @@ def interruptible() -> Iterator[None]:
 
 
 def raise_if_interrupted() -> None:
-    """Raise what a signal raised before, if that went nowhere.
+    """Raise the exception of an earlier signal again if it was dropped.
 
     Raises:
         KeyboardInterrupt: for SIGINT.
-        SystemExit: for the others, with the exit code that shells expect.
+        SystemExit: for other signals, with exit code 128 + signal number.
     """
     if _arrived:
         _unwind(_arrived[0])

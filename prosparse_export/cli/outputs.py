@@ -1,4 +1,4 @@
-"""Files that a command is to write: seen to before it works for minutes."""
+"""Check a command's output paths before it works for minutes."""
 
 from __future__ import annotations
 
@@ -11,10 +11,10 @@ __all__ = ["check_outputs"]
 
 
 def check_outputs(paths: Iterable[Path | None], *, overwrite: bool) -> None:
-    """See that each of ``paths`` is a place for a file; None stands for one that is not wanted.
+    """Check that a file can be written to each of ``paths``; None is skipped.
 
     Raises:
-        ProSparseError: a file is in the way, a path is a folder, or its folder does not exist.
+        ProSparseError: the file exists already, the path is a folder, or its folder does not exist.
     """
     for path in paths:
         if path is None:
