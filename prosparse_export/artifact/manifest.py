@@ -7,7 +7,6 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal
 
-from prosparse_export.artifact.atomic_write import atomic_write
 from prosparse_export.artifact.json_records import from_json, to_json
 from prosparse_export.artifact.measured_records import (
     ApproximationRecord,
@@ -16,6 +15,7 @@ from prosparse_export.artifact.measured_records import (
     ThresholdSearch,
     ValidationRecord,
 )
+from prosparse_export.atomic_write import atomic_write
 from prosparse_export.errors import ProSparseError
 
 __all__ = [

@@ -18,9 +18,9 @@ from typing import Any
 
 import onnx_ir as ir
 
-from prosparse_export.artifact.atomic_write import disk_errors
 from prosparse_export.artifact.integrity import sha256_file
 from prosparse_export.artifact.manifest import FileRecord, read_manifest
+from prosparse_export.atomic_write import disk_errors
 from prosparse_export.errors import ProSparseError
 from prosparse_export.progress import ProgressCallback, no_progress
 

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from prosparse_export.artifact.atomic_write import atomic_write
+from prosparse_export.atomic_write import atomic_write
 from prosparse_export.cli.command import CONTEXT, ProSparseCommand
 from prosparse_export.cli.display import stages
 from prosparse_export.cli.limit_options import LimitOptions, limit_options

@@ -6,7 +6,7 @@ import re
 from pathlib import Path
 from typing import Any
 
-from prosparse_export.artifact.atomic_write import atomic_write
+from prosparse_export.atomic_write import atomic_write
 from prosparse_export.errors import ProSparseError
 from prosparse_export.report.result import Report
 

@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 
 from prosparse_export import ProSparseError
-from prosparse_export.artifact.atomic_write import atomic_write
+from prosparse_export.atomic_write import atomic_write
 
 
 def test_writes_text_and_keeps_permissions(tmp_path: Path) -> None:

@@ -14,6 +14,7 @@ from torch.utils.data import DataLoader
 from transformers import PreTrainedModel
 from transformers.trainer_callback import PrinterCallback
 
+from prosparse_export.atomic_write import disk_errors
 from prosparse_models.errors import TrainingError
 from prosparse_models.ffns import find_ffns
 from prosparse_models.loading.checkpoint import load_checkpoint
@@ -230,7 +231,8 @@ class _Run:
         self._monitor.progress("save", 0, 0)
         staging = self._out / ".saving"
         dtype = _DTYPES[self._options.save_dtype or self._source.weight_dtype]
-        write_model(staging, self._model, self._tokenizer, self._fields, dtype, state)
+        with disk_errors(self._out):
+            write_model(staging, self._model, self._tokenizer, self._fields, dtype, state)
         saved = load_checkpoint(staging).model.to(self._args.device)
         measurement = measure(saved, find_ffns(saved), self._rows)
         self._monitor.evaluation("saved", measurement)

@@ -1,21 +1,24 @@
-"""Draw a training run: lambda, loss and sparsity per layer over steps."""
+"""Plot a training run: lambda, loss and sparsity per layer over steps."""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
+from io import BytesIO
 from pathlib import Path
 from typing import Any
+
+from prosparse_export.atomic_write import atomic_write
 
 __all__ = ["plot_training"]
 
 
 def plot_training(records: Sequence[dict[str, Any]], marks: Sequence[int], path: Path) -> None:
-    """Write a PNG with three panels over the optimizer steps; dashed lines are the ends of stages.
+    """Write a PNG with three panels over the optimizer steps; dashed lines mark the ends of stages.
 
     Args:
-        records: what `ProSparseTrainer` logged, each with step, lambda, cross_entropy, sparsity_by_layer.
+        records: from `ProSparseTrainer`, each with step, lambda, cross_entropy, sparsity_by_layer.
         marks: last steps of the stages.
-        path: the PNG; written aside and renamed.
+        path: the PNG.
     """
     from matplotlib.figure import Figure  # no pyplot: no display, no global state
 
@@ -37,7 +40,7 @@ def plot_training(records: Sequence[dict[str, Any]], marks: Sequence[int], path:
             linewidth=1,
             label=f"layer {layer}" if layers <= 8 or layer in (0, layers - 1) else None,
         )
-    bottom.set_ylabel("exact zeros at down_proj's input (%)")
+    bottom.set_ylabel("activation sparsity (%)")
     bottom.set_xlabel("optimizer step")
     bottom.set_ylim(0, 100)
     if layers:
@@ -45,6 +48,6 @@ def plot_training(records: Sequence[dict[str, Any]], marks: Sequence[int], path:
     for axes in (top, middle, bottom):
         for mark in marks:
             axes.axvline(mark, color="0.8", linestyle="--", linewidth=0.8, zorder=0)
-    aside = path.with_name(f".{path.stem}.writing.png")
-    figure.savefig(aside, dpi=110)
-    aside.replace(path)
+    image = BytesIO()
+    figure.savefig(image, dpi=110, format="png")
+    atomic_write(path, image.getvalue())
