@@ -201,7 +201,7 @@ class Manifest:
 
 
 def read_manifest(path: Path) -> Manifest | None:
-    """Return prosparse.json beside the graph ``path``, or None if there is no such file.
+    """Return prosparse.json next to the graph ``path``, or None if there is no such file.
 
     Raises:
         ProSparseError: it is damaged, or written by a version with another layout.
@@ -228,7 +228,7 @@ def read_manifest(path: Path) -> Manifest | None:
 
 
 def require_manifest(path: Path) -> Manifest:
-    """Return prosparse.json beside the graph ``path``.
+    """Return prosparse.json next to the graph ``path``.
 
     Raises:
         ProSparseError: it is missing or damaged.
@@ -236,7 +236,7 @@ def require_manifest(path: Path) -> Manifest:
     manifest = read_manifest(path)
     if manifest is None:
         raise ProSparseError(
-            f"manifest: {path.parent}: expected a {MANIFEST} beside {path.name}",
+            f"manifest: {path.parent}: expected a {MANIFEST} next to {path.name}",
             hint="copy the whole folder that prosparse-export or prosparse optimize wrote",
         )
     return manifest

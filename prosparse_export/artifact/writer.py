@@ -1,4 +1,4 @@
-"""Write the graph and the files beside it: all of them or none."""
+"""Write the graph and the files next to it: all of them or none."""
 
 from __future__ import annotations
 
@@ -35,7 +35,7 @@ _ROOM = 1 << 20  # bytes for everything but the weights
 
 @dataclass(frozen=True)
 class Sidecars:
-    """Files beside the graph, except for the manifest.
+    """Files next to the graph, except for the manifest.
 
     Attributes:
         documents: contents of JSON files, by name.
@@ -50,7 +50,7 @@ class Sidecars:
 
 @contextmanager
 def artifact_folder(output: Path, *, overwrite: bool) -> Iterator[Path]:
-    """Yield a staging folder beside ``output``; its files move into ``output``'s folder at the end.
+    """Yield a staging folder next to ``output``; its files move into ``output``'s folder at the end.
 
     If the body raises or is interrupted, everything is as before. ``output`` itself is moved last, so it never
     exists without the files that it needs.
@@ -96,7 +96,7 @@ def write_artifact(
         model: the graph.
         staging: folder from `artifact_folder`.
         name: file name of the graph.
-        sidecars: what goes beside it.
+        sidecars: what goes next to it.
         progress: called before each tensor.
 
     Returns:
@@ -187,7 +187,7 @@ def _publish(staging: Path, output: Path, *, overwrite: bool) -> None:
     replaced.mkdir()
     placed: list[Path] = []
     try:
-        for name in reversed(names):  # the old graph first: it must never be beside new weights
+        for name in reversed(names):  # the old graph first: it must never be next to new weights
             if (output.parent / name).exists():
                 os.replace(output.parent / name, replaced / name)
         for name in names:

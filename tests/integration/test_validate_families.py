@@ -156,7 +156,7 @@ def test_an_encoder_is_refused(tmp_path: Path, demo_folder: Path) -> None:
     (artifact.parent / "prosparse.json").unlink()
     done = CliRunner().invoke(main, ["validate", str(tmp_path / "model"), str(artifact), "-q"])
     assert done.exit_code == 1
-    assert "expected a prosparse.json beside m.onnx" in done.stderr
+    assert "expected a prosparse.json next to m.onnx" in done.stderr
 
 
 class Twice(hf.LlamaForCausalLM):

@@ -101,7 +101,7 @@ def test_verify_compares_hashes(tmp_path: Path) -> None:
 def test_no_manifest_and_no_file(tmp_path: Path) -> None:
     (tmp_path / "m.onnx").write_bytes(GRAPH)
     for arguments, message in (
-        ((tmp_path / "m.onnx",), "expected a prosparse.json beside m.onnx"),
+        ((tmp_path / "m.onnx",), "expected a prosparse.json next to m.onnx"),
         ((tmp_path / "m.onnx", "--verify"), "expected a prosparse.json with the hash of m.onnx"),
         ((tmp_path / "n.onnx",), "no such file"),
         ((tmp_path,), "expected an .onnx file, got a folder"),

@@ -32,7 +32,7 @@ def test_counts_ffns() -> None:
 
 def test_no_manifest(tmp_path: Path) -> None:
     assert read_manifest(tmp_path / "m.onnx") is None
-    with pytest.raises(ProSparseError, match=r"expected a prosparse\.json beside m\.onnx") as error:
+    with pytest.raises(ProSparseError, match=r"expected a prosparse\.json next to m\.onnx") as error:
         require_manifest(tmp_path / "m.onnx")
     assert error.value.hint
 
