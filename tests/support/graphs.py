@@ -1,4 +1,4 @@
-"""Small graphs with feed-forward blocks, as ONNX text would have them."""
+"""Graphs of a few nodes from ONNX text, and ways to look at them."""
 
 from __future__ import annotations
 
@@ -59,6 +59,38 @@ def ffn_graph(
             node.metadata_props.append(onnx.StringStringEntryProto(key="pkg.torch.onnx.name_scopes", value=value))
     proto = onnx.shape_inference.infer_shapes(proto)
     return ir.from_proto(proto)
+
+
+def graph_of(
+    nodes: str, inputs: str, outputs: str, *, opset: int = 20, imports: str = "", **initializers: object
+) -> ir.Model:
+    """The graph of the ONNX text ``nodes``, with inferred shapes.
+
+    Args:
+        nodes: node assignments.
+        inputs: typed values, as in ONNX text.
+        outputs: likewise.
+        opset: of ai.onnx.
+        imports: other domains: ``', "com.microsoft" : 1'``.
+        initializers: values by name.
+    """
+    head = f'<ir_version: 9, opset_import: ["" : {opset}{imports}]>'
+    proto = onnx.parser.parse_model(f"{head}\ng ({inputs}) => ({outputs}) {{\n{nodes}\n}}")
+    proto.graph.initializer.extend(numpy_helper.from_array(np.asarray(v), k) for k, v in initializers.items())
+    return ir.from_proto(onnx.shape_inference.infer_shapes(proto))
+
+
+def ops(model: ir.Model) -> list[str]:
+    """The operators of the graph in order, without constants."""
+    return [node.op_type for node in model.graph if node.op_type != "Constant"]
+
+
+def set_module(model: ir.Model, **modules: str) -> ir.Model:
+    """Record module paths by the name of a node's output, as torch.onnx does."""
+    for node in model.graph:
+        if node.outputs[0].name in modules:
+            node.metadata_props["pkg.torch.onnx.name_scopes"] = repr(["", modules[node.outputs[0].name], "linear"])
+    return model
 
 
 def evaluate(model: ir.Model, **feeds: np.ndarray) -> list[np.ndarray]:
