@@ -30,8 +30,8 @@ bool has_avx512() {
 }
 bool has_vnni() { return has_avx512() && __builtin_cpu_supports("avx512vnni"); }
 #if defined(PROSPARSE_AMX)
-// Linux gives the tiles' registers to processes that ask for them (Documentation/arch/x86/xstate.rst), for good: after
-// that it refuses alternate signal stacks that could not hold them. So only who will use them asks.
+// Linux gives tile registers to processes that ask for them (Documentation/arch/x86/xstate.rst). The permission is
+// permanent and rules out small alternate signal stacks, so only processes that use AMX ask.
 constexpr long kSupported = 0x1021, kRequest = 0x1023, kTileData = 18;
 bool has_amx() {
   unsigned a = 0, b = 0, c = 0, d = 0;

@@ -12,7 +12,7 @@ namespace prosparse {
 struct Variant {
   const Kernels* kernels;
   bool (*is_supported)();       // by the processor and by the operating system
-  bool (*request)() = nullptr;  // what is to be asked of the system before it runs; false if refused
+  bool (*request)() = nullptr;  // asks the operating system for permission; false if denied
 };
 
 // Best first; "scalar" is last and runs anywhere.
@@ -27,7 +27,7 @@ struct Choice {
 // error, never another variant. `forced` is PROSPARSE_ISA's value; null or "" for none.
 Choice choose_variant(const char* forced);
 
-// Bytes ahead at which one token's stream of a panel asks the memory for more; 0: the processor does that well itself.
+// How far gemm_panels of one token prefetches, in bytes; 0: the processor does that well itself.
 size_t prefetch_distance(Format format);
 
 // "avx512, avx2, scalar"

@@ -129,7 +129,7 @@ void test_every_allocation(FfnFormat format, const char* name) {
   const CustomOp& op = find(name);
   CHECK(create(op, info).empty(), "%s: not made", name);
   for (const bool only_once : {true, false}) {
-    size_t refused = 0, named = 0;
+    size_t failures_seen = 0, named = 0;
     for (long after = 0;; ++after) {
       fail(Where::kEverywhere, after, only_once);
       const std::string text = create(op, info);
@@ -137,11 +137,11 @@ void test_every_allocation(FfnFormat format, const char* name) {
       if (text.empty()) continue;  // a thread less
       const bool is_named = text == std::string(name) + " node 'layer 3': weights: cannot allocate 1 MiB";
       CHECK(is_named || text == "com.prosparse: out of memory", "%s", text.c_str());
-      ++refused;
+      ++failures_seen;
       named += is_named;
     }
-    CHECK(refused > 10 && (named > 3 || !only_once), "%s: %zu allocations failed, %zu of them while packing", name,
-          refused, named);
+    CHECK(failures_seen > 10 && (named > 3 || !only_once), "%s: %zu allocations failed, %zu of them while packing",
+          name, failures_seen, named);
   }
   CHECK(create(op, info).empty(), "%s: not made after failures", name);
 }

@@ -12,7 +12,7 @@ namespace {
 size_t cases = 0;
 size_t seen[5];  // by Kind, of what was expected
 
-struct Odd {
+struct Extreme {
   const char* name;
   void (*change)(float* x, size_t count);
 };
@@ -21,7 +21,7 @@ void scale(float* x, size_t count, float factor) {
   for (size_t c = 0; c < count; ++c) x[c] *= factor;
 }
 
-const Odd kOdd[] = {
+const Extreme kExtremes[] = {
     {"a NaN", [](float* x, size_t) { x[5] = NAN; }},
     {"+Inf", [](float* x, size_t) { x[5] = INFINITY; }},
     {"-Inf", [](float* x, size_t count) { x[count - 1] = -INFINITY; }},
@@ -65,7 +65,7 @@ bool activate(Activation activation, double t, Ieee* a) {
   return true;
 }
 
-std::vector<Ieee> expect_block(const Weights& w, const float* x, bool rounds) {
+std::vector<Ieee> expect_ffn(const Weights& w, const float* x, bool rounds) {
   const Ffn& f = w.ffn;
   const std::vector<double> steps = half_steps(x, f.d_model, rounds && is_in_range(x, f.d_model));
   std::vector<size_t> active;
@@ -112,33 +112,33 @@ void expect_token(const Kernels& k, const char* format, const char* what, const 
   }
 }
 
-// Every second token is odd, from the first on. `apart`: tokens have the same bits whatever is beside them.
+// Every second token is extreme, from the first on. `apart`: tokens have the same bits whatever is beside them.
 template <class Run, class Expected>
 void test_tokens(const Kernels& k, FfnFormat format, size_t d_in, size_t d_out, size_t tokens, bool apart,
                  std::mt19937& rng, const Run& run_all, const Expected& expected) {
-  const std::vector<float> tame_x = normals(rng, tokens * d_in), in_range = run_all(k, tame_x);
-  for (const Odd& odd : kOdd) {
-    std::vector<float> x = tame_x;
-    for (size_t t = 0; t < tokens; t += 2) odd.change(&x[t * d_in], d_in);
+  const std::vector<float> in_range_x = normals(rng, tokens * d_in), in_range_y = run_all(k, in_range_x);
+  for (const Extreme& extreme : kExtremes) {
+    std::vector<float> x = in_range_x;
+    for (size_t t = 0; t < tokens; t += 2) extreme.change(&x[t * d_in], d_in);
     const std::vector<float> y = run_all(k, x), reference = run_all(kScalarKernels, x);
     for (size_t t = 0; t < tokens; ++t) {
       if (t % 2 == 0 || !apart) {
-        expect_token(k, format.name(), odd.name, &y[t * d_out], expected(&x[t * d_in]));
+        expect_token(k, format.name(), extreme.name, &y[t * d_out], expected(&x[t * d_in]));
         if (!is_quantized(format.down) || is_in_range(&x[t * d_in], d_in)) continue;
         const auto same = [](float a, float b) { return a == b || (std::isnan(a) && std::isnan(b)); };
         CHECK(std::equal(&y[t * d_out], &y[t * d_out] + d_out, &reference[t * d_out], same),
-              "%s %s %s is not the scalar variant's", k.isa, format.name(), odd.name);
+              "%s %s %s is not the scalar variant's", k.isa, format.name(), extreme.name);
       } else {
         ++cases;
-        CHECK(std::equal(&y[t * d_out], &y[t * d_out] + d_out, &in_range[t * d_out]),
-              "%s %s %s changes the bits of token %zu of %zu beside it", k.isa, format.name(), odd.name, t, tokens);
+        CHECK(std::equal(&y[t * d_out], &y[t * d_out] + d_out, &in_range_y[t * d_out]),
+              "%s %s %s changes the bits of token %zu of %zu beside it", k.isa, format.name(), extreme.name, t, tokens);
       }
     }
   }
 }
 
-void test_block(const Kernels& k, FfnFormat format, size_t d_model, size_t d_ff, size_t tokens, bool gated,
-                Activation activation, float threshold) {
+void test_ffn(const Kernels& k, FfnFormat format, size_t d_model, size_t d_ff, size_t tokens, bool gated,
+              Activation activation, float threshold) {
   std::mt19937 rng(static_cast<unsigned>(d_model + d_ff + tokens));
   const Weights weights(format, d_model, d_ff, gated, activation, threshold, rng);
   const bool rounds = is_quantized(format.down) && &k != &kScalarKernels;
@@ -147,7 +147,7 @@ void test_block(const Kernels& k, FfnFormat format, size_t d_model, size_t d_ff,
   test_tokens(
       k, format, d_model, d_model, tokens, apart, rng,
       [&](const Kernels& by, const std::vector<float>& x) { return run(by, weights.ffn, x); },
-      [&](const float* x) { return expect_block(weights, x, rounds); });
+      [&](const float* x) { return expect_ffn(weights, x, rounds); });
 }
 
 void test_linear(const Kernels& k, Format format, size_t rows, size_t cols, size_t tokens) {
@@ -182,21 +182,21 @@ int main(int argc, char** argv) {
       for (const size_t tokens : {1, 4, 14}) {
         if (tokens > 4 && (brief || format.mixed() || k == &kScalarKernels)) continue;
         for (const size_t d_ff : {1, 3, 130}) {  // of few neurons, results keep a sign; of many, most are NaN
-          test_block(*k, format, 64, d_ff, tokens, true, Activation::kRelu, 0.0f);
-          test_block(*k, format, 130, d_ff, tokens, true, Activation::kRelu2, 0.5f);
-          test_block(*k, format, 64, d_ff, tokens, false, Activation::kRelu, 0.0f);
+          test_ffn(*k, format, 64, d_ff, tokens, true, Activation::kRelu, 0.0f);
+          test_ffn(*k, format, 130, d_ff, tokens, true, Activation::kRelu2, 0.5f);
+          test_ffn(*k, format, 64, d_ff, tokens, false, Activation::kRelu, 0.0f);
           if (format.mixed()) continue;
-          test_block(*k, format, 128, d_ff, tokens, true, Activation::kDrelu, 0.0f);
-          test_block(*k, format, 70, d_ff, tokens, true, Activation::kSilu, 0.5f);
-          test_block(*k, format, 130, d_ff, tokens, false, Activation::kRelu2, 0.5f);
+          test_ffn(*k, format, 128, d_ff, tokens, true, Activation::kDrelu, 0.0f);
+          test_ffn(*k, format, 70, d_ff, tokens, true, Activation::kSilu, 0.5f);
+          test_ffn(*k, format, 130, d_ff, tokens, false, Activation::kRelu2, 0.5f);
         }
         if (format.mixed()) continue;
         test_linear(*k, format.format, 37, 70, tokens);
         test_linear(*k, format.format, 64, 128, tokens);
       }
       if (!brief && k->of[static_cast<size_t>(format.format)].bf16x3_tokens != 0) {
-        test_block(*k, format, 64, 130, 67, true, Activation::kRelu, 0.0f);
-        test_block(*k, format, 130, 3, 67, false, Activation::kRelu2, 0.5f);
+        test_ffn(*k, format, 64, 130, 67, true, Activation::kRelu, 0.0f);
+        test_ffn(*k, format, 130, 3, 67, false, Activation::kRelu2, 0.5f);
         if (!format.mixed()) test_linear(*k, format.format, 37, 70, 67);
       }
       for (const Kind kind : {Kind::kNumber, Kind::kPlus, Kind::kMinus, Kind::kNan}) {

@@ -11,7 +11,7 @@ namespace {
 
 size_t cases = 0;
 constexpr size_t kCols = 256, kFew = 16, kTokens = 5;
-constexpr size_t kFirst = (size_t{1} << 28) + 5 * 60 * kLanes;  // of a panel and of a tile of kTileRows rows
+constexpr size_t kFirst = (size_t{1} << 28) + 5 * kTileRows * kLanes;  // of a panel and of a tile
 static_assert(kFirst % kLanes == 0);
 constexpr size_t kRows = kFirst + kFew;
 const Parallel kSerial{run_serially, nullptr};
@@ -59,53 +59,63 @@ struct Far {
   }
 };
 
-void test_format(const Kernels& k, Format f) {
-  std::mt19937 rng(1);
-  const Far far(f, rng);
-  const FormatKernels& run = k.of[static_cast<size_t>(f)];
-  const bool rounds = is_quantized(f) && &k != &kScalarKernels;
-  const std::vector<float> x = normals(rng, kTokens * kCols);
+bool rounds(const Kernels& k, Format f) { return is_quantized(f) && &k != &kScalarKernels; }
+
+void test_gemm_panels(const Kernels& k, Format f, const Far& far, const std::vector<float>& x) {
   const SparseMemory z(2 * kRows * sizeof(float));
   for (const size_t tokens : {size_t{1}, size_t{2}}) {
     Scratch scratch;
     const Tokens prepared = quantize_activations(k, f, far.panels.count(), x.data(), tokens, kCols, kSerial, scratch);
-    run.gemm_panels(far.panels, kFirst / kLanes, kRows / kLanes, prepared, z.as<float>(), kRows);
+    k.of[static_cast<size_t>(f)].gemm_panels(far.panels, kFirst / kLanes, kRows / kLanes, prepared, z.as<float>(),
+                                             kRows);
     for (size_t r = 0; r < kFew * tokens; ++r) {
       double bound = 0.0;
-      const double exact = row_sum(far.few, r % kFew, &x[r / kFew * kCols], far.few_bias[r % kFew], rounds, &bound);
-      expect(k, f, "stream", z.as<float>()[r / kFew * kRows + kFirst + r % kFew], exact, bound);
+      const double exact =
+          row_sum(far.few, r % kFew, &x[r / kFew * kCols], far.few_bias[r % kFew], rounds(k, f), &bound);
+      expect(k, f, "gemm_panels", z.as<float>()[r / kFew * kRows + kFirst + r % kFew], exact, bound);
     }
   }
-  std::vector<int32_t> active;
-  for (size_t r = 0; r < kFew; r += 2) active.push_back(static_cast<int32_t>(kFirst + r));
+}
+
+void test_gather_dot(const Kernels& k, Format f, const Far& far, const std::vector<float>& x,
+                     const std::vector<int32_t>& active) {
   Scratch scratch;
   const Tokens prepared = quantize_activations(k, f, 0, x.data(), kTokens, kCols, kSerial, scratch);
   for (const bool prefetch : {false, true}) {
     std::vector<float> u(active.size());
-    run.gather_dot(far.dot, prepared, 1, active.data(), active.size(), 0, kCols, prefetch, u.data());
+    k.of[static_cast<size_t>(f)].gather_dot(far.dot, prepared, 1, active.data(), active.size(), 0, kCols, prefetch,
+                                            u.data());
     for (size_t i = 0; i < u.size(); ++i) {
       double bound = 0.0;
-      const double exact = row_sum(far.few, 2 * i, &x[kCols], far.few_bias[2 * i], rounds, &bound);
-      expect(k, f, "dot", u[i], exact, bound);
+      const double exact = row_sum(far.few, 2 * i, &x[kCols], far.few_bias[2 * i], rounds(k, f), &bound);
+      expect(k, f, "gather_dot", u[i], exact, bound);
     }
   }
-  const std::vector<float> h = normals(rng, active.size());
-  std::vector<float> y(kTokens * kCols, 0.0f);
-  run.scatter_axpy(far.axpy, active.data(), h.data(), active.size(), 0, kCols, true, y.data(),
-                   scratch.work.get<uint8_t>(scatter_axpy_work_bytes(kCols)));
+}
+
+void test_scatter_axpy(const Kernels& k, Format f, const Far& far, const std::vector<int32_t>& active,
+                       const std::vector<float>& h) {
+  std::vector<float> y(kCols, 0.0f);
+  Buffer work;
+  k.of[static_cast<size_t>(f)].scatter_axpy(far.axpy, active.data(), h.data(), active.size(), 0, kCols, true, y.data(),
+                                            work.get<uint8_t>(scatter_axpy_work_bytes(kCols)));
   for (size_t c = 0; c < kCols; ++c) {
     double exact = 0.0, magnitude = 0.0, largest = 1e-30, integers = 0.0;
     for (size_t i = 0; i < active.size(); ++i) {
       exact += h[i] * far.few.at(2 * i, c);
       magnitude += std::abs(h[i] * far.few.at(2 * i, c));
-      if (!rounds) continue;
+      if (!rounds(k, f)) continue;
       largest = std::max(largest, std::abs(h[i] * far.few.scale(2 * i, c)));
       integers += far.few.integers[2 * i * kCols + c];
     }
     const double rounding = 0.52 * largest / kSteps * integers;
-    expect(k, f, "axpy", y[c], exact, gamma_bound(active.size() + 6) * (magnitude + rounding) + rounding);
+    expect(k, f, "scatter_axpy", y[c], exact, gamma_bound(active.size() + 6) * (magnitude + rounding) + rounding);
   }
-  if (is_quantized(f)) return;
+}
+
+void test_several_tokens(const Kernels& k, Format f, const Far& far, const std::vector<float>& x,
+                         const std::vector<int32_t>& active, const std::vector<float>& h) {
+  const FormatKernels& run = k.of[static_cast<size_t>(f)];
   const PrefetchRows none{nullptr, 0, 0};
   std::vector<float> v(kFew * 2 * kLanes, 0.0f);
   run.gather_gemm(far.dot, x.data(), kCols, kTokens, active.data(), active.size(), 0, kCols, none, v.data(),
@@ -113,18 +123,31 @@ void test_format(const Kernels& k, Format f) {
   for (size_t i = 0; i < active.size() * kTokens; ++i) {
     double bound = 0.0;
     const double exact = row_sum(far.few, i / kTokens * 2, &x[i % kTokens * kCols], 0.0, false, &bound);
-    expect(k, f, "tile", v[i / kTokens * 2 * kLanes + i % kTokens], exact, bound);
+    expect(k, f, "gather_gemm", v[i / kTokens * 2 * kLanes + i % kTokens], exact, bound);
   }
   std::vector<float> alone(kCols, 0.0f);
   run.scatter_axpy(far.axpy, active.data(), h.data(), active.size(), 0, kCols, false, alone.data(), nullptr);
   for (const size_t tokens : {size_t{1}, kTokens}) {  // with few entries row by row, with many from a copy
-    const std::vector<ScatterList> parts(kTokens, ScatterList{active.data(), h.data(), active.size()});
-    std::fill(y.begin(), y.end(), 0.0f);
+    const std::vector<ScatterList> lists(kTokens, ScatterList{active.data(), h.data(), active.size()});
+    std::vector<float> y(kTokens * kCols, 0.0f);
     Buffer work;
-    run.scatter_gemm(far.axpy, kFirst, active.data(), active.size(), 0, kCols, none, parts.data(), tokens, y.data(),
+    run.scatter_gemm(far.axpy, kFirst, active.data(), active.size(), 0, kCols, none, lists.data(), tokens, y.data(),
                      kCols, work.get<float>(kTileRows * kMaxTileColumns));
     for (size_t c = 0; c < tokens * kCols; ++c) expect(k, f, "scatter_gemm", y[c], alone[c % kCols], 0.0);
   }
+}
+
+void test_format(const Kernels& k, Format f) {
+  std::mt19937 rng(1);
+  const Far far(f, rng);
+  const std::vector<float> x = normals(rng, kTokens * kCols);
+  std::vector<int32_t> active;
+  for (size_t r = 0; r < kFew; r += 2) active.push_back(static_cast<int32_t>(kFirst + r));
+  const std::vector<float> h = normals(rng, active.size());
+  test_gemm_panels(k, f, far, x);
+  test_gather_dot(k, f, far, x, active);
+  test_scatter_axpy(k, f, far, active, h);
+  if (!is_quantized(f)) test_several_tokens(k, f, far, x, active, h);
 }
 
 }  // namespace

@@ -10,7 +10,7 @@ namespace {
 size_t cases = 0;
 
 // The definition in ffn.h, in double precision, with a running bound on the rounding.
-void expect_block(const Kernels& k, const Weights& w, const std::vector<float>& x, const std::vector<float>& y) {
+void expect_ffn(const Kernels& k, const Weights& w, const std::vector<float>& x, const std::vector<float>& y) {
   const Ffn& f = w.ffn;
   const bool rounds = is_quantized(f.down.format) && &k != &kScalarKernels;
   for (size_t t = 0; t < x.size() / f.d_model; ++t) {
@@ -61,23 +61,23 @@ void expect_block(const Kernels& k, const Weights& w, const std::vector<float>& 
   }
 }
 
-void test_block(const Kernels& k, FfnFormat format, size_t d_model, size_t d_ff, size_t tokens, bool gated,
-                Activation activation, float threshold) {
+void test_ffn(const Kernels& k, FfnFormat format, size_t d_model, size_t d_ff, size_t tokens, bool gated,
+              Activation activation, float threshold) {
   std::mt19937 rng(static_cast<unsigned>(d_model + tokens));
   const Weights weights(format, d_model, d_ff, gated, activation, threshold, rng);
   const std::vector<float> x = normals(rng, tokens * d_model);
   const std::vector<float> y = run(k, weights.ffn, x);
-  expect_block(k, weights, x, y);
+  expect_ffn(k, weights, x, y);
   for (const unsigned seed : {2u, 5u, 16u}) {  // threads too
     CHECK(run(k, weights.ffn, x, seed, seed) == y,
           "%s %s: the order of tasks or the number of threads changes the bits", k.isa, format.name());
   }
   Ffn dense = weights.ffn;
   dense.dense = true;
-  expect_block(k, weights, x, run(k, dense, x));
+  expect_ffn(k, weights, x, run(k, dense, x));
 }
 
-// So many activations that tiles share their columns (tiles.cc): three of the tokens, and the order of tasks.
+// Enough activations that tiles share their columns (tiled_ffn.cc): three of the tokens, and the order of tasks.
 void test_wide(const Kernels& k, FfnFormat format) {
   constexpr size_t kModel = 2100, kTokens = 128;
   std::mt19937 rng(7);
@@ -89,7 +89,7 @@ void test_wide(const Kernels& k, FfnFormat format) {
       return std::vector<float>(all.begin() + t * std::ptrdiff_t{kModel},
                                 all.begin() + (t + 1) * std::ptrdiff_t{kModel});
     };
-    expect_block(k, weights, part(x), part(y));
+    expect_ffn(k, weights, part(x), part(y));
   }
 }
 
@@ -102,7 +102,7 @@ void test_extremes(const Kernels& k, FfnFormat format, size_t d_model, size_t d_
     for (size_t r = 0; r < d_ff; ++r) weights.b_gate[r] = bias[r] + shift;
     weights.pack();
     const std::vector<float> y = run(k, weights.ffn, x);
-    expect_block(k, weights, x, y);
+    expect_ffn(k, weights, x, y);
     if (shift >= 0.0f) continue;
     for (size_t j = 0; j < y.size(); ++j)
       CHECK(y[j] == weights.b_down[j % d_model], "%s: no neuron is active, got %g", k.isa, static_cast<double>(y[j]));
@@ -143,10 +143,10 @@ void test_silu(const Kernels& k) {
     CHECK(static_cast<double>(a[i]) == exact || std::abs(a[i] - exact) <= 8 * 0x1p-24 * std::abs(exact) + 1e-37,
           "silu(%g): expected %.9g, got %.9g", static_cast<double>(z[i]), exact, static_cast<double>(a[i]));
   }
-  float odd[] = {NAN, -INFINITY};
-  silu(odd, 2);
-  CHECK(std::isnan(odd[0]) && std::isnan(odd[1]), "silu: expected NaN for NaN and -Inf, got %g and %g",
-        static_cast<double>(odd[0]), static_cast<double>(odd[1]));
+  float extreme[] = {NAN, -INFINITY};
+  silu(extreme, 2);
+  CHECK(std::isnan(extreme[0]) && std::isnan(extreme[1]), "silu: expected NaN for NaN and -Inf, got %g and %g",
+        static_cast<double>(extreme[0]), static_cast<double>(extreme[1]));
   const float list[] = {0.25f, -0.25f, 0.2500001f, -0.2500001f, NAN, 0.0f};
   int32_t active[22];
   float values[22];
@@ -195,17 +195,16 @@ int main(int argc, char** argv) {
   for (const Kernels* k : variants_to_test(argc, argv)) {
     for (const FfnFormat f : kFfnFormats) {
       for (const size_t tokens : {0, 1, 2, 9, 33}) {
-        if ((brief || f.mixed()) && tokens > 9)
-          continue;  // a mixed block's own part is which kernel takes which matrix
+        if ((brief || f.mixed()) && tokens > 9) continue;  // of mixed formats, only the choice of kernels is new
         for (const Activation activation :
              {Activation::kRelu, Activation::kRelu2, Activation::kDrelu, Activation::kSilu}) {
           if (f.mixed() && activation == Activation::kSilu) continue;
-          test_block(*k, f, 24, 100, tokens, true, activation, 0.0f);
-          test_block(*k, f, 33, 100, tokens, true, activation, 1.5f);
+          test_ffn(*k, f, 24, 100, tokens, true, activation, 0.0f);
+          test_ffn(*k, f, 33, 100, tokens, true, activation, 1.5f);
         }
-        test_block(*k, f, 24, 100, tokens, false, Activation::kRelu, 0.5f);
-        test_block(*k, f, 520, 267, tokens, false, Activation::kRelu2, 0.0f);
-        test_block(*k, f, 1, 1, tokens, true, Activation::kRelu, 0.0f);
+        test_ffn(*k, f, 24, 100, tokens, false, Activation::kRelu, 0.5f);
+        test_ffn(*k, f, 520, 267, tokens, false, Activation::kRelu2, 0.0f);
+        test_ffn(*k, f, 1, 1, tokens, true, Activation::kRelu, 0.0f);
         if (f.mixed()) continue;
         test_linear(*k, f.format, 37, 129, tokens);
         test_linear(*k, f.format, 64, 64, tokens);
@@ -213,11 +212,11 @@ int main(int argc, char** argv) {
       test_extremes(*k, f, 70, 130, 1);
       test_extremes(*k, f, 70, 130, 5);
       if (brief) continue;
-      if (k != &kScalarKernels) test_block(*k, f, 2100, 300, 3, true, Activation::kRelu, 20.0f);
-      if (k != &kScalarKernels) test_block(*k, f, 2100, 300, 1, true, Activation::kRelu, 20.0f);  // down_proj in parts
+      if (k != &kScalarKernels) test_ffn(*k, f, 2100, 300, 3, true, Activation::kRelu, 20.0f);
+      if (k != &kScalarKernels) test_ffn(*k, f, 2100, 300, 1, true, Activation::kRelu, 20.0f);  // down_proj in parts
       if (f.mixed()) continue;
       if (k != &kScalarKernels && !is_quantized(f.format)) test_wide(*k, f);
-      if (k != &kScalarKernels) test_block(*k, f, 64, 160, 131, true, Activation::kRelu, 5.0f);
+      if (k != &kScalarKernels) test_ffn(*k, f, 64, 160, 131, true, Activation::kRelu, 5.0f);
       if (k != &kScalarKernels) test_extremes(*k, f, 33, 11009, 1);
       if (k != &kScalarKernels) test_extremes(*k, f, 4097, 19, 2);
     }

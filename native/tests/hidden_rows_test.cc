@@ -30,7 +30,7 @@ void test_hidden_rows(const Kernels& k, FfnFormat format, size_t tokens, bool ga
   const bool rounds = is_quantized(format.down) && &k != &kScalarKernels;
   const Weights weights(format, d_model, d_ff, gated, Activation::kRelu, 0.0f, rng);
   Weights broken(format, d_model, d_ff, gated, Activation::kRelu, 0.0f, rng);
-  const std::vector<float> x = normals(rng, tokens * d_model), in_range = run(k, weights.ffn, x);
+  const std::vector<float> x = normals(rng, tokens * d_model), expected_y = run(k, weights.ffn, x);
   for (const size_t row : {size_t{0}, size_t{64}, d_ff - 1}) {
     for (size_t which = 0; which < 3; ++which) {
       poison(weights, row, which, broken);
@@ -42,7 +42,7 @@ void test_hidden_rows(const Kernels& k, FfnFormat format, size_t tokens, bool ga
         shown += z > bound;
         for (size_t j = 0; j < d_model; ++j) {
           ++cases;
-          const float actual = y[t * d_model + j], expected = in_range[t * d_model + j];
+          const float actual = y[t * d_model + j], expected = expected_y[t * d_model + j];
           if (z > bound && !is_quantized(format.down)) {
             CHECK(!std::isfinite(actual), "%s %s hides a %s of an active row", k.isa, format.name(), kinds[which]);
           }

@@ -50,7 +50,7 @@ void test_threads(Format format) {
   }
   where = Where::kNowhere;
   CHECK(thrown && failed > 0, "memory failed %ld times elsewhere and nobody says so", failed.load());
-  size_t refused = 0, managed = 0;
+  size_t failed_runs = 0, managed = 0;
   for (long after = 0;; ++after) {
     fail(Where::kHere, after, true);
     try {
@@ -60,14 +60,14 @@ void test_threads(Format format) {
       ++managed;
     } catch (const std::bad_alloc&) {
       where = Where::kNowhere;
-      ++refused;
+      ++failed_runs;
     }
     if (failed == 0) break;
   }
-  CHECK(refused > 0 && managed > 3, "%zu refused, %zu managed with fewer threads", refused, managed);
+  CHECK(failed_runs > 0 && managed > 3, "%zu failed, %zu managed with fewer threads", failed_runs, managed);
 }
 
-// The system refuses threads: the caller's does all the work.
+// The system grants no threads: the caller's does all the work.
 void test_no_threads(Format format) {
 #if defined(__GLIBC__)
   pthread_attr_t usual, huge;

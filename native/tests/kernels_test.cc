@@ -1,6 +1,6 @@
 // Each variant of the kernels, in each format, against double precision, with the contract's own bound.
 #include "gate_gemm.h"
-#include "matrices.h"
+#include "kernel_checks.h"
 #include "quantize_activations.h"
 
 using namespace prosparse;
@@ -8,19 +8,10 @@ using namespace prosparse::testing;
 
 namespace {
 
-size_t cases = 0;
-const Parallel kSerial{run_serially, nullptr};
-
-void expect(const Kernels& k, Format f, const char* kernel, double actual, double exact, double bound, size_t cols) {
-  ++cases;
-  CHECK(std::abs(actual - exact) <= bound, "%s %s %s cols=%zu: expected %.9g, got %.9g, bound %.3g", k.isa,
-        kFormatNames[static_cast<size_t>(f)], kernel, cols, exact, actual, bound);
-}
-
 bool rounds(const Kernels& k, Format f) { return is_quantized(f) && &k != &kScalarKernels; }
 
-// Multiplies a row by a power of two: beyond what tiles can hold, or to where they lose all that is not the first part.
-void make_wild(Stored& w, size_t row, int power) {
+// Multiplies a row by a power of two: beyond bf16_limit, or to where they lose all that is not the first part.
+void make_out_of_range(Stored& w, size_t row, int power) {
   for (size_t i = row * w.matrix.cols; i < (row + 1) * w.matrix.cols; ++i) {
     const float value = static_cast<float>(std::ldexp(w.values[i], power));
     w.values[i] = value;
@@ -35,11 +26,11 @@ void make_wild(Stored& w, size_t row, int power) {
   }
 }
 
-void test_stream(const Kernels& k, Format f, size_t rows, size_t cols, size_t tokens) {
+void test_gemm_panels(const Kernels& k, Format f, size_t rows, size_t cols, size_t tokens) {
   std::mt19937 rng(static_cast<unsigned>(rows * 1000 + cols + tokens));
   Stored w(f, rows, cols, rng);
   if (rows > 20 && tokens % 2 == 1 && (f == Format::kF32 || f == Format::kBF16))
-    make_wild(w, 3, 110), make_wild(w, rows - 1, -40);
+    make_out_of_range(w, 3, 110), make_out_of_range(w, rows - 1, -40);
   std::vector<float> bias = normals(rng, rows);
   if (rows > 20) bias[rows - 1] = 0.0f;
   const std::vector<float> x = normals(rng, tokens * cols);
@@ -62,10 +53,10 @@ void test_stream(const Kernels& k, Format f, size_t rows, size_t cols, size_t to
       const double exact = row_sum(
           w, r, &x[t * cols], bias[r],
           rounds(k, f) && (prepared.bf16x3 != nullptr || tokens < k.of[static_cast<size_t>(f)].widen_tokens), &bound);
-      expect(k, f, "stream", z[t * stride + r], exact, bound, cols);
-      CHECK(z[t * stride + r] == split[t * stride + r], "%s stream depends on the split", k.isa);
+      expect(k, f, "gemm_panels", z[t * stride + r], exact, bound, cols);
+      CHECK(z[t * stride + r] == split[t * stride + r], "%s gemm_panels depends on the split", k.isa);
     }
-    CHECK(z[t * stride + stride - 1] == -7.0f, "%s stream wrote between rows of z", k.isa);
+    CHECK(z[t * stride + stride - 1] == -7.0f, "%s gemm_panels wrote between rows of z", k.isa);
   }
 }
 
@@ -91,23 +82,16 @@ void test_poisoned_panels(const Kernels& k, Format f, size_t tokens) {
       double bound = 0.0;
       const double exact = row_sum(w, r, &x[t * cols], bias[r], false, &bound);
       if (r != 5 && r != 20) {
-        expect(k, f, "stream beside poisoned rows", z[t * stride + r], exact, bound, cols);
+        expect(k, f, "gemm_panels beside poisoned rows", z[t * stride + r], exact, bound, cols);
       } else {
         CHECK(r == 5 ? std::isnan(z[t * stride + r]) : z[t * stride + r] == INFINITY,
-              "%s %s stream hides what row %zu holds", k.isa, kFormatNames[static_cast<size_t>(f)], r);
+              "%s %s gemm_panels hides what row %zu holds", k.isa, kFormatNames[static_cast<size_t>(f)], r);
       }
     }
   }
 }
 
-// Rows that are not listed are NaN or infinite, so that reading one shows.
-void poison(Stored& w, const std::vector<int32_t>& active) {
-  for (size_t r = 0; r < w.matrix.rows; ++r) {
-    if (!std::binary_search(active.begin(), active.end(), static_cast<int32_t>(r))) poison_row(w, r, r % 3);
-  }
-}
-
-void test_dot(const Kernels& k, Format f, size_t cols, double density) {
+void test_gather_dot(const Kernels& k, Format f, size_t cols, double density) {
   std::mt19937 rng(static_cast<unsigned>(cols * 7 + 1));
   const size_t rows = 37;
   Stored w(f, rows, cols, rng);
@@ -132,18 +116,18 @@ void test_dot(const Kernels& k, Format f, size_t cols, double density) {
     double bound = 0.0;
     const double exact = row_sum(w, static_cast<size_t>(active[i]), &x[cols], bias[static_cast<size_t>(active[i])],
                                  rounds(k, f), &bound);
-    expect(k, f, "dot", u[i], exact, bound, cols);
-    expect(k, f, "dot by columns", tiled[i], exact,
+    expect(k, f, "gather_dot", u[i], exact, bound, cols);
+    expect(k, f, "gather_dot by columns", tiled[i], exact,
            bound * (1 + 0x1p-20) + (&k == &kScalarKernels ? bound + std::abs(exact) * 0x1p-22 : 0.0), cols);
-    CHECK(u[i] == other[i], "%s dot depends on prefetching", k.isa);
+    CHECK(u[i] == other[i], "%s gather_dot depends on prefetching", k.isa);
     float alone = 0.0f;
     run.gather_dot(packed, prepared, 1, &active[i], 1, 0, cols, true, &alone);
-    CHECK(alone == u[i], "%s dot depends on the split", k.isa);
+    CHECK(alone == u[i], "%s gather_dot depends on the split", k.isa);
   }
-  CHECK(u.back() == -7.0f, "%s dot wrote past its end", k.isa);
+  CHECK(u.back() == -7.0f, "%s gather_dot wrote past its end", k.isa);
 }
 
-void test_axpy(const Kernels& k, Format f, size_t rows, size_t cols, double density) {
+void test_scatter_axpy(const Kernels& k, Format f, size_t rows, size_t cols, double density) {
   std::mt19937 rng(static_cast<unsigned>(cols * 3 + rows));
   Stored w(f, rows, cols, rng);
   std::vector<int32_t> active;
@@ -170,81 +154,15 @@ void test_axpy(const Kernels& k, Format f, size_t rows, size_t cols, double dens
       exact += h[i] * w.at(r, j);
       magnitude += std::abs(h[i] * w.at(r, j));
       if (!rounds(k, f)) continue;
-      double largest = 1e-30;  // of this chunk of the list, in this block of columns
+      double largest = 1e-30;  // of this chunk of the list, in this group of columns
       for (size_t o = i / kScatterChunk * kScatterChunk;
            o < std::min(active.size(), (i / kScatterChunk + 1) * kScatterChunk); ++o) {
         largest = std::max(largest, std::abs(h[o] * w.scale(static_cast<size_t>(active[o]), j)));
       }
       rounding += 0.51 * largest / kSteps * w.integers[r * cols + j];
     }
-    expect(k, f, "axpy", y[j], exact, gamma_bound(active.size() + 6) * (magnitude + rounding) + rounding, cols);
-    CHECK(y[j] == split[j], "%s %s axpy depends on the split", k.isa, kFormatNames[static_cast<size_t>(f)]);
-  }
-}
-
-// tile and scatter_gemm: several tokens at once, against double precision and against axpy.
-void test_tokens(const Kernels& k, Format f, size_t cols, size_t tokens, double density) {
-  std::mt19937 rng(static_cast<unsigned>(cols * 5 + tokens));
-  const size_t first = 7, rows = first + kTileRows;  // a tile need not begin at row 0
-  Stored w(f, rows, cols, rng);
-  std::vector<std::vector<int32_t>> active(tokens);
-  std::vector<std::vector<float>> h(tokens);
-  std::vector<int32_t> used;
-  std::vector<ScatterList> parts;
-  for (size_t t = 0; t < tokens; ++t) {
-    for (size_t r = first; r < rows; ++r) {
-      if (std::bernoulli_distribution(density)(rng)) active[t].push_back(static_cast<int32_t>(r));
-    }
-    h[t] = normals(rng, active[t].size());
-    parts.push_back({active[t].data(), h[t].data(), active[t].size()});
-    std::vector<int32_t> all;
-    std::set_union(used.begin(), used.end(), active[t].begin(), active[t].end(), std::back_inserter(all));
-    used.swap(all);
-  }
-  poison(w, used);
-  const FormatKernels& run = k.of[static_cast<size_t>(f)];
-  const std::vector<float> bias(std::max(rows, cols), 0.0f);
-  Arena arena(2 * rows_bytes(w.matrix));
-  const Rows up = pack_rows(w.matrix, bias.data(), RowOrder::kDot, arena, 2),
-             down = pack_rows(w.matrix, bias.data(), RowOrder::kAxpy, arena, 2);
-  const size_t padded = round_up(cols, kLanes), v_stride = round_up(tokens, kTokenTile);
-  std::vector<float> x(tokens * padded, 0.0f);
-  for (size_t t = 0; t < tokens; ++t) {
-    const std::vector<float> values = normals(rng, cols);
-    std::copy(values.begin(), values.end(), x.begin() + static_cast<std::ptrdiff_t>(t * padded));
-  }
-  const PrefetchRows none{nullptr, 0, 0}, next{used.data(), used.size(), 0};
-  std::vector<float> v(used.size() * v_stride + 1, 0.5f), other(v);
-  run.gather_gemm(up, x.data(), padded, tokens, used.data(), used.size(), 0, cols, none, v.data(), v_stride);
-  run.gather_gemm(up, x.data(), padded, tokens, used.data(), used.size(), 0, cols, used.empty() ? none : next,
-                  other.data(), v_stride);
-  for (size_t i = 0; i < used.size(); ++i) {
-    float alone[kMaxTileColumns];
-    std::fill_n(alone, v_stride, 0.5f);
-    run.gather_gemm(up, x.data(), padded, tokens, &used[i], 1, 0, cols, none, alone, v_stride);
-    for (size_t t = 0; t < tokens; ++t) {
-      double bound = 0.0;
-      const double exact = row_sum(w, static_cast<size_t>(used[i]), &x[t * padded], 0.5, false, &bound);
-      expect(k, f, "tile", v[i * v_stride + t], exact, bound, cols);
-      CHECK(v[i * v_stride + t] == other[i * v_stride + t], "%s tile depends on what is ahead", k.isa);
-      CHECK(v[i * v_stride + t] == alone[t], "%s tile depends on the rows beside", k.isa);
-    }
-  }
-  CHECK(v.back() == 0.5f, "%s tile wrote past its end", k.isa);
-  const size_t y_stride = round_up(cols, kPadColumns) + kLanes;
-  std::vector<float> y = normals(rng, tokens * y_stride), expected(y);
-  Buffer work;
-  run.scatter_gemm(down, first, used.data(), used.size(), 0, cols, used.empty() ? none : next, parts.data(), tokens,
-                   y.data(), y_stride, work.get<float>(kTileRows * kMaxTileColumns));
-  for (size_t t = 0; t < tokens; ++t) {
-    run.scatter_axpy(down, active[t].data(), h[t].data(), active[t].size(), 0, cols, false, &expected[t * y_stride],
-                     nullptr);
-    ++cases;
-    CHECK(std::equal(y.begin() + static_cast<std::ptrdiff_t>(t * y_stride),
-                     y.begin() + static_cast<std::ptrdiff_t>(t * y_stride + cols),
-                     expected.begin() + static_cast<std::ptrdiff_t>(t * y_stride)),
-          "%s %s scatter_gemm is not axpy: cols=%zu tokens=%zu density=%g", k.isa, kFormatNames[static_cast<size_t>(f)],
-          cols, tokens, density);
+    expect(k, f, "scatter_axpy", y[j], exact, gamma_bound(active.size() + 6) * (magnitude + rounding) + rounding, cols);
+    CHECK(y[j] == split[j], "%s %s scatter_axpy depends on the split", k.isa, kFormatNames[static_cast<size_t>(f)]);
   }
 }
 
@@ -278,26 +196,19 @@ int main(int argc, char** argv) {
         if (brief && cols != 1 && cols != 33 && cols != 100 && cols != 257) continue;
         for (const size_t tokens : {1, 2, 3, 5, 8, 13, 27}) {
           if (brief && tokens > 8 && (cols != 100 || tokens != 27)) continue;
-          if (cols < 600 || tokens < 3) test_stream(*k, f, 21, cols, tokens);
+          if (cols < 600 || tokens < 3) test_gemm_panels(*k, f, 21, cols, tokens);
         }
-        for (const double density : {0.0, 0.1, 0.5, 1.0}) test_dot(*k, f, cols, density);
-        for (const double density : {0.0, 0.1, 1.0}) test_axpy(*k, f, cols < 600 ? 300 : 40, cols, density);
-      }
-      for (const size_t cols : {1, 16, 33, 100, 257, 576}) {
-        if (brief && cols != 33 && cols != 100) continue;
-        for (const size_t tokens : {2, 3, 4, 5, 9, 14}) {
-          for (const double density : {0.0, 0.1, 0.5, 1.0}) {
-            if (!is_quantized(f)) test_tokens(*k, f, cols, tokens, density);
-          }
-        }
+        for (const double density : {0.0, 0.1, 0.5, 1.0}) test_gather_dot(*k, f, cols, density);
+        for (const double density : {0.0, 0.1, 1.0}) test_scatter_axpy(*k, f, cols < 600 ? 300 : 40, cols, density);
       }
       for (const size_t tokens : {1, 9, 67}) {
         if (!is_quantized(f) && (!brief || tokens == 9)) test_poisoned_panels(*k, f, tokens);
       }
-      test_stream(*k, f, 1, 8, 2);
-      test_stream(*k, f, 80, 40, 4);
-      if (!brief) test_stream(*k, f, 33, 4097, 13);  // a panel larger than the cache, and more tokens than one group
-      if (!brief && k != &kScalarKernels) test_stream(*k, f, 150, 257, 67);  // several groups of panels for tiles
+      test_gemm_panels(*k, f, 1, 8, 2);
+      test_gemm_panels(*k, f, 80, 40, 4);
+      if (!brief)
+        test_gemm_panels(*k, f, 33, 4097, 13);  // a panel larger than the cache, and more tokens than one group
+      if (!brief && k != &kScalarKernels) test_gemm_panels(*k, f, 150, 257, 67);  // several groups of panels in AMX
     }
     test_compact(*k);
     std::printf("%s done\n", k->isa);

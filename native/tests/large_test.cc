@@ -13,16 +13,16 @@ size_t cases = 0;
 
 // Some rows are random, all others 0, in I4 too: their scales are. An address that lost its upper bits finds zeros.
 void test_packing(Format format, bool as_panels, bool as_rows) {
-  const size_t cols = 8192, row_bytes = cols * element_bits(format) / 8, blocks = groups_of(cols);
+  const size_t cols = 8192, row_bytes = cols * element_bits(format) / 8, groups = groups_of(cols);
   const size_t rows = (size_t{1} << 31) / row_bytes + 40;
   std::mt19937 rng(1);
   const size_t placed[] = {2, rows / 2 + 7, rows - 35, rows - 3};  // the last two lie beyond 2^31 bytes
   const Stored few(format, 4, cols, rng);
-  const SparseMemory data(rows * row_bytes), scales(rows * blocks * sizeof(uint16_t)), bias(rows * sizeof(float));
+  const SparseMemory data(rows * row_bytes), scales(rows * groups * sizeof(uint16_t)), bias(rows * sizeof(float));
   for (size_t i = 0; i < 4; ++i) {
     std::memcpy(data.data() + placed[i] * row_bytes, &few.data[i * row_bytes], row_bytes);
     if (is_quantized(format))
-      std::memcpy(scales.as<uint16_t>() + placed[i] * blocks, &few.scales[i * blocks], blocks * sizeof(uint16_t));
+      std::memcpy(scales.as<uint16_t>() + placed[i] * groups, &few.scales[i * groups], groups * sizeof(uint16_t));
     bias.as<float>()[placed[i]] = static_cast<float>(i + 1);
   }
   const Matrix matrix{format, data.data(), is_quantized(format) ? scales.data() : nullptr, rows, cols};

@@ -13,7 +13,7 @@ namespace prosparse::testing {
 constexpr Format kAllFormats[] = {Format::kF32, Format::kF16, Format::kBF16, Format::kI8, Format::kI4};
 constexpr const char* kFormatNames[] = {"F32", "F16", "BF16", "I8", "I4"};
 
-struct FfnFormat {  // of a feed-forward block's matrices
+struct FfnFormat {  // of an FFN's matrices
   Format format, down;
   bool mixed() const { return down != format; }
   const char* name() const { return mixed() ? "I4I8" : kFormatNames[static_cast<size_t>(format)]; }
@@ -36,9 +36,9 @@ struct Stored {
   }
 
   Stored(Format format, size_t rows, size_t cols, std::mt19937& rng) : values(rows * cols), integers(rows * cols) {
-    const size_t blocks = groups_of(cols);
-    data.resize(format == Format::kI4 ? rows * blocks * 16 : rows * cols * element_bits(format) / 8);
-    scales.resize(is_quantized(format) ? rows * blocks : 0);
+    const size_t groups = groups_of(cols);
+    data.resize(format == Format::kI4 ? rows * groups * 16 : rows * cols * element_bits(format) / 8);
+    scales.resize(is_quantized(format) ? rows * groups : 0);
     for (uint16_t& s : scales) s = static_cast<uint16_t>(0x2000 | (rng() & 0x8fff));  // 2^-7 to 2^-3, either sign
     std::normal_distribution<float> normal;
     for (size_t r = 0; r < rows; ++r) {
@@ -61,18 +61,18 @@ struct Stored {
           if (format == Format::kI8) {
             data[i] = static_cast<uint8_t>(static_cast<int8_t>(q));
           } else {
-            uint8_t& byte = data[r * blocks * 16 + c / 2];
+            uint8_t& byte = data[r * groups * 16 + c / 2];
             byte = static_cast<uint8_t>(c % 2 == 0 ? (byte & 0xf0) | (q + 8) : (byte & 0x0f) | (q + 8) << 4);
           }
           integers[i] = std::abs(q);
-          values[i] = half(scales[r * blocks + c / 32]) * q;
+          values[i] = half(scales[r * groups + c / 32]) * q;
         }
       }
     }
-    if (format == Format::kI4 && cols % 32 != 0) {  // what pads the last block may be anything
+    if (format == Format::kI4 && cols % 32 != 0) {  // padding may have any value
       for (size_t r = 0; r < rows; ++r) {
-        for (size_t byte = (cols + 1) / 2; byte < blocks * 16; ++byte)
-          data[r * blocks * 16 + byte] = static_cast<uint8_t>(rng());
+        for (size_t byte = (cols + 1) / 2; byte < groups * 16; ++byte)
+          data[r * groups * 16 + byte] = static_cast<uint8_t>(rng());
       }
     }
     matrix = {format, data.data(), scales.empty() ? nullptr : scales.data(), rows, cols};
@@ -85,8 +85,8 @@ inline void poison_row(Stored& w, size_t row, size_t which) {
   const uint32_t f32[] = {0x7fc00000, 0x7f800000, 0xff800000};
   const uint16_t f16[] = {0x7e00, 0x7c00, 0xfc00}, bf16[] = {0x7fc0, 0x7f80, 0xff80};
   if (is_quantized(format)) {
-    const size_t blocks = groups_of(w.matrix.cols);
-    std::fill_n(w.scales.begin() + static_cast<std::ptrdiff_t>(row * blocks), blocks, f16[which]);
+    const size_t groups = groups_of(w.matrix.cols);
+    std::fill_n(w.scales.begin() + static_cast<std::ptrdiff_t>(row * groups), groups, f16[which]);
     return;
   }
   for (size_t i = row * w.matrix.cols; i < (row + 1) * w.matrix.cols; ++i) {

@@ -1,4 +1,4 @@
-// A feed-forward block with random weights, and what runs it in place of onnxruntime's threads.
+// An FFN with random weights, and a stand-in for onnxruntime's threads.
 #ifndef PROSPARSE_TESTS_RANDOM_FFN_H_
 #define PROSPARSE_TESTS_RANDOM_FFN_H_
 
@@ -18,7 +18,7 @@ inline void run_shuffled(void* seed, size_t count, void (*task)(void*, size_t), 
   for (const size_t i : order) task(argument, i);
 }
 
-struct Weights {  // of one block
+struct Weights {  // of one FFN
   Stored gate, up, down;
   std::vector<float> b_gate, b_up, b_down;
   std::unique_ptr<Arena> arena;
