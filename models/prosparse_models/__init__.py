@@ -1,7 +1,6 @@
-"""Model side of prosparse-export: torch and transformers, no ONNX.
+"""Loading and training sparse models with torch and transformers; no ONNX.
 
-Reading checkpoints whose feed-forward activation is ReLU-like, among them released sparse ones
-that transformers has no model type for.
+Loads checkpoints with a ReLU-like FFN activation, including released sparse models that transformers does not support.
 """
 
 from prosparse_models.activation import FatReLU

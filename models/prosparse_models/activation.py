@@ -11,8 +11,8 @@ __all__ = ["FatReLU", "has_up_relu", "set_drelu", "set_ffn_activation", "set_up_
 class FatReLU(nn.Module):
     """ReLU with a raised threshold: ``z`` where ``z > threshold``, else 0. Values are not shifted.
 
-    The boundary itself (``z == threshold``) is zero, as in ``torch.nn.functional.threshold``, the
-    released CUDA operator and vLLM; the paper's formula keeps it. A NaN stays a NaN.
+    At the boundary (``z == threshold``) the result is zero, as in ``torch.nn.functional.threshold``, the
+    released CUDA operator and vLLM; the paper's formula keeps the value. NaN stays NaN.
 
     Args:
         threshold: FATReLU t, >= 0 and finite, in units of the gate's pre-activation.
@@ -50,10 +50,10 @@ _NAMES = ("act_fn", "activation_fn", "intermediate_act_fn", "activation", "act")
 
 
 def set_ffn_activation(model: nn.Module, activation: nn.Module) -> int:
-    """Replace the activation of every FFN and return how many there are.
+    """Replace the activation of every FFN and return the number of FFNs.
 
-    An FFN is a module that has linear layers and an activation module of its own, under one of the names that
-    transformers uses (``act_fn`` in LLaMA, ``activation_fn`` in OPT, ``act`` in T5 and GPT-NeoX).
+    An FFN is a module with linear layers and an activation module under one of transformers' names (``act_fn`` in
+    LLaMA, ``activation_fn`` in OPT, ``act`` in T5 and GPT-NeoX).
     """
     count = 0
     for module in list(model.modules()):
@@ -67,7 +67,7 @@ def set_ffn_activation(model: nn.Module, activation: nn.Module) -> int:
 
 
 def set_drelu(model: nn.Module) -> int:
-    """Apply ReLU to gate_proj *and* up_proj of every gated FFN and return how many there are.
+    """Apply ReLU to gate_proj *and* up_proj of every gated FFN and return the number of FFNs.
 
     Source:
         Song et al., "Turbo Sparse", arXiv:2406.05955, section 3 (dReLU).
@@ -83,7 +83,7 @@ def set_drelu(model: nn.Module) -> int:
 
 
 def set_up_relu(up: nn.Module, wanted: bool) -> None:
-    """Apply ReLU to what ``up`` gives, as dReLU does, or no longer; done twice it is done once."""
+    """Apply ReLU to the output of ``up``, as dReLU does, or stop doing so; idempotent."""
     for key in [key for key, hook in up._forward_hooks.items() if hook is _relu_output]:
         del up._forward_hooks[key]
     if wanted:
@@ -91,7 +91,7 @@ def set_up_relu(up: nn.Module, wanted: bool) -> None:
 
 
 def has_up_relu(up: nn.Module) -> bool:
-    """Return whether ``up`` is under `set_up_relu`; a copy of a model is as the model was."""
+    """Tell whether `set_up_relu` is in effect on ``up``; deep copies keep it."""
     return any(hook is _relu_output for hook in up._forward_hooks.values())
 
 

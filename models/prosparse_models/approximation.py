@@ -1,4 +1,4 @@
-"""Make a SwiGLU model sparse without training, at a cost: zero its smallest activations (CATS)."""
+"""Make a SwiGLU model sparse without training, at some cost in perplexity: zero its smallest activations (CATS)."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ _BINS_PER_OCTAVE, _LOWEST, _OCTAVES = 128, -32, 48  # magnitudes from 2^-32 to 2
 
 
 class ThresholdedSilu(nn.Module):
-    """SiLU where its magnitude is above ``threshold``, else 0. A NaN stays a NaN.
+    """SiLU where its magnitude is above ``threshold``, else 0. NaN stays NaN.
 
     Args:
         threshold: >= 0 and finite, in units of the activation; rounded to float32.
@@ -56,7 +56,7 @@ def silu_ffns(model: nn.Module) -> list[Ffn]:
     """Return the FFNs of ``model``, all of which are gated by SiLU.
 
     Raises:
-        TrainingError: there is none, or one has another activation or no gate of its own.
+        TrainingError: there are no FFNs, or one has another activation or no separate gate.
     """
     ffns = find_ffns(model)
     z = torch.linspace(-8.0, 8.0, 33)
@@ -65,13 +65,13 @@ def silu_ffns(model: nn.Module) -> list[Ffn]:
             kind = "no gate" if ffn.gate is None else "gate and up in one matrix"
             raise TrainingError(
                 f"approximation: {ffn.name}: expected gate_proj and up_proj, got {kind}",
-                hint="leave out --approximate: only SwiGLU FFNs gain by it",
+                hint="omit --approximate: it supports SwiGLU FFNs only",
             )
         activation = ffn.activation(z)
         if not torch.allclose(activation, nn.functional.silu(z), rtol=1e-5, atol=1e-6):
             raise TrainingError(
                 f"approximation: {ffn.name}: expected SiLU, got {type(ffn.activation).__name__}",
-                hint="a model with ReLU is sparse as it is: leave out --approximate",
+                hint="omit --approximate: ReLU models are sparse already",
             )
     return ffns
 
@@ -84,17 +84,17 @@ def silu_thresholds(
     keep: float,
     progress: Callable[[int, int], None] = lambda done, total: None,
 ) -> list[float]:
-    """Return, per FFN, the threshold that the share ``keep`` of its activations' magnitudes is above.
+    """Return, per FFN, the threshold exceeded by the share ``keep`` of its activations' magnitudes.
 
-    Magnitudes of all neurons at all tokens are counted in bins 0.5 % wide, and the threshold is read off the counts,
-    so memory does not grow with the text. All FFNs are measured in one pass over the dense model.
+    Magnitudes of all neurons and tokens are counted in bins 0.5 % wide, so memory does not grow with the text. All FFNs
+    are measured in one pass over the dense model.
 
     Args:
         model: with SiLU in ``ffns``; not changed.
         ffns: from `silu_ffns`.
         rows: calibration text, token ids [sequence] each.
         keep: share of neurons that stay active, in (0, 1).
-        progress: called with rows done and rows in all.
+        progress: called with rows done and in total.
 
     Raises:
         TrainingError: an activation is not finite.
@@ -127,17 +127,17 @@ def silu_thresholds(
 
 
 def apply_thresholded_silu(ffns: Sequence[Ffn], thresholds: Sequence[float]) -> None:
-    """Give each FFN SiLU with a threshold of its own, in the FFNs' order.
+    """Give each FFN a thresholded SiLU with its own threshold, in order.
 
     Raises:
-        ValueError: there are not as many thresholds as FFNs, or one is negative or not finite.
+        ValueError: the numbers of thresholds and FFNs differ, or a threshold is negative or not finite.
     """
     for ffn, threshold in zip(ffns, thresholds, strict=True):
         setattr(ffn.parent, ffn.activation_name, ThresholdedSilu(threshold))
 
 
 def _quantile(counts: torch.Tensor, share: float) -> float:
-    """Return the magnitude that ``share`` of the counted ones are below; within a bin all are evenly spread."""
+    """Return the magnitude below which ``share`` of the counts lie, interpolating linearly within a bin."""
     total = counts.double().cumsum(0)
     wanted = share * float(total[-1])
     place = int((total < wanted).sum().clamp(max=len(counts) - 1))

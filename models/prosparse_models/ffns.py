@@ -1,4 +1,4 @@
-"""Find the FFNs of a model by what its modules compute, not by their class names."""
+"""Find the FFNs of a model by what its modules compute, not by class names."""
 
 from __future__ import annotations
 
@@ -27,9 +27,9 @@ class Ffn:
         name: dotted name of the module that holds the activation, for instance ``model.layers.0.mlp``.
         parent: that module.
         activation_name: attribute of ``parent`` that holds the activation, for instance ``act_fn``.
-        gate: the linear layer whose output the activation takes; None if the FFN is not gated.
-        up: the other linear layer of a gated FFN, or the only one of an ungated FFN. In an FFN whose
-            gate and up share one matrix, both are that layer.
+        gate: the linear layer that feeds the activation; None if the FFN is ungated.
+        up: the other linear layer of a gated FFN, or the first one of an ungated FFN. If gate and up share one
+            matrix, both are that layer.
         down: the linear layer whose input is the intermediate output (x1 in the paper).
         d_ff: number of neurons: the width of ``down``'s input.
     """
@@ -44,7 +44,7 @@ class Ffn:
 
     @property
     def activation(self) -> nn.Module:
-        """The activation that the FFN has now."""
+        """The FFN's current activation."""
         module = getattr(self.parent, self.activation_name)
         assert isinstance(module, nn.Module)
         return module
@@ -80,7 +80,7 @@ class Ffn:
 
 @dataclass
 class _Seen:
-    """One call of a module: its input and its output."""
+    """Input and output of one call of a module."""
 
     x: torch.Tensor
     y: torch.Tensor
@@ -89,16 +89,16 @@ class _Seen:
 def find_ffns(model: nn.Module) -> list[Ffn]:
     """Return the FFNs of ``model`` in the order in which they run.
 
-    The model computes a few tokens. An FFN is where the numbers agree: a parameterless module (the
-    activation) takes a linear layer's output, and a sibling linear layer takes the activation's output,
-    or that output times another sibling's. So LLaMA's gate_proj, GPT-NeoX's dense_h_to_4h, OPT's fc1
-    and a merged gate_up_proj are all found without a list of names, and no name is trusted.
+    The model runs on a few tokens, and FFNs are recognized by matching values: a module without parameters (the
+    activation) takes a linear layer's output, and a sibling linear layer takes the activation's output, or that times
+    another sibling's output. This finds LLaMA's gate_proj, GPT-NeoX's dense_h_to_4h, OPT's fc1 and a merged
+    gate_up_proj without relying on names.
 
     Args:
-        model: a causal language model. Its weights are read, nothing is changed.
+        model: a causal language model; it is not changed.
 
     Raises:
-        TrainingError: no FFN was found.
+        TrainingError: there are no FFNs.
     """
     ffns = []
     with _record(model) as seen:
@@ -116,8 +116,8 @@ def find_ffns(model: nn.Module) -> list[Ffn]:
             ffns.append(ffn)
     if not ffns:
         raise TrainingError(
-            f"model: {type(model).__name__}: expected FFNs (linear, activation, linear), got none",
-            hint="mixtures of experts with fused expert matrices cannot be changed yet; use a dense model",
+            f"model: {type(model).__name__}: no FFNs (linear, activation, linear) found",
+            hint="mixtures of experts with fused expert matrices are not supported; use a dense model",
         )
     return ffns
 
@@ -128,7 +128,7 @@ def _ffn_of(name: str, parent: nn.Module, seen: dict[nn.Module, list[_Seen]]) ->
     for key, activation in children.items():
         if any(True for _ in activation.parameters()):
             continue
-        for act in seen.get(activation, []):  # one activation module may serve every layer
+        for act in seen.get(activation, []):  # layers may share one activation module
             if act.x.shape != act.y.shape or torch.equal(act.x, act.y):
                 continue  # a dropout or an identity
             sources = [layer for layer, call in linear.items() if _feeds(call.y, act.x)]
@@ -146,7 +146,7 @@ def _ffn_of(name: str, parent: nn.Module, seen: dict[nn.Module, list[_Seen]]) ->
 
 
 def _feeds(output: torch.Tensor, value: torch.Tensor) -> bool:
-    """Whether ``value`` is ``output`` (up to its shape) or the first half of its last dimension."""
+    """Tell whether ``value`` is ``output`` (up to its shape) or the first half of its last dimension."""
     width = value.shape[-1]
     if output.shape[-1] not in (width, 2 * width) or output.numel() // output.shape[-1] != value.numel() // width:
         return False
@@ -162,14 +162,14 @@ def _other_factor(output: torch.Tensor, value: torch.Tensor, *, merged: bool) ->
 
 
 def _is_linear(module: nn.Module) -> bool:
-    """A layer with one matrix: nn.Linear, GPT-2's Conv1D, and their quantized or wrapped relatives."""
+    """Tell whether ``module`` has one matrix: nn.Linear, GPT-2's Conv1D, and quantized or wrapped variants."""
     weight = getattr(module, "weight", None)
     return isinstance(weight, torch.Tensor) and weight.ndim == 2 and not isinstance(module, nn.Embedding)
 
 
 @contextmanager
 def _record(model: nn.Module) -> Iterator[dict[nn.Module, list[_Seen]]]:
-    """Record input and output of every call of a module that maps one tensor to one tensor."""
+    """Record input and output of every module call that maps one tensor to one tensor."""
     seen: dict[nn.Module, list[_Seen]] = {}
 
     def hook(module: nn.Module, arguments: tuple[Any, ...], output: Any) -> None:

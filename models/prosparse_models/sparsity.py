@@ -1,4 +1,4 @@
-"""Measure activation sparsity and perplexity over text, keeping counts and no activations."""
+"""Measure activation sparsity and perplexity on text, keeping counts instead of activations."""
 
 from __future__ import annotations
 
@@ -19,10 +19,10 @@ __all__ = ["Measurement", "SparsityMeter", "measure"]
 
 @dataclass(frozen=True)
 class Measurement:
-    """What a model did on a text.
+    """Perplexity and activation sparsity of a model on a text.
 
     Attributes:
-        tokens: tokens that were counted (padding is not).
+        tokens: tokens counted, without padding.
         perplexity: exp of the mean cross entropy of the next token, in nats.
         sparsity: mean over layers of the share of exact zeros at down_proj's input.
         sparsity_by_layer: that share, per layer.
@@ -119,35 +119,25 @@ def measure(
     """Return perplexity and activation sparsity of ``model`` on ``rows``.
 
     Args:
-        model: a causal language model; put into evaluation mode meanwhile.
+        model: a causal language model; it runs in evaluation mode.
         ffns: its FFNs.
         rows: token ids, each [sequence], all of one length, at least 2.
         batch: rows per forward pass.
-        rank: this process, of ``world_size``. Each takes every ``world_size``-th row and, so that all run
-            equally often (FSDP needs that), repeats a row uncounted at the end.
+        rank: rank of this process, which takes every ``world_size``-th row. Processes with fewer rows repeat one
+            without counting it, so that all run the model equally often, as FSDP needs.
         world_size: number of processes.
         reduce: sums a tensor over the processes.
-        progress: called with rows done and rows in all.
+        progress: called with rows done and in total.
     """
     meter = SparsityMeter(ffns)
     mode = model.training
     model.eval()
-    device = meter.tokens.device
-    entropy = torch.zeros(2, dtype=torch.float64, device=device)  # sum of nats, predictions
+    entropy = torch.zeros(2, dtype=torch.float64, device=meter.tokens.device)  # sum of nats, predictions
     share = math.ceil(len(rows) / world_size)
     mine = [rank + world_size * k for k in range(share)]
     try:
         for first in range(0, share, batch):
-            indices = mine[first : first + batch]
-            ids = torch.stack([rows[i % len(rows)] for i in indices]).to(device)
-            mask = torch.tensor([i < len(rows) for i in indices], device=device)[:, None].expand_as(ids)
-            with meter.watch(mask):
-                logits = model(input_ids=ids, use_cache=False).logits
-            nats = nn.functional.cross_entropy(
-                logits[:, :-1].flatten(0, 1).float(), ids[:, 1:].flatten(), reduction="none"
-            ).view(len(indices), -1)
-            entropy[0] += (nats.double() * mask[:, 1:]).sum()
-            entropy[1] += mask[:, 1:].sum()
+            entropy += _measure_batch(model, meter, rows, mine[first : first + batch])
             progress(min(first + batch, share), share)
     finally:
         model.train(mode)
@@ -168,6 +158,21 @@ def measure(
         always_on_by_layer=tuple(int((active == tokens).sum()) for active in counts[1:]),
         d_ff=tuple(ffn.d_ff for ffn in ffns),
     )
+
+
+def _measure_batch(
+    model: nn.Module, meter: SparsityMeter, rows: Sequence[torch.Tensor], indices: Sequence[int]
+) -> torch.Tensor:
+    """Return the sum of nats and the number of predictions for some rows; an index beyond the end is not counted."""
+    device = meter.tokens.device
+    ids = torch.stack([rows[i % len(rows)] for i in indices]).to(device)
+    mask = torch.tensor([i < len(rows) for i in indices], device=device)[:, None].expand_as(ids)
+    with meter.watch(mask):
+        logits = model(input_ids=ids, use_cache=False).logits
+    nats = nn.functional.cross_entropy(
+        logits[:, :-1].flatten(0, 1).float(), ids[:, 1:].flatten(), reduction="none"
+    ).view(len(indices), -1)
+    return torch.stack([(nats.double() * mask[:, 1:]).sum(), mask[:, 1:].sum().double()])
 
 
 def _share_of_zeros(active: torch.Tensor, tokens: int) -> float:

@@ -116,7 +116,7 @@ BAD: dict[str, tuple[Change, str]] = {
     "no such file": (lambda f, o: (RECIPE, replace(o, text=[f / "none.txt"])), "got nothing there"),
     "nothing held out": (
         lambda f, o: (RECIPE, replace(changed_text('{"text": "' + "ab " * 99 + '"}\n')(f, o)[1], eval_text=[])),
-        "expected held-out documents of 32 tokens together",
+        "expected at least 32 tokens of held-out documents",
     ),
     "nothing to steer": (
         lambda f, o: (override(RECIPE, [], [(0.0, 2), (1.0, 4), (1.0, 6)]), replace(o, target_sparsity=0.9)),

@@ -67,7 +67,7 @@ def test_the_stages_ahead_can_be_replanned(
     assert summary["stages"] == summary["recipe"]["stages"] == [[0.0, 3], [0.1, 5], [1.0, 10], [1.0, 11]]
     assert_same_records(summary["records"], records_of(trained_folder)[:11], rtol=1e-6)  # the checkpoint's log_every
     assert summary["records"][-1]["sparsity"] == pytest.approx(records_of(trained_folder)[10]["sparsity"], abs=1e-3)
-    with pytest.raises(TrainingError, match=r"replan: .*: expected the lambda that trained step 6, 0.18\d+, got 0.28"):
+    with pytest.raises(TrainingError, match=r"replan: .*: expected the lambda of step 6, 0.18\d+, got 0.28"):
         sparsify(silu_folder, out, override(RECIPE, [], [*STAGES[:2], (2.0, 10), (2.0, 12)]), again, Notes())
     with pytest.raises(TrainingError, match="expected stages that end after its step 11, got 8"):
         sparsify(silu_folder, out, override(RECIPE, [], [*STAGES[:2], (1.0, 8)]), again, Notes())
@@ -80,13 +80,13 @@ def test_resuming_with_another_recipe_is_refused(
     trained_folder: Path, silu_folder: Path, training_options: SparsifyOptions, tmp_path: Path
 ) -> None:
     again = replace(training_options, resume=True)
-    with pytest.raises(TrainingError, match=r"another recipe: training.learning_rate: expected 0.003 .* got 0.001"):
+    with pytest.raises(TrainingError, match=r"another recipe: training.learning_rate: expected .* 0.003, got 0.001"):
         sparsify(silu_folder, trained_folder, override(RECIPE, ["training.learning_rate=1e-3"]), again, Notes())
     with pytest.raises(TrainingError, match="another recipe: stages"):
         sparsify(silu_folder, trained_folder, override(RECIPE, [], [(0.0, 99)]), again, Notes())
     with pytest.raises(TrainingError, match="another recipe: target_sparsity"):
         sparsify(silu_folder, trained_folder, RECIPE, replace(again, target_sparsity=0.9), Notes())
-    with pytest.raises(TrainingError, match="expected a complete checkpoint"):
+    with pytest.raises(TrainingError, match=r"no complete checkpoint-\* found"):
         sparsify(silu_folder, tmp_path / "new", RECIPE, again, Notes())
     with pytest.raises(TrainingError, match="expected an empty folder"):
         sparsify(silu_folder, trained_folder, RECIPE, training_options, Notes())

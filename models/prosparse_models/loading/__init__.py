@@ -1,1 +1,1 @@
-"""A model folder becomes a PyTorch model, without running code from it."""
+"""Load model folders into PyTorch models without running code from them."""

@@ -101,9 +101,8 @@ def load_checkpoint(
     hf_config = make_hf_config(folder, config, trust_remote_code=trust, encoder_decoder=encoder_decoder)
     if overrides:
         put_activation(hf_config, config.activation)
-    if not in_files or config.needs_code:
-        model, weights = None, None
-    else:
+    model, weights = None, None
+    if in_files and not config.needs_code:
         model, weights = _load_in_files(folder, config, hf_config, files)
     if model is None:
         model = _load_in_full(folder, config, hf_config, dtype, trust=trust, encoder_decoder=encoder_decoder)

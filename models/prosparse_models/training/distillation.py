@@ -1,6 +1,6 @@
-"""The recovery aid for small token budgets: the dense original teaches the sparse model.
+"""Distillation from the dense original, which helps a sparse model recover with few tokens.
 
-Not part of ProSparse, which trains on billions of tokens; off unless a recipe asks for it.
+Not part of ProSparse, which trains on billions of tokens; off unless a recipe enables it.
 """
 
 from __future__ import annotations
@@ -24,10 +24,10 @@ def logit_divergence(
     """Return ``T^2 * sum of KL(teacher || student)`` in nats over the positions that have a target.
 
     Args:
-        logits: the student's, [positions, vocabulary].
-        taught: the teacher's, same shape.
-        targets: [positions]; -100 where a position does not count.
-        temperature: T; both are divided by it before the softmax.
+        logits: the student's logits, [positions, vocabulary].
+        taught: the teacher's logits, same shape.
+        targets: [positions]; -100 for positions to ignore.
+        temperature: T; divides both logits before the softmax.
 
     Source:
         Hinton et al., "Distilling the Knowledge in a Neural Network", arXiv:1503.02531, section 2.
@@ -51,9 +51,8 @@ def recover_layers(
 ) -> float:
     """Regress each FFN's output on the original FFN's output for the same input.
 
-    One forward pass of the original gives every layer its input and its target; the FFNs are then
-    trained on their own, so no gradient crosses layers and nothing else changes. The loss of a layer is
-    the squared error over the target's squared norm, mean over layers.
+    One forward pass of the original yields every layer's input and target. The FFNs are then trained independently: no
+    gradient crosses layers, and nothing else changes. The loss of a layer is its relative squared error.
 
     Args:
         teacher: the dense original, in evaluation mode, on ``device``.
@@ -61,8 +60,8 @@ def recover_layers(
         ffns: the FFNs to train, in the same order.
         batches: micro-batches with input_ids, different ones in each process.
         steps: optimizer steps, one micro-batch each.
-        learning_rate: Adam's peak; it falls to 0 along a cosine.
-        device: where to compute.
+        learning_rate: Adam's peak rate, with cosine decay to 0.
+        device: device of the batches.
         progress: called with steps done, steps, and the relative squared error.
 
     Returns:
@@ -74,7 +73,6 @@ def recover_layers(
     parameters = [p for ffn in ffns for p in ffn.parameters()]
     optimizer = torch.optim.Adam(parameters, lr=learning_rate, betas=(0.9, 0.98))
     scheduler = torch.optim.lr_scheduler.CosineAnnealingLR(optimizer, steps)
-    world = dist.get_world_size() if dist.is_available() and dist.is_initialized() else 1
     error = torch.zeros(())
     for step in range(steps):
         inputs, targets = _layer_pairs(teacher, teacher_ffns, next(batches)["input_ids"].to(device))
@@ -85,13 +83,7 @@ def recover_layers(
             torch.autograd.backward(loss)  # one layer's graph at a time
             total += loss.detach()
         error = total / len(ffns)
-        for parameter in parameters if world > 1 else ():
-            if parameter.grad is not None:
-                dist.all_reduce(parameter.grad)
-                parameter.grad /= world
-        if world > 1:
-            dist.all_reduce(error)
-            error /= world
+        _average([error, *(p.grad for p in parameters if p.grad is not None)])
         if not torch.isfinite(error):
             raise TrainingError(
                 f"layer recovery: step {step + 1}: expected a finite error, got {error.item()}",
@@ -101,6 +93,14 @@ def recover_layers(
         scheduler.step()
         progress(step + 1, steps, error.item())
     return error.item()
+
+
+def _average(tensors: Sequence[torch.Tensor]) -> None:
+    """Replace each tensor by its mean over the processes."""
+    world = dist.get_world_size() if dist.is_available() and dist.is_initialized() else 1
+    for tensor in tensors if world > 1 else ():
+        dist.all_reduce(tensor)
+        tensor /= world
 
 
 @torch.no_grad()

@@ -1,4 +1,4 @@
-"""Recipes: every number of a training run, read from TOML, checked, and overridden by name."""
+"""Recipes: all settings of a training run, read from TOML, validated, and overridden by name."""
 
 from __future__ import annotations
 
@@ -25,22 +25,22 @@ _FOLDER = Path(__file__).parent.parent / "recipes"
 
 @dataclass(frozen=True)
 class Training:
-    """Optimizer and batches.
+    """Optimizer and batch settings.
 
     Attributes:
         context: tokens per sequence.
         sequences_per_step: sequences per optimizer step, over all processes and micro-batches.
         micro_batch: sequences per forward pass and process.
-        learning_rate: AdamW's peak rate.
-        final_learning_rate: share of the peak that the cosine ends at, 0 to 1.
+        learning_rate: AdamW's peak learning rate.
+        final_learning_rate: end of the cosine decay, as a fraction of the peak, 0 to 1.
         warmup_steps: optimizer steps of linear warm-up.
-        weight_decay: AdamW's, on matrices.
-        adam_beta1: AdamW's.
-        adam_beta2: AdamW's.
-        max_grad_norm: gradients are scaled down to this norm.
-        precision: float32, or autocast to bfloat16 or float16. Losses are float32 in all.
-        gradient_checkpointing: recompute activations in backward: less memory, a third more time.
-        seed: of the order of the text.
+        weight_decay: AdamW's weight decay, for matrices.
+        adam_beta1: AdamW's beta1.
+        adam_beta2: AdamW's beta2.
+        max_grad_norm: gradient clipping norm.
+        precision: float32, or autocast to bfloat16 or float16. Losses are always float32.
+        gradient_checkpointing: recompute activations in backward: less memory, about a third more time.
+        seed: seed of the text order.
     """
 
     context: int = 2048
@@ -60,14 +60,13 @@ class Training:
 
 @dataclass(frozen=True)
 class Distillation:
-    """The recovery aid for small budgets: the dense original teaches. Off by default; not in the paper.
+    """Distillation from the dense original, for small token budgets. Off by default; not in the paper.
 
     Attributes:
-        layer_steps: steps before step 1 in which each FFN's output is regressed on the original
-            ffn's output for the same input.
-        layer_learning_rate: rate of those steps.
+        layer_steps: steps before step 1 that regress each FFN's output on the original FFN's output for the same input.
+        layer_learning_rate: learning rate of those steps.
         logit_weight: weight w of the original's logits in the loss: (1 - w) CE + w T^2 KL.
-        temperature: T in it.
+        temperature: T in that loss.
     """
 
     layer_steps: int = 0
@@ -78,17 +77,17 @@ class Distillation:
 
 @dataclass(frozen=True)
 class Recipe:
-    """A training run: see docs/guides/train.md for what each value does.
+    """A training run: docs/guides/train.md explains each setting.
 
     Attributes:
-        name: what the run is called in its records.
-        description: where the numbers come from.
+        name: name of the run in its records.
+        description: source of the numbers.
         activation: see `substitute_activation`.
         threshold: FATReLU t during training (fatrelu only).
-        l1_scale: what one unit of lambda weighs; see `ActivationL1`.
+        l1_scale: factor of lambda; see `ActivationL1`.
         stages: (lambda, last_step) pairs, stage 0 first; see `l1_coefficient`.
-        training: optimizer and batches.
-        distillation: the recovery aid.
+        training: optimizer and batch settings.
+        distillation: distillation settings.
     """
 
     name: str
@@ -113,7 +112,7 @@ class Recipe:
 
 
 def recipe_names() -> list[str]:
-    """Return the names of the recipes that come with the package."""
+    """Return the names of the included recipes."""
     return sorted(path.stem for path in _FOLDER.glob("*.toml"))
 
 
@@ -121,7 +120,7 @@ def load_recipe(name_or_path: str) -> Recipe:
     """Read a recipe: a name of `recipe_names`, or a path to a TOML file.
 
     Raises:
-        TrainingError: there is none, it is no TOML, a key is unknown, or a value is not possible.
+        TrainingError: the file is missing or not TOML, a key is unknown, or a value is invalid.
     """
     path = _FOLDER / f"{name_or_path}.toml" if name_or_path in recipe_names() else Path(name_or_path)
     try:
@@ -132,7 +131,7 @@ def load_recipe(name_or_path: str) -> Recipe:
             hint="write one: docs/guides/train.md lists the keys",
         ) from None
     except (OSError, UnicodeDecodeError, tomllib.TOMLDecodeError) as error:
-        raise TrainingError(f"recipe: {path}: expected TOML, got {error}", hint="mend that line") from error
+        raise TrainingError(f"recipe: {path}: expected TOML, got {error}", hint="fix that line") from error
     values.setdefault("name", path.stem)
     return _recipe(values, str(path))
 
@@ -141,13 +140,13 @@ def override(recipe: Recipe, settings: Sequence[str], stages: Sequence[tuple[flo
     """Return ``recipe`` with ``settings`` ("training.learning_rate=1e-4") and, if given, other stages.
 
     Raises:
-        TrainingError: a key is unknown or a value is not possible.
+        TrainingError: a key is unknown or a value is invalid.
     """
     values = recipe.as_dict()
     for setting in settings:
         key, equals, raw = setting.partition("=")
         if not equals:
-            raise TrainingError(f"--set {setting}: expected KEY=VALUE, got no '='", hint="--set training.seed=1")
+            raise TrainingError(f"--set {setting}: expected KEY=VALUE", hint="for instance --set training.seed=1")
         table, parts = values, key.strip().split(".")
         for part in parts[:-1]:
             inner = table.get(part)
@@ -172,13 +171,13 @@ def _recipe(values: Mapping[str, Any], where: str) -> Recipe:
         if not isinstance(table, dict):
             raise TrainingError(f"recipe: {where}: {name}: expected a table, got {table!r}", hint=f"write [{name}]")
         parts[name] = kind(**_fields(table, kind, f"{name}.", where))
-    plain = {key: value for key, value in values.items() if key not in parts}
-    recipe = replace(Recipe(name="", **parts), **_fields(plain, Recipe, "", where))
+    others = {key: value for key, value in values.items() if key not in parts}
+    recipe = replace(Recipe(name="", **parts), **_fields(others, Recipe, "", where))
     _check(recipe, where)
     return recipe
 
 
-_STAGES_HINT = "[[stages]] with lambda = 0.0 and last_step = 100, one after the other"
+_STAGES_HINT = "add [[stages]] tables, each with lambda = 0.0 and last_step = 100, for instance"
 
 
 def _stage(stage: Any, index: int, where: str) -> tuple[float, int]:
@@ -227,7 +226,7 @@ def _check(recipe: Recipe, where: str) -> None:
     try:
         check_stages(recipe.stages)
     except ValueError as error:
-        raise TrainingError(f"recipe: {where}: {error}", hint="marks are counted from the start and rise") from error
+        raise TrainingError(f"recipe: {where}: {error}", hint="last_step must increase; it counts all steps") from error
     t, d = recipe.training, recipe.distillation
     conditions = {
         f"activation: expected one of {', '.join(ACTIVATIONS)}, got {recipe.activation}": recipe.activation
@@ -250,4 +249,4 @@ def _check(recipe: Recipe, where: str) -> None:
     }
     for message, holds in conditions.items():
         if not holds:
-            raise TrainingError(f"recipe: {where}: {message}", hint="docs/guides/train.md says what each key means")
+            raise TrainingError(f"recipe: {where}: {message}", hint="docs/guides/train.md explains each key")

@@ -1,4 +1,4 @@
-"""The L1 term on the intermediate output of every FFN, without a copy of it."""
+"""The L1 term on the intermediate output of every FFN, without copying it."""
 
 from __future__ import annotations
 
@@ -15,11 +15,11 @@ __all__ = ["ActivationL1", "l1_norm"]
 
 
 class _L1(torch.autograd.Function):
-    """Pass x1 through and give its weighted L1 norm; one backward step adds both gradients.
+    """Return x1 and its weighted L1 norm; one backward step adds both gradients.
 
-    The tensor that is saved for backward is x1 itself, which the linear layer after it saves anyhow. As
-    the norm hangs on the node through which x1's own gradient passes, a layer's backward runs once,
-    after the layers above it: FSDP and gradient checkpointing see the order that they expect.
+    The tensor saved for backward is x1 itself, which the next linear layer saves anyway. The norm shares the autograd
+    node of x1's own gradient, so each layer's backward runs once, after the layers above it, in the order that FSDP and
+    gradient checkpointing expect.
     """
 
     @staticmethod
@@ -41,15 +41,14 @@ class _L1(torch.autograd.Function):
 def l1_norm(x1: torch.Tensor, weight: torch.Tensor | None = None) -> tuple[torch.Tensor, torch.Tensor]:
     """Return ``x1`` itself and ``sum over tokens of weight * ||x1||_1``.
 
-    The result must be used in place of ``x1``: the norm's gradient, ``weight * sign(x1)``, joins there.
+    Use the result in place of ``x1``: the norm's gradient, ``weight * sign(x1)``, is added there.
 
     Args:
         x1: input of down_proj, [..., d_ff], floating point.
-        weight: one factor per token, [...] with as many elements as ``x1`` has tokens, 0 for padding;
-            None counts every token once.
+        weight: one factor per token, with as many elements as ``x1`` has tokens, 0 for padding; None: 1 for all.
 
     Returns:
-        ``x1`` (same storage), and a scalar, float32 or wider, whatever ``x1``'s dtype.
+        ``x1`` (same storage), and a scalar in float32 or wider.
     """
     result: tuple[torch.Tensor, torch.Tensor] = _L1.apply(x1, weight)  # type: ignore[no-untyped-call]
     return result
@@ -58,19 +57,18 @@ def l1_norm(x1: torch.Tensor, weight: torch.Tensor | None = None) -> tuple[torch
 class ActivationL1:
     """Collect the L1 norms of all FFNs in a forward pass.
 
-    The paper's term is ``lambda * sum over layers of ||x1||_1``; how tokens are reduced it does not say.
-    Here: **sum over neurons, sum over layers, mean over the tokens that are not padding**, where the mean
-    is over all tokens of the optimizer step: all micro-batches, all processes. So lambda means the same
-    for any batch size, any accumulation and any number of processes:
+    The paper's term is ``lambda * sum over layers of ||x1||_1``; it does not state the reduction over tokens. Here it
+    is the **sum over neurons and layers, and the mean over all tokens of the optimizer step except padding**, across
+    micro-batches and processes. So lambda is independent of batch size, gradient accumulation and number of processes:
 
         L_reg(lambda) = lambda * scale * sum over layers of (1/N) * sum over N tokens of ||x1[token]||_1
 
-    ``scale`` (a recipe's ``l1_scale``) maps another convention to this one. The authors' later public
-    code sums over the tokens of a micro-batch and multiplies by 1e-8. If the paper's lambdas were meant
-    so, which it does not say, scale is 1e-8 times the tokens of their micro-batch: 1.6e-4 for 16,384.
+    ``scale`` (a recipe's ``l1_scale``) converts from other conventions. The authors' later public code sums over the
+    tokens of a micro-batch and multiplies by 1e-8. If the paper's lambdas follow that convention, which it does not
+    state, scale is 1e-8 times the tokens of their micro-batch: 1.6e-4 for 16,384.
 
     Args:
-        ffns: the FFNs to watch; their ``down`` layers get a hook, until `detach`.
+        ffns: the FFNs; their ``down`` layers have a hook until `detach`.
     """
 
     def __init__(self, ffns: Sequence[Ffn]) -> None:
@@ -82,7 +80,7 @@ class ActivationL1:
 
     @contextmanager
     def collect(self, weight: torch.Tensor | None, *, count: bool = False) -> Iterator[list[torch.Tensor | None]]:
-        """Yield a list that the forward pass inside fills with one norm per FFN.
+        """Yield a list that the forward pass in the body fills with one norm per FFN.
 
         Args:
             weight: [batch, sequence], 1 for a token and 0 for padding; None if there is no padding.
@@ -94,10 +92,10 @@ class ActivationL1:
         try:
             yield sink
         finally:
-            self._sink = None  # recomputation in backward (checkpointing) hooks again but counts nothing
+            self._sink = None  # recomputation in backward (checkpointing) runs the hooks again, without counting
 
     def active(self) -> list[torch.Tensor | None]:
-        """Return, per FFN, the non-zero elements at real tokens in the last forward pass that counted."""
+        """Return, per FFN, the number of non-zero elements, without padding, in the last counted forward pass."""
         return self._active
 
     def detach(self) -> None:

@@ -49,7 +49,7 @@ def l1_coefficient(step: int, stages: Stages) -> float:
 
 
 def stage_at(step: int, stages: Stages) -> int:
-    """Return the index of the stage that ``step`` (counted from 1) is in; the last one's beyond the end.
+    """Return the index of the stage of ``step`` (counted from 1); the last stage beyond the end.
 
     Raises:
         ValueError: as `l1_coefficient`.
@@ -61,9 +61,9 @@ def stage_at(step: int, stages: Stages) -> int:
 
 
 def check_stages(stages: Stages) -> None:
-    """Raise ValueError unless ``stages`` is a schedule: see `l1_coefficient`."""
+    """Raise ValueError unless ``stages`` is a valid schedule; see `l1_coefficient`."""
     if not stages:
-        raise ValueError("stages: expected at least one, got none")
+        raise ValueError("stages: expected at least one")
     for index, (peak, last) in enumerate(stages):
         if not 0.0 <= peak < math.inf:
             raise ValueError(f"stage {index}: lambda: expected a finite number >= 0, got {peak}")

@@ -1,4 +1,4 @@
-"""What happens at a training run's marks: evaluate, steer, keep a checkpoint, keep records."""
+"""Trainer callback: evaluate at the end of each stage, adjust lambda, complete checkpoints, keep records."""
 
 from __future__ import annotations
 
@@ -24,18 +24,18 @@ __all__ = ["SparsifyCallback", "last_checkpoint"]
 
 
 class SparsifyCallback(TrainerCallback):
-    """Evaluates at the end of each stage, steers lambda, and completes checkpoints.
+    """Evaluates at the end of each stage, adjusts lambda, and completes checkpoints.
 
     Args:
-        recipe: goes into each checkpoint, for `last_checkpoint` to compare.
+        recipe: stored in each checkpoint, for `last_checkpoint` to compare.
         stages: the trainer's schedule; changed in place if ``target`` is given.
         evaluate: measures the model on held-out text; called by every process.
-        fields: of config.json, for the checkpoints to be model folders.
-        target: wanted sparsity, or None.
+        fields: fields of config.json, so that checkpoints are valid model folders.
+        target: target sparsity, or None.
         records: training records so far; new ones are appended.
         evaluations: evaluations so far; new ones are appended.
         on_record: called with each training record.
-        on_evaluation: called with the name of the moment and the measurement.
+        on_evaluation: called with the name of the evaluation and the measurement.
     """
 
     def __init__(
@@ -59,7 +59,7 @@ class SparsifyCallback(TrainerCallback):
     def on_pre_optimizer_step(
         self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
     ) -> None:
-        """Stop before gradients that are not finite reach the weights (fp16's scaler skips such steps itself)."""
+        """Stop before non-finite gradients reach the weights (with fp16, the scaler skips these steps)."""
         if args.fp16:
             return
         model: nn.Module = kwargs["model"]
@@ -88,7 +88,7 @@ class SparsifyCallback(TrainerCallback):
     def on_step_end(
         self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
     ) -> TrainerControl:
-        """At a stage's last step: evaluate, steer the later stages, ask for a checkpoint."""
+        """At a stage's last step: evaluate, adjust the later stages, request a checkpoint."""
         for index, (peak, last) in enumerate(self._stages):
             if state.global_step == last:
                 measurement = self._evaluate()
@@ -102,7 +102,7 @@ class SparsifyCallback(TrainerCallback):
         return control
 
     def on_save(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any) -> None:
-        """Complete the checkpoint that was just written."""
+        """Complete the new checkpoint."""
         if not state.is_world_process_zero:
             return
         folder = Path(str(args.output_dir)) / f"{PREFIX_CHECKPOINT_DIR}-{state.global_step}"
@@ -121,23 +121,23 @@ class SparsifyCallback(TrainerCallback):
 def last_checkpoint(
     folder: Path, recipe: Recipe, target: float | None, *, replan: bool = False
 ) -> tuple[Path, dict[str, Any]]:
-    """Return the newest complete checkpoint in ``folder`` and what its run file says.
+    """Return the newest complete checkpoint in ``folder`` and its run file's content.
 
     Args:
-        folder: holds the checkpoints.
-        recipe: that the run goes on with.
-        target: wanted sparsity, or None.
-        replan: the stages may differ after the checkpoint's step; lambda up to it must not. The run file's
-            "stages" are then the recipe's.
+        folder: the folder of checkpoints.
+        recipe: the recipe to continue with.
+        target: target sparsity, or None.
+        replan: allow other stages after the checkpoint's step, if lambda is the same up to it. The returned "stages"
+            are then the recipe's.
 
     Raises:
-        TrainingError: there is none, or it comes from another recipe.
+        TrainingError: there is no complete checkpoint, or its recipe differs.
     """
     found = complete_checkpoints(folder)
     if not found:
         raise TrainingError(
-            f"resume: {folder}: expected a complete {PREFIX_CHECKPOINT_DIR}-*, got none",
-            hint="start the run anew with --overwrite",
+            f"resume: {folder}: no complete {PREFIX_CHECKPOINT_DIR}-* found",
+            hint="start over with --overwrite",
         )
     values: dict[str, Any] = json.loads((found[-1] / RUN_FILE).read_text(encoding="utf-8"))
     if replan:
@@ -147,26 +147,26 @@ def last_checkpoint(
     for key in [*wanted, *(k for k in stored if k not in wanted)]:
         if wanted.get(key) != stored.get(key):
             raise TrainingError(
-                f"resume: {found[-1]}: another recipe: {key}: expected {stored.get(key)!r} as in the checkpoint, "
+                f"resume: {found[-1]}: another recipe: {key}: expected the checkpoint's {stored.get(key)!r}, "
                 f"got {wanted.get(key)!r}",
-                hint="resume with the same recipe and settings, or start anew in another folder",
+                hint="resume with the same recipe and settings, or start over in another folder",
             )
     return found[-1], values
 
 
 def _replan(values: dict[str, Any], recipe: Recipe, step: int, where: Path) -> None:
-    """Give ``values``, a run file's, the recipe's stages, if lambda was the same in all steps so far."""
+    """Put the recipe's stages into ``values``, a run file's content, if lambda is unchanged up to ``step``."""
     if recipe.steps <= step:
         raise TrainingError(
             f"replan: {where}: expected stages that end after its step {step}, got {recipe.steps}",
-            hint="leave out --replan to keep the stages",
+            hint="omit --replan to keep the stages",
         )
     for past in range(1, step + 1):
         was, would_be = l1_coefficient(past, values["stages"]), l1_coefficient(past, recipe.stages)
         if was != would_be:
             raise TrainingError(
-                f"replan: {where}: expected the lambda that trained step {past}, {was:g}, got {would_be:g}",
-                hint=f"change only what comes after step {step}",
+                f"replan: {where}: expected the lambda of step {past}, {was:g}, got {would_be:g}",
+                hint=f"change only stages after step {step}",
             )
     values["stages"] = values["recipe"]["stages"] = recipe.as_dict()["stages"]
 

@@ -1,4 +1,4 @@
-"""Steer the schedule's peaks towards a wanted activation sparsity."""
+"""Adjust the schedule's peaks towards a target activation sparsity."""
 
 from __future__ import annotations
 
@@ -7,24 +7,23 @@ __all__ = ["steer_stages"]
 # Density falls slowly with lambda: the paper's fit (section 4.4, figure 3) has d log(density) / d log(lambda)
 # between -0.2 and -0.35 for lambdas from 0.05 to 0.2. A gain of 3 is the inverse of its middle.
 _GAIN = 3.0
-_LIMIT = 4.0  # one evaluation is noisy, and a jump of lambda is what the schedule exists to avoid
+_LIMIT = 4.0  # evaluations are noisy, and the schedule exists to avoid jumps of lambda
 
 
 def steer_stages(stages: list[tuple[float, int]], done: int, sparsity: float, target: float) -> float:
-    """Scale the peaks of the stages after ``done`` so that sparsity moves to ``target``; in place.
+    """Scale the peaks of the stages after ``done``, in place, so that sparsity moves to ``target``.
 
-    The factor is ``((1 - sparsity) / (1 - target)) ** 3``, between 1/4 and 4. Called after each stage
-    from the second on: before, lambda has not acted yet. The stage that follows starts from the lambda
-    that was reached, so lambda never jumps.
+    The factor is ``((1 - sparsity) / (1 - target)) ** 3``, clamped to [1/4, 4]. Stages 0 and 1 change nothing: lambda
+    has had no effect yet. The next stage starts from the current lambda, so lambda never jumps.
 
     Args:
         stages: (lambda, last_step) pairs.
         done: index of the stage that has just ended.
-        sparsity: what was measured at its end, 0 to 1.
-        target: what is wanted, between 0 and 1.
+        sparsity: measured activation sparsity at its end, 0 to 1.
+        target: target activation sparsity, between 0 and 1.
 
     Returns:
-        The factor, 1.0 if nothing was changed.
+        The factor; 1.0 for no change.
     """
     if done < 2 or done + 1 >= len(stages):
         return 1.0

@@ -1,4 +1,4 @@
-"""transformers' Trainer with the progressive L1 term in its loss."""
+"""transformers' Trainer with the progressive L1 term in the loss."""
 
 from __future__ import annotations
 
@@ -32,16 +32,16 @@ def sum_over_processes(values: torch.Tensor) -> torch.Tensor:
 
 
 def training_arguments(recipe: Recipe, folder: str, **options: Any) -> TrainingArguments:
-    """Return the Trainer's arguments for ``recipe``; ``options`` go to TrainingArguments as they are.
+    """Return the Trainer's arguments for ``recipe``; ``options`` are passed to TrainingArguments.
 
     Raises:
-        TrainingError: sequences_per_step does not divide by the processes' micro-batches.
+        TrainingError: sequences_per_step is not a multiple of micro_batch times processes.
     """
     t = recipe.training
     if t.gradient_checkpointing:
         options |= {"gradient_checkpointing": True, "gradient_checkpointing_kwargs": {"use_reentrant": False}}
     if not options.get("use_cpu", True):
-        options.setdefault("dataloader_num_workers", 1)  # tokenizes while an accelerator computes
+        options.setdefault("dataloader_num_workers", 1)  # tokenizes while the accelerator computes
     arguments = TrainingArguments(
         output_dir=folder,
         max_steps=recipe.steps,
@@ -79,19 +79,19 @@ def training_arguments(recipe: Recipe, folder: str, **options: Any) -> TrainingA
 class ProSparseTrainer(Trainer):
     """Minimizes ``cross entropy + lambda(step) * scale * L1``; see `ActivationL1` for the L1.
 
-    Both terms are means over the tokens of the whole optimizer step: micro-batches and processes. A
-    padded token counts in neither. So one process with accumulation, and several processes, compute the
-    same loss. A loss that is not finite stops training before it reaches the weights.
+    Both terms are means over all tokens of the optimizer step except padding, across micro-batches and processes. So
+    one process with gradient accumulation and several processes compute the same loss. A non-finite loss stops training
+    before it reaches the weights.
 
     Args:
-        model: with its activation substituted.
+        model: the model, with its activation substituted.
         ffns: its FFNs.
-        recipe: lambda, batches, distillation.
-        stages: the schedule, a list that `TargetSparsity` may change; ``recipe.stages`` if None.
+        recipe: l1_scale and distillation settings.
+        stages: the schedule, which `steer_stages` may change; ``recipe.stages`` if None.
         teacher: the dense original, for ``distillation.logit_weight`` > 0.
-        args: of `training_arguments`.
+        args: from `training_arguments`.
         train_dataset: rows with input_ids, labels and, if there is padding, attention_mask.
-        callbacks: as Trainer's.
+        callbacks: see Trainer.
     """
 
     loss_is_scaled_for_ga = True
@@ -114,7 +114,7 @@ class ProSparseTrainer(Trainer):
         self.stages = list(recipe.stages) if stages is None else stages
         self._teacher = None if teacher is None else teacher.eval().requires_grad_(False).to(args.device)
         self._l1 = ActivationL1(self._ffns)
-        # cross entropy, divergence, L1, tokens, predictions, tokens that were counted; then active elements per FFN
+        # cross entropy, divergence, L1, tokens, predictions, counted tokens; then active elements per FFN
         self._sums = torch.zeros(6 + len(self._ffns), dtype=torch.float64, device=args.device)
 
     def get_batch_samples(
@@ -141,7 +141,7 @@ class ProSparseTrainer(Trainer):
         return_outputs: bool = False,
         num_items_in_batch: torch.Tensor | int | None = None,
     ) -> Any:
-        """Return the loss of a micro-batch, scaled so that gradients add up over micro-batches and processes."""
+        """Return a micro-batch's loss, scaled so that gradients add up over micro-batches and processes."""
         assert isinstance(num_items_in_batch, torch.Tensor)
         predictions, tokens = num_items_in_batch.tolist()
         labels = inputs["labels"]
@@ -195,11 +195,11 @@ class ProSparseTrainer(Trainer):
                 self._sums[6:] += torch.stack(active).double()
 
     def _log_every(self) -> int:
-        """Return the steps between records: a resumed run keeps the checkpoint's, whatever the arguments say."""
+        """Return the steps between records; a resumed run keeps the checkpoint's."""
         return max(1, int(self.state.logging_steps or self.args.logging_steps))
 
     def _terms(self) -> dict[str, Any]:
-        """Return the means since the last record, over all processes; sparsity of the last step alone."""
+        """Return the means since the last record, over all processes; sparsity is the last step's."""
         sums = sum_over_processes(self._sums)
         entropy, divergence, l1, tokens, predictions, counted = sums[:6].tolist()
         active = sums[6:].tolist()
@@ -231,7 +231,7 @@ class ProSparseTrainer(Trainer):
 
 
 def last_good(folder: Path) -> str:
-    """Return which checkpoint to go back to, for a hint; nothing if there is none."""
+    """Return a hint that names the newest complete checkpoint, or ""."""
     found = complete_checkpoints(folder)
     return f"{found[-1]} is good: " if found else ""
 

@@ -1,4 +1,4 @@
-"""Text for training and evaluation: files, folders, JSONL, parquet; streamed, tokenized, packed."""
+"""Text for training and evaluation: streamed from files, tokenized and packed into rows."""
 
 from __future__ import annotations
 
@@ -20,18 +20,18 @@ __all__ = ["PackedText", "TextSource", "evaluation_rows"]
 
 _BUILDERS = {".txt": "text", ".md": "text", ".jsonl": "json", ".json": "json", ".parquet": "parquet"}
 _SHUFFLED_DOCUMENTS = 10_000  # datasets' shuffle buffer
-_SHUFFLED_ROWS = 2_048  # ours: mixes the rows of long documents
+_SHUFFLED_ROWS = 2_048  # mixes the rows of long documents
 _HELD_OUT_OF = 50
 
 
 @dataclass(frozen=True)
 class TextSource:
-    """Files with text.
+    """Text files.
 
     Attributes:
-        files: .txt and .md (one document each), .jsonl, .json and .parquet (one document a row).
-        column: the column that holds the text in the latter.
-        held_out: None: every document. True: one document in 50, by the hash of its text. False: the others.
+        files: .txt and .md (one document each), .jsonl, .json and .parquet (one document per row).
+        column: the text column of the latter.
+        held_out: None: all documents; True: one in 50, by the hash of its text; False: the others.
     """
 
     files: tuple[Path, ...]
@@ -40,7 +40,7 @@ class TextSource:
 
     @staticmethod
     def find(paths: Sequence[Path], *, column: str = "text", held_out: bool | None = None) -> TextSource:
-        """Return the source for ``paths``: files, or folders that are searched for files of a known type.
+        """Return the source for ``paths``: files, or folders searched for files of a known type.
 
         Raises:
             TrainingError: a path does not exist, or has no file of a known type.
@@ -57,7 +57,7 @@ class TextSource:
                 if not path.exists():
                     got, hint = "nothing there", "check the path"
                 elif path.is_dir():
-                    got, hint = "none", "put some there, or name them one by one"
+                    got, hint = "a folder without any", "add text files, or name them one by one"
                 raise TrainingError(f"text: {path}: expected text files ({known}), got {got}", hint=hint)
             files.extend(found)
         return TextSource(tuple(files), column, held_out)
@@ -78,7 +78,7 @@ class TextSource:
                     yield text
         except TrainingError:
             raise
-        except Exception as error:  # datasets raises its own, pyarrow's and json's
+        except Exception as error:  # errors of datasets, pyarrow and json
             cause = error.__cause__ or error
             raise TrainingError(
                 f"text: {self.files[0]}{' ...' if len(self.files) > 1 else ''}: cannot be read: "
@@ -121,7 +121,7 @@ class TextSource:
 
 
 def _packed(texts: Iterable[str], tokenizer: PreTrainedTokenizerBase, context: int) -> Iterator[torch.Tensor]:
-    """Join the documents' tokens, each closed by the end token, and cut rows of ``context``."""
+    """Join the documents' tokens, each document ending with the end token, and cut rows of ``context``."""
     end = [] if tokenizer.eos_token_id is None else [tokenizer.eos_token_id]
     pending: list[int] = []
     for text in texts:
@@ -133,10 +133,10 @@ def _packed(texts: Iterable[str], tokenizer: PreTrainedTokenizerBase, context: i
 
 
 class PackedText(IterableDataset):  # type: ignore[type-arg]
-    """Rows of ``context`` tokens for ever; the order depends on ``seed`` and the epoch, nothing else.
+    """An endless stream of rows of ``context`` tokens, in an order that depends on ``seed`` and the epoch only.
 
-    Each row is ``{"input_ids": [context], "labels": [context]}``, int64. Documents follow one another,
-    closed by the end token; what does not fill a row at the end of an epoch is dropped.
+    Each row is ``{"input_ids": [context], "labels": [context]}``, int64. Documents follow one another, each ending with
+    the end token; an incomplete row at the end of an epoch is dropped.
 
     Raises:
         TrainingError: on iteration, if the text does not fill one row.
@@ -174,7 +174,7 @@ def _shuffled(rows: Iterable[torch.Tensor], rng: random.Random) -> Iterator[torc
 def evaluation_rows(
     source: TextSource, tokenizer: PreTrainedTokenizerBase, context: int, tokens: int
 ) -> list[torch.Tensor]:
-    """Return the first ``tokens`` of ``source``, rounded down to rows of ``context``; at least one row.
+    """Return the first ``tokens`` of ``source`` in rows of ``context``, rounded down to at least one row.
 
     Raises:
         TrainingError: the text does not fill one row.
@@ -193,11 +193,10 @@ def _too_short(source: TextSource, context: int) -> TrainingError:
     name = f"{source.files[0]}{' ...' if len(source.files) > 1 else ''}"
     if source.held_out:
         return TrainingError(
-            f"text: {name}: expected held-out documents of {context} tokens together, got fewer: one in "
-            f"{_HELD_OUT_OF} is held out",
-            hint="give text for evaluation with --eval-text",
+            f"text: {name}: expected at least {context} tokens of held-out documents (one document in {_HELD_OUT_OF})",
+            hint="pass evaluation text with --eval-text",
         )
     return TrainingError(
-        f"text: {name}: expected at least one sequence of {context} tokens, got fewer",
-        hint="give more text, or a shorter context (calibrate: --context, sparsify: --set training.context)",
+        f"text: {name}: expected at least one sequence of {context} tokens",
+        hint="pass more text, or a shorter context (calibrate: --context, sparsify: --set training.context)",
     )
