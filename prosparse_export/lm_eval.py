@@ -1,6 +1,6 @@
-"""An exported model for lm-evaluation-harness: ``prosparse-lm-eval run --model prosparse --model_args path=OUT.onnx``.
+"""Evaluate an exported model: ``prosparse-lm-eval run --model prosparse --model_args path=OUT.onnx``.
 
-The harness knows only the models in its own table, so the command registers ours and hands over to it.
+lm-evaluation-harness finds models in a registry. The command adds ours and runs the harness's own command line.
 """
 
 from __future__ import annotations
@@ -18,29 +18,29 @@ from numpy.typing import NDArray
 from tqdm import tqdm
 from transformers import AutoTokenizer
 
-from prosparse_export.errors import ProSparseError
+from prosparse_export.artifact.model_settings import missing_tokenizer
 from prosparse_export.quiet import quiet
 from prosparse_export.runtime.model import SparseModel
 from prosparse_export.runtime.sampling import Sampling
 
 __all__ = ["ProSparseLM", "main"]
 
-_MAX_NEW_TOKENS = 256  # the harness's own default for its Hugging Face model
+_MAX_NEW_TOKENS = 256  # as in the harness's Hugging Face model
 
 
 @register_model("prosparse")
 class ProSparseLM(TemplateLM):  # type: ignore[misc]  # the harness is untyped
-    """An artifact as a model of the harness; scores as its Hugging Face model does.
+    """An exported model for the harness, with the same scores as its Hugging Face model.
 
     Args:
         path: the .onnx file.
-        library: register the sparse kernels; ``False`` or ``"False"`` for the dense twin.
+        library: register the operator library; ``False`` or ``"False"`` runs the dense function bodies.
         threads: intra-op threads.
-        batch_size: requests that are run together, padded on the left; greedy ones only where text is generated.
-        max_length: tokens at most; None for config.json's max_position_embeddings.
-        add_bos_token: put the tokenizer's first token in front, or do not; None for the tokenizer's own habit.
-        device: given by the harness, not used.
-        max_batch_size: likewise.
+        batch_size: requests per batch, padded on the left; requests that sample run alone.
+        max_length: maximum number of tokens; None for config.json's max_position_embeddings.
+        add_bos_token: whether to prepend the BOS token; None for the tokenizer's default.
+        device: passed by the harness, unused.
+        max_batch_size: passed by the harness, unused.
 
     Raises:
         ProSparseError: the artifact cannot be opened or has no tokenizer.
@@ -62,35 +62,31 @@ class ProSparseLM(TemplateLM):  # type: ignore[misc]  # the harness is untyped
         self.model = SparseModel.open(path, library=use_library, threads=threads)
         folder = Path(path).parent
         if self.model.tokenizer is None:
-            raise ProSparseError(
-                f"tokenizer: {folder}: expected a tokenizer.json, got none",
-                hint="export again from a folder that has the tokenizer",
-            )
+            raise missing_tokenizer(folder)
         with quiet():
             self.tokenizer = AutoTokenizer.from_pretrained(folder, local_files_only=True, trust_remote_code=False)
-            self._config = _config(folder)
         self.batch_size = int(batch_size) if str(batch_size).isdecimal() else 1
-        self.max_length = int(max_length or self._config.get("max_position_embeddings") or 2048)
+        self.max_length = int(max_length or self.model.context or 2048)
         self.add_bos_token = add_bos_token
 
     @property
     def eot_token_id(self) -> int:
-        """Token that ends a text."""
+        """The EOS token."""
         return int(self.tokenizer.eos_token_id)
 
     @property
     def prefix_token_id(self) -> int:
-        """Token that stands for an empty context."""
+        """The token that replaces an empty context: BOS, or EOS if there is no BOS."""
         bos = self.tokenizer.bos_token_id
         return int(bos) if bos is not None else self.eot_token_id
 
     @property
     def tokenizer_name(self) -> str:
-        """For the harness's request cache."""
+        """The tokenizer's name in the harness's request cache."""
         return str(self.tokenizer.name_or_path).replace("/", "__")
 
     def tok_encode(self, string: str, add_special_tokens: bool | None = None, **_: Any) -> list[int]:
-        """Return the tokens of a string."""
+        """Return the token ids of ``string``."""
         special = self.add_bos_token if add_special_tokens is None else add_special_tokens
         if add_special_tokens is None and string.startswith(self.tokenizer.decode([self.prefix_token_id])):
             special = False
@@ -99,7 +95,7 @@ class ProSparseLM(TemplateLM):  # type: ignore[misc]  # the harness is untyped
         return list(map(int, ids))
 
     def apply_chat_template(self, chat_history: list[dict[str, str]], add_generation_prompt: bool = True) -> str:
-        """Return a conversation as the tokenizer's template writes it."""
+        """Return a conversation in the format of the tokenizer's chat template."""
         text: str = self.tokenizer.apply_chat_template(
             chat_history,
             tokenize=False,
@@ -129,7 +125,7 @@ class ProSparseLM(TemplateLM):  # type: ignore[misc]  # the harness is untyped
         return results
 
     def loglikelihood_rolling(self, requests: Sequence[Any], disable_tqdm: bool = False) -> list[float]:
-        """Return the log-likelihood of whole texts, each token with as much context as fits."""
+        """Return the log-likelihood of whole texts, in disjoint windows of ``max_length`` tokens."""
         results = []
         for request in requests:
             (text,) = request.args
@@ -146,7 +142,7 @@ class ProSparseLM(TemplateLM):  # type: ignore[misc]  # the harness is untyped
         return results
 
     def generate_until(self, requests: Sequence[Any], disable_tqdm: bool = False) -> list[str]:
-        """Return what follows each context, up to a stop text, an end token or the limit.
+        """Return the continuation of each context, up to a stop string, a stop token or the limit.
 
         Requests of equal options run together, `batch_size` at a time. Those that sample run alone: a row's random
         numbers depend on its place in the batch.
@@ -160,7 +156,7 @@ class ProSparseLM(TemplateLM):  # type: ignore[misc]  # the harness is untyped
         for group in groups.values():
             options = requests[group[0]].args[1]
             size = 1 if _temperature(options) > 0 else self.batch_size
-            group.sort(key=lambda i: -len(prompts[i]))  # of like length together: less padding
+            group.sort(key=lambda i: -len(prompts[i]))  # similar lengths together, for less padding
             for begin in range(0, len(group), size):
                 batch = group[begin : begin + size]
                 for i, text in zip(batch, self._continue([prompts[i] for i in batch], options), strict=True):
@@ -171,7 +167,7 @@ class ProSparseLM(TemplateLM):  # type: ignore[misc]  # the harness is untyped
         return texts
 
     def _continue(self, prompts: Sequence[list[int]], options: Mapping[str, Any]) -> list[str]:
-        """Return what follows each prompt of a batch."""
+        """Return the continuation of each prompt of a batch."""
         count = int(options.get("max_gen_toks", _MAX_NEW_TOKENS))
         room = max(self.max_length - count, 1)
         steps = self.model.stream(
@@ -206,7 +202,7 @@ def _temperature(options: Mapping[str, Any]) -> float:
 
 
 def _score(logits: NDArray[np.float32], continuation: NDArray[np.int64]) -> tuple[float, bool]:
-    """Return the log-likelihood of ``continuation`` and whether it is the greedy one."""
+    """Return the log-likelihood of ``continuation``, and whether greedy search gives it."""
     values = logits.astype(np.float64)
     values -= values.max(-1, keepdims=True)
     log_p = values - np.log(np.exp(values).sum(-1, keepdims=True))
@@ -222,14 +218,8 @@ def _pad(rows: Sequence[Sequence[int]]) -> tuple[NDArray[np.int64], NDArray[np.i
     return ids, mask
 
 
-def _config(folder: Path) -> dict[str, Any]:
-    path = folder / "config.json"
-    values: dict[str, Any] = json.loads(path.read_text(encoding="utf-8")) if path.is_file() else {}
-    return values
-
-
 def main() -> None:
-    """Run the harness's own command with the model ``prosparse`` registered."""
+    """Run the harness's command line with the model ``prosparse`` registered."""
     from lm_eval.__main__ import cli_evaluate
 
     cli_evaluate()

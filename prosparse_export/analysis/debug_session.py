@@ -23,7 +23,7 @@ _FOLDER = "session.model_external_initializers_file_folder_path"  # onnxruntime 
 
 
 def add_output(model: onnx.ModelProto, name: str, elem_type: int = onnx.TensorProto.FLOAT) -> None:
-    """Make a value of the graph an output too."""
+    """Add a value to the graph's outputs."""
     if all(output.name != name for output in model.graph.output):
         model.graph.output.append(onnx.helper.make_tensor_value_info(name, elem_type, None))
 
@@ -62,7 +62,7 @@ def edited_session(
     try:
         options.add_session_config_entry(_FOLDER, str(path.parent.resolve()))
         return onnxruntime.InferenceSession(data, options, providers=providers, disabled_optimizers=disabled)
-    except Exception:  # an older onnxruntime: it finds the weights beside a file only
+    except Exception:  # before onnxruntime 1.21 weights are found only beside a file
         handle, name = tempfile.mkstemp(prefix=f".{path.name}.", suffix=".probe.onnx", dir=path.parent)
         try:
             with os.fdopen(handle, "wb") as stream:
@@ -79,7 +79,7 @@ def edited_session(
 
 
 def first_feeds(session: onnxruntime.InferenceSession, ids: NDArray[np.int64]) -> dict[str, NDArray[np.generic]]:
-    """Return the inputs of a decoder for the tokens ``ids``, ``[tokens]``, as one row with an empty cache."""
+    """Return a decoder's inputs for the tokens ``ids``, ``[tokens]``, as one row with an empty cache."""
     feeds: dict[str, NDArray[np.generic]] = {}
     for value in session.get_inputs():
         if value.name.startswith("past_key_values."):

@@ -22,15 +22,15 @@ _FFN = ("SparseGatedFFN", "SparseFFN")
 
 @dataclass(frozen=True)
 class FfnNode:
-    """A sparse feed-forward operator in a graph.
+    """A sparse FFN operator in a graph.
 
     Attributes:
-        node: the node; its name is the PyTorch module's.
-        layer: its number in the graph's order.
-        weights: the format of its matrices.
-        gated: it has a gate.
+        node: the node, which has the name of the PyTorch module.
+        layer: index in graph order.
+        weights: format of the matrices.
+        gated: whether it has a gate_proj.
         activation: relu, relu2, fatrelu, drelu or silu.
-        threshold: of the activation.
+        threshold: the activation's threshold.
     """
 
     node: onnx.NodeProto
@@ -50,7 +50,7 @@ def read_graph(path: Path) -> onnx.ModelProto:
     """Return the graph without its external data.
 
     Raises:
-        ProSparseError: it is missing or no ONNX file.
+        ProSparseError: the file is missing or not an ONNX model.
     """
     try:
         return onnx.load(str(path), load_external_data=False)
@@ -62,12 +62,12 @@ def read_graph(path: Path) -> onnx.ModelProto:
         ) from error
     except Exception as error:  # protobuf's DecodeError is in no stable place
         raise ProSparseError(
-            f"model: {path}: expected an ONNX graph, got {' '.join(str(error).split())}", hint="export the model again"
+            f"model: {path}: not a valid ONNX file: {' '.join(str(error).split())}", hint="export the model again"
         ) from error
 
 
 def ffn_nodes(model: onnx.ModelProto) -> list[FfnNode]:
-    """Return the graph's sparse feed-forward operators in order."""
+    """Return the sparse FFN operators in graph order."""
     found: list[FfnNode] = []
     for node in model.graph.node:
         if node.domain != DOMAIN or not node.op_type.startswith(_FFN):
@@ -87,11 +87,11 @@ def ffn_nodes(model: onnx.ModelProto) -> list[FfnNode]:
 
 
 def initializer(model: onnx.ModelProto, folder: Path, name: str) -> NDArray[np.generic]:
-    """Return one initializer's value.
+    """Return the value of an initializer.
 
     Raises:
-        ProSparseError: the external data does not hold it.
-        KeyError: there is no initializer of that name.
+        ProSparseError: its external data cannot be read.
+        KeyError: the graph has no initializer of that name.
     """
     tensor = onnx.TensorProto()
     tensor.CopyFrom(next((t for t in model.graph.initializer if t.name == name), None) or _missing(name))
@@ -100,8 +100,8 @@ def initializer(model: onnx.ModelProto, folder: Path, name: str) -> NDArray[np.g
             external_data_helper.load_external_data_for_tensor(tensor, str(folder))
         except Exception as error:  # onnx raises several kinds
             raise ProSparseError(
-                f"model: {folder}: weights of {name} cannot be read: {' '.join(str(error).split())}",
-                hint="the .onnx.data file is missing or cut off: export the model again",
+                f"model: {folder}: cannot read the weights of {name}: {' '.join(str(error).split())}",
+                hint="the .onnx.data file is missing or truncated: export the model again",
             ) from error
     array: NDArray[np.generic] = numpy_helper.to_array(tensor)
     return array

@@ -15,10 +15,10 @@ __all__ = ["unknown_to_the_library"]
 
 
 def unknown_to_the_library(model: onnx.ModelProto) -> list[str]:
-    """Return the operators of the graph that the operator library does not have.
+    """Return the operators in the graph that the operator library does not implement.
 
-    onnxruntime says nothing of them: it runs their bodies, densely. So each is put, without its body, into a graph
-    of its own, which opens only if the library knows it.
+    onnxruntime runs their function bodies without a warning, densely. So each operator is put into a graph of its own
+    without the body, which opens only if the library implements the operator.
     """
     used = sorted({node.op_type for node in model.graph.node if node.domain == DOMAIN})
     return [op for op in used if not _opens(op)]

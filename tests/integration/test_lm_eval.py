@@ -1,4 +1,4 @@
-"""lm-evaluation-harness: every item scores as with the harness's own Hugging Face model."""
+"""lm-evaluation-harness: every item scores as with the harness's Hugging Face model."""
 
 from __future__ import annotations
 
@@ -127,7 +127,7 @@ def _flat(sample: dict[str, Any]) -> list[tuple[float, bool]]:
     return [(float(r[0]), str(r[1]) == "True") for r in (response[0] for response in sample["resps"])]
 
 
-def test_a_batch_and_the_dense_twin_score_the_same(tasks: list[dict[str, Any]], demo_f32: Path) -> None:
+def test_a_batch_and_the_function_bodies_score_the_same(tasks: list[dict[str, Any]], demo_f32: Path) -> None:
     alone, batch, dense = (
         evaluate(ProSparseLM(str(demo_f32), threads=1, **options), tasks[:1])["samples"]["local_choice"]
         for options in ({}, {"batch_size": 8}, {"library": "False"})
