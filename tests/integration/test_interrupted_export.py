@@ -1,0 +1,48 @@
+"""An interrupted export, as a process of its own, leaves nothing behind."""
+
+from __future__ import annotations
+
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+from support.families import family
+
+pytestmark = pytest.mark.integration
+# Writing a tiny model takes milliseconds: hold it, so that the signal arrives in time.
+_SLOW_WRITE = """
+import time
+from prosparse_export.artifact import writer
+real = writer.write_artifact
+def slow(*arguments):
+    time.sleep(20)
+    real(*arguments)
+writer.write_artifact = slow
+from prosparse_export.cli import export_command
+export_command()
+"""
+
+
+@pytest.mark.parametrize("name", ["SIGINT", "SIGTERM"])
+@pytest.mark.parametrize("stage", ["trace", "write"])
+def test_interruption_leaves_nothing(name: str, stage: str, tmp_path: Path) -> None:
+    family("LLaMA (ReluLLaMA)").save(tmp_path / "model")
+    output = tmp_path / "out" / "m.onnx"
+    command = [sys.executable, "-c", _SLOW_WRITE, str(tmp_path / "model"), str(output)]
+    child = subprocess.Popen(command, stderr=subprocess.PIPE, text=True)
+    assert child.stderr is not None
+    for line in child.stderr:
+        if line.rstrip().endswith(stage):
+            break
+    else:
+        pytest.fail(f"stage {stage} was never reported")
+    time.sleep(0.5)  # well into it
+    child.send_signal(getattr(signal, name))
+    rest = child.stderr.read()
+    assert child.wait() != 0
+    assert "Traceback" not in rest
+    assert not output.exists()
+    assert not output.parent.exists()
