@@ -78,10 +78,10 @@ def _slice_bounds(value: ir.Value | None, source: ir.Value, width: int) -> tuple
     inputs = _operands(value, "Slice")
     if inputs is None or inputs[0] is not source or len(inputs) < 4:
         return None
-    numbers = [constant_array(v) for v in inputs[1:]]
-    if any(n is None or n.size != 1 for n in numbers):
+    bounds = [constant_array(v) for v in inputs[1:]]
+    if any(n is None or n.size != 1 for n in bounds):
         return None
-    start, end, axis, *step = (int(n.reshape(-1)[0]) for n in numbers if n is not None)
+    start, end, axis, *step = (int(n.reshape(-1)[0]) for n in bounds if n is not None)
     if axis not in (-1, 3) or step not in ([], [1]):
         return None
     return max(start + width, 0) if start < 0 else start, min(end, width) if end >= 0 else end + width

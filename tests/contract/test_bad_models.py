@@ -42,10 +42,10 @@ def typed(name: str, dtype: type) -> Callable[[Arrays], None]:
     return change(name, lambda array: array.astype(dtype))
 
 
-def one_scale(name: str, row: int, block: int, value: float) -> Callable[[Arrays], None]:
+def one_scale(name: str, row: int, group: int, value: float) -> Callable[[Arrays], None]:
     def set_one(scales: np.ndarray) -> np.ndarray:
         scales = scales.copy()
-        scales[row, block] = value
+        scales[row, group] = value
         return scales
 
     return change(name, set_one)

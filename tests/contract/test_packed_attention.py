@@ -1,4 +1,4 @@
-"""One product for q, k and v, with the rotation inside attention: PyTorch's numbers, or three products as before."""
+"""Packed q, k and v projections with RoPE inside attention give PyTorch's logits, or three projections stay."""
 
 from __future__ import annotations
 
@@ -72,9 +72,9 @@ def built(make: Callable[[], PreTrainedModel]) -> PreTrainedModel:
 
 
 def passed(model: ir.Model, **options: Any) -> ir.Model:
-    refusals: list[str] = []
-    result = export_pipeline([], refusals, **options)(model).model
-    assert refusals == []
+    not_fused: list[str] = []
+    result = export_pipeline([], not_fused, **options)(model).model
+    assert not_fused == []
     return result
 
 
@@ -131,11 +131,11 @@ def test_packed(kind: str, weights: Any) -> None:
         q, k, v = node.inputs[:3]
         assert k is None
         assert v is None
-        product = q.producer() if q is not None else None
-        assert product is not None
-        if product.op_type == "Add":
-            product = product.inputs[0].producer()  # type: ignore[union-attr]
-        parts = parts_of(product.name or "")
+        matmul = q.producer() if q is not None else None
+        assert matmul is not None
+        if matmul.op_type == "Add":
+            matmul = matmul.inputs[0].producer()  # type: ignore[union-attr]
+        parts = parts_of(matmul.name or "")
         assert [part.rpartition(".")[2] for part in parts] == ["q_proj", "k_proj", "v_proj"]
         assert all(f"layers.{layer}." in part for part in parts)
         assert node.attributes.get_int("do_rotary", 0) == (0 if kind.startswith("opt") else 1)
@@ -149,7 +149,7 @@ def test_packed(kind: str, weights: Any) -> None:
 
 
 @pytest.mark.parametrize("kind", KEPT)
-def test_three_products_stay(kind: str) -> None:
+def test_three_projections_stay(kind: str) -> None:
     model = built(KEPT[kind])
     graph = passed(trace(model), positions=LONGEST)
     assert all(None not in node.inputs[:3] for node in attentions(graph))
@@ -157,7 +157,7 @@ def test_three_products_stay(kind: str) -> None:
     assert_pytorchs(model, graph)
 
 
-def test_three_products_stay_where_no_longest_text_is_known() -> None:
+def test_three_projections_stay_where_no_longest_text_is_known() -> None:
     model = built(llama)
     graph = passed(trace(model), positions=None)
     assert all(None not in node.inputs[:3] for node in attentions(graph))
@@ -166,7 +166,7 @@ def test_three_products_stay_where_no_longest_text_is_known() -> None:
     assert all(node.inputs[1] is None for node in attentions(learned))
 
 
-def test_three_products_stay_where_tables_would_be_large() -> None:
+def test_three_projections_stay_where_tables_would_be_large() -> None:
     graphs = [passed(trace(built(llama)), positions=positions) for positions in (1 << 20, (1 << 20) + 1)]
     sizes = [sum("prosparse.rotary" in name for name in graph.graph.initializers) for graph in graphs]
     assert sizes == [2, 0]  # heads of 16: 32 MiB a table
@@ -174,7 +174,7 @@ def test_three_products_stay_where_tables_would_be_large() -> None:
 
 
 def test_angles_that_depend_on_the_text_stay_in_the_graph() -> None:
-    """One more product on the way from the position, as scaling by the text's length would be."""
+    """Angles have one more factor, as with scaling by the sequence length."""
     model = trace(built(llama))
     cast = next(
         n

@@ -1,4 +1,4 @@
-"""Every weight format: the body, the kernel and float64 on the same stored numbers; random cases."""
+"""Every weight format: function body, kernel and float64 agree on the same stored weights, also in random cases."""
 
 from __future__ import annotations
 
@@ -23,11 +23,11 @@ ACTIVATIONS = {
 }
 
 
-def steps(x: NDArray[np.float64], axis_blocks: int = 32) -> NDArray[np.float64]:
-    """Half a rounding step of each activation: one scale per block of 32."""
+def steps(x: NDArray[np.float64], group: int = 32) -> NDArray[np.float64]:
+    """Half a rounding step of each activation: one scale per group of 32."""
     cols = x.shape[-1]
-    padded = np.pad(np.abs(x), [(0, 0), (0, -cols % axis_blocks)]).reshape(len(x), -1, axis_blocks)
-    return np.repeat(padded.max(-1), axis_blocks, axis=-1)[:, :cols] * STEP
+    padded = np.pad(np.abs(x), [(0, 0), (0, -cols % group)]).reshape(len(x), -1, group)
+    return np.repeat(padded.max(-1), group, axis=-1)[:, :cols] * STEP
 
 
 def linear_exact(x, w, b, rounds: bool):
@@ -65,7 +65,7 @@ def exact_ffn(kind: str, e, x, activation: str, threshold: float, rounds: bool):
     down = np.abs(e["w_down"])
     magnitude = (np.abs(h) + h_error) @ down + np.abs(e["b_down"])
     bound = h_error @ down + gamma(len(down) + 6) * magnitude
-    if rounds:  # |integer * scale| of a block is at most its largest weight, rounded up by 8 / 7
+    if rounds:  # |integer * scale| of a group is at most its largest weight, rounded up by 8 / 7
         largest = np.array([((np.abs(h[i]) + h_error[i])[:, None] * down).max(0) for i in range(len(h))])
         cols = down.shape[1]
         padded = np.pad(largest, [(0, 0), (0, -cols % 32)]).reshape(len(h), -1, 32).max(-1)
@@ -100,7 +100,7 @@ def check(
 
 
 @pytest.mark.parametrize(("kind", "weights"), CASES)
-def test_kernel_and_body_compute_the_stored_numbers(kind: str, weights: formats.FfnFormat) -> None:
+def test_kernel_and_body_agree_with_float64(kind: str, weights: formats.FfnFormat) -> None:
     for seed, (d_model, d_ff, tokens) in enumerate([(8, 24, 1), (33, 70, 3), (64, 129, 14), (300, 100, 2)]):
         for activation in ACTIVATIONS[kind]:
             check(kind, weights, d_model, d_ff, tokens, activation, 0.0 if seed % 2 else 0.3, seed)
@@ -149,7 +149,7 @@ def test_quantization_rounds_to_nearest(weights: formats.Format) -> None:
     np.testing.assert_array_equal(np.concatenate([first[0], second[0]]), integers)
 
 
-def test_weights_out_of_range_are_refused() -> None:
+def test_weights_out_of_range_are_errors() -> None:
     for value in (np.inf, np.nan, 1e9):
         matrix = np.ones((2, 40), np.float32)
         matrix[1, 3] = value

@@ -96,7 +96,7 @@ def set_module(model: ir.Model, **modules: str) -> ir.Model:
 def evaluate(model: ir.Model, **feeds: np.ndarray) -> list[np.ndarray]:
     """Run ``model`` with stock onnxruntime, which inlines function bodies.
 
-    The ONNX reference implementation cannot: its Equal refuses strings of different lengths.
+    The ONNX reference implementation cannot: its Equal rejects strings of different lengths.
     """
     options = onnxruntime.SessionOptions()
     options.log_severity_level = 4

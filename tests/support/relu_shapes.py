@@ -1,11 +1,10 @@
-"""Count feed-forward blocks of the ReLU family without our matcher: another walk, in other words.
+"""Count FFNs of the ReLU family independently of graph_passes.
 
-Reachability over the whole graph by names, not by objects, on the serialized model, with local functions inlined by
-onnx and the bodies of If, Loop and Scan laid flat into the graph around them: a ReLU counts if some product reaches it
-through anything but products, Softmax and attention, and it reaches a product likewise.
+Works on names in the serialized model, with local functions inlined by onnx and the bodies of If, Loop and Scan
+flattened into the main graph. A ReLU counts if a MatMul reaches it, and it reaches a MatMul, through nodes other than
+MatMuls, Softmax and attention.
 
-Nothing here comes from graph_passes. Where the two still differ by intent, it is for blocks without a ReLU: those that
-the matcher lists as "not a ReLU" (silu, Relu6) are no part of this count.
+The pattern also lists FFNs without a ReLU as "not a ReLU" (silu, Relu6); those do not count here.
 """
 
 from __future__ import annotations
@@ -24,14 +23,14 @@ LINKS = "a body's input or output"
 COMPARISONS = {"LessOrEqual", "Less", "Greater", "GreaterOrEqual"}
 WALLS = {"Softmax", "LogSoftmax", "Hardmax", "Shape", "Size", "GRU", "LSTM", "RNN", "MoE", "QMoE"}
 SMALLEST = {TensorProto.UINT8: 0, TensorProto.UINT16: 0, TensorProto.INT8: -128, TensorProto.INT16: -32768}
-# Of what rounds: where its zero point is. Between it and the product, what may be below zero.
+# Index of the zero point of operators that round. Nodes between them and a MatMul that keep negative values.
 ZERO_POINTS = {"QuantizeLinear": 2, "QLinearMatMul": 7, "QGemm": 8, "QLinearAdd": 7}
 SIGNED = {"Add", "Sub", "Mul", "BiasAdd", "Cast", "Concat", "DequantizeLinear", "Dropout", "Flatten", "Identity"}
 SIGNED |= {"Reshape", "Slice", "Split", "Squeeze", "Transpose", "Unsqueeze", LINKS}
 
 
 def count_relu_shapes(source: ir.Graph | GraphProto | ModelProto) -> int:
-    """Return how many ReLUs lie between two products."""
+    """Return the number of ReLUs between two MatMuls."""
     if isinstance(source, ModelProto):
         source = onnx.inliner.inline_local_functions(source).graph
     return _Flat(ir.to_proto(source) if isinstance(source, ir.Graph) else source).count()
@@ -82,7 +81,7 @@ class _Flat:
         return count
 
     def number(self, name: str) -> float | None:
-        """Return the one number of a constant, or that every number of it is."""
+        """Return the value of a constant with one value, possibly expanded."""
         tensor = self.constants.get(name)
         if tensor is None:
             node = self.maker(name)
@@ -100,7 +99,7 @@ class _Flat:
         return nodes[0] if len(nodes) == 1 else None
 
     def compared(self, name: str) -> set[str]:
-        """Return what is compared with a number to make the mask ``name``."""
+        """Return the values that are compared with a constant to make the mask ``name``."""
         node = self.maker(name)
         if node is not None and node.op_type in ("Not", "Cast", "Identity"):
             return self.compared(node.input[0])
@@ -131,16 +130,16 @@ class _Flat:
                     yield z
 
     def originals(self, names: set[str]) -> set[str]:
-        """Return ``names`` and what they are the absolute values of."""
+        """Return ``names`` and the arguments of those that are absolute values."""
         makers = [self.maker(name) for name in names]
         return names | {node.input[0] for node in makers if node is not None and node.op_type == "Abs"}
 
     def is_fused(self, node: NodeProto) -> bool:
-        """Tell whether a product has a ReLU inside, or rounds what is below zero to zero."""
+        """Return whether a MatMul has a fused ReLU, or a node rounds negative values to zero."""
         activation = next((a.s for a in node.attribute if a.name == "activation"), b"")
-        if is_product(node) and activation in (b"Relu", b"ThresholdedRelu"):
+        if is_matmul(node) and activation in (b"Relu", b"ThresholdedRelu"):
             return True
-        return self.is_clipping(node) and (is_product(node) or self.comes_from_product(node.input[0]))
+        return self.is_clipping(node) and (is_matmul(node) or self.comes_from_matmul(node.input[0]))
 
     def is_clipping(self, node: NodeProto) -> bool:
         place = ZERO_POINTS.get(node.op_type)
@@ -149,12 +148,12 @@ class _Flat:
         zero = self.constants.get(node.input[place])
         return zero is not None and bool((numpy_helper.to_array(zero) == SMALLEST.get(zero.data_type)).all())
 
-    def comes_from_product(self, name: str) -> bool:
+    def comes_from_matmul(self, name: str) -> bool:
         return any(
             not self.is_clipping(node)
             and (
-                is_product(node)
-                or ((node.op_type in SIGNED or node.op_type in ZERO_POINTS) and self.comes_from_product(node.input[0]))
+                is_matmul(node)
+                or ((node.op_type in SIGNED or node.op_type in ZERO_POINTS) and self.comes_from_matmul(node.input[0]))
             )
             for node in self.made[name]
         )
@@ -169,7 +168,7 @@ class _Flat:
         while queue:
             name = queue.pop()
             for node, place in self.readers[name] if forward else ((n, 0) for n in self.made.get(name, [])):
-                if is_product(node):
+                if is_matmul(node):
                     second = 3 if node.op_type in ("QLinearMatMul", "QGemm") else 1
                     on_the_right = place == second and "Conv" not in node.op_type and self.is_constant(node.input[0])
                     if not forward or place == 0 or on_the_right or node.op_type == "Einsum":
@@ -183,8 +182,8 @@ class _Flat:
         return False
 
 
-def is_product(node: NodeProto) -> bool:
-    """Tell whether ``node`` multiplies by a matrix, a convolution of width 1 included."""
+def is_matmul(node: NodeProto) -> bool:
+    """Return whether ``node`` is a matrix multiplication, including convolutions of kernel size 1."""
     if "Conv" in node.op_type:
         attributes = {a.name: helper.get_attribute_value(a) for a in node.attribute}
         kernel = attributes.get("kernel_shape", [0])

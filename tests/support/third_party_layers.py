@@ -52,10 +52,10 @@ def in_if() -> ModelProto:
 
 
 def in_loop() -> ModelProto:
-    """Two rounds of a block, each on what the one before gave."""
+    """An FFN that a Loop applies twice."""
     kind = f"float[b, s, {D_MODEL}]"
-    block = "on = Identity (go)\nz = MatMul (v, w_up)\nh = Relu (z)\nw = MatMul (h, w_down)"
-    body = f"(int64 i, bool go, {kind} v) => (bool on, {kind} w) {{\n{block}\n}}"
+    nodes = "on = Identity (go)\nz = MatMul (v, w_up)\nh = Relu (z)\nw = MatMul (h, w_down)"
+    body = f"(int64 i, bool go, {kind} v) => (bool on, {kind} w) {{\n{nodes}\n}}"
     text = "n = Constant <value = int64 {2}> ()\nstart = Constant <value = bool {1}> ()\n"
     return model(text + f"y = Loop (n, start, x) <body = step {body}>")
 

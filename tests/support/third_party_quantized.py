@@ -25,8 +25,8 @@ def pack_nibbles(matrix: NDArray[np.generic]) -> tuple[NDArray[np.uint8], NDArra
     rows = matrix.T.astype(np.float32).reshape(matrix.shape[1], -1, 32)
     peak = np.take_along_axis(rows, np.abs(rows).argmax(-1, keepdims=True), -1)
     scales = peak / -8
-    numbers = (np.clip(np.rint(rows / scales), -8, 7) + 8).astype(np.uint8)
-    return numbers[..., ::2] | numbers[..., 1::2] << 4, scales[..., 0].astype(np.float32)
+    values = (np.clip(np.rint(rows / scales), -8, 7) + 8).astype(np.uint8)
+    return values[..., ::2] | values[..., 1::2] << 4, scales[..., 0].astype(np.float32)
 
 
 def nbits_arrays(zero_point: int | None = None) -> Arrays:
@@ -40,12 +40,12 @@ def nbits_arrays(zero_point: int | None = None) -> Arrays:
 
 
 def nbits(zero_point: str = "") -> str:
-    def product(x: str, name: str, y: str, k: int, n: int) -> str:
+    def matmul(x: str, name: str, y: str, k: int, n: int) -> str:
         inputs = f"{x}, q_{name}, s_{name}" + (f", p_{name}" if zero_point else "")
         return f"{y} = com.microsoft.MatMulNBits <K = {k}, N = {n}, bits = 4, block_size = 32> ({inputs})"
 
-    up = [product("x", "gate", "z", D_MODEL, D_FF), product("x", "up", "u", D_MODEL, D_FF)]
-    return "\n".join([*up, "a = Relu (z)\nh = Mul (a, u)", product("h", "down", "y", D_FF, D_MODEL)])
+    up = [matmul("x", "gate", "z", D_MODEL, D_FF), matmul("x", "up", "u", D_MODEL, D_FF)]
+    return "\n".join([*up, "a = Relu (z)\nh = Mul (a, u)", matmul("h", "down", "y", D_FF, D_MODEL)])
 
 
 def qdq_arrays() -> Arrays:
@@ -58,7 +58,7 @@ def qdq_arrays() -> Arrays:
 
 
 def quantized_by_onnxruntime(kind: str) -> ModelProto:
-    """Return what onnxruntime's own quantizers make of a block: "dynamic", or static, as "QDQ QInt8"."""
+    """An FFN quantized by onnxruntime: "dynamic", or static, such as "QDQ QInt8"."""
     from onnxruntime import quantization
 
     class Inputs(quantization.CalibrationDataReader):  # type: ignore[misc]
@@ -85,7 +85,7 @@ def quantized_by_onnxruntime(kind: str) -> ModelProto:
 
 
 def rounded() -> Arrays:
-    """Matrices of int8 with one scale, for products of integers."""
+    """int8 matrices with one scale, for integer MatMuls."""
     arrays: Arrays = {"s_one": np.float32(0.01), "i_zero": np.int8(0), "u_zero": np.uint8(0)}
     for name in ("up", "down"):
         arrays[f"i_{name}"] = np.rint(weights()[f"w_{name}"] * 100).astype(np.int8)

@@ -128,7 +128,10 @@ def test_fuses(mask: list[list[int]]) -> None:
 
 NOT_FUSED = {
     "a sliding window": (
-        [("seen = Unsq", "near = Greater (columns, rows)\nseen = Unsq"), ("And (causal, seen)", "And (causal, near)")],
+        [
+            ("seen = Unsq", "near = Greater (columns, rows)\nseen = Unsq"),
+            ("both = And (causal, seen)", "here = And (causal, near)\nboth = And (here, seen)"),
+        ],
         "its mask is more than causal order and padding: expected 1 comparison, got 2",
     ),
     "no padding": (

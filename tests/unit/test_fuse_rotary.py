@@ -24,7 +24,9 @@ y = Add (straight, crossed)"""
 CONSTANTS = {
     "zero": np.array([0]),
     "one": np.array([1]),
+    "two": np.array([2]),
     "half": np.array([4]),
+    "six": np.array([6]),
     "end": np.array([2**62]),
     "last": np.array([3]),
     "scale": np.float32(1.5),
@@ -67,10 +69,7 @@ DIFFERENT = {
     "not negated": (("Neg (high)", "Identity (high)"),),
     "halves in order": (("(negated, low)", "(low, negated)"),),
     "halves of different angles": (("(angles, angles)", "(angles, other)"), ("a = ", "other = Neg (angles)\na = ")),
-    "part of the head": (
-        ("Slice (t, zero, half, last)", "Slice (t, zero, one, last)"),
-        ("(negated, low)", "(negated, low, low, low, low)"),
-    ),
+    "another part of the head": (("low = Slice (t, zero, half, last)", "low = Slice (t, two, six, last)"),),
     "sines in place of cosines": (("Cos (a)", "Sin (a)"),),
     "a difference": (("y = Add", "y = Sub"),),
 }

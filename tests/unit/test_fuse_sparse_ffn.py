@@ -1,4 +1,4 @@
-"""Which blocks become sparse operators, and that the numbers stay."""
+"""Which FFNs become sparse operators, with the same outputs, and why others do not."""
 
 from __future__ import annotations
 
@@ -41,13 +41,13 @@ GATED = {
         0.25,
     ),
 }
-PLAIN = {
+UNGATED = {
     "relu": ("h = Relu (z)", "relu", 0.0),
     "relu2": ("r = Relu (z)\nh = Mul (r, r)", "relu2", 0.0),
     "fatrelu": ("c = LessOrEqual (z, t)\nh = Where (c, zero, z)", "fatrelu", 0.25),
 }
 CASES = [pytest.param(*case, True, id=f"gated {name}") for name, case in GATED.items()]
-CASES += [pytest.param(*case, False, id=f"plain {name}") for name, case in PLAIN.items()]
+CASES += [pytest.param(*case, False, id=f"ungated {name}") for name, case in UNGATED.items()]
 
 
 @pytest.mark.parametrize("form", ["matmul", "matmul and bias", "gemm", "gemm and bias"])
@@ -75,7 +75,7 @@ def test_rewrites(nodes: str, activation: str, threshold: float, gated: bool, fo
 
 
 def forward_error(x: np.ndarray, weights: dict[str, np.ndarray], gated: bool, *, bias: bool, power: int) -> np.ndarray:
-    """How far two float32 evaluations of a block may be apart: roundings so far, times the sums of magnitudes."""
+    """How far two float32 evaluations of an FFN may differ: the number of roundings times the sum of magnitudes."""
     w = {name: np.abs(value.astype(np.float64)) for name, value in weights.items()}
     add = {name: w[f"b_{name}"] if bias else 0.0 for name in ("gate", "up", "down")}
     z = np.abs(x.astype(np.float64)) @ w["w_gate" if gated else "w_up"] + add["gate" if gated else "up"]
@@ -104,7 +104,7 @@ def test_uses_down_proj_in_place_and_transposes_the_others() -> None:
     assert node.outputs[0].shape == ir.Shape(["b", "s", D_MODEL])
 
 
-REFUSED = {
+NOT_A_RELU = {
     "silu": ("s = Sigmoid (z)\na = Mul (z, s)\nh = Mul (a, u)", "gate is Silu, not a ReLU"),
     "gelu": ("a = Gelu (z)\nh = Mul (a, u)", "gate is Gelu, not a ReLU"),
     "leaky": ("a = LeakyRelu (z)\nh = Mul (a, u)", "gate is LeakyRelu, not a ReLU"),
@@ -116,8 +116,8 @@ REFUSED = {
 }
 
 
-@pytest.mark.parametrize(("nodes", "reason"), REFUSED.values(), ids=REFUSED)
-def test_refuses_with_a_reason(nodes: str, reason: str) -> None:
+@pytest.mark.parametrize(("nodes", "reason"), NOT_A_RELU.values(), ids=NOT_A_RELU)
+def test_leaves_other_activations_alone(nodes: str, reason: str) -> None:
     model = ffn_graph(nodes, scope="model.layers.3.mlp")
     before = [node.op_type for node in model.graph]
     outcomes: list[FfnOutcome] = []
@@ -127,7 +127,7 @@ def test_refuses_with_a_reason(nodes: str, reason: str) -> None:
     assert not model.functions
 
 
-def test_refuses_a_hidden_value_that_others_use() -> None:
+def test_leaves_an_ffn_alone_whose_hidden_value_is_read_elsewhere() -> None:
     model = ffn_graph("a = Relu (z)\nh = Mul (a, u)", outputs=("y", "h"))
     outcomes: list[FfnOutcome] = []
     assert not FuseSparseFfnPass(outcomes)(model).modified
