@@ -31,6 +31,15 @@ def demo_artifact(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return output
 
 
+@pytest.fixture(scope="session")
+def unfused_demo_artifact(demo_folder: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The demo model with attention in standard operators."""
+    from prosparse_export import ExportOptions, export_model  # torch takes seconds to import
+
+    output = tmp_path_factory.mktemp("unfused") / "demo.onnx"
+    return export_model(demo_folder, output, ExportOptions(fuse_attention=False)).path
+
+
 @pytest.fixture
 def run_cli() -> Callable[..., subprocess.CompletedProcess[str]]:
     """Run ``prosparse-export ARGUMENTS`` as a user would."""

@@ -87,14 +87,13 @@ def ours(path: Path, prompt: list[int]) -> list[int]:
 
 @pytest.mark.parametrize("kind", ["library", "no library", "unfused attention"])
 def test_the_same_greedy_tokens(
-    kind: str, python: Path, demo_folder: Path, demo_artifact: Path, tmp_path: Path
+    kind: str, python: Path, demo_folder: Path, request: pytest.FixtureRequest, tmp_path: Path
 ) -> None:
     path = tmp_path / "m.onnx"
-    if kind == "library":
-        path = demo_artifact
+    if kind == "no library":
+        export_model(demo_folder, path, ExportOptions(with_library=False))
     else:
-        options = ExportOptions(with_library=kind != "no library", fuse_attention=kind != "unfused attention")
-        export_model(demo_folder, path, options)
+        path = request.getfixturevalue("demo_artifact" if kind == "library" else "unfused_demo_artifact")
     result = generate(python, path.parent)
     assert result["tokens"] == ours(path, PROMPT)
     assert len(set(result["tokens"])) > 3  # type: ignore[call-overload]

@@ -1,4 +1,4 @@
-"""Generation with everything bound once, against the plain loop over forward() and against PyTorch."""
+"""Generation with bound buffers, against a loop over forward() and against PyTorch."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ import pytest
 import torch
 from numpy.typing import NDArray
 
-from prosparse_export import ExportOptions, ProSparseError, export_model, load
+from prosparse_export import ProSparseError, load
 from prosparse_export.runtime.cache import Cache
 from prosparse_export.runtime.decode_loop import PREFILL_TOKENS
 from prosparse_export.runtime.model import SparseModel
@@ -30,10 +30,8 @@ def model(demo_artifact: Path) -> SparseModel:
 
 
 @pytest.fixture(scope="module")
-def plain(demo_folder: Path, tmp_path_factory: pytest.TempPathFactory) -> SparseModel:
-    output = tmp_path_factory.mktemp("plain") / "plain.onnx"
-    export_model(demo_folder, output, ExportOptions(fuse_attention=False))
-    return replace(load(output, threads=1), stop=frozenset())
+def unfused(unfused_demo_artifact: Path) -> SparseModel:
+    return replace(load(unfused_demo_artifact, threads=1), stop=frozenset())
 
 
 def prompts(*lengths: int) -> list[list[int]]:
@@ -60,10 +58,10 @@ def streamed(model: SparseModel, texts: list[list[int]], count: int) -> NDArray[
 
 @pytest.mark.parametrize("lengths", [(1,), (17,), (11, 5, 8), (1, 30)])
 @pytest.mark.parametrize("attention", ["fused", "unfused"])
-def test_tokens_are_the_plain_loops(
-    attention: str, lengths: tuple[int, ...], model: SparseModel, plain: SparseModel
+def test_tokens_are_those_of_a_loop_over_forward(
+    attention: str, lengths: tuple[int, ...], model: SparseModel, unfused: SparseModel
 ) -> None:
-    subject = model if attention == "fused" else plain
+    subject = model if attention == "fused" else unfused
     assert subject.in_place == (attention == "fused")
     texts = prompts(*lengths)
     expected, _ = stepwise(subject, texts, NEW)
@@ -72,12 +70,12 @@ def test_tokens_are_the_plain_loops(
 
 
 @pytest.mark.parametrize("attention", ["fused", "unfused"])
-def test_tokens_are_pytorchs(attention: str, demo_folder: Path, model: SparseModel, plain: SparseModel) -> None:
+def test_tokens_are_pytorchs(attention: str, demo_folder: Path, model: SparseModel, unfused: SparseModel) -> None:
     reference = load_checkpoint(demo_folder).model
     (text,) = prompts(20)
     with torch.no_grad():
         whole = reference.generate(torch.tensor([text]), do_sample=False, min_new_tokens=NEW, max_new_tokens=NEW)
-    actual = streamed(model if attention == "fused" else plain, [text], NEW)
+    actual = streamed(model if attention == "fused" else unfused, [text], NEW)
     # min_new_tokens forbids the end token in PyTorch, so compare up to where we took it
     end = next((i for i, token in enumerate(actual[0]) if token == 1), NEW)
     assert end > 5
@@ -103,8 +101,8 @@ def test_the_cache_is_written_in_place(model: SparseModel) -> None:
 
 
 @pytest.mark.parametrize("attention", ["fused", "unfused"])
-def test_a_long_prompt_goes_in_parts(attention: str, model: SparseModel, plain: SparseModel) -> None:
-    subject = model if attention == "fused" else plain
+def test_a_long_prompt_runs_in_chunks(attention: str, model: SparseModel, unfused: SparseModel) -> None:
+    subject = model if attention == "fused" else unfused
     (text,) = prompts(2 * PREFILL_TOKENS + 100)
     ids = np.asarray([text], np.int64)
     expected, _ = subject.forward(ids, np.ones_like(ids))

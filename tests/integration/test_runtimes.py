@@ -12,7 +12,7 @@ import onnx
 import pytest
 from conftest import ROOT
 
-from prosparse_export import export_model
+from prosparse_export.artifact.manifest import require_manifest
 from prosparse_export.runtime.operator_library import library_path
 
 pytestmark = pytest.mark.integration
@@ -130,14 +130,11 @@ def test_artifact_on_the_oldest_onnxruntime_for_its_attention(demo_artifact: Pat
     run(OLDEST_FOR_FUSED_ATTENTION, demo_artifact, logits)
 
 
-def test_plain_artifact_on_the_oldest_onnxruntime_for_the_operators(
-    demo_folder: Path, logits: Path, tmp_path: Path
+def test_unfused_artifact_on_the_oldest_onnxruntime_for_the_operators(
+    unfused_demo_artifact: Path, logits: Path
 ) -> None:
-    from prosparse_export import ExportOptions
-
-    result = export_model(demo_folder, tmp_path / "plain.onnx", ExportOptions(fuse_attention=False))
-    assert result.manifest.onnxruntime == ">=1.18"
-    run(OLDEST_FOR_OPERATORS, result.path, logits)
+    assert require_manifest(unfused_demo_artifact).onnxruntime == ">=1.18"
+    run(OLDEST_FOR_OPERATORS, unfused_demo_artifact, logits)
 
 
 def test_an_onnxruntime_that_is_too_old_says_so() -> None:
