@@ -25,7 +25,6 @@ int main() {
   std::vector<Ort::Value> inputs;
   for (size_t i = 0; i < session.GetInputCount(); ++i) {
     std::string name = session.GetInputNameAllocated(i, allocator).get();
-    if (name == "logits_to_keep") continue;  // optional: all positions by default
     if (name == "input_ids") {
       inputs.push_back(tensor(ids));
     } else if (name == "attention_mask") {
