@@ -1,4 +1,4 @@
-"""Silence what torch and transformers say on their own account."""
+"""Silence torch and transformers."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ __all__ = ["quiet"]
 
 @contextmanager
 def quiet() -> Iterator[None]:
-    """Silence the warnings, log lines and progress bars of torch and transformers, where the latter is imported."""
+    """Silence warnings, log lines and, if transformers is imported, its progress bars."""
     transformers_logging: Any = getattr(sys.modules.get("transformers.utils"), "logging", None)
     bars = transformers_logging is not None and transformers_logging.is_progress_bar_enabled()
     if bars:

@@ -1,4 +1,4 @@
-"""The lossy mode: thresholds for a SwiGLU model from calibration text, and what they cost in perplexity."""
+"""Training-free sparsity for SwiGLU models (lossy): thresholds from text, and their cost in perplexity."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ from prosparse_models.sparsity import measure
 
 __all__ = ["approximate", "approximate_again"]
 
-_CONTEXT, _LEAST = 512, 8  # tokens per row; in at least two rows
+_CONTEXT, _LEAST = 512, 8  # tokens per row; least tokens per row
 
 
 def approximate(
@@ -31,10 +31,10 @@ def approximate(
 ) -> ApproximationRecord:
     """Put thresholds into the FFNs of ``model`` and return them with their cost.
 
-    Every other row of the text sets the thresholds; perplexity before and after is measured on the rows between.
+    Even rows of the text set the thresholds; perplexity before and after is measured on the odd rows.
 
     Raises:
-        ProSparseError: the text cannot be used, or the model is no SwiGLU model.
+        ProSparseError: the text cannot be used, or the model is not a SwiGLU model.
     """
     rows, digests = _rows(model, folder, wanted)
     calibration, held_out = rows[::2], rows[1::2]
@@ -59,23 +59,23 @@ def approximate(
 
 
 def approximate_again(model: PreTrainedModel, recorded: ApproximationRecord) -> None:
-    """Put the thresholds that a manifest records into ``model``.
+    """Apply the thresholds that a manifest records to ``model``.
 
     Raises:
-        ProSparseError: the model is another one.
+        ProSparseError: the manifest is of another model.
     """
     try:
         with quiet():
             apply_thresholded_silu(silu_ffns(model), recorded.thresholds)
     except (TrainingError, ValueError) as error:
         raise ProSparseError(
-            f"approximation: prosparse.json is of another model: {error}",
-            hint="give the model folder that the artifact was exported from, or export again",
+            f"approximation: prosparse.json belongs to another model: {error}",
+            hint="pass the model folder that the artifact was exported from, or export again",
         ) from error
 
 
 def _rows(model: PreTrainedModel, folder: Path, wanted: Approximation) -> tuple[list[torch.Tensor], dict[str, str]]:
-    """Return the text as rows of one length, at least two."""
+    """Return the text as at least two rows of equal length, and the files' SHA-256."""
     texts = [(str(path), read_text(path)) for path in wanted.texts]
     with quiet():
         documents = tokenize(load_tokenizer(folder), texts, wanted.tokens)
@@ -85,7 +85,7 @@ def _rows(model: PreTrainedModel, folder: Path, wanted: Approximation) -> tuple[
     if context < _LEAST:
         raise ProSparseError(
             f"approximation: {texts[0][0]}: expected at least {2 * _LEAST} tokens, got {len(joined)}",
-            hint="give more text: --profile-text FILE",
+            hint="pass more text with --profile-text FILE",
         )
     rows = list(joined[: len(joined) // context * context].reshape(-1, context))
     return rows, _digests(wanted.texts)

@@ -15,7 +15,7 @@ from prosparse_export.export.approximate import approximate
 from prosparse_export.export.lazy_initializers import place_weights
 from prosparse_export.export.load import load_model_folder
 from prosparse_export.export.options import ExportOptions
-from prosparse_export.export.predicted_speedup import layers_that_do_not_pay, measure_layers
+from prosparse_export.export.predicted_speedup import profile_ffns, unprofitable_ffns
 from prosparse_export.export.rewritten_model import RewrittenModel
 from prosparse_export.export.rounded_reference import checkpoint_format
 from prosparse_export.export.trace import trace
@@ -40,7 +40,7 @@ def rewrite_decoder(
         ProSparseError: the model cannot be loaded or traced, or an approximated FFN could not be rewritten.
     """
     checkpoint, graph, approximation = _traced(folder, options, progress)
-    profile = measure_layers(checkpoint, folder, texts, progress) if texts else None
+    profile = profile_ffns(checkpoint, folder, texts, progress) if texts else None
     weights: FfnFormat = options.weights or checkpoint_format(checkpoint.weight_dtype)
     other_weights = options.other_weights or format_of(weights, is_down=False)
     progress("rewrite", 0, 0)
@@ -55,7 +55,7 @@ def rewrite_decoder(
         weights=weights,
         other_weights=other_weights,
         linears=linears,
-        dense=layers_that_do_not_pay(profile, weights) if profile is not None else None,
+        dense=unprofitable_ffns(profile, weights) if profile is not None else None,
         decomposed=options.decomposed,
         positions=context_in(checkpoint.config),
     )(graph)

@@ -13,7 +13,7 @@ from prosparse_export.export.check_logits import check_logits
 from prosparse_export.export.decoder import rewrite_decoder
 from prosparse_export.export.encoder_decoder import is_encoder_decoder, rewrite_encoder_decoder
 from prosparse_export.export.options import ExportOptions, check_options
-from prosparse_export.export.predicted_speedup import expected_gain
+from prosparse_export.export.predicted_speedup import predict_speedup
 from prosparse_export.export.rewritten_model import RewrittenModel
 from prosparse_export.export.sidecars import export_manifest, export_sidecars
 from prosparse_export.progress import ProgressCallback, no_progress
@@ -73,7 +73,7 @@ def export_model(
         check_logits(model.checkpoint, staging / output.name, manifest, library=uses_library)
         if model.profile is not None and uses_library:
             progress("time", 0, 0)
-            speedup = expected_gain(staging / output.name, model.profile, model.outcomes, model.weights)
+            speedup = predict_speedup(staging / output.name, model.profile, model.outcomes, model.weights)
             manifest = replace(manifest, predicted_speedup=speedup)
             write_manifest(staging, manifest)
         progress("publish", 0, 0)

@@ -1,4 +1,4 @@
-"""Give a traced graph the weights that stayed in their files, each to be read while it is written."""
+"""Replace placeholders in a traced graph by weights that are read from their files as they are written."""
 
 from __future__ import annotations
 
@@ -15,15 +15,15 @@ __all__ = ["place_weights"]
 
 
 def place_weights(graph: ir.Graph, weights: FileWeights) -> str:
-    """Replace placeholders among the initializers of ``graph`` by lazy float32 tensors.
+    """Replace placeholder initializers of ``graph`` by lazy float32 tensors.
 
     Args:
         graph: traced from a model that holds placeholders.
-        weights: where its matrices are.
+        weights: the checkpoint's files.
 
     Returns:
-        "" if all went well; else the initializer that was computed from a placeholder, which only tracing with the
-        weights themselves can do.
+        "" on success; else the name of an initializer that was computed from a placeholder, which needs a trace with
+        the weights in memory.
     """
     for name, value in graph.initializers.items():
         tensor = value.const_value
@@ -42,7 +42,7 @@ def place_weights(graph: ir.Graph, weights: FileWeights) -> str:
 
 
 def _place(tensor: ir.TensorProtocol) -> tuple[int, tuple[int, ...]]:
-    """Return where a tensor begins and its strides in elements."""
+    """Return the address of a tensor and its strides in elements."""
     raw = getattr(tensor, "raw", None)
     if isinstance(raw, torch.Tensor):
         return raw.data_ptr(), tuple(raw.stride())
@@ -52,7 +52,7 @@ def _place(tensor: ir.TensorProtocol) -> tuple[int, tuple[int, ...]]:
 
 
 def _order(strides: tuple[int, ...], stored: tuple[int, ...], shape: tuple[int, ...]) -> tuple[int, ...] | None:
-    """Return the order of axes that makes a placeholder of shape ``stored`` one with these strides, or None."""
+    """Return the permutation of axes that gives a placeholder of shape ``stored`` these strides, or None."""
     order = tuple(stride - 1 for stride in strides)
     whole = sorted(order) == list(range(len(stored))) and tuple(stored[axis] for axis in order) == shape
     return order if whole else None

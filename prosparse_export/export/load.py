@@ -1,4 +1,4 @@
-"""First stage: a model folder becomes a PyTorch model."""
+"""Load a model folder into PyTorch."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Freed memory goes back to the system before an artifact's weights come: an allocator would keep it."""
+"""Return freed memory to the operating system before an artifact's weights are loaded."""
 
 from __future__ import annotations
 
@@ -10,10 +10,7 @@ __all__ = ["give_back"]
 
 
 def give_back() -> None:
-    """Collect garbage, then let the C library return free pages: glibc keeps hundreds of megabytes after tracing.
-
-    Elsewhere than on glibc only the first.
-    """
+    """Collect garbage and, on glibc, trim the heap, which keeps hundreds of megabytes after tracing."""
     gc.collect()
     with contextlib.suppress(AttributeError, OSError):
         ctypes.CDLL(None).malloc_trim(0)  # malloc_trim(3)

@@ -1,11 +1,11 @@
-"""What skipping inactive neurons will gain: measured sparsity of the model, bytes, and one timed decode step."""
+"""Predict the speedup from activation sparsity measured on text, bytes read, and a timed decode step."""
 
 from __future__ import annotations
 
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import torch
@@ -26,25 +26,48 @@ from prosparse_export.text import tokenize
 from prosparse_models import Checkpoint, find_ffns, measure
 from prosparse_models.loading.tokenizer import load_tokenizer
 
-__all__ = ["LEAST_GAIN", "expected_gain", "layers_that_do_not_pay", "measure_layers"]
+__all__ = ["LEAST_SPEEDUP", "TextProfile", "predict_speedup", "profile_ffns", "unprofitable_ffns"]
 
-LEAST_GAIN = 1.05
-"""A block with less than this to gain stays dense: finding the active neurons has a cost of its own."""
+LEAST_SPEEDUP = 1.05
+"""FFNs with a smaller speedup stay dense, since finding the active neurons takes time too."""
 
-_FLOPS = 4e12  # of calibration: about a minute of two cores
+_FLOPS = 4e12  # for profiling: about a minute on two cores
 _LEAST_TOKENS, _MOST_TOKENS, _ROW = 64, 8192, 256
 _CONTEXT, _STEPS = 32, 9  # of the timed decode
 
 
-def measure_layers(
+@dataclass(frozen=True)
+class TextProfile:
+    """Activation sparsity of a model's FFNs on text; dictionaries are keyed by the path of down_proj.
+
+    Attributes:
+        texts: SHA-256 of each text, by name.
+        tokens: number of tokens used.
+        perplexity: of the model on them.
+        ids: the first tokens, for timing.
+        sparsity: fraction of zeros that down_proj reads.
+        skipped: fraction of neurons that the operator skips.
+        gated: whether the FFN has a gate_proj.
+    """
+
+    texts: dict[str, str]
+    tokens: int
+    perplexity: float
+    ids: list[int]
+    sparsity: dict[str, float]
+    skipped: dict[str, float]
+    gated: dict[str, bool]
+
+
+def profile_ffns(
     checkpoint: Checkpoint, folder: Path, texts: Sequence[tuple[str, str]], progress: ProgressCallback
-) -> dict[str, Any]:
-    """Return the sparsity of each block on text, by the path of its down_proj.
+) -> TextProfile:
+    """Measure the activation sparsity of each FFN on text.
 
     Args:
-        checkpoint: the model, also with its matrices in their files.
+        checkpoint: the model; its matrices may be in their files.
         folder: its folder, for the tokenizer.
-        texts: (name, text); as many of their tokens are used as a minute computes.
+        texts: (name, contents); the number of tokens used is limited to about a minute of work.
         progress: called with each stage.
 
     Raises:
@@ -60,51 +83,51 @@ def measure_layers(
     row = min(_ROW, len(ids))
     rows = list(ids[: len(ids) // row * row].reshape(-1, row))
     with quiet(), as_stored(checkpoint, {}):
-        blocks = find_ffns(model)
-        found = measure(model, blocks, rows, batch=len(rows) if checkpoint.weights is not None else 1)
+        ffns = find_ffns(model)
+        found = measure(model, ffns, rows, batch=len(rows) if checkpoint.weights is not None else 1)
     names = {module: name for name, module in model.named_modules()}
-    downs = [names[block.down] for block in blocks]
-    return {
-        "texts": {document.name: document.sha256 for document in documents},
-        "tokens": found.tokens,
-        "perplexity": found.perplexity,
-        "ids": ids[: _CONTEXT + _STEPS].tolist(),
-        "sparsity": dict(zip(downs, found.sparsity_by_layer, strict=True)),
-        "skipped": dict(zip(downs, found.skipped_by_layer, strict=True)),
-        "gated": {names[b.down]: b.gate is not None for b in blocks},
-    }
+    downs = [names[ffn.down] for ffn in ffns]
+    return TextProfile(
+        texts={document.name: document.sha256 for document in documents},
+        tokens=found.tokens,
+        perplexity=found.perplexity,
+        ids=ids[: _CONTEXT + _STEPS].tolist(),
+        sparsity=dict(zip(downs, found.sparsity_by_layer, strict=True)),
+        skipped=dict(zip(downs, found.skipped_by_layer, strict=True)),
+        gated={names[ffn.down]: ffn.gate is not None for ffn in ffns},
+    )
 
 
-def layers_that_do_not_pay(measured: Mapping[str, Any], weights: FfnFormat) -> dict[str, str]:
-    """Return why a block stays dense, by the path of its down_proj.
+def unprofitable_ffns(profile: TextProfile, weights: FfnFormat) -> dict[str, str]:
+    """Return the FFNs that should stay dense, with the reason, by the path of down_proj.
 
     Args:
-        measured: from `measure_layers`.
-        weights: format of the sparse blocks.
+        profile: from `profile_ffns`.
+        weights: storage format of the sparse FFNs.
     """
     reasons = {}
-    for name, skipped in measured["skipped"].items():
-        gain = Ffn(1, 1, measured["gated"][name], weights, skipped).speedup
-        if gain < LEAST_GAIN:
+    for name, skipped in profile.skipped.items():
+        gain = Ffn(1, 1, profile.gated[name], weights, skipped).speedup
+        if gain < LEAST_SPEEDUP:
             reasons[name] = (
                 f"{skipped:.1%} of its neurons are inactive: a speedup of at most {gain:.2f}x does not pay off"
             )
     return reasons
 
 
-def expected_gain(
-    path: Path, measured: Mapping[str, Any], outcomes: Sequence[FfnOutcome], weights: FfnFormat
+def predict_speedup(
+    path: Path, profile: TextProfile, outcomes: Sequence[FfnOutcome], weights: FfnFormat
 ) -> PredictedSpeedup:
     """Return the predicted speedup of each FFN and of a decode step.
 
-    Bytes that are read decide; what a step takes beyond them is timed, on the calibration text and this machine, and
-    is the same for the dense step.
+    The model is bytes read over memory bandwidth. The rest of a decode step is timed on this machine, and taken to be
+    the same for the dense baseline.
 
     Args:
         path: the artifact.
-        measured: from `measure_layers`.
-        outcomes: all blocks.
-        weights: format of the sparse ones.
+        profile: from `profile_ffns`.
+        outcomes: one per FFN.
+        weights: storage format of the sparse FFNs.
 
     Raises:
         ProSparseError: the artifact cannot run.
@@ -112,22 +135,20 @@ def expected_gain(
     threads = default_threads()
     sparse, layers = [], []
     for outcome in outcomes:
-        down = outcome.linears[-1] if outcome.linears else None
-        ffn = Ffn(outcome.d_model, outcome.d_ff, "Gated" in outcome.op, weights, measured["skipped"].get(down, 0.0))
+        down = outcome.linears[-1] if outcome.linears else ""
+        ffn = Ffn(outcome.d_model, outcome.d_ff, "Gated" in outcome.op, weights, profile.skipped.get(down, 0.0))
         if not outcome.reason:
             sparse.append(ffn)
-        layers.append(
-            LayerSpeedup(outcome.layer, 1.0 if outcome.reason else ffn.speedup, measured["sparsity"].get(down))
-        )
+        layers.append(LayerSpeedup(outcome.layer, 1.0 if outcome.reason else ffn.speedup, profile.sparsity.get(down)))
     bandwidth = measure_bandwidth(threads)
     others = other_bytes(read_graph(path), _CONTEXT)
-    seconds = _decode_seconds(path, measured["ids"], threads)
+    seconds = _decode_seconds(path, profile.ids, threads)
     read = (sum(ffn.sparse_bytes for ffn in sparse) + others) / bandwidth
     cost = predict(sparse, others, bandwidth, max(seconds - read, 0.0))
     return PredictedSpeedup(
-        texts=measured["texts"],
-        tokens=measured["tokens"],
-        perplexity=measured["perplexity"],
+        texts=profile.texts,
+        tokens=profile.tokens,
+        perplexity=profile.perplexity,
         layers=tuple(layers),
         decode_speedup=cost.speedup,
         decode_seconds=cost.sparse_seconds,
@@ -151,7 +172,7 @@ def _decode_seconds(path: Path, ids: Sequence[int], threads: int) -> float:
         times.append(time.perf_counter() - began)
     if not times:
         raise ProSparseError(
-            f"model: {path}: expected decode steps to time, got none",
-            hint="leave out --profile-text: the export does not need it; and please report this",
+            f"model: {path}: no decode step could be timed",
+            hint="please report this; the export works without --profile-text",
         )
     return float(np.median(times[1:]))

@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, field
-from typing import Any
 
 import onnx_ir as ir
 
 from graph_passes import FfnFormat, FfnOutcome, Format, LinearOutcome
 from prosparse_export.artifact.measured_records import ApproximationRecord
+from prosparse_export.export.predicted_speedup import TextProfile
 from prosparse_models import Checkpoint
 
 __all__ = ["RewrittenModel"]
@@ -38,7 +38,7 @@ class RewrittenModel:
     other_weights: Format
     linears: list[LinearOutcome] = field(default_factory=list)
     approximation: ApproximationRecord | None = None
-    profile: dict[str, Any] | None = None
+    profile: TextProfile | None = None
 
     @property
     def rewritten(self) -> tuple[FfnOutcome, ...]:

@@ -1,4 +1,4 @@
-"""The reference for an artifact whose weights are stored in fewer bits: the model with exactly those weights."""
+"""The dense baseline of an artifact: the PyTorch model with the weights as stored."""
 
 from __future__ import annotations
 
@@ -31,27 +31,26 @@ __all__ = [
 
 
 def checkpoint_format(dtype: str) -> Format:
-    """Return the format that holds a checkpoint's weights as they are; ``dtype`` as in config.json."""
+    """Return the storage format of a checkpoint's float type; ``dtype`` as in config.json."""
     return float_format(dtype.removeprefix("torch.")) or "f32"
 
 
 _SIGMAS = 3.0
-_HAZARD = 2.5  # share of the active neurons per relative step of z, near t: what a normal z has at 89 % sparsity
-INTEGER_STEP = math.sqrt(32) * 2.0**-16  # 2^-16 of the largest of 32 numbers, in their root mean square
-_FLOAT_STEP = 2.0**-19  # of a float32 sum of a thousand products, in any order: 2^-24 times the square root of that
+_HAZARD = 2.5  # share of active neurons per relative step of z near t, for normal z at 89 % sparsity
+INTEGER_STEP = math.sqrt(32) * 2.0**-16  # 2^-16 of the largest of 32 values, relative to their root mean square
+_FLOAT_STEP = 2.0**-19  # float32 sum of a thousand terms, in any order: 2^-24 times the square root of a thousand
 
 
 def format_bound(formats: Mapping[str, StoredAs], largest: float, crossings: float = 0.0) -> float:
-    """Return how far logits may be from those of the dense model of the same stored weights.
+    """Return the largest allowed difference of logits from the dense baseline's.
 
-    Float formats: 1e-3, float32 rounding with room for any order of sums. i8 and i4 also round activations to 16
-    bits, once for each of their matrices. A step is 2^-16 of the largest of 32 numbers, which is at most sqrt(32)
-    times their root mean square; each rounding moves what the layer gives by that share at most, and the logits by
-    that share of their size.
+    Float formats: 1e-3, for float32 rounding with any summation order. i8 and i4 also round activations to 16 bits,
+    once per matrix. A step is 2^-16 of the largest of 32 values, which is at most sqrt(32) times their root mean
+    square; each rounding changes the layer's output, and so the logits, by at most that fraction.
 
-    An activation that jumps (FATReLU with t > 0) turns a rounded z near t into a neuron more or less. A share of
-    the active neurons that changes moves the block's sum of independent parts by that share's square root; blocks
-    add up as independent errors do, and the bound has three of their standard deviations.
+    A discontinuous activation (FATReLU with t > 0) gains or loses a neuron when rounding moves z across t. A changed
+    fraction of the active neurons changes the FFN's sum of independent terms by the square root of that fraction;
+    FFNs add as independent errors, and the bound is three standard deviations.
 
     Args:
         formats: from `stored_formats`.
@@ -69,11 +68,11 @@ def threshold_crossings(manifest: Manifest) -> float:
 
 
 class StoredAs(NamedTuple):
-    """How an artifact stores a linear layer's matrix.
+    """How an artifact stores a linear layer's weight.
 
     Attributes:
         weights: the format.
-        is_down: it is a down_proj, stored transposed.
+        is_down: whether it is a down_proj, stored transposed.
     """
 
     weights: Format
@@ -99,7 +98,7 @@ def stored_formats(manifest: Manifest) -> dict[str, StoredAs]:
 
 
 def _rounding(model: PreTrainedModel, formats: Mapping[str, StoredAs]) -> Callable[[str, torch.Tensor], torch.Tensor]:
-    """Return a function of a parameter's path and values that gives the values as an artifact stores them."""
+    """Return a function from a parameter's path and values to its values as stored."""
     in_major = {name for name, module in model.named_modules() if isinstance(module, Conv1D)}
 
     def change(path: str, weight: torch.Tensor) -> torch.Tensor:
@@ -111,9 +110,9 @@ def _rounding(model: PreTrainedModel, formats: Mapping[str, StoredAs]) -> Callab
 
 
 def as_stored(checkpoint: Checkpoint, formats: Mapping[str, StoredAs]) -> AbstractContextManager[None]:
-    """Return a context in which the checkpoint's model computes with the weights that an artifact stores.
+    """Return a context in which the checkpoint's model computes with the weights as stored.
 
-    Weights that are in memory are rounded for good; those in their files whenever they are read.
+    Weights in memory are rounded permanently; weights in files are rounded as they are read.
 
     Args:
         checkpoint: the model.
@@ -127,10 +126,10 @@ def as_stored(checkpoint: Checkpoint, formats: Mapping[str, StoredAs]) -> Abstra
 
 @torch.no_grad()
 def with_stored_weights(model: PreTrainedModel, formats: Mapping[str, StoredAs]) -> None:
-    """Round matrices of ``model``, in place, to what the artifact stores.
+    """Round the matrices of ``model``, in place, as the artifact stores them.
 
-    So an artifact is compared with the dense model of its own numbers, and differs from it by summation
-    order only (and, for i8 and i4, by activations of 16 bits). What the rounding itself costs is another question.
+    An artifact then differs from the model by summation order only and, for i8 and i4, by rounding of activations to
+    16 bits.
 
     Args:
         model: the PyTorch model, any float dtype.
@@ -165,12 +164,12 @@ def _rounded(weight: torch.Tensor, stored: StoredAs, *, transposed: bool) -> tor
 
 
 def stored_arrays(weight: torch.Tensor, weights: FfnFormat, *, is_down: bool) -> list[NDArray[np.generic]]:
-    """Return what an artifact stores for a matrix: the weights and, where they are integers, the scales.
+    """Return what an artifact stores for a matrix: weights and, for integer formats, scales.
 
     Args:
         weight: as PyTorch has it, ``[out, in]``.
-        weights: the matrix's format, or its block's.
-        is_down: it is down_proj's, which is stored transposed.
+        weights: the format of the matrix or of its FFN.
+        is_down: whether it is a down_proj, stored transposed.
     """
     matrix = (weight.T if is_down else weight).float().numpy()
     own = format_of(weights, is_down=is_down)

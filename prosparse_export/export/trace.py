@@ -1,4 +1,4 @@
-"""Second stage: a PyTorch model becomes an ONNX graph, through transformers' exporter."""
+"""Trace a PyTorch model to an ONNX graph with transformers' exporter."""
 
 from __future__ import annotations
 
@@ -16,23 +16,22 @@ from prosparse_export.quiet import quiet
 __all__ = ["OPSET", "trace"]
 
 OPSET = 20
-"""ai.onnx opset of every artifact: the newest that onnxscript 0.7 translates to, and old enough for
-every onnxruntime that the operator library runs on (1.18 knows opset 21)."""
+"""ai.onnx opset of artifacts: the newest that onnxscript 0.7 converts to; onnxruntime 1.18 supports opset 21."""
 
-# Example sizes: all different, and none 0 or 1, which torch.export would take for constants.
+# Example sizes: all different, and not 0 or 1, which torch.export specializes.
 _BATCH, _SEQUENCE, _PAST = 2, 3, 4
 
 
 @torch.no_grad()
 def trace(model: PreTrainedModel) -> ir.Model:
-    """Return ``model`` as a graph with a KV cache, and dynamic batch, sequence and past.
+    """Return the graph of ``model`` with a KV cache and dynamic batch size, sequence length and past length.
 
-    A model without lm_head becomes a graph from input_ids and attention_mask to its hidden states, without a cache.
-    The graph is plain ONNX: the exporter's own fusions stay off, because its GroupQueryAttention needs
-    batch 1 and its packed projections hide the FFN (docs/architecture.md).
+    A model without lm_head becomes a graph from input_ids and attention_mask to hidden states, without a KV cache. The
+    exporter's own fusions are disabled: its GroupQueryAttention requires batch size 1, and its packed projections hide
+    the FFN (docs/architecture.md).
 
     Raises:
-        ProSparseError: the exporter cannot translate the model.
+        ProSparseError: the exporter cannot convert the model.
     """
     try:
         with quiet(), contextlib.redirect_stdout(io.StringIO()), contextlib.redirect_stderr(io.StringIO()):
@@ -58,7 +57,7 @@ def _inputs(model: PreTrainedModel) -> dict[str, object]:
         input_ids=ids[:, :_PAST],
         attention_mask=mask[:, :_PAST],
         position_ids=positions[:, :_PAST],
-        past_key_values=DynamicCache(),  # of full length, also where a sliding window looks at part of it
+        past_key_values=DynamicCache(),  # full length, even where a sliding window attends to part of it
         use_cache=True,
     ).past_key_values
     return {

@@ -1,4 +1,4 @@
-"""Second stage for encoder-decoders (T5, M2M-100): a PyTorch model becomes two ONNX graphs."""
+"""Trace an encoder-decoder (T5, M2M-100) to two ONNX graphs."""
 
 from __future__ import annotations
 
@@ -21,11 +21,11 @@ __all__ = ["trace_encoder_decoder"]
 
 _SCOPES = "pkg.torch.onnx.name_scopes"
 _ROLES = ("decoder.key", "decoder.value", "encoder.key", "encoder.value")
-_BATCH, _SOURCE, _TARGET, _PAST = 2, 5, 3, 4  # all different, and none 0 or 1
+_BATCH, _SOURCE, _TARGET, _PAST = 2, 5, 3, 4  # all different, and not 0 or 1, which torch.export specializes
 
 
 class _Encoder(nn.Module):
-    """The encoder, and the keys and values that the decoder's cross-attention makes of its states."""
+    """The encoder, and the keys and values of the decoder's cross-attention."""
 
     def __init__(self, inner: PreTrainedModel) -> None:
         super().__init__()
@@ -36,7 +36,7 @@ class _Encoder(nn.Module):
         result = self.inner(
             input_ids=input_ids,
             attention_mask=attention_mask,
-            decoder_input_ids=input_ids[:, :1],  # what the decoder computes of it is not used
+            decoder_input_ids=input_ids[:, :1],  # required; its logits are not used
             past_key_values=cache,
             use_cache=True,
         )
@@ -45,7 +45,7 @@ class _Encoder(nn.Module):
 
 
 class _Decoder(nn.Module):
-    """The decoder on tokens, its own cache, and the keys and values from `_Encoder`."""
+    """The decoder on tokens, its own KV cache, and the keys and values from `_Encoder`."""
 
     def __init__(self, inner: PreTrainedModel) -> None:
         super().__init__()
@@ -63,7 +63,9 @@ class _Decoder(nn.Module):
             cross.update(cross_keys, cross_values, layer)
         cache = EncoderDecoderCache(own, cross)
         cache.is_updated = dict.fromkeys(range(layers), True)
-        states = encoder_attention_mask[..., None].to(past[0].dtype).expand(-1, -1, self.width)  # only its shape counts
+        states = (
+            encoder_attention_mask[..., None].to(past[0].dtype).expand(-1, -1, self.width)
+        )  # only its shape matters
         result = self.inner(
             attention_mask=encoder_attention_mask,
             encoder_outputs=BaseModelOutput(last_hidden_state=states),
@@ -77,21 +79,21 @@ class _Decoder(nn.Module):
 
 @torch.no_grad()
 def trace_encoder_decoder(model: PreTrainedModel) -> tuple[ir.Model, ir.Model]:
-    """Return the graphs of encoder and decoder, with dynamic batch and lengths.
+    """Return the graphs of encoder and decoder, with dynamic batch size and lengths.
 
-    The encoder gives last_hidden_state, and present.N.encoder.key/value of the cross-attention, once for a text. The
-    decoder takes those, and past_key_values.N.decoder.key/value, which may be empty: one graph for the first token
-    and the others. Its names are optimum's for decoder_with_past_model.onnx.
+    The encoder outputs last_hidden_state and, for cross-attention, present.N.encoder.key/value. The decoder takes those
+    and past_key_values.N.decoder.key/value, which may be empty, so that one graph serves the first token and all
+    others. Names are optimum's for decoder_with_past_model.onnx.
 
     Raises:
         ProSparseError: the model has experts, or torch.export cannot trace it.
     """
     experts = getattr(model.config, "num_experts", None) or getattr(model.config, "num_local_experts", None) or 1
-    if experts > 1:  # transformers loops over the experts that were chosen: as often as the data says
+    if experts > 1:  # transformers loops over the chosen experts, which depends on the data
         raise ProSparseError(
-            f"export: {type(model).__name__}: expected one feed-forward block a layer, got {experts} experts, of which "
-            "each token chooses at run time: torch.export cannot trace that choice",
-            hint="take a model of the family without experts",
+            f"export: {type(model).__name__}: expected one FFN per layer, got {experts} experts: torch.export cannot "
+            "trace routing at run time",
+            hint="use a model of the family without experts",
         )
     dim = torch.export.Dim.DYNAMIC
     vocabulary = int(model.config.vocab_size)
@@ -100,7 +102,7 @@ def trace_encoder_decoder(model: PreTrainedModel) -> tuple[ir.Model, ir.Model]:
     mask[0, 0] = 0
     before = model.config._attn_implementation
     try:
-        model.set_attn_implementation("eager")  # its reshapes keep dynamic sizes
+        model.set_attn_implementation("eager")  # its reshapes keep sizes dynamic
         with quiet(), contextlib.redirect_stdout(io.StringIO()), contextlib.redirect_stderr(io.StringIO()):
             encoder = _export(_Encoder(model), (ids, mask), ({0: dim, 1: dim}, {0: dim, 1: dim}))
             _, *cross = _Encoder(model)(ids, mask)
@@ -115,21 +117,24 @@ def trace_encoder_decoder(model: PreTrainedModel) -> tuple[ir.Model, ir.Model]:
         reason = " ".join(str(error).split())[:300]
         raise ProSparseError(
             f"export: {type(model).__name__}: torch.onnx.export failed: {type(error).__name__}: {reason}",
-            hint="check that this is an encoder-decoder with a plain key-value cache, such as T5 or M2M-100",
+            hint="check that this is an encoder-decoder with a KV cache, such as T5 or M2M-100",
         ) from error
     finally:
         model.set_attn_implementation(before)
-    layers = range(len(past) // len(_ROLES))
-    own_length = "past_decoder_sequence_length"
-    cached = [f"{layer}.{role}" for layer in layers for role in _ROLES]
+    _name_interfaces(encoder.graph, decoder.graph, layers=len(past) // len(_ROLES))
+    return encoder, decoder
+
+
+def _name_interfaces(encoder: ir.Graph, decoder: ir.Graph, *, layers: int) -> None:
+    cached = [f"{layer}.{role}" for layer in range(layers) for role in _ROLES]
     _name(
-        encoder.graph,
+        encoder,
         {"input_ids": ["batch_size", "sequence_length"], "attention_mask": ["batch_size", "sequence_length"]},
         ["last_hidden_state", *(f"present.{name}" for name in cached if "encoder" in name)],
     )
-    lengths = {"decoder": own_length, "encoder": "encoder_sequence_length"}
+    lengths = {"decoder": "past_decoder_sequence_length", "encoder": "encoder_sequence_length"}
     _name(
-        decoder.graph,
+        decoder,
         {
             "input_ids": ["batch_size", "sequence_length"],
             "encoder_attention_mask": ["batch_size", "encoder_sequence_length"],
@@ -137,7 +142,6 @@ def trace_encoder_decoder(model: PreTrainedModel) -> tuple[ir.Model, ir.Model]:
         },
         ["logits", *(f"present.{name}" for name in cached if "decoder" in name)],
     )
-    return encoder, decoder
 
 
 def _export(module: nn.Module, inputs: tuple[Any, ...], sizes: tuple[Any, ...]) -> ir.Model:
@@ -146,7 +150,7 @@ def _export(module: nn.Module, inputs: tuple[Any, ...], sizes: tuple[Any, ...]) 
     )
     assert program is not None
     model: ir.Model = program.model
-    for node in model.graph:  # module paths are the model's own
+    for node in model.graph:  # module paths are relative to the model
         if (scopes := node.metadata_props.get(_SCOPES)) is not None:
             node.metadata_props[_SCOPES] = scopes.replace("'inner.", "'")
     for value in list(model.graph.initializers.values()):
@@ -155,7 +159,7 @@ def _export(module: nn.Module, inputs: tuple[Any, ...], sizes: tuple[Any, ...]) 
 
 
 def _name(graph: ir.Graph, inputs: dict[str, list[str | None]], outputs: list[str]) -> None:
-    """Name inputs and outputs, in order, and dimensions; None keeps a fixed one."""
+    """Name inputs, outputs and dimensions, in order; None leaves a dimension as it is."""
     names: dict[str, str] = {}
     for value, (name, dims) in zip(graph.inputs, inputs.items(), strict=True):
         assert value.shape is not None

@@ -88,7 +88,7 @@ def test_custom_code_does_not_run(folder: Path, tmp_path: Path) -> None:
     change_config(folder, model_type="mine", architectures=["MineForCausalLM"], auto_map=auto_map)
     output = tmp_path / "out" / "m.onnx"
     result = export(folder, output)
-    assert_error(result, output, "model_type 'mine' is unknown", "which was not run")
+    assert_error(result, output, "unknown model_type 'mine'", "which was not run")
     assert "--trust-remote-code" in result.stderr
     assert not mark.exists()
 

@@ -276,7 +276,7 @@ FAMILIES = [
         "",
         "",
         encoder_decoder=True,
-        error="each token chooses at run time: torch.export cannot trace that choice",
+        error="torch.export cannot trace routing at run time",
     ),
     Family(
         "SmallThinker (experts, code of its own)",
