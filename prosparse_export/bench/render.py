@@ -5,7 +5,7 @@ from __future__ import annotations
 import io
 from pathlib import Path
 
-from prosparse_export.artifact.atomic_write import atomic_write
+from prosparse_export.atomic_write import atomic_write
 from prosparse_export.bench.result import BenchResult, Spread, Timing
 from prosparse_export.errors import ProSparseError
 
