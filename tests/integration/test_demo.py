@@ -47,7 +47,7 @@ def test_logits_top1_and_greedy_tokens_are_pytorchs(demo_folder: Path, demo_arti
 
 def test_validation_fails_where_it_should(demo_folder: Path, demo_artifact: Path) -> None:
     command = [sys.executable, "-c", "from prosparse_export.cli import main; main()", "validate", "-q"]
-    arguments = [str(demo_folder), str(demo_artifact), "--tokens", "64", "--greedy", "4", "--max-abs-diff", "1e-9"]
+    arguments = [str(demo_folder), str(demo_artifact), "--max-tokens", "64", "--greedy", "4", "--max-abs-diff", "1e-9"]
     child = subprocess.run([*command, *arguments], capture_output=True, text=True, check=False)
     assert child.returncode == 1
     assert "FAILED" in child.stdout
