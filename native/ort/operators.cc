@@ -8,6 +8,7 @@
 #include <new>
 #include <string>
 #include <thread>
+#include <utility>
 #include <vector>
 
 #include "../src/dispatch.h"
@@ -63,6 +64,9 @@ struct OrtPool {
   const Api& api;
   const KernelContext* context;
   Status* failure;  // the first one
+  ~OrtPool() {
+    if (failure != nullptr) api.ReleaseStatus(failure);
+  }
 };
 
 void run_on_pool(void* pool_pointer, size_t count, void (*task)(void*, size_t), void* argument) {
@@ -122,7 +126,7 @@ class Node : public Kernel {
     }
     threads_.store(scratch->threads, std::memory_order_relaxed);
     pool_->give_back(std::move(scratch));
-    check(pool.failure);
+    check(std::exchange(pool.failure, nullptr));
   }
 
  private:
