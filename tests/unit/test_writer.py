@@ -62,7 +62,7 @@ def test_an_overwrite_replaces_all(tmp_path: Path) -> None:
     assert contents(tmp_path) == {"m.onnx": "new", "m.onnx.data": "new", "extra": "new", "config.json": "old config"}
 
 
-def test_refuses_a_folder_as_output(tmp_path: Path) -> None:
+def test_a_folder_is_not_an_output(tmp_path: Path) -> None:
     (tmp_path / "m.onnx").mkdir()
     with (
         pytest.raises(ProSparseError, match="expected a file name, got a folder"),
@@ -72,7 +72,7 @@ def test_refuses_a_folder_as_output(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("overwrite", [True, False])
-def test_refuses_the_folder_of_another_artifact_before_any_work(overwrite: bool, tmp_path: Path) -> None:
+def test_the_folder_of_another_artifact_is_an_error_before_any_work(overwrite: bool, tmp_path: Path) -> None:
     files = {name: FileRecord(1, "") for name in ("m.encoder.onnx", "m.onnx", "m.onnx.data")}
     before = {"m.onnx": "graph", "m.encoder.onnx": "graph", "prosparse.json": manifest_of(files)}
     fill(tmp_path, before)
