@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import fcntl
+import os
+import shutil
 import subprocess
 import sysconfig
 from collections.abc import Callable
@@ -25,10 +28,15 @@ def demo_folder() -> Path:
 
 @pytest.fixture(scope="session")
 def demo_artifact(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """The demo model, exported by the command line in a process of its own."""
-    output = tmp_path_factory.mktemp("demo") / "demo.onnx"
-    subprocess.run([*COMMAND, str(DEMO), str(output), "-q"], check=True)
-    return output
+    """The demo model, exported by the command line in a process of its own, once for all workers of pytest-xdist."""
+    base = tmp_path_factory.getbasetemp()
+    shared = (base.parent if "PYTEST_XDIST_WORKER" in os.environ else base) / "shared-demo"
+    shared.mkdir(exist_ok=True)
+    with (shared / "lock").open("w") as lock:
+        fcntl.flock(lock, fcntl.LOCK_EX)
+        if not (shared / "out" / "demo.onnx").exists():
+            subprocess.run([*COMMAND, str(DEMO), str(shared / "out" / "demo.onnx"), "-q"], check=True)
+    return Path(shutil.copytree(shared / "out", tmp_path_factory.mktemp("demo") / "out")) / "demo.onnx"
 
 
 @pytest.fixture(scope="session")

@@ -14,7 +14,7 @@ import onnx
 import pytest
 from click.testing import CliRunner, Result
 from support.families import family
-from support.third_party_graphs import PLAIN, model
+from support.onnx_text import UNGATED, model
 
 from prosparse_export.cli import main
 
@@ -182,7 +182,7 @@ def test_disk_full(free: int | None, small_disk: Path, tmp_path: Path, monkeypat
     width = 1024  # two matrices of 4 MiB
     arrays = {name: np.ones((width, width), np.float32) for name in ("w_up", "w_down")}
     io = {"x": f"float[b, s, {width}] x", "y": f"float[b, s, {width}] y"}
-    onnx.save(model(PLAIN.format("Relu (z)"), arrays, **io), tmp_path / "in.onnx")
+    onnx.save(model(UNGATED.format("Relu (z)"), arrays, **io), tmp_path / "in.onnx")
     if free is not None:
         monkeypatch.setattr(shutil, "disk_usage", lambda _: shutil._ntuple_diskusage(free, 0, free))  # type: ignore[attr-defined]
     result = run("optimize", tmp_path / "in.onnx", small_disk / "m.onnx", "-q")
