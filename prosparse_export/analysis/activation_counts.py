@@ -1,7 +1,7 @@
 """Count the active neurons of an artifact's sparse FFNs over text.
 
 A neuron is active if its operator reads the neuron's rows of up_proj and down_proj. Which ones those are is stated once
-per activation, as the value ``inactive`` of the operator's function body (graph_passes/custom_ops.py). The counts come
+per activation, as the value ``inactive`` of the operator's body (graph_passes/function_bodies.py). The counts come
 from that body: beside each operator, an edited copy of the graph computes the part of the body that ends at
 ``inactive`` and reduces it to sums, so no hidden activation leaves the graph and down_proj is never dequantized.
 

@@ -20,7 +20,7 @@ from prosparse_export import OptimizeOptions, optimize_file
 
 pytestmark = pytest.mark.integration
 LAYERS = 2
-SCRIPT = Path(__file__).parent.parent / "producers" / "make_foreign.py"
+SCRIPT = Path(__file__).parent.parent / "producers" / "export_third_party.py"
 # Without their dependencies: torch, onnx, onnxruntime and numpy are ours, seen through a .pth file.
 OPTIMUM = (
     "optimum-onnx==0.1.0",

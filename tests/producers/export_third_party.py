@@ -1,16 +1,16 @@
 """Write ONNX files with other exporters, each in an environment of its own; then rewrite and run them.
 
     python -m venv /tmp/optimum && /tmp/optimum/bin/pip install optimum-onnx==0.1.0 torch
-    /tmp/optimum/bin/python tests/producers/make_foreign.py optimum MODEL_DIR OUT_DIR
+    /tmp/optimum/bin/python tests/producers/export_third_party.py optimum MODEL_DIR OUT_DIR
 
     python -m venv /tmp/genai && /tmp/genai/bin/pip install onnxruntime-genai==0.18.0 torch transformers onnx-ir
-    /tmp/genai/bin/python tests/producers/make_foreign.py genai-fp32 MODEL_DIR OUT_DIR    # or genai-fp16, genai-int4
+    /tmp/genai/bin/python tests/producers/export_third_party.py genai-fp32 MODEL_DIR OUT_DIR  # or -fp16, -int4
 
-    python tests/producers/make_foreign.py dynamo MODEL_DIR OUT_DIR                       # torch alone
+    python tests/producers/export_third_party.py dynamo MODEL_DIR OUT_DIR                       # torch alone
 
 Then `prosparse optimize OUT_DIR/model.onnx OUT.onnx -v`, with `--weights i4i8` for int4. These packages contradict the
 project's own versions or bring some hundred MB, so the tests run on graphs of the same structure, built by hand
-(tests/unit/foreign_graphs.py), and this script is for whoever wants the real thing.
+(tests/support/third_party_graphs.py). This script produces the real files.
 """
 
 from __future__ import annotations
