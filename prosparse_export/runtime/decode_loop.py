@@ -11,6 +11,7 @@ onnxruntime copies.
 
 from __future__ import annotations
 
+from collections.abc import Container, Iterator, Sequence
 from pathlib import Path
 
 import numpy as np
@@ -18,8 +19,9 @@ import onnxruntime
 from numpy.typing import NDArray
 
 from prosparse_export.errors import ProSparseError
+from prosparse_export.runtime.sampling import Sampler
 
-__all__ = ["PREFILL_TOKENS", "Decoder"]
+__all__ = ["PREFILL_TOKENS", "Decoder", "decode_tokens"]
 
 PREFILL_TOKENS = 512
 """Chunk size of a single prompt; attention scores and logits are tokens x context and tokens x vocabulary."""
@@ -186,6 +188,36 @@ class Decoder:
                 f"model: {self._path}: {' '.join(str(error).split())}",
                 hint="check the token ids, free memory, and the files: `prosparse info ONNX_FILE --verify`",
             ) from error
+
+
+def decode_tokens(
+    decoder: Decoder, sampler: Sampler, prompts: Sequence[Sequence[int]], count: int, stop: Container[int]
+) -> Iterator[NDArray[np.int64]]:
+    """Yield the next token of every prompt, ``[batch]``, up to ``count`` times or until all texts have ended.
+
+    Args:
+        decoder: a new one, with a row per prompt and capacity for the longest prompt and ``count`` tokens.
+        sampler: chooses the tokens.
+        prompts: token ids; shorter prompts are padded on the left.
+        count: number of steps.
+        stop: token ids that end a text, which then repeats its last token.
+    """
+    width = max(len(prompt) for prompt in prompts)
+    ids = np.zeros((len(prompts), width), np.int64)
+    mask = np.zeros_like(ids)
+    for row, prompt in enumerate(prompts):
+        ids[row, width - len(prompt) :] = prompt
+        mask[row, width - len(prompt) :] = 1
+    ended = [False] * len(prompts)
+    last = sampler.choose(decoder.prefill(ids, mask))
+    for number in range(count):
+        yield last
+        for row, token in enumerate(last.tolist()):
+            ended[row] |= token in stop
+        if all(ended) or number == count - 1:
+            return
+        chosen = sampler.choose(decoder.step(last))
+        last = np.where(ended, last, chosen) if any(ended) else chosen
 
 
 def _bound(array: NDArray[np.generic]) -> onnxruntime.OrtValue:

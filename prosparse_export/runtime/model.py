@@ -20,7 +20,7 @@ from prosparse_export.artifact.model_settings import (
 )
 from prosparse_export.errors import ProSparseError
 from prosparse_export.runtime.cache import Cache
-from prosparse_export.runtime.decode_loop import Decoder
+from prosparse_export.runtime.decode_loop import Decoder, decode_tokens
 from prosparse_export.runtime.detokenizer import Detokenizer, stop_strings
 from prosparse_export.runtime.sampling import GREEDY, Sampler, Sampling
 from prosparse_export.runtime.session import cache_sizes, open_session
@@ -180,7 +180,7 @@ class SparseModel:
         width = max(len(prompt) for prompt in prompts)
         count = self._new_tokens(width, max_new_tokens)
         decoder = self.decoder(len(prompts), width + count)
-        return self._tokens(decoder, Sampler(sampling, len(prompts)), prompts, width, count)
+        return decode_tokens(decoder, Sampler(sampling, len(prompts)), prompts, count, self.stop)
 
     def _new_tokens(self, width: int, count: int | None) -> int:
         """Return the number of steps for prompts of ``width`` tokens."""
@@ -202,25 +202,6 @@ class SparseModel:
                 hint=f"set max_new_tokens to at most {left}" if left > 0 else "shorten the prompt",
             )
         return count
-
-    def _tokens(
-        self, decoder: Decoder, sampler: Sampler, prompts: Sequence[Sequence[int]], width: int, count: int
-    ) -> Iterator[NDArray[np.int64]]:
-        ids = np.zeros((len(prompts), width), np.int64)
-        mask = np.zeros_like(ids)
-        for row, prompt in enumerate(prompts):
-            ids[row, width - len(prompt) :] = prompt
-            mask[row, width - len(prompt) :] = 1
-        ended = [False] * len(prompts)
-        last = sampler.choose(decoder.prefill(ids, mask))
-        for number in range(count):
-            yield last
-            for row, token in enumerate(last.tolist()):
-                ended[row] |= token in self.stop
-            if all(ended) or number == count - 1:
-                return
-            chosen = sampler.choose(decoder.step(last))
-            last = np.where(ended, last, chosen) if any(ended) else chosen
 
     def generate(
         self,
