@@ -13,6 +13,7 @@ import numpy as np
 import onnx
 import pytest
 import torch
+from click.testing import CliRunner
 
 from graph_passes.function_bodies import function_proto
 from prosparse_export import ProSparseError, load
@@ -22,6 +23,7 @@ from prosparse_export.analysis.graph_bytes import ffn_shape, initializer_bytes, 
 from prosparse_export.analysis.roofline import predict
 from prosparse_export.bench import BenchOptions, BenchResult, bench
 from prosparse_export.bench.render import as_text
+from prosparse_export.cli import main
 from prosparse_export.text import default_text
 from prosparse_models import find_ffns, load_checkpoint, measure
 from prosparse_models.activation import FatReLU, set_drelu, set_ffn_activation
@@ -124,14 +126,12 @@ def test_bytes_and_ceiling(result: BenchResult, demo_artifact: Path) -> None:
 
 
 def test_command(demo_artifact: Path, tmp_path: Path) -> None:
-    command = [sys.executable, "-c", "from prosparse_export.cli import main; main()", "bench", str(demo_artifact)]
-    quick = ["--context", "8", "--tokens", "2", "--prefill", "4", "--rounds", "3", "--no-dense"]
+    """Once in a process of its own, where nothing else may write to stdout, then in this one."""
+    arguments = ["bench", str(demo_artifact), "--context", "8", "--tokens", "2", "--prefill", "4", "--rounds", "3"]
     chart = ["--plot", str(tmp_path / "b.png")]
-
-    def run(*more: str) -> subprocess.CompletedProcess[str]:
-        return subprocess.run([*command, *quick, *more], capture_output=True, text=True, check=False)
-
-    done = run("--json", *chart)
+    process = [sys.executable, "-c", "from prosparse_export.cli import main; main()"]
+    command = [*process, *arguments, "--no-dense", "--json", *chart]
+    done = subprocess.run(command, capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stderr
     result = json.loads(done.stdout)  # nothing else on stdout: progress goes to stderr
     assert "decode" in done.stderr
@@ -142,10 +142,10 @@ def test_command(demo_artifact: Path, tmp_path: Path) -> None:
     assert 0 < loop["outside_share"] < 1
     assert loop["unbound_ratio"] > 0
     assert (tmp_path / "b.png").read_bytes().startswith(b"\x89PNG")
-    again = run(*chart)
-    assert (again.returncode, again.stderr.splitlines()[0][:15]) == (1, "error: output: ")
-    wrong = run("--plot", str(tmp_path / "b.gif"))
-    assert (wrong.returncode, wrong.stderr.splitlines()[0][:13]) == (1, "error: plot: ")
+    again = CliRunner().invoke(main, [*arguments, *chart])
+    assert (again.exit_code, again.stderr.splitlines()[0][:15]) == (1, "error: output: ")
+    wrong = CliRunner().invoke(main, [*arguments, "--plot", str(tmp_path / "b.gif")])
+    assert (wrong.exit_code, wrong.stderr.splitlines()[0][:13]) == (1, "error: plot: ")
 
 
 def test_table_with_and_without_a_dense_baseline(result: BenchResult) -> None:

@@ -21,8 +21,6 @@ import lm_eval
 from lm_eval.models.huggingface import HFLM
 from lm_eval.tasks import TaskManager
 
-from prosparse_export import export_model
-from prosparse_export.export import ExportOptions
 from prosparse_export.lm_eval import ProSparseLM
 from prosparse_export.runtime.model import SparseModel
 from prosparse_export.text import default_text
@@ -94,17 +92,11 @@ def evaluate(model: Any, tasks: list[dict[str, Any]]) -> dict[str, Any]:
     return result
 
 
-@pytest.fixture(scope="module")
-def demo_f32(tmp_path_factory: pytest.TempPathFactory, demo_folder: Path) -> Path:
-    output = tmp_path_factory.mktemp("f32") / "demo.onnx"
-    return export_model(demo_folder, output, ExportOptions(weights="f32")).path
-
-
 def test_scores_are_those_of_the_hugging_face_model(
-    tasks: list[dict[str, Any]], demo_folder: Path, demo_f32: Path
+    tasks: list[dict[str, Any]], demo_folder: Path, demo_artifact: Path
 ) -> None:
     theirs = evaluate(HFLM(pretrained=str(demo_folder), device="cpu", dtype="float32", batch_size=1), tasks)
-    ours = evaluate(ProSparseLM(str(demo_f32), threads=1), tasks)
+    ours = evaluate(ProSparseLM(str(demo_artifact), threads=1), tasks)
     for task in ("local_choice", "local_last_word", "local_text"):
         expected, actual = (sorted(r["samples"][task], key=lambda s: s["doc_id"]) for r in (theirs, ours))
         assert len(expected) == len(actual) == ITEMS
@@ -127,9 +119,9 @@ def _flat(sample: dict[str, Any]) -> list[tuple[float, bool]]:
     return [(float(r[0]), str(r[1]) == "True") for r in (response[0] for response in sample["resps"])]
 
 
-def test_a_batch_and_the_function_bodies_score_the_same(tasks: list[dict[str, Any]], demo_f32: Path) -> None:
+def test_a_batch_and_the_function_bodies_score_the_same(tasks: list[dict[str, Any]], demo_artifact: Path) -> None:
     alone, batch, dense = (
-        evaluate(ProSparseLM(str(demo_f32), threads=1, **options), tasks[:1])["samples"]["local_choice"]
+        evaluate(ProSparseLM(str(demo_artifact), threads=1, **options), tasks[:1])["samples"]["local_choice"]
         for options in ({}, {"batch_size": 8}, {"library": "False"})
     )
     for one, *others in zip(alone, batch, dense, strict=True):
@@ -144,7 +136,7 @@ class Generation:
     args: tuple[str, dict[str, Any]]
 
 
-def test_a_batch_generates_the_same_texts_in_order(demo_f32: Path) -> None:
+def test_a_batch_generates_the_same_texts_in_order(demo_artifact: Path) -> None:
     """Prompts of unlike lengths, options of three kinds in turns, ends by stop text, by end token and by the limit."""
     words = default_text().split()
     ends_at = {"until": [".", ","], "max_gen_toks": 24}
@@ -152,7 +144,7 @@ def test_a_batch_generates_the_same_texts_in_order(demo_f32: Path) -> None:
     kinds = [ends_at, {"until": "the", "max_gen_toks": 12}, ends_at, sampled]
     contexts = [" ".join(words[40 * k : 40 * k + 3 + (7 * k) % 31]) for k in range(26)]
     requests = [Generation((context, kinds[k % len(kinds)])) for k, context in enumerate(contexts)]
-    alone, batch = ProSparseLM(str(demo_f32), threads=1), ProSparseLM(str(demo_f32), threads=1, batch_size=8)
+    alone, batch = ProSparseLM(str(demo_artifact), threads=1), ProSparseLM(str(demo_artifact), threads=1, batch_size=8)
     # A token that ends a text, though not a batch: the commonest first one of the greedy texts that has a letter.
     firsts = [int(next(alone.model.stream([alone.tok_encode(c)], max_new_tokens=1))[0]) for c in contexts[::2]]
     end = Counter(t for t in firsts if alone.tokenizer.decode([t]).strip().isalpha()).most_common(1)[0][0]
@@ -178,11 +170,11 @@ def test_a_batch_generates_the_same_texts_in_order(demo_f32: Path) -> None:
     assert len(set(expected)) > 15
 
 
-def test_rolling_is_the_hugging_face_models(demo_folder: Path, demo_f32: Path) -> None:
+def test_rolling_is_the_hugging_face_models(demo_folder: Path, demo_artifact: Path) -> None:
     class Request:
         args = (default_text()[:3000],)
 
-    ours = ProSparseLM(str(demo_f32), max_length=64)
+    ours = ProSparseLM(str(demo_artifact), max_length=64)
     theirs = HFLM(pretrained=str(demo_folder), device="cpu", dtype="float32", batch_size=1, max_length=64)
     (actual,) = ours.loglikelihood_rolling([Request()], disable_tqdm=True)
     (expected,) = theirs.loglikelihood_rolling([Request()], disable_tqdm=True)
@@ -191,7 +183,7 @@ def test_rolling_is_the_hugging_face_models(demo_folder: Path, demo_f32: Path) -
     assert actual == pytest.approx(expected, abs=2e-4 * count)
 
 
-def test_the_command_scores_as_in_process(tasks: list[dict[str, Any]], demo_f32: Path, tmp_path: Path) -> None:
+def test_the_command_scores_as_in_process(tasks: list[dict[str, Any]], demo_artifact: Path, tmp_path: Path) -> None:
     """``prosparse-lm-eval`` in a process of its own, on tasks in YAML files, without a network."""
     data = tmp_path / "ten.jsonl"
     data.write_text("".join(json.dumps(item) + "\n" for item in items()[:10]))
@@ -201,7 +193,7 @@ def test_the_command_scores_as_in_process(tasks: list[dict[str, Any]], demo_f32:
         (tmp_path / f"{task['task']}.yaml").write_text(json.dumps(task))  # JSON is YAML
     names = [task["task"] for task in ten]
     command = [str(Path(sysconfig.get_path("scripts")) / "prosparse-lm-eval"), "run", "--model", "prosparse"]
-    command += ["--model_args", f"path={demo_f32},threads=1", "--batch_size", "4", "--tasks", ",".join(names)]
+    command += ["--model_args", f"path={demo_artifact},threads=1", "--batch_size", "4", "--tasks", ",".join(names)]
     command += ["--include_path", str(tmp_path), "--output_path", str(tmp_path / "out.json"), "--log_samples"]
     offline = {**os.environ, "HF_HUB_OFFLINE": "1", "HF_DATASETS_OFFLINE": "1"}
     child = subprocess.run(command, capture_output=True, text=True, check=False, cwd=tmp_path, env=offline)
@@ -209,7 +201,7 @@ def test_the_command_scores_as_in_process(tasks: list[dict[str, Any]], demo_f32:
     (written,) = tmp_path.glob("out_*.json")
     actual = json.loads(written.read_text())
     assert actual["config"]["model"] == "prosparse"
-    expected = evaluate(ProSparseLM(str(demo_f32), threads=1), ten)
+    expected = evaluate(ProSparseLM(str(demo_artifact), threads=1), ten)
     for name in names:
         assert actual["n-samples"][name]["effective"] == 10
         metrics = {k for k, v in expected["results"][name].items() if "," in k and not isinstance(v, str)}

@@ -9,11 +9,11 @@ import sys
 from dataclasses import replace
 from html.parser import HTMLParser
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import pytest
 import torch
+from click.testing import CliRunner, Result
 
 from prosparse_export.analysis.activation_counts import measure_activity
 from prosparse_export.artifact.measured_records import (
@@ -24,6 +24,7 @@ from prosparse_export.artifact.measured_records import (
     ValidatedFiles,
     ValidationRecord,
 )
+from prosparse_export.cli import main
 from prosparse_export.report import Report, ReportOptions, measure, write_page, write_pngs
 from prosparse_export.report.charts import CHARTS
 from prosparse_export.report.page import render_page
@@ -151,40 +152,34 @@ def test_pages_of_many_layers_and_of_a_validated_model(report: Report, tmp_path:
 
 
 def test_command(demo_artifact: Path, tmp_path: Path) -> None:
-    command = [
-        sys.executable,
-        "-c",
-        "from prosparse_export.cli import main; main()",
-        "report",
-        str(demo_artifact),
-        "-q",
-    ]
-    command += ["-o", str(tmp_path / "x.html"), "--max-tokens", "64", "--no-speed"]
+    """Once in a process of its own, where nothing else may write to stdout, then in this one."""
+    arguments = ["report", str(demo_artifact), "-q", "-o", str(tmp_path / "x.html"), "--max-tokens", "64", "--no-speed"]
+    process = [sys.executable, "-c", "from prosparse_export.cli import main; main()"]
 
-    def run(*more: str) -> Any:
-        return subprocess.run([*command, *more], capture_output=True, text=True, check=False)
+    def run(*more: str) -> Result:
+        return CliRunner().invoke(main, [*arguments, *more])
 
-    done = run("--json")
+    done = subprocess.run([*process, *arguments, "--json"], capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stderr
     assert json.loads(done.stdout)["tokens"] == 64
     assert done.stderr.strip() == str(tmp_path / "x.html")
     again = run()
-    assert again.returncode == 1
+    assert again.exit_code == 1
     assert "exists already" in again.stderr
     png = tmp_path / "charts" / "texts.png"
     png.parent.mkdir()
     png.write_text("mine")
     in_the_way = run("-o", str(tmp_path / "y.html"), "--png", str(png.parent))
-    assert in_the_way.returncode == 1
+    assert in_the_way.exit_code == 1
     assert f"output: {png}: exists already" in in_the_way.stderr
     assert "hint: " in in_the_way.stderr
     assert (png.read_text(), len(list(png.parent.iterdir()))) == ("mine", 1)
     assert not list(tmp_path.glob("y.*"))
     replaced = run("--overwrite", "--png", str(png.parent))
-    assert replaced.returncode == 0, replaced.stderr
+    assert replaced.exit_code == 0, replaced.stderr
     assert replaced.stdout.strip() == str(tmp_path / "x.html")
     assert png.read_bytes().startswith(b"\x89PNG")
     (tmp_path / "empty.txt").write_text("")
     bad = run("--overwrite", "--text", str(tmp_path / "empty.txt"))
-    assert bad.returncode == 1
+    assert bad.exit_code == 1
     assert "expected text, got an empty file" in bad.stderr

@@ -1,15 +1,9 @@
-"""The cost model, against bytes counted by hand."""
+"""The roofline model, against bytes counted by hand."""
 
 from __future__ import annotations
 
-import numpy as np
 import pytest
-from support.graphs import weights_model
 
-from graph_passes import FFN_FORMATS, FfnFormat, format_of, is_quantized, quantize
-from graph_passes.custom_ops import sparse_gated_ffn
-from prosparse_export.analysis.ffn_nodes import ffn_nodes
-from prosparse_export.analysis.graph_bytes import ffn_shape, other_bytes
 from prosparse_export.analysis.roofline import Ffn, bits_per_weight, predict
 
 
@@ -30,22 +24,6 @@ def test_mixed_formats() -> None:
     gated, ungated = (Ffn(64, 256, gated=gated, weights="i4i8", skipped=0.75) for gated in (True, False))
     assert (gated.dense_bytes, gated.sparse_bytes) == (weights * 17.5 / 8, weights * (4.5 + 13 / 4) / 8)
     assert (ungated.dense_bytes, ungated.sparse_bytes) == (weights * 13 / 8, weights * (4.5 + 8.5 / 4) / 8)
-
-
-@pytest.mark.parametrize("weights", [f for f in FFN_FORMATS if f != "bf16"])
-def test_sizes_are_the_graphs(weights: FfnFormat) -> None:
-    inputs: dict[str, np.ndarray] = {}
-    for name in ("gate", "up", "down"):
-        own = format_of(weights, is_down=name == "down")
-        matrix = np.ones((96, 64), np.float16 if own == "f16" else np.float32)
-        arrays = quantize(matrix, own) if is_quantized(own) else (matrix,)
-        inputs |= dict(zip((f"w_{name}", f"s_{name}"), arrays, strict=False))
-        inputs[f"b_{name}"] = np.zeros(64 if name == "down" else 96, np.float32)
-    model = weights_model(sparse_gated_ffn(weights), inputs, 2, activation="relu", threshold=0.0)
-    assert ffn_shape(model, ffn_nodes(model)[0], 0.5) == Ffn(64, 96, True, weights, 0.5)
-    assert other_bytes(model, 1) == 0
-    stored = sum(array.nbytes for name, array in inputs.items() if name[0] != "b")
-    assert Ffn(64, 96, True, weights, 0.0).dense_bytes == stored
 
 
 def test_without_a_gate_and_without_sparsity() -> None:
