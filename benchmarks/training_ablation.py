@@ -4,7 +4,7 @@ r"""What the progressive L1 costs and gives: forks of one dense model on the sam
     python benchmarks/training_ablation.py out/silu out/forks --train out/text/train.jsonl \
         --held-out out/text/heldout.jsonl --seeds 3
 
-Forks: the dense twin (its own activation, no L1), relu without L1, relu with the recipe's last lambda from
+Forks: the dense baseline (the original activation, no L1), relu without L1, relu with the recipe's last lambda from
 the first step on, and the recipe itself. Each is one ``prosparse sparsify``; a fork whose folder holds a
 model is not trained again. A seed orders the text; a fork's folder is FORKS/NAME for seed 0 and FORKS/NAME-SEED for
 others. All folders are then measured in this process, as saved; the table gives seed 0 and the range over seeds.
@@ -94,13 +94,13 @@ def main() -> None:
     tokens = recipe.steps * recipe.training.sequences_per_step * recipe.training.context
     held_out = len(rows) * recipe.training.context
     print(f"{held_out:,} held-out tokens; each fork: {tokens:,} tokens, {recipe.steps} steps")
-    print(f"{'':12} {'perplexity':28} {'to the twin, %':24} {'sparsity, %':24} by layer; dead neurons (seed 0)")
+    print(f"{'':12} {'perplexity':28} {'to the baseline, %':24} {'sparsity, %':24} by layer; dead neurons (seed 0)")
     figures: dict[str, Any] = {}
     for name, models in {"base": [args.base], **folders}.items():
         runs_of = [measured(folder, rows) for folder in models]
         figures[name] = runs_of
-        twins = [] if name == "base" else figures["dense"]
-        ratio = [100 * (f["perplexity"] / t["perplexity"] - 1) for f, t in zip(runs_of, twins, strict=False)]
+        baselines = [] if name == "base" else figures["dense"]
+        ratio = [100 * (f["perplexity"] / t["perplexity"] - 1) for f, t in zip(runs_of, baselines, strict=False)]
         layers = " ".join(f"{100 * s:.1f}" for s in runs_of[0]["sparsity_by_layer"])
         print(
             f"{name:12} {spread([f['perplexity'] for f in runs_of]):28} {spread(ratio) if ratio else '':24} "

@@ -76,7 +76,7 @@ def test_the_stages_ahead_can_be_replanned(
         sparsify(silu_folder, out, override(RECIPE, ["training.learning_rate=1e-3"], longer), again, Notes())
 
 
-def test_resuming_with_another_recipe_is_refused(
+def test_another_recipe_cannot_be_resumed(
     trained_folder: Path, silu_folder: Path, training_options: SparsifyOptions, tmp_path: Path
 ) -> None:
     again = replace(training_options, resume=True)

@@ -9,7 +9,23 @@ from typing import Any
 
 import torch
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers
-from transformers import AutoModelForCausalLM, LlamaConfig, PretrainedConfig, PreTrainedModel, PreTrainedTokenizerFast
+from transformers import (
+    AutoModelForCausalLM,
+    FalconConfig,
+    Gemma2Config,
+    GemmaConfig,
+    GPT2Config,
+    GPTNeoXConfig,
+    LlamaConfig,
+    MistralConfig,
+    NemotronConfig,
+    OPTConfig,
+    Phi3Config,
+    PretrainedConfig,
+    PreTrainedModel,
+    PreTrainedTokenizerFast,
+    Qwen2Config,
+)
 
 SIZES = {
     "vocab_size": 259,
@@ -23,6 +39,26 @@ SIZES = {
     "pad_token_id": 2,
 }
 LLAMA = {**SIZES, "num_key_value_heads": 2, "tie_word_embeddings": True}
+WITH_HEAD_DIM = {**LLAMA, "head_dim": 8}
+WITHOUT_D_FF = {k: v for k, v in SIZES.items() if k != "intermediate_size"}
+# Name: config, attribute of the FFN's activation, whether the FFN is gated.
+MODELS: dict[str, tuple[PretrainedConfig, str, bool]] = {
+    "llama": (LlamaConfig(**LLAMA), "act_fn", True),
+    "mistral": (MistralConfig(**WITH_HEAD_DIM), "act_fn", True),
+    "qwen2": (Qwen2Config(**LLAMA), "act_fn", True),
+    "gemma": (GemmaConfig(**WITH_HEAD_DIM), "act_fn", True),
+    "gemma2": (Gemma2Config(**WITH_HEAD_DIM), "act_fn", True),
+    "phi3": (Phi3Config(**LLAMA), "activation_fn", True),
+    "gpt_neox": (GPTNeoXConfig(**SIZES), "act", False),
+    "opt": (
+        OPTConfig(**WITHOUT_D_FF, ffn_dim=32, word_embed_proj_dim=16, activation_function="gelu", dropout=0.5),
+        "activation_fn",
+        False,
+    ),
+    "gpt2": (GPT2Config(vocab_size=259, n_embd=16, n_layer=2, n_head=2, n_inner=32), "act", False),
+    "falcon": (FalconConfig(**WITHOUT_D_FF, ffn_hidden_size=32), "act", False),
+    "nemotron": (NemotronConfig(**LLAMA), "act_fn", False),
+}
 
 
 def build(config: PretrainedConfig, seed: int = 0) -> PreTrainedModel:

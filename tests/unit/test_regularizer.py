@@ -55,8 +55,8 @@ def test_gradient_is_the_dense_formulas(model: nn.Module, checkpointing: bool) -
     def entropy(logits: torch.Tensor) -> torch.Tensor:
         return nn.functional.cross_entropy(logits[:, :-1].flatten(0, 1), ids[:, 1:].flatten())
 
-    plain = entropy(model(input_ids=ids, attention_mask=mask).logits)
-    expected = gradients(model, plain + coefficient * dense_l1(model, ids, mask))
+    data_loss = entropy(model(input_ids=ids, attention_mask=mask).logits)
+    expected = gradients(model, data_loss + coefficient * dense_l1(model, ids, mask))
     without = gradients(model, entropy(model(input_ids=ids, attention_mask=mask).logits))
     regularizer = ActivationL1(find_ffns(model))
     if checkpointing:

@@ -60,6 +60,6 @@ def test_stages_and_ends() -> None:
         (1, [(-1.0, 5)], "stage 0: lambda"),
     ],
 )
-def test_refuses(step: int, stages: list[tuple[float, int]], message: str) -> None:
+def test_rejects(step: int, stages: list[tuple[float, int]], message: str) -> None:
     with pytest.raises(ValueError, match=message):
         l1_coefficient(step, stages)

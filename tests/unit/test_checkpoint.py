@@ -234,7 +234,7 @@ DAMAGED = {
 
 
 @pytest.mark.parametrize(("name", "message"), DAMAGED.items(), ids=DAMAGED)
-def test_refuses_damaged_folders(name: str, message: str, tmp_path: Path) -> None:
+def test_rejects_damaged_folders(name: str, message: str, tmp_path: Path) -> None:
     folder = make_folder(tmp_path / "m", RELEASED["ReluLLaMA"][0])
     mark = plant_code(folder)
     damaged(name, folder)
