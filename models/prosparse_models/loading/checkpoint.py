@@ -77,9 +77,8 @@ def load_checkpoint(
 ) -> Checkpoint:
     """Load the causal language model, or the encoder, in ``folder``.
 
-    A folder whose architecture has no head (``BertModel``) gives hidden states. Besides all architectures of
-    transformers, this reads ``sparsellama`` (ProSparse-LLaMA-2), both formats of MiniCPM-S, and any LLaMA-like model
-    with ``hidden_act: fatrelu``.
+    An architecture without a head (``BertModel``) gives hidden states. Besides transformers' architectures, this loads
+    ``sparsellama`` (ProSparse-LLaMA-2), both formats of MiniCPM-S, and LLaMA-like models with ``hidden_act: fatrelu``.
 
     Args:
         folder: a local folder with config.json and weight files.
@@ -107,9 +106,8 @@ def load_checkpoint(
     if model is None:
         model = _load_in_full(folder, config, hf_config, dtype, trust=trust, encoder_decoder=encoder_decoder)
     trained = config.activation or str(getattr(hf_config, "hidden_act", "") or "")
-    is_elsewhere = not overrides and config.values.get("hidden_act") != "fatrelu"
-    if trained == "fatrelu" and (config.thresholds or is_elsewhere):
-        _set_thresholds(model, config, folder, weights)  # per layer, or in a family with another key for its activation
+    if trained == "fatrelu" and (config.thresholds or _names_it_elsewhere(config, overrides)):
+        _set_thresholds(model, config, folder, weights)
     else:
         apply_activation(folder, model, config, trained, is_override=bool(overrides))
     fix_gaussian_topk(model)
@@ -190,6 +188,11 @@ def _not_loaded(folder: Path, error: Exception) -> CheckpointError:
         f"model folder: {folder}: cannot be loaded: {type(error).__name__}: {_one_line(error)}",
         hint="check that config.json belongs to these weights, and copy the folder again",
     )
+
+
+def _names_it_elsewhere(config: ModelConfig, overrides: Mapping[str, object]) -> bool:
+    """Tell whether fatrelu stands under a key other than hidden_act, as in T5."""
+    return not overrides and config.values.get("hidden_act") != "fatrelu"
 
 
 def _set_thresholds(model: PreTrainedModel, config: ModelConfig, folder: Path, weights: FileWeights | None) -> None:
