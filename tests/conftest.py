@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING
 import pytest
 
 if TYPE_CHECKING:
+    from graph_passes import FfnFormat
     from prosparse_models.training.sparsify_options import SparsifyOptions
 
 ROOT = Path(__file__).parent.parent
@@ -46,6 +47,24 @@ def unfused_demo_artifact(demo_folder: Path, tmp_path_factory: pytest.TempPathFa
 
     output = tmp_path_factory.mktemp("unfused") / "demo.onnx"
     return export_model(demo_folder, output, ExportOptions(fuse_attention=False)).path
+
+
+@pytest.fixture(scope="session")
+def demo_i4i8(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The demo model with FFNs in i4i8 and other matrices in i4."""
+    return _export_demo(tmp_path_factory.mktemp("i4i8"), "i4i8")
+
+
+@pytest.fixture(scope="session")
+def demo_f16(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The demo model in f16."""
+    return _export_demo(tmp_path_factory.mktemp("f16"), "f16")
+
+
+def _export_demo(folder: Path, weights: FfnFormat) -> Path:
+    from prosparse_export.export import ExportOptions, export_model  # torch takes seconds to import
+
+    return export_model(DEMO, folder / "demo.onnx", ExportOptions(weights=weights)).path
 
 
 @pytest.fixture

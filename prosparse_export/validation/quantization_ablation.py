@@ -78,7 +78,7 @@ def quantization_costs(
         costs.append(cost(part, some, _formats(some)))
     how = [_formats(rounded)] if rounded else []
     if approximation is not None:
-        with as_stored(checkpoint, {}):  # blocks are found by what they compute
+        with as_stored(checkpoint, {}):  # FFNs are found by running the model
             approximate_again(checkpoint.model, approximation)
         how.append(f"approximated {approximation.activation}")
         costs.append(cost("the approximation", {}, how[-1]))

@@ -31,7 +31,7 @@ def run(demo_folder: Path, artifact: Path) -> Callable[..., Result]:
     return call
 
 
-def refused(result: Result, text: str) -> None:
+def assert_user_error(result: Result, text: str) -> None:
     assert result.exit_code == 1, result.output
     lines = result.stderr.strip().splitlines()
     assert [line.partition(": ")[0] for line in lines] == ["error", "hint"], result.stderr
@@ -55,7 +55,7 @@ def test_limits_reports_and_manifest(run: Callable[..., Result], artifact: Path,
     assert values["stored_weights"]["share"] > 0.999
     assert ET.parse(tmp_path / "j.xml").getroot().get("failures") == "0"
     again = run(*files)
-    refused(again, "exists already")
+    assert_user_error(again, "exists already")
     files.append("--overwrite")
     broken = run(*files, "--min-sparsity", "layer 1: 100%", "--max-ppl-increase", "0%", "--min-sparsity", "100%")
     assert broken.exit_code == 1
@@ -90,10 +90,10 @@ def test_reference_file(run: Callable[..., Result], artifact: Path, tmp_path: Pa
     assert two["operators"] == one["operators"]  # the folder has the weights, if no model runs
     assert two["stored_weights"] == one["stored_weights"]
     text.write_text("Another text. " * 60)
-    refused(run("--reference", file, "--text", text), "expected this text, got another text or tokenizer")
-    refused(run("--reference", file, "--stride", "64"), "expected these windows, got others")
-    refused(run("--reference", file, "--greedy", "9"), "expected 9 greedy tokens per prompt, got 4")
-    refused(run("--reference", text), "not a file written by --save-reference")
+    assert_user_error(run("--reference", file, "--text", text), "expected this text, got another text or tokenizer")
+    assert_user_error(run("--reference", file, "--stride", "64"), "expected these windows, got others")
+    assert_user_error(run("--reference", file, "--greedy", "9"), "expected 9 greedy tokens per prompt, got 4")
+    assert_user_error(run("--reference", text), "not a file written by --save-reference")
     assert [p.name for p in artifact.parent.iterdir() if p.name.startswith(".")] == []
 
 
@@ -114,19 +114,19 @@ def test_repeat_covers_the_text(run: Callable[..., Result]) -> None:
 def test_bad_input(run: Callable[..., Result], demo_folder: Path, tmp_path: Path) -> None:
     limits = tmp_path / "limits.toml"
     limits.write_text("max_perplexity = 3\n")
-    refused(run("--limits", limits), "unknown key 'max_perplexity'")
+    assert_user_error(run("--limits", limits), "unknown key 'max_perplexity'")
     for data, text in ((b"", "empty file"), (b"a\0b", "binary"), ("ü".encode("latin-1"), "another encoding")):
         (tmp_path / "x.txt").write_bytes(data)
-        refused(run("--text", tmp_path / "x.txt"), text)
+        assert_user_error(run("--text", tmp_path / "x.txt"), text)
     (tmp_path / "x.txt").write_text("Too short.")
-    refused(run("--text", tmp_path / "x.txt"), "expected at least 16 tokens")
-    refused(run("--text", tmp_path / "none.txt"), "expected a text file")
-    refused(run("--stride", "65"), "stride: expected at most the context")
+    assert_user_error(run("--text", tmp_path / "x.txt"), "expected at least 16 tokens")
+    assert_user_error(run("--text", tmp_path / "none.txt"), "expected a text file")
+    assert_user_error(run("--stride", "65"), "stride: expected at most the context")
     other = Path(shutil.copytree(demo_folder, tmp_path / "model", ignore=shutil.ignore_patterns("*.py", "__pycache__")))
     (other / "config.json").write_text((other / "config.json").read_text().replace("1e-05", "1e-06"))
-    refused(run(folder=other), "was exported from another model")
+    assert_user_error(run(folder=other), "was exported from another model")
     shutil.copyfile(demo_folder / "config.json", other / "config.json")
     for file in other.glob("token*"):
         file.unlink()
-    refused(run(folder=other), "expected tokenizer.json, got no tokenizer")
-    refused(run(folder=tmp_path / "none"), "expected a folder, got nothing")
+    assert_user_error(run(folder=other), "expected tokenizer.json, got no tokenizer")
+    assert_user_error(run(folder=tmp_path / "none"), "expected a folder, got nothing")

@@ -1,4 +1,4 @@
-"""Validation of models that are not shaped as the demo: right artifacts pass, faults are named in their layer."""
+"""Validation of models shaped differently from the demo: intact artifacts pass, faults are named in their layer."""
 
 from __future__ import annotations
 
@@ -16,6 +16,7 @@ import torch
 import transformers as hf
 from click.testing import CliRunner
 from onnx import helper
+from support.mutations import changed
 
 from prosparse_export import export_model
 from prosparse_export.analysis.ffn_nodes import ffn_nodes
@@ -59,7 +60,6 @@ MODELS: dict[str, Callable[[], hf.PreTrainedModel]] = {
     "threshold": lambda: hf.LlamaForCausalLM(hf.LlamaConfig(**GROUPED)),
 }
 FORMATS: dict[str, Any] = {"tied, one rounded": "i4", "threshold": "i4"}
-Edit = Callable[[onnx.ModelProto], None]
 
 
 @pytest.fixture(scope="module", params=list(MODELS))
@@ -81,20 +81,8 @@ def exported(
     return folder, export_model(folder, tmp_path_factory.mktemp("out") / "m.onnx", options).path
 
 
-def changed(artifact: Path, folder: Path, edit: Edit) -> Path:
-    shutil.copytree(artifact.parent, folder, dirs_exist_ok=True)
-    model = onnx.load(folder / artifact.name)
-    edit(model)
-    (folder / f"{artifact.name}.data").unlink(missing_ok=True)
-    onnx.save(model, folder / artifact.name)
-    manifest = json.loads((folder / "prosparse.json").read_text())
-    del manifest["files"]
-    (folder / "prosparse.json").write_text(json.dumps(manifest))
-    return folder / artifact.name
-
-
 def times(model: onnx.ModelProto, name: str, factor: float) -> None:
-    """Multiply what node ``name`` gives."""
+    """Multiply the output of node ``name``."""
     place = next(i for i, node in enumerate(model.graph.node) if node.name == name)
     node = model.graph.node[place]
     out, node.output[0] = node.output[0], "f.raw"
@@ -103,7 +91,15 @@ def times(model: onnx.ModelProto, name: str, factor: float) -> None:
     model.graph.node.insert(place + 2, helper.make_node("Mul", ["f.raw", "f.factor"], [out]))
 
 
-def test_a_right_artifact_passes_and_nothing_is_found(exported: tuple[Path, Path]) -> None:
+def rename(model: onnx.ModelProto, old: str, new: str) -> None:
+    for node in model.graph.node:
+        for names in (node.input, node.output):
+            names[:] = [new if name == old else name for name in names]
+    for value in model.graph.output:
+        value.name = new if value.name == old else value.name
+
+
+def test_an_intact_artifact_passes_without_findings(exported: tuple[Path, Path]) -> None:
     folder, artifact = exported
     ids = tokenize(load_tokenizer(folder), [("text", default_text())], 48)[0].ids
     target = open_target(folder, artifact)
@@ -114,7 +110,7 @@ def test_a_right_artifact_passes_and_nothing_is_found(exported: tuple[Path, Path
 
 
 def test_a_fault_between_operators_is_named_in_its_layer(exported: tuple[Path, Path], tmp_path: Path) -> None:
-    """The result of a block is 2 % off before anything else reads it."""
+    """An FFN's output is 2 % off before the next operator reads it."""
     folder, artifact = exported
 
     def edit(model: onnx.ModelProto) -> None:
@@ -123,13 +119,13 @@ def test_a_fault_between_operators_is_named_in_its_layer(exported: tuple[Path, P
     result = validate(folder, changed(artifact, tmp_path, edit), OPTIONS)
     assert not result.passed
     assert len(result.findings) == 6
-    for finding in result.findings:  # what comes next in the graph sees it first: the next layer's norm, or this one's
+    for finding in result.findings:  # found at the next operator in the graph: the next layer's norm, or this layer's
         assert finding.layer in (LAYER, LAYER + 1), list(map(str, result.findings))
         assert "Normalization" in finding.op or "Add" in finding.op or "ReduceMean" in finding.op, str(finding)
 
 
-def test_a_limit_that_breaks_is_explained(exported: tuple[Path, Path]) -> None:
-    """Without a crash where transformers trims its cache, and by what rounding costs where there is rounding."""
+def test_a_failed_limit_is_explained(exported: tuple[Path, Path]) -> None:
+    """Also with a cache that transformers trims; by the costs of quantization, if any."""
     folder, artifact = exported
     limits = Limits(max_kl=0.0, min_sparsity=0.999)
     result = validate(folder, artifact, replace(OPTIONS, limits=limits))
@@ -144,23 +140,22 @@ def test_a_limit_that_breaks_is_explained(exported: tuple[Path, Path]) -> None:
     assert only_sparsity.quantization_costs == ()
 
 
-def test_an_encoder_is_refused(tmp_path: Path, demo_folder: Path) -> None:
-    sizes = {"vocab_size": 96, "hidden_size": 32, "intermediate_size": 64, "num_hidden_layers": 1}
-    hf.BertModel(hf.BertConfig(**sizes, num_attention_heads=4, hidden_act="relu")).save_pretrained(tmp_path / "model")
-    for file in demo_folder.glob("token*"):
-        shutil.copy(file, tmp_path / "model")
-    artifact = export_model(tmp_path / "model", tmp_path / "out" / "m.onnx").path
-    done = CliRunner().invoke(main, ["validate", str(tmp_path / "model"), str(artifact), "-q"])
+def test_an_encoder_has_no_logits(tmp_path: Path, demo_folder: Path, demo_artifact: Path) -> None:
+    def edit(model: onnx.ModelProto) -> None:
+        rename(model, "logits", "last_hidden_state")
+
+    artifact = changed(demo_artifact, tmp_path, edit)
+    done = CliRunner().invoke(main, ["validate", str(demo_folder), str(artifact), "-q"])
     assert done.exit_code == 1
     assert "expected a decoder with logits, got an encoder" in done.stderr
     (artifact.parent / "prosparse.json").unlink()
-    done = CliRunner().invoke(main, ["validate", str(tmp_path / "model"), str(artifact), "-q"])
+    done = CliRunner().invoke(main, ["validate", str(demo_folder), str(artifact), "-q"])
     assert done.exit_code == 1
-    assert "expected a prosparse.json next to m.onnx" in done.stderr
+    assert "expected a prosparse.json next to demo.onnx" in done.stderr
 
 
 class Twice(hf.LlamaForCausalLM):
-    """Its first and its last layer are one module."""
+    """Its first and last layers share one MLP."""
 
     def __init__(self, config: hf.LlamaConfig) -> None:
         super().__init__(config)
@@ -173,14 +168,14 @@ def test_positions_of_gpt2_are_known(tmp_path: Path, demo_folder: Path) -> None:
     model.save_pretrained(tmp_path / "model")
     for file in demo_folder.glob("token*"):
         shutil.copy(file, tmp_path / "model")
-    options = ExportOptions(allow_dense=True, fuse_attention=False)  # its matrices lie the other way round
+    options = ExportOptions(allow_dense=True, fuse_attention=False)  # its matrices are stored [d_in, d_out]
     artifact = export_model(tmp_path / "model", tmp_path / "out" / "m.onnx", options).path
     result = validate(tmp_path / "model", artifact, replace(OPTIONS, context=512, greedy=200))
     assert result.passed, [check for check in result.checks if not check.passed]
     assert 0 < result.greedy_tokens < 64
 
 
-def test_a_file_that_optimize_rewrote_is_refused(tmp_path: Path, demo_folder: Path, demo_artifact: Path) -> None:
+def test_a_file_rewritten_by_optimize_is_an_error(tmp_path: Path, demo_folder: Path, demo_artifact: Path) -> None:
     artifact = Path(shutil.copytree(demo_artifact.parent, tmp_path / "out")) / demo_artifact.name
     manifest = json.loads((artifact.parent / "prosparse.json").read_text())
     manifest["source"] = {"kind": "onnx_file", "file": "in.onnx", "sha256": "00", "producer": ""}
@@ -190,21 +185,21 @@ def test_a_file_that_optimize_rewrote_is_refused(tmp_path: Path, demo_folder: Pa
     assert "got a file that prosparse optimize rewrote" in done.stderr
 
 
-def test_modules_that_run_twice_and_products_of_modules_that_hold_none() -> None:
-    """Of such a module the first run counts; a module without a matrix of its own is no linear layer."""
+def test_modules_that_run_twice_and_modules_without_a_matrix() -> None:
+    """The first run of such a module counts; a module without a matrix of its own is not a linear layer."""
     torch.manual_seed(0)
     model = Twice(hf.LlamaConfig(**GROUPED)).eval()
     ids = np.arange(3, 20)
     outputs = [np.full((len(ids), 32), 0.5, np.float32), np.zeros((len(ids), 32), np.float32)]
-    blocks = [[f"model.layers.{i}.mlp.{name}_proj" for name in ("gate", "up", "down")] for i in (0, 1)]
+    ffns = [[f"model.layers.{i}.mlp.{name}_proj" for name in ("gate", "up", "down")] for i in (0, 1)]
     seen: list[torch.Tensor] = []
     handle = model.model.layers[0].mlp.register_forward_hook(lambda _, __, output: seen.append(output.clone()))
-    patched = run_patched(model, blocks, outputs, [], ids)
+    patched = run_patched(model, ffns, outputs, [], ids)
     handle.remove()
     assert (seen[0] == 0.5).all()
     assert not (seen[1] == 0.5).any()
     embedded = model.model.layers[0].input_layernorm(model.model.embed_tokens(torch.from_numpy(ids[None])))
     assert patched.inputs[0].shape == (len(ids), 32) == embedded[0].shape
-    assert are_linear(model, blocks[0])
+    assert are_linear(model, ffns[0])
     assert not are_linear(model, ["model.layers.0.mlp"])
     assert not are_linear(model, [])
