@@ -65,9 +65,7 @@ def test_folder_in_place_of_the_model(command: str, demo_folder: Path, artifact:
 
 
 def test_swapped_arguments_of_validate(demo_folder: Path, artifact: Path) -> None:
-    assert_error(
-        run("validate", artifact, demo_folder), "expected a folder, got a file", "the model folder comes first"
-    )
+    assert_error(run("validate", artifact, demo_folder), "expected a folder, got a file", "pass the model folder first")
 
 
 def test_weights_left_behind(artifact: Path, tmp_path: Path) -> None:
