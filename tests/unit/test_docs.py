@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import ast
+import importlib
+import inspect
 import re
 import shlex
 import sys
@@ -10,7 +13,9 @@ from pathlib import Path
 import click
 import pytest
 
+import prosparse_export
 from prosparse_export.cli import main
+from prosparse_export.runtime.model import SparseModel
 
 ROOT = Path(__file__).parent.parent.parent
 SOURCES = ("prosparse_export", "graph_passes", "models/prosparse_models", "native/src", "native/ort")
@@ -112,6 +117,22 @@ def test_links_outside_the_site_exist(page: Path) -> None:
     for target in targets:
         if not target.startswith("http"):
             assert (page.parent / target.partition("#")[0]).exists(), f"{_name(page)}: {target} does not exist"
+
+
+@pytest.mark.parametrize("page", PAGES, ids=_name)
+def test_python_examples_use_what_exists(page: Path) -> None:
+    for code in re.findall(r"^```python\n(.*?)^```", page.read_text(encoding="utf-8"), re.MULTILINE | re.DOTALL):
+        for node in ast.walk(ast.parse(code)):
+            if isinstance(node, ast.ImportFrom) and node.module.startswith(("prosparse", "graph_passes")):
+                module = importlib.import_module(node.module)
+                assert all(hasattr(module, name.name) for name in node.names), ast.unparse(node)
+            if isinstance(node, ast.Call) and isinstance(node.func, ast.Attribute):
+                owner = ast.unparse(node.func.value)
+                known = {"model": SparseModel, "prosparse_export": prosparse_export}.get(owner)
+                if known is not None:
+                    signature = inspect.signature(getattr(known, node.func.attr))
+                    first = [None] if known is SparseModel else []
+                    signature.bind(*first, *node.args, **{word.arg: word.value for word in node.keywords})
 
 
 def _messages() -> list[str]:
