@@ -22,7 +22,7 @@ from prosparse_export.analysis.ffn_nodes import ffn_nodes, read_graph
 from prosparse_export.analysis.graph_bytes import ffn_shape, other_bytes
 from prosparse_export.analysis.roofline import predict
 from prosparse_export.artifact.integrity import check_files
-from prosparse_export.bench.decode_loop import time_loop
+from prosparse_export.bench.loop_overhead import time_loop
 from prosparse_export.bench.machine import describe_machine, resident_bytes
 from prosparse_export.bench.options import BenchOptions
 from prosparse_export.bench.profile import profile_decode

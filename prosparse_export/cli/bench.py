@@ -9,7 +9,7 @@ import click
 
 from prosparse_export.cli.command import CONTEXT, ProSparseCommand
 from prosparse_export.cli.display import stages
-from prosparse_export.cli.outputs import check_outputs
+from prosparse_export.cli.output_paths import check_outputs
 from prosparse_export.errors import ProSparseError
 
 __all__ = ["bench_command"]

@@ -12,7 +12,7 @@ from prosparse_export.atomic_write import atomic_write
 from prosparse_export.cli.command import CONTEXT, ProSparseCommand
 from prosparse_export.cli.display import stages
 from prosparse_export.cli.limit_options import LimitOptions, limit_options
-from prosparse_export.cli.outputs import check_outputs
+from prosparse_export.cli.output_paths import check_outputs
 
 if TYPE_CHECKING:
     from prosparse_export.validation import Validation
