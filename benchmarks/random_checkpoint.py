@@ -140,7 +140,7 @@ def main(
     """Parse, draw, write aside, rename."""
     shape = SHAPES[name] if layers is None else replace(SHAPES[name], layers=layers)
     if folder.exists() and not overwrite:
-        raise click.ClickException(f"output: {folder}: exists already\nhint: choose another name or pass --overwrite")
+        raise click.ClickException(f"output: {folder}: already exists\nhint: choose another name or pass --overwrite")
     torch.set_num_threads(1)  # on some machines torch sums in another order with more; drawing takes the others
     folder.parent.mkdir(parents=True, exist_ok=True)
     staging = Path(tempfile.mkdtemp(prefix=f".{folder.name}.", suffix=".partial", dir=folder.parent))

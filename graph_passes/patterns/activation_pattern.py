@@ -85,7 +85,7 @@ def describe_activation(interior: Collection[ir.Node], *, gated: bool) -> str:
         # There is a ReLU and no other activation, so the remaining nodes are what is not supported.
         others = [n for n in interior if n not in relus and n.op_type in ("Mul", "Cast") and not _combines(n)]
         names = ", ".join(f"{n.op_type} {n.name or n.outputs[0].name or ''!r}" for n in reversed(others))
-        return f"unsupported nodes beside the ReLU: {names or 'Mul'}"
+        return f"unsupported nodes next to the ReLU: {names or 'Mul'}"
     return f"{what} is {' and '.join(sorted(shapeless)) or 'linear'}, not a ReLU"
 
 

@@ -24,9 +24,9 @@ class Ffn:
     """One FFN: ``down(act(gate(x)) * up(x))``, or ``down(act(up(x)))`` without a gate.
 
     Attributes:
-        name: dotted name of the module that holds the activation, for instance ``model.layers.0.mlp``.
+        name: dotted name of the module that holds the activation, for example ``model.layers.0.mlp``.
         parent: that module.
-        activation_name: attribute of ``parent`` that holds the activation, for instance ``act_fn``.
+        activation_name: attribute of ``parent`` that holds the activation, for example ``act_fn``.
         gate: the linear layer that feeds the activation; None if the FFN is ungated.
         up: the other linear layer of a gated FFN, or the first one of an ungated FFN. If gate and up share one
             matrix, both are that layer.

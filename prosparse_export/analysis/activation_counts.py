@@ -2,7 +2,7 @@
 
 A neuron is active if its operator reads the neuron's rows of up_proj and down_proj. Which ones those are is stated once
 per activation, as the value ``inactive`` of the operator's body (graph_passes/function_bodies.py). The counts come
-from that body: beside each operator, an edited copy of the graph computes the part of the body that ends at
+from that body: next to each operator, an edited copy of the graph computes the part of the body that ends at
 ``inactive`` and reduces it to sums, so no hidden activation leaves the graph and down_proj is never dequantized.
 
 dReLU applies a second ReLU, to up_proj, after the rows have been read. Its activation sparsity is therefore higher than
@@ -130,7 +130,7 @@ def measure_activity(
     nodes = ffn_nodes(read_graph(path))
     if not nodes:
         raise ProSparseError(
-            f"model: {path}: expected sparse feed-forward operators, got none",
+            f"model: {path}: no sparse FFN operators found",
             hint="export without --decomposed, or without --allow-dense to see why each FFN is dense",
         )
     manifest = read_manifest(path)
@@ -177,7 +177,7 @@ def _layer(
 
 
 def _add_counts(model: onnx.ModelProto) -> None:
-    """Add a counting node beside each sparse operator; its outputs become the graph's."""
+    """Add a counting node next to each sparse operator; its outputs become the graph's."""
     opset = next(entry.version for entry in model.opset_import if entry.domain == "")
     bodies: dict[str, onnx.FunctionProto] = {}
     for i, node in enumerate(ffn_nodes(model)):

@@ -56,19 +56,19 @@ def artifact_folder(output: Path, *, overwrite: bool) -> Iterator[Path]:
     exists without the files that it needs.
 
     Raises:
-        ProSparseError: a file exists already, the folder holds another artifact or is not writable, or the disk is
+        ProSparseError: a file already exists, the folder holds another artifact or is not writable, or the disk is
             full.
     """
     if output.suffix != ".onnx":
         raise ProSparseError(
-            f"output: {output}: expected a name that ends in .onnx", hint=f"for instance {output}.onnx"
+            f"output: {output}: expected a file name ending in .onnx", hint=f"for example {output}.onnx"
         )
     if output.is_dir():
         raise ProSparseError(
-            f"output: {output}: expected a file name, got a folder", hint=f"for instance {output}/m.onnx"
+            f"output: {output}: expected a file name, got a folder", hint=f"for example {output}/m.onnx"
         )
     if output.exists() and not overwrite:
-        raise ProSparseError(f"output: {output}: exists already", hint="choose another name or pass --overwrite")
+        raise ProSparseError(f"output: {output}: already exists", hint="choose another name or pass --overwrite")
     _check_alone(output)
     created = _make_parents(output.parent)
     staging = None
@@ -112,7 +112,7 @@ def write_artifact(
     if free < total + _ROOM:
         raise ProSparseError(
             f"output: {staging.parent}: disk full: expected {total + _ROOM:,} bytes free, got {free:,}",
-            hint="free some space, or choose another folder",
+            hint="free disk space, or choose another folder",
         )
     written = 0
 
@@ -151,8 +151,8 @@ def _check_alone(output: Path) -> None:
     if others and output.name not in graphs:
         free = output.parent / output.stem / output.name
         raise ProSparseError(
-            f"output: {output.parent}: expected a folder without another artifact, got that of {others[0]}",
-            hint=f"each artifact needs its own folder, for instance {free}",
+            f"output: {output.parent}: expected a folder without another artifact, got one with {others[0]}",
+            hint=f"each artifact needs its own folder, for example {free}",
         )
 
 
@@ -180,7 +180,7 @@ def _publish(staging: Path, output: Path, *, overwrite: bool) -> None:
         target = output.parent / name
         if target.exists() and not overwrite and not _same(staging / name, target):
             raise ProSparseError(
-                f"output: {target}: exists already, with other contents",
+                f"output: {target}: already exists, with different contents",
                 hint="choose an empty folder or pass --overwrite",
             )
     replaced = staging / ".replaced"

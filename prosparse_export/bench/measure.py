@@ -56,7 +56,7 @@ def bench(
     nodes = ffn_nodes(graph)
     if not nodes:
         raise ProSparseError(
-            f"model: {path}: expected sparse feed-forward operators, got none",
+            f"model: {path}: no sparse FFN operators found",
             hint="export without --decomposed, or without --allow-dense to see why each FFN is dense",
         )
     check_files(path)

@@ -26,8 +26,8 @@ Examples:
 @click.command("bench", cls=ProSparseCommand, context_settings=CONTEXT, epilog=_EXAMPLES)
 @click.argument("onnx_file", type=click.Path(path_type=Path))
 @click.option("--threads", type=click.IntRange(min=1), help="Intra-op threads.  [default: one per core]")
-@click.option("--context", type=click.IntRange(min=1), default=128, show_default=True, help="Tokens before decode.")
-@click.option("--tokens", type=click.IntRange(min=1), default=16, show_default=True, help="Tokens decoded per round.")
+@click.option("--context", type=click.IntRange(min=1), default=128, show_default=True, help="Tokens in the cache.")
+@click.option("--tokens", type=click.IntRange(min=1), default=16, show_default=True, help="Tokens to decode per round.")
 @click.option(
     "--prefill",
     type=click.IntRange(min=1),
@@ -36,15 +36,15 @@ Examples:
     show_default=True,
     help="Prompt length in tokens. Repeatable.",
 )
-@click.option("--rounds", type=click.IntRange(min=3), default=9, show_default=True, help="Timed rounds.")
+@click.option("--rounds", type=click.IntRange(min=3), default=9, show_default=True, help="Rounds to time.")
 @click.option(
-    "--dense/--no-dense", default=True, show_default=True, help="Run the dense baseline: loads weights twice."
+    "--dense/--no-dense", default=True, show_default=True, help="Run the dense baseline; loads the weights twice."
 )
-@click.option("--text", "text_file", type=click.Path(path_type=Path), help="Text to feed, UTF-8.  [default: bundled]")
+@click.option("--text", "text_file", type=click.Path(path_type=Path), help="Input text, UTF-8.  [default: bundled]")
 @click.option("--json", "as_json", is_flag=True, help="Print JSON instead of the table.")
 @click.option("--plot", "plot_file", type=click.Path(path_type=Path), help="Write a chart: PNG, SVG or PDF.")
 @click.option("--overwrite", is_flag=True, help="Replace an existing chart.")
-@click.option("-q", "--quiet", is_flag=True, help="No progress display.")
+@click.option("-q", "--quiet", is_flag=True, help="Hide progress.")
 def bench_command(
     onnx_file: Path,
     threads: int | None,
@@ -61,14 +61,14 @@ def bench_command(
 ) -> None:
     """Time decode and prefill of the exported model ONNX_FILE, sparse against dense, in one process.
 
-    The dense baseline is the same file with every neuron computed by the same kernels; the two
+    The dense baseline runs the same file and kernels but computes every neuron; the two
     alternate. A speedup is the median over rounds of dense time over sparse time, so it may differ
-    from the ratio of the medians. Without a tokenizer beside the model, random tokens are fed.
+    from the ratio of the medians. Without a tokenizer next to the model, the input is random tokens.
     """
     check_outputs((plot_file,), overwrite=overwrite)
     if plot_file is not None and plot_file.suffix.lower() not in _PLOTS:
         raise ProSparseError(
-            f"plot: {plot_file}: expected a name that ends in {', '.join(_PLOTS)}",
+            f"plot: {plot_file}: expected a file name ending in {', '.join(_PLOTS)}",
             hint=f"for example {plot_file.with_suffix('.png')}",
         )
     with stages(quiet=quiet) as progress:

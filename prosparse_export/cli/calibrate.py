@@ -32,8 +32,8 @@ Examples:
 @click.option(
     "--text", type=click.Path(path_type=Path), multiple=True, required=True, help="Calibration text. Repeatable."
 )
-@click.option("--text-column", default="text", show_default=True, help="Column of .jsonl and .parquet.")
-@click.option("--tokens", type=click.IntRange(min=2), default=65_536, show_default=True, help="Tokens of text.")
+@click.option("--text-column", default="text", show_default=True, help="Text column of .jsonl and .parquet.")
+@click.option("--tokens", type=click.IntRange(min=2), default=65_536, show_default=True, help="Tokens to use.")
 @click.option("--context", type=click.IntRange(min=2), default=512, show_default=True, help="Tokens per sequence.")
 @click.option(
     "--budget",
@@ -42,7 +42,7 @@ Examples:
     show_default=True,
     help="Allowed perplexity increase in %.",
 )
-@click.option("--per-layer", is_flag=True, help="A threshold for each layer instead of one for all.")
+@click.option("--per-layer", is_flag=True, help="One threshold per layer instead of one for all.")
 @click.option(
     "--threshold", "thresholds", type=click.FloatRange(min=0), multiple=True, help="Try this threshold too. Repeatable."
 )
@@ -50,7 +50,7 @@ Examples:
 @click.option("--overwrite", is_flag=True, help="Replace OUT_DIR.")
 @click.option("--threads", type=click.IntRange(min=1), help="CPU threads for PyTorch.  [default: one per core]")
 @click.option("--trust-remote-code", is_flag=True, help="Run Python code from MODEL_DIR. Review it first.")
-@click.option("-q", "--quiet", is_flag=True, help="No progress display.")
+@click.option("-q", "--quiet", is_flag=True, help="Hide progress.")
 @click.option("--json", "as_json", is_flag=True, help="Print JSON.")
 def calibrate_command(
     model_dir: Path,
@@ -65,13 +65,13 @@ def calibrate_command(
 ) -> None:
     """Find the largest FATReLU threshold of MODEL_DIR within a perplexity budget; write the model to OUT_DIR.
 
-    A neuron is active where its pre-activation exceeds the threshold. Prints threshold, sparsity and perplexity of all
-    trials. Without OUT_DIR or --in-place nothing is written.
+    A neuron is active where its pre-activation exceeds the threshold. Prints threshold, sparsity and perplexity of
+    every trial. Without OUT_DIR or --in-place, nothing is written.
     """
     if in_place and out_dir is not None:
-        raise click.UsageError("OUT_DIR and --in-place exclude each other")
+        raise click.UsageError("OUT_DIR cannot be combined with --in-place")
     if out_dir is not None and out_dir.resolve() == model_dir.resolve():
-        raise click.UsageError("OUT_DIR is MODEL_DIR: choose another folder, or pass --in-place to change this one")
+        raise click.UsageError("OUT_DIR is MODEL_DIR: choose another folder, or pass --in-place to modify this one")
     require_packages("datasets")
     with stages(quiet=quiet) as progress:
         progress("start", 0, 0)

@@ -28,7 +28,7 @@ def describe_approximation(recorded: ApproximationRecord) -> str:
     return (
         f"{recorded.activation} approximated, {recorded.keep:.0%} of the neurons kept: perplexity "
         f"{recorded.dense_perplexity:.4g} -> {recorded.perplexity:.4g} ({recorded.perplexity_increase:+.2%}) on "
-        f"{recorded.perplexity_tokens} held-out tokens of the calibration text; "
+        f"{recorded.perplexity_tokens} held-out tokens of the profile text; "
         f"activation sparsity {recorded.sparsity:.1%}"
     )
 

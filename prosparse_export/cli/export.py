@@ -34,7 +34,7 @@ Examples:
 @click.argument("model_dir", type=click.Path(path_type=Path))
 @click.argument("output", type=click.Path(path_type=Path))
 @click.option("--overwrite", is_flag=True, help="Replace existing files.")
-@click.option("--allow-dense", is_flag=True, help="Write the model even if no FFN could be rewritten.")
+@click.option("--allow-dense", is_flag=True, help="Write the model even if no FFN can be rewritten.")
 @click.option(
     "--attention",
     type=click.Choice(["fused", "unfused"]),
@@ -60,7 +60,7 @@ Examples:
 @click.option(
     "--activation",
     type=click.Choice(["relu", "relu2", "fatrelu", "drelu"]),
-    help="The FFNs' activation, if config.json is wrong.",
+    help="The FFN activation, if config.json is wrong.",
 )
 @click.option("--threshold", type=click.FloatRange(min=0.0), help="FATReLU threshold; turns relu into fatrelu.")
 @click.option("--decomposed", is_flag=True, help="Write standard ONNX operators only, for OpenVINO and others.")
@@ -80,14 +80,16 @@ Examples:
     type=click.Path(path_type=Path),
     multiple=True,
     metavar="FILE",
-    help="Representative text (UTF-8). Measures each FFN's activation sparsity, keeps FFNs dense that would gain "
-    "nothing, and predicts the speedup. Repeatable.",
+    help="Representative text (UTF-8). Measures each FFN's activation sparsity, leaves FFNs dense that would not "
+    "get faster, and predicts the speedup. Repeatable.",
 )
 @click.option(
     "--library/--no-library", default=True, show_default=True, help="Copy the operator library next to OUTPUT."
 )
-@click.option("--trust-remote-code", is_flag=True, help="Run Python code from MODEL_DIR. Read it first.")
-@click.option("-v", "--verbose", is_flag=True, help="List every FFN and attention layer, with the reason if unfused.")
+@click.option("--trust-remote-code", is_flag=True, help="Run Python code from MODEL_DIR. Review it first.")
+@click.option(
+    "-v", "--verbose", is_flag=True, help="List all FFNs and attention layers, with the reason if not rewritten."
+)
 @click.option("-q", "--quiet", is_flag=True, help="Hide progress.")
 @click.option("--json", "as_json", is_flag=True, help="Print the manifest as JSON.")
 def export_command(

@@ -17,7 +17,7 @@ Examples:
   prosparse generate out/demo.onnx "The city of Paris is"
   prosparse generate out/demo.onnx "In 1905," -n 100 --temperature 0.7 --top-p 0.9 --seed 1
   prosparse generate out/demo.onnx "In 1905," --stop "." --stop ";"
-  prosparse generate out/demo.onnx "In 1905," --no-library    # onnxruntime without our kernels
+  prosparse generate out/demo.onnx "In 1905," --no-library    # stock onnxruntime, without the sparse kernels
 """
 
 
@@ -25,21 +25,30 @@ Examples:
 @click.argument("onnx_file", type=click.Path(path_type=Path))
 @click.argument("prompt")
 @click.option(
-    "-n", "--max-new-tokens", type=click.IntRange(min=1), default=64, show_default=True, help="Maximum length."
+    "-n",
+    "--max-new-tokens",
+    type=click.IntRange(min=1),
+    default=64,
+    show_default=True,
+    help="Maximum number of new tokens.",
 )
-@click.option("--stop", multiple=True, help="Text that ends generation. Repeatable.")
+@click.option("--stop", multiple=True, help="Stop at this text. Repeatable.")
 @click.option(
-    "--temperature", type=click.FloatRange(min=0.0), default=0.0, show_default=True, help="0 is greedy decoding."
+    "--temperature", type=click.FloatRange(min=0.0), default=0.0, show_default=True, help="0 means greedy decoding."
 )
 @click.option(
-    "--top-k", type=click.IntRange(min=0), default=0, show_default=True, help="Sample from the top k tokens; 0 is all."
+    "--top-k",
+    type=click.IntRange(min=0),
+    default=0,
+    show_default=True,
+    help="Sample from the top k tokens; 0 means all.",
 )
 @click.option(
     "--top-p", type=click.FloatRange(0.0, 1.0, min_open=True), default=1.0, show_default=True, help="Nucleus sampling."
 )
 @click.option("--seed", type=click.IntRange(min=0), help="Random seed for sampling.")
 @click.option("--threads", type=click.IntRange(min=1), help="Intra-op threads.  [default: one per physical core]")
-@click.option("--spinning/--no-spinning", default=True, show_default=True, help="Idle threads spin.")
+@click.option("--spinning/--no-spinning", default=True, show_default=True, help="Let idle threads spin.")
 @click.option("--library/--no-library", default=True, show_default=True, help="Use the sparse kernels.")
 @click.option("--verify", is_flag=True, help="First check the files' SHA-256 against prosparse.json.")
 def generate_command(

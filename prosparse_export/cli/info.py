@@ -52,7 +52,7 @@ def info_command(onnx_file: Path | None, verify: bool, as_json: bool) -> None:
     With ONNX_FILE: show its manifest and the last result of `prosparse validate`.
     """
     if verify and onnx_file is None:
-        raise click.UsageError("--verify needs ONNX_FILE")
+        raise click.UsageError("--verify requires ONNX_FILE")
     if onnx_file is not None:
         if verify:
             _verify(onnx_file)

@@ -16,17 +16,17 @@ if TYPE_CHECKING:
 __all__ = ["LimitOptions", "limit_options"]
 
 _OPTIONS = (
-    click.option("--max-ppl-increase", metavar="SHARE", help="Limit on the relative increase of perplexity: 0.5%."),
-    click.option("--min-top1", metavar="SHARE", help="Limit on top-1 agreement with PyTorch."),
-    click.option("--min-top5", metavar="SHARE", help="Limit on top-1 tokens that are in PyTorch's top 5."),
-    click.option("--max-kl", type=click.FloatRange(min=0), help="Limit on the mean KL divergence per token, in nats."),
-    click.option("--min-greedy-match", metavar="SHARE", help="Limit on greedy tokens before the first difference."),
+    click.option("--max-ppl-increase", metavar="SHARE", help="Maximum relative increase of perplexity, such as 0.5%."),
+    click.option("--min-top1", metavar="SHARE", help="Minimum top-1 agreement with PyTorch, such as 99%."),
+    click.option("--min-top5", metavar="SHARE", help="Minimum rate of top-1 tokens in PyTorch's top 5."),
+    click.option("--max-kl", type=click.FloatRange(min=0), help="Maximum mean KL divergence per token, in nats."),
+    click.option("--min-greedy-match", metavar="SHARE", help="Minimum fraction of greedy tokens before a difference."),
     click.option(
         "--min-sparsity",
         "sparsities",
         metavar="SHARE",
         multiple=True,
-        help='Limit on activation sparsity: 80% for the mean, "layer 7: 85%" for a layer. Repeatable.',
+        help='Minimum activation sparsity: 80% for the mean, "layer 7: 85%" for one layer. Repeatable.',
     ),
     click.option("--limits", "limits_file", type=click.Path(path_type=Path), help="TOML file with limits."),
 )

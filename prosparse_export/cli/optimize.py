@@ -30,7 +30,7 @@ Examples:
 @click.argument("source", metavar="IN.onnx", type=click.Path(path_type=Path))
 @click.argument("output", metavar="OUT.onnx", type=click.Path(path_type=Path))
 @click.option("--overwrite", is_flag=True, help="Replace existing files.")
-@click.option("--allow-dense", is_flag=True, help="Write the model even if no FFN could be rewritten.")
+@click.option("--allow-dense", is_flag=True, help="Write the model even if no FFN can be rewritten.")
 @click.option(
     "--weights",
     type=FormatChoice("source", ffn=True),
@@ -48,9 +48,9 @@ Examples:
     "--check/--no-check",
     default=True,
     show_default=True,
-    help="Run both models on random inputs and compare their outputs; takes the memory to run them.",
+    help="Run both models on random inputs and compare their outputs; needs the memory to run them.",
 )
-@click.option("-v", "--verbose", is_flag=True, help="List the rewritten FFNs too.")
+@click.option("-v", "--verbose", is_flag=True, help="List rewritten FFNs too.")
 @click.option("-q", "--quiet", is_flag=True, help="Hide progress.")
 @click.option("--json", "as_json", is_flag=True, help="Print the manifest as JSON.")
 def optimize_command(
@@ -66,7 +66,7 @@ def optimize_command(
     quiet: bool,
     as_json: bool,
 ) -> None:
-    """Rewrite the ReLU FFNs of IN.onnx, a file from any exporter, into sparse operators.
+    """Rewrite the ReLU FFNs of IN.onnx, written by any exporter, into sparse operators.
 
     FFNs that stay dense are listed with their node and the reason. Inputs, outputs and all other nodes are kept.
     Weights are read one at a time, so the file may be larger than memory.

@@ -14,7 +14,7 @@ def check_outputs(paths: Iterable[Path | None], *, overwrite: bool) -> None:
     """Check that a file can be written to each of ``paths``; None is skipped.
 
     Raises:
-        ProSparseError: the file exists already, the path is a folder, or its folder does not exist.
+        ProSparseError: the file already exists, the path is a folder, or its folder does not exist.
     """
     for path in paths:
         if path is None:
@@ -22,6 +22,6 @@ def check_outputs(paths: Iterable[Path | None], *, overwrite: bool) -> None:
         if path.is_dir():
             raise ProSparseError(f"output: {path}: expected a file name, got a folder", hint="name a file in it")
         if path.exists() and not overwrite:
-            raise ProSparseError(f"output: {path}: exists already", hint="choose another name or pass --overwrite")
+            raise ProSparseError(f"output: {path}: already exists", hint="choose another name or pass --overwrite")
         if not path.parent.is_dir():
             raise ProSparseError(f"output: {path}: its folder does not exist", hint=f"mkdir -p {path.parent}")

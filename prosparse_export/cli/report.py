@@ -25,11 +25,12 @@ Examples:
 
 @click.command("report", cls=ProSparseCommand, context_settings=CONTEXT, epilog=_EXAMPLES)
 @click.argument("onnx_file", type=click.Path(path_type=Path))
-@click.option("-o", "--output", type=click.Path(path_type=Path), help="HTML page.  [default: beside ONNX_FILE]")
-@click.option("--text", "text_files", type=click.Path(path_type=Path), multiple=True, help="Text, UTF-8. Repeatable.")
+@click.option("-o", "--output", type=click.Path(path_type=Path), help="HTML page.  [default: next to ONNX_FILE]")
+@click.option(
+    "--text", "text_files", type=click.Path(path_type=Path), multiple=True, help="Input text, UTF-8. Repeatable."
+)
 @click.option(
     "--max-tokens",
-    "--tokens",
     type=click.IntRange(min=16),
     default=4096,
     show_default=True,
@@ -43,7 +44,7 @@ Examples:
 )
 @click.option("--json", "as_json", is_flag=True, help="Print the numbers as JSON.")
 @click.option("--overwrite", is_flag=True, help="Replace existing files.")
-@click.option("-q", "--quiet", is_flag=True, help="No progress display.")
+@click.option("-q", "--quiet", is_flag=True, help="Hide progress.")
 def report_command(
     onnx_file: Path,
     output: Path | None,
@@ -57,11 +58,11 @@ def report_command(
     overwrite: bool,
     quiet: bool,
 ) -> None:
-    """Write an HTML page on the activation sparsity of the exported model ONNX_FILE.
+    """Write an HTML report on the activation sparsity of the exported model ONNX_FILE.
 
-    The page shows active neurons by layer, token, position and text, the activity of single
-    neurons, and the speed of each layer. It is one file without external resources. Needs
-    pip install 'prosparse-export[report]'.
+    The page shows active neurons by layer, token, position and text, how often each neuron is
+    active, and the speed of each layer. It is one file without external resources. Requires
+    the extra [report].
     """
     page = output or onnx_file.with_suffix(".report.html")
     check_outputs((page,), overwrite=overwrite)

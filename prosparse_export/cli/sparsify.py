@@ -41,7 +41,7 @@ class _Stage(click.ParamType):  # type: ignore[type-arg]
                 return float(match[1]), int(match[2])
         except ValueError:
             pass
-        self.fail(f"{value!r}: expected LAMBDA:LAST_STEP, for instance 1e-3:500", param, ctx)
+        self.fail(f"{value!r}: expected LAMBDA:LAST_STEP, for example 1e-3:500", param, ctx)
 
 
 @click.command("sparsify", cls=ProSparseCommand, context_settings=CONTEXT, epilog=_EXAMPLES)
@@ -73,23 +73,31 @@ class _Stage(click.ParamType):  # type: ignore[type-arg]
 @click.option("--set", "settings", multiple=True, metavar="KEY=VALUE", help="Override a recipe setting. Repeatable.")
 @click.option("--stage", "stages", type=_Stage(), multiple=True, help="Replace the recipe's stages. Repeatable.")
 @click.option(
-    "--target-sparsity", type=click.FloatRange(0, 1, min_open=True, max_open=True), help="Adjust lambda to reach it."
+    "--target-sparsity",
+    type=click.FloatRange(0, 1, min_open=True, max_open=True),
+    help="Adjust lambda to reach this sparsity.",
 )
-@click.option("--eval-tokens", type=click.IntRange(min=2), default=65_536, show_default=True, help="Evaluation tokens.")
-@click.option("--log-every", type=click.IntRange(min=1), default=10, show_default=True, help="Steps per record.")
-@click.option("--save-every", type=click.IntRange(min=1), default=500, show_default=True, help="Steps per checkpoint.")
-@click.option("--keep-checkpoints", type=click.IntRange(min=1), default=2, show_default=True, help="How many to keep.")
+@click.option(
+    "--eval-tokens", type=click.IntRange(min=2), default=65_536, show_default=True, help="Tokens to evaluate on."
+)
+@click.option("--log-every", type=click.IntRange(min=1), default=10, show_default=True, help="Steps between records.")
+@click.option(
+    "--save-every", type=click.IntRange(min=1), default=500, show_default=True, help="Steps between checkpoints."
+)
+@click.option(
+    "--keep-checkpoints", type=click.IntRange(min=1), default=2, show_default=True, help="Checkpoints to keep."
+)
 @click.option(
     "--save-dtype",
     type=click.Choice(["float32", "bfloat16", "float16"]),
-    help="dtype of the written weights.  [default: as in MODEL_DIR]",
+    help="dtype of the saved weights.  [default: as in MODEL_DIR]",
 )
 @click.option("--threads", type=click.IntRange(min=1), help="CPU threads for PyTorch.  [default: one per core]")
 @click.option("--resume", is_flag=True, help="Continue from the newest checkpoint in OUT_DIR.")
 @click.option("--replan", is_flag=True, help="With --resume: change the stages after that checkpoint.")
 @click.option("--overwrite", is_flag=True, help="Replace the contents of OUT_DIR.")
 @click.option("--trust-remote-code", is_flag=True, help="Run Python code from MODEL_DIR. Review it first.")
-@click.option("-q", "--quiet", is_flag=True, help="No progress display.")
+@click.option("-q", "--quiet", is_flag=True, help="Hide progress.")
 @click.option("--json", "as_json", is_flag=True, help="Print JSON (the content of sparsify.json).")
 def sparsify_command(
     model_dir: Path,
@@ -103,14 +111,14 @@ def sparsify_command(
     as_json: bool,
     **options: Any,
 ) -> None:
-    """Train MODEL_DIR, a folder or ORG/NAME on the Hugging Face Hub, to have sparse FFNs; write the folder OUT_DIR.
+    """Train MODEL_DIR, a folder or ORG/NAME on the Hugging Face Hub, for activation sparsity; write the folder OUT_DIR.
 
-    ProSparse: the FFN activation becomes ReLU, and training continues with an L1 term whose weight (lambda) rises in
-    stages along sine curves. OUT_DIR also gets sparsify.json, training.png and checkpoints/. Then run `prosparse
-    calibrate` to shift the threshold. Needs the extra [train].
+    ProSparse: the FFN activation becomes ReLU, and training continues with an L1 penalty whose weight (lambda) rises in
+    sine-shaped stages. OUT_DIR also gets sparsify.json, training.png and checkpoints/. Then run `prosparse
+    calibrate` to shift the threshold. Requires the extra [train].
     """
     if options["replan"] and not options["resume"]:
-        raise click.UsageError("--replan needs --resume: a new run accepts any stages")
+        raise click.UsageError("--replan requires --resume: a new run accepts any stages")
     require_packages("accelerate", "datasets", "matplotlib")
     try:
         with training_display(quiet=quiet) as monitor:

@@ -18,6 +18,6 @@ def require_packages(*names: str) -> None:
     missing = [name for name in names if find_spec(name) is None]
     if missing:
         raise ProSparseError(
-            f"training: expected the packages {', '.join(names)}; not installed: {', '.join(missing)}",
+            f"training: required packages are not installed: {', '.join(missing)}",
             hint="pip install 'prosparse-export[train]'",
         )

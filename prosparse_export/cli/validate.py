@@ -36,9 +36,16 @@ Options override limits from a TOML file; docs/guides/validate.md has an example
 @click.command("validate", cls=ProSparseCommand, context_settings=CONTEXT, epilog=_EXAMPLES)
 @click.argument("model_dir", type=click.Path(path_type=Path))
 @click.argument("onnx_file", type=click.Path(path_type=Path))
-@click.option("--text", "text_files", type=click.Path(path_type=Path), multiple=True, help="Text, UTF-8. Repeatable.")
 @click.option(
-    "--max-tokens", "tokens", type=click.IntRange(min=16), default=2048, show_default=True, help="Tokens of text."
+    "--text", "text_files", type=click.Path(path_type=Path), multiple=True, help="Input text, UTF-8. Repeatable."
+)
+@click.option(
+    "--max-tokens",
+    "tokens",
+    type=click.IntRange(min=16),
+    default=2048,
+    show_default=True,
+    help="Maximum tokens of text.",
 )
 @click.option("--context", type=click.IntRange(min=8), default=512, show_default=True, help="Tokens per window.")
 @click.option("--stride", type=click.IntRange(min=1), help="Tokens between windows.  [default: half the context]")
@@ -47,7 +54,7 @@ Options override limits from a TOML file; docs/guides/validate.md has an example
     "--greedy", type=click.IntRange(min=0), default=64, show_default=True, help="Tokens to generate per prompt."
 )
 @click.option("--prompts", type=click.IntRange(min=1), default=3, show_default=True, help="Prompts cut from the text.")
-@click.option("--max-abs-diff", type=float, help="Bound on a logit's difference.  [default: by weight format]")
+@click.option("--max-abs-diff", type=float, help="Bound on the difference of logits.  [default: by weight format]")
 @limit_options
 @click.option("--explain", is_flag=True, help="If a check fails, name the first layer and operator beyond its bound.")
 @click.option("--repeat", is_flag=True, help="Require bit-identical logits across runs and thread counts.")
@@ -56,7 +63,7 @@ Options override limits from a TOML file; docs/guides/validate.md has an example
 @click.option("--low-memory", is_flag=True, help="Read PyTorch's weights from disk one module at a time.")
 @click.option("--threads", type=click.IntRange(min=1), help="Intra-op threads.  [default: one per core]")
 @click.option("--record/--no-record", default=True, show_default=True, help="Write the result to prosparse.json.")
-@click.option("--trust-remote-code", is_flag=True, help="Run Python code from MODEL_DIR. Read it first.")
+@click.option("--trust-remote-code", is_flag=True, help="Run Python code from MODEL_DIR. Review it first.")
 @click.option("-q", "--quiet", is_flag=True, help="Hide progress.")
 @click.option("--json", "as_json", is_flag=True, help="Print JSON.")
 @click.option("--junit", type=click.Path(path_type=Path), help="Write JUnit XML with one test case per check.")
@@ -78,13 +85,13 @@ def validate_command(
 ) -> None:
     """Compare ONNX_FILE with PyTorch on MODEL_DIR; exit with code 1 if a check fails.
 
-    Exactness is always checked, with the weights as stored: logits of the text (bundled, or yours) in a prefill, token
-    by token and in a left-padded batch; greedy generation; the stored weights' bits; every operator and linear layer
+    Exactness is always checked, with the weights as stored: logits of the text (bundled, or yours) in prefill, token
+    by token, and in a left-padded batch; greedy generation; the stored weights' bits; every operator and linear layer
     against float64; layers against PyTorch if an activation has a threshold; bit-identical runs. ONNX_FILE runs
     with and without the operator library. If two logits are closer than twice the bound, either token may be top-1.
 
     Quality is measured against PyTorch with the checkpoint's own weights: perplexity, KL divergence, top-1 and top-5
-    agreement, activation sparsity. These fail only the limits that you set.
+    agreement, activation sparsity. A quality check fails only if it misses a limit that you set.
     """
     if comparison["save_reference"] is not None and comparison["reference"] is not None:
         raise click.UsageError("--save-reference cannot be combined with --reference")

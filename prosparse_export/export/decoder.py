@@ -67,7 +67,7 @@ def rewrite_decoder(
         raise ProSparseError(
             f"approximation: {folder}: expected {len(approximation.thresholds)} FFNs to be rewritten, got "
             f"{len(result.rewritten)}: {found[0] if found else 'the others were not found'}",
-            hint="leave out --approximate: the model would lose accuracy without gaining speed",
+            hint="omit --approximate: the model would lose accuracy without gaining speed",
         )
     return result
 

@@ -39,7 +39,7 @@ def rewrite_encoder_decoder(folder: Path, options: ExportOptions, progress: Prog
     if options.approximate is not None:
         raise ProSparseError(
             f"approximation: {folder}: expected a decoder-only model, got an encoder-decoder",
-            hint="leave out --approximate",
+            hint="omit --approximate",
         )
     if options.other_weights not in (None, "f32"):
         raise ProSparseError(

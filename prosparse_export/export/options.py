@@ -92,7 +92,7 @@ def check_options(folder: Path, output: Path, options: ExportOptions) -> None:
 def _check_approximation(wanted: Approximation) -> None:
     if not wanted.texts:
         raise ProSparseError(
-            "approximation: expected representative text, got no file: it sets the thresholds and measures their cost",
+            "approximation: requires representative text, to set the thresholds and measure their cost",
             hint="pass --profile-text FILE",
         )
     if wanted.activation != "silu":

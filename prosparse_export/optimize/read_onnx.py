@@ -38,7 +38,7 @@ def read_onnx_file(path: Path) -> ir.Model:
             the opset is unknown, or the graph cannot run: it has cycles, or values that no node produces.
     """
     if not path.is_file():
-        raise ProSparseError(f"model: {path}: expected an .onnx file, got no such file", hint="check the path")
+        raise ProSparseError(f"model: {path}: no such file", hint="check the path")
     disabled = logging.root.manager.disable
     logging.disable(logging.WARNING)  # what onnx_ir warns about is an error below
     try:
@@ -68,7 +68,7 @@ def _check_opset(path: Path, model: ir.Model) -> None:
     newest = onnx.defs.onnx_opset_version()
     opset = model.opset_imports.get("")
     if opset is None or opset < 1:
-        got = f"got {opset}" if opset is not None else "the file states no opset"
+        got = f"got {opset}" if opset is not None else "but the file declares no opset"
         raise ProSparseError(
             f"model: {path}: opset: expected 1 to {newest}, {got}",
             hint="export the file again: operators have no meaning without an opset",

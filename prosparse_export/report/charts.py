@@ -111,7 +111,7 @@ def _by_layer(axes: Axes, report: Report) -> None:
     axes.set_xlim(0, reach * 1.15)
     axes.set_ylim(len(layers) - 0.4, -0.6)
     axes.set_yticks(place if len(layers) <= 40 else place[:: len(layers) // 20])
-    axes.set_xlabel("active neurons, % (activation sparsity beside the bar)")
+    axes.set_xlabel("active neurons, % (label: activation sparsity)")
     axes.set_ylabel("layer")
     axes.grid(visible=False, axis="y")
 
@@ -144,7 +144,7 @@ def _neurons(axes: Axes, report: Report) -> None:
     axes.text(50, 54, "hot", va="bottom", ha="center", fontsize=7.5)
     axes.text(50, 0.9, "rare", va="top", ha="center", fontsize=7.5)
     axes.set_xlabel("neurons, most active first, %")
-    axes.set_ylabel("tokens for which it is active, %")
+    axes.set_ylabel("tokens that activate it, %")
 
 
 def _positions(axes: Axes, report: Report) -> None:
@@ -176,7 +176,7 @@ def _kept(axes: Axes, report: Report) -> None:
     axes.plot(place, chance, "s--", color=_COLORS[1], label="if tokens were independent", ms=4, mfc="white")
     axes.set_ylim(bottom=0)
     axes.set_xlabel("layer")
-    axes.set_ylabel("active for the previous token, %")
+    axes.set_ylabel("also active for the previous token, %")
     _legend(axes, ncols=2)
     if len(place) <= 12:
         axes.set_xticks(place)
@@ -226,10 +226,10 @@ Chart = tuple[str, Callable[[Report], float], Callable[[Axes, Report], None]]
 CHARTS: dict[str, Chart] = {
     "layers": ("Active neurons by layer", lambda r: 1.0 + 0.22 * max(len(r.layers), 4), _by_layer),
     "histogram": ("Active neurons per token", lambda _: 3.0, _histogram),
-    "neurons": ("Activity of single neurons", lambda _: 3.0, _neurons),
+    "neurons": ("How often each neuron is active", lambda _: 3.0, _neurons),
     "positions": ("Inactive neurons by position", lambda _: 3.0, _positions),
     "texts": ("Active neurons by text", lambda r: 0.9 + 0.42 * len(r.texts), _texts),
     "kept": ("Neurons active for consecutive tokens", lambda _: 2.8, _kept),
-    "speed": ("Speedup by layer, one token", lambda _: 3.0, _speed),
+    "speed": ("Speedup by layer, single token", lambda _: 3.0, _speed),
     "calibration": ("Threshold search: sparsity, perplexity", lambda _: 3.0, _calibration),
 }

@@ -101,7 +101,7 @@ class EncoderDecoder:
         """Encode tokens ``[batch, source]``; ``mask`` is 0 for padding on either side.
 
         Raises:
-            ProSparseError: onnxruntime fails, for instance because of the shapes.
+            ProSparseError: onnxruntime fails, for example because of the shapes.
         """
         names = [output.name for output in self.encoder.get_outputs()]
         outputs = _run(self.encoder, encoder_path(self.path), {"input_ids": ids, "attention_mask": mask})
@@ -115,7 +115,7 @@ class EncoderDecoder:
         """Compute logits ``[batch, sequence, vocabulary]`` of output tokens and the extended cache.
 
         Raises:
-            ProSparseError: onnxruntime fails, for instance because of the shapes.
+            ProSparseError: onnxruntime fails, for example because of the shapes.
         """
         cache = cache or Cache.empty(self._past, len(ids))
         feeds: dict[str, NDArray[Any]] = {"input_ids": ids, "encoder_attention_mask": source.mask}

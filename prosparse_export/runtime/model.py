@@ -141,7 +141,7 @@ class SparseModel:
             cache: returned for the past tokens; None if there are none.
 
         Raises:
-            ProSparseError: onnxruntime fails, for instance because of the shapes.
+            ProSparseError: onnxruntime fails, for example because of the shapes.
         """
         cache = cache or Cache.empty(self._past, len(ids))
         positions = np.maximum(mask.cumsum(-1) - 1, 0)[:, cache.length :]

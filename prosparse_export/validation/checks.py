@@ -109,7 +109,7 @@ def layer_checks(findings: Sequence[Finding], tokens: int) -> list[Check]:
     wrong = [
         Check(where, f"{f.difference:.3g}, {f.run}", f"at most {f.bound:.3g}", False) for where, f in found.items()
     ]
-    got = f"{len(found)} places beyond" if found else f"{tokens} tokens in six ways of running"
+    got = f"{len(found)} out of bounds" if found else f"{tokens} tokens, run in six ways"
     return [*wrong, Check("layers against PyTorch", got, "within their bounds", not found)]
 
 

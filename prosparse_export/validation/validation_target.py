@@ -94,9 +94,9 @@ def open_target(folder: Path, path: Path, *, trust: bool = False) -> ValidationT
         ProSparseError: it was exported from other files, is not a decoder, or cannot be read.
     """
     if not folder.is_dir():
-        got = "a file" if folder.exists() else "nothing"
+        problem = "expected a folder, got a file" if folder.exists() else "no such folder"
         hint = "pass the model folder first, then the .onnx file" if folder.suffix == ".onnx" else "check the path"
-        raise ProSparseError(f"model folder: {folder}: expected a folder, got {got}", hint=hint)
+        raise ProSparseError(f"model folder: {folder}: {problem}", hint=hint)
     graph = read_graph(path)
     check_files(path)
     manifest = require_manifest(path)

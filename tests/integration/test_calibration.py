@@ -108,7 +108,7 @@ def test_a_folder_in_the_way_is_kept(
     before = (calibrated[0] / "config.json").read_bytes()
     done = run_command("calibrate", trained_folder, calibrated[0], "--text", training_options.eval_text[0], "-q")
     assert done.exit_code == 1
-    assert "exists already" in done.stderr
+    assert "already exists" in done.stderr
     assert "--overwrite" in done.stderr
     assert (calibrated[0] / "config.json").read_bytes() == before
 

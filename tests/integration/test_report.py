@@ -165,13 +165,13 @@ def test_command(demo_artifact: Path, tmp_path: Path) -> None:
     assert done.stderr.strip() == str(tmp_path / "x.html")
     again = run()
     assert again.exit_code == 1
-    assert "exists already" in again.stderr
+    assert "already exists" in again.stderr
     png = tmp_path / "charts" / "texts.png"
     png.parent.mkdir()
     png.write_text("mine")
     in_the_way = run("-o", str(tmp_path / "y.html"), "--png", str(png.parent))
     assert in_the_way.exit_code == 1
-    assert f"output: {png}: exists already" in in_the_way.stderr
+    assert f"output: {png}: already exists" in in_the_way.stderr
     assert "hint: " in in_the_way.stderr
     assert (png.read_text(), len(list(png.parent.iterdir()))) == ("mine", 1)
     assert not list(tmp_path.glob("y.*"))

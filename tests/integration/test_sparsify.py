@@ -112,8 +112,8 @@ BAD: dict[str, tuple[Change, str]] = {
     "too short": (changed_text('{"text": "a b c"}\n'), "expected at least one sequence of 32 tokens"),
     "another column": (changed_text('{"content": "a"}\n'), "expected a column 'text', got content"),
     "no JSON": (changed_text("{{{"), "cannot be read"),
-    "unknown kind of file": (changed_text("a", "t.pdf"), "expected text files (.txt, .md"),
-    "no such file": (lambda f, o: (RECIPE, replace(o, text=[f / "none.txt"])), "got nothing there"),
+    "unknown kind of file": (changed_text("a", "t.pdf"), "expected a text file (.txt, .md"),
+    "no such file": (lambda f, o: (RECIPE, replace(o, text=[f / "none.txt"])), "no such file or folder"),
     "nothing held out": (
         lambda f, o: (RECIPE, replace(changed_text('{"text": "' + "ab " * 99 + '"}\n')(f, o)[1], eval_text=[])),
         "expected at least 32 tokens of held-out documents",

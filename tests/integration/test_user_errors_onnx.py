@@ -192,7 +192,7 @@ BAD: dict[str, tuple[Callable[[], bytes], str]] = {
     ),
     "opset 0": (lambda: of_opset(0), ", got 0"),
     "negative opset": (lambda: of_opset(-3), ", got -3"),
-    "no opset": (lambda: in_domain("pkg", 18), "the file states no opset"),
+    "no opset": (lambda: in_domain("pkg", 18), "the file declares no opset"),
     "nothing to do": (lambda: model("y = Relu (x)").SerializeToString(), "no FFN was found"),
     "opset 11": (lambda: of_opset(11), "opset 11 is too old; expected 13 or newer"),
 }

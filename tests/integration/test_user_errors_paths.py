@@ -78,9 +78,9 @@ def test_outputs_of_bench(artifact: Path, tmp_path: Path) -> None:
     began = time.monotonic()
     (tmp_path / "taken.png").write_text("mine")
     assert_error(run("bench", artifact, "--plot", tmp_path / "no" / "x.png"), "its folder does not exist", "mkdir -p")
-    assert_error(run("bench", artifact, "--plot", tmp_path / "taken.png"), "exists already", "--overwrite")
+    assert_error(run("bench", artifact, "--plot", tmp_path / "taken.png"), "already exists", "--overwrite")
     assert_error(run("bench", artifact, "--plot", tmp_path), "got a folder", "name a file in it")
-    assert_error(run("bench", artifact, "--plot", tmp_path / "x.txt"), "expected a name that ends in .png", "x.png")
+    assert_error(run("bench", artifact, "--plot", tmp_path / "x.txt"), "expected a file name ending in .png", "x.png")
     assert (tmp_path / "taken.png").read_text() == "mine"
     assert time.monotonic() - began < 10  # before anything was timed
 
@@ -90,7 +90,7 @@ def test_outputs_of_validate(option: str, demo_folder: Path, artifact: Path, tmp
     taken = tmp_path / "taken"
     taken.write_text("mine")
     assert_error(run("validate", demo_folder, artifact, option, tmp_path / "no" / "x"), "does not exist", "mkdir -p")
-    assert_error(run("validate", demo_folder, artifact, option, taken), "exists already", "--overwrite")
+    assert_error(run("validate", demo_folder, artifact, option, taken), "already exists", "--overwrite")
     assert taken.read_text() == "mine"
 
 
@@ -112,7 +112,7 @@ def test_calibrate(demo_folder: Path, tmp_path: Path) -> None:
     assert "--in-place" in same.stderr
     output = tmp_path / "calibrated"
     missing = run("calibrate", folder, output, "--text", tmp_path / "none.jsonl", "-q")
-    assert_error(missing, "got nothing there", "check the path")
+    assert_error(missing, "no such file or folder", "check the path")
     long = run("calibrate", folder, output, "--text", text, "--context", 3000, "--tokens", 3000, "-q")
     assert_error(long, "expected at most 2048 tokens", "--context 2048")
     assert not output.exists()
@@ -121,7 +121,7 @@ def test_calibrate(demo_folder: Path, tmp_path: Path) -> None:
 
 def test_output_exists(demo_folder: Path, tmp_path: Path) -> None:
     (tmp_path / "m.onnx").write_text("mine")
-    assert_error(run("export", demo_folder, tmp_path / "m.onnx", "-q"), "exists already", "--overwrite")
+    assert_error(run("export", demo_folder, tmp_path / "m.onnx", "-q"), "already exists", "--overwrite")
     assert names(tmp_path) == ["m.onnx"]
     assert (tmp_path / "m.onnx").read_text() == "mine"
 
@@ -132,7 +132,7 @@ def test_other_file_of_the_artifact_exists(tmp_path: Path) -> None:
     output.parent.mkdir()
     (output.parent / "config.json").write_text("{}")
     result = run("export", tmp_path / "model", output, "-q")
-    assert_error(result, f"{output.parent / 'config.json'}: exists already, with other contents", "")
+    assert_error(result, f"{output.parent / 'config.json'}: already exists, with different contents", "")
     assert names(output.parent) == ["config.json"]
     assert (output.parent / "config.json").read_text() == "{}"
 

@@ -125,7 +125,7 @@ class Encoded(Reference):
 
 
 class Translated(Reference):
-    """PyTorch float32 of an encoder-decoder: a left-padded batch of sources, and what each becomes by itself."""
+    """PyTorch float32 of an encoder-decoder: a left-padded batch of sources, and the output for each source alone."""
 
     @torch.no_grad()
     def __init__(self, model: torch.nn.Module, down_projs: list[str]) -> None:

@@ -123,19 +123,19 @@ ACTIVATIONS: dict[str, tuple[Callable[[], ModelProto], int, list[str]]] = {
     "a scaled ReLU": (
         lambda: model("z = MatMul (x, w_up)\nr = Relu (z)\nh = Mul (r, two)\ny = MatMul (h, w_down)"),
         0,
-        ["unsupported nodes beside the ReLU: Mul '/mlp/Mul_h'"],
+        ["unsupported nodes next to the ReLU: Mul '/mlp/Mul_h'"],
     ),
     "a scaled gate": (
         lambda: model(GATED.replace("a = Relu (z)", "r = Relu (z)\na = Mul (two, r)")),
         0,
-        ["unsupported nodes beside the ReLU: Mul '/mlp/Mul_a'"],
+        ["unsupported nodes next to the ReLU: Mul '/mlp/Mul_a'"],
     ),
     "a ReLU in float16 and back": (
         lambda: model(
             "z = MatMul (x, w_up)\nr = Relu (z)\ni = Cast <to = 10> (r)\nh = Cast <to = 1> (i)\ny = MatMul (h, w_down)"
         ),
         0,
-        ["unsupported nodes beside the ReLU: Cast '/mlp/Cast_i', Cast '/mlp/Cast_h'"],
+        ["unsupported nodes next to the ReLU: Cast '/mlp/Cast_i', Cast '/mlp/Cast_h'"],
     ),
     "silu": (
         lambda: model(

@@ -215,7 +215,7 @@ def damaged(name: str, folder: Path) -> None:
 
 
 DAMAGED = {
-    "no folder": "expected a folder, got nothing there",
+    "no folder": "no such folder",
     "no config.json": "no config.json found",
     "config.json is no JSON": "expected JSON, got",
     "config.json is a list": "expected a JSON object, got list",

@@ -56,7 +56,7 @@ def test_wrong_weights_and_missing_operators_fail() -> None:
 def test_layers_and_repeated_runs() -> None:
     finding = Finding("with library, prefill", 1, "Add", "", 3, 0.5, 0.1)
     place, total = layer_checks([finding, replace(finding, run="without library, prefill")], 96)
-    assert (place.name, place.passed, total.measured) == ("layer 1: Add", False, "1 places beyond")
+    assert (place.name, place.passed, total.measured) == ("layer 1: Add", False, "1 out of bounds")
     assert [c.passed for c in layer_checks([], 96)] == [True]
     assert determinism_check(Determinism((1, 1), 10, 0, "")).passed
     assert not determinism_check(Determinism((1, 2), 10, 1, "window 0")).passed

@@ -53,5 +53,5 @@ def test_failure_is_one_line(offline: bool, cache: Path, monkeypatch: pytest.Mon
 
 @pytest.mark.parametrize("name", ["no/such/folder", "nothing", "../up/there", "lab/"])
 def test_invalid_name_is_a_missing_folder(name: str, cache: Path) -> None:
-    with pytest.raises(CheckpointError, match=r"expected a folder or a name on the Hugging Face Hub .* got nothing"):
+    with pytest.raises(CheckpointError, match=r"no such folder, and not a name on the Hugging Face Hub \(ORG/NAME\)"):
         find_model_folder(Path(name))

@@ -111,4 +111,4 @@ def test_no_manifest_and_no_file(tmp_path: Path) -> None:
         assert message in result.stderr
         assert "hint: " in result.stderr
         assert result.stdout == ""
-    assert "--verify needs ONNX_FILE" in info("--verify").output
+    assert "--verify requires ONNX_FILE" in info("--verify").output

@@ -91,7 +91,7 @@ def test_rejects_overrides(setting: str, message: str) -> None:
 
 
 def test_no_such_recipe() -> None:
-    with pytest.raises(TrainingError, match="got nothing there"):
+    with pytest.raises(TrainingError, match="no such file; included recipes"):
         load_recipe("prosparse-70b")
 
 

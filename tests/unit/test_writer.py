@@ -78,7 +78,7 @@ def test_the_folder_of_another_artifact_is_an_error_before_any_work(overwrite: b
     fill(tmp_path, before)
     entered = False
     with (
-        pytest.raises(ProSparseError, match=r"expected a folder without another artifact, got that of m\.") as error,
+        pytest.raises(ProSparseError, match=r"expected a folder without another artifact, got one with m\.") as error,
         artifact_folder(tmp_path / "n.onnx", overwrite=overwrite),
     ):
         entered = True

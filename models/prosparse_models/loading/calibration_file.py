@@ -20,7 +20,7 @@ def read_calibration(folder: Path, activation: str, hidden_act_param: object) ->
 
     Args:
         folder: a model folder.
-        activation: the model's FFN activation, for instance ``fatrelu``.
+        activation: the model's FFN activation, for example ``fatrelu``.
         hidden_act_param: its threshold, or one threshold per layer, as config.json states it.
 
     Raises:

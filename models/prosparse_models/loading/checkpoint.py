@@ -43,9 +43,9 @@ class Checkpoint:
         model: the causal LM, encoder or encoder-decoder in evaluation mode, with its FFN activation in place.
         config: config.json for the exported folder: what transformers reads back, with ``hidden_act`` and
             ``hidden_act_param`` as trained.
-        activation: ``hidden_act`` as trained, for instance ``relu`` or ``fatrelu``.
+        activation: ``hidden_act`` as trained, for example ``relu`` or ``fatrelu``.
         threshold: FATReLU t, 0 for other activations; the smallest if layers differ.
-        weight_dtype: dtype of the weights on disk, for instance ``bfloat16``.
+        weight_dtype: dtype of the weights on disk, for example ``bfloat16``.
         files: the weight files.
         overrides: what the caller changed: for ``activation`` and ``threshold``, the value in config.json (``config``)
             and the value in use (``used``).

@@ -35,7 +35,7 @@ def find_model_folder(
     name = model.as_posix()
     if not _HUB_ID.fullmatch(name):
         raise CheckpointError(
-            f"model folder: {model}: expected a folder or a name on the Hugging Face Hub (ORG/NAME), got nothing there",
+            f"model folder: {model}: no such folder, and not a name on the Hugging Face Hub (ORG/NAME)",
             hint="give the folder that contains config.json and the *.safetensors files",
         )
     from huggingface_hub import snapshot_download

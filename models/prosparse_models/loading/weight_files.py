@@ -36,7 +36,7 @@ def check_weight_files(folder: Path) -> tuple[Path, ...]:
         except (OSError, ValueError, KeyError, AttributeError, TypeError) as error:
             raise CheckpointError(
                 f"weights: {index}: expected a JSON object with a weight_map, got {error!r}",
-                hint="copy the index file again from where it came",
+                hint="copy the index file from its source again",
             ) from error
         files = [folder / str(name) for name in names]
     else:
@@ -47,7 +47,7 @@ def check_weight_files(folder: Path) -> tuple[Path, ...]:
             return tuple(pickled)
         raise CheckpointError(
             f"weights: {folder}: no *.safetensors file found",
-            hint="copy the weight files beside config.json",
+            hint="copy the weight files next to config.json",
         )
     for path in files:
         if not path.is_file():

@@ -116,11 +116,11 @@ def calibrate_folder(
 def _check_output(model_dir: Path, out_dir: Path | None, *, in_place: bool, overwrite: bool) -> None:
     if in_place and not model_dir.is_dir():
         raise TrainingError(
-            f"model folder: {model_dir}: expected a folder to write the threshold into, got nothing there",
-            hint="give OUT_DIR instead of --in-place, or check the path",
+            f"model folder: {model_dir}: no such folder",
+            hint="check the path: --in-place writes into an existing folder",
         )
     if out_dir is not None and not in_place and out_dir.exists() and not overwrite:
-        raise TrainingError(f"output: {out_dir}: exists already", hint="choose another name or pass --overwrite")
+        raise TrainingError(f"output: {out_dir}: already exists", hint="choose another name or pass --overwrite")
 
 
 def _check_context(model: PreTrainedModel, context: int) -> None:

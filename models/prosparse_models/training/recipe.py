@@ -127,11 +127,11 @@ def load_recipe(name_or_path: str) -> Recipe:
         values = tomllib.loads(path.read_text(encoding="utf-8"))
     except FileNotFoundError:
         raise TrainingError(
-            f"recipe: {name_or_path}: expected a file or one of {', '.join(recipe_names())}, got nothing there",
+            f"recipe: {name_or_path}: no such file; included recipes: {', '.join(recipe_names())}",
             hint="write one: docs/guides/train.md lists the keys",
         ) from None
     except (OSError, UnicodeDecodeError, tomllib.TOMLDecodeError) as error:
-        raise TrainingError(f"recipe: {path}: expected TOML, got {error}", hint="fix that line") from error
+        raise TrainingError(f"recipe: {path}: expected TOML, got {error}", hint="correct that line") from error
     values.setdefault("name", path.stem)
     return _recipe(values, str(path))
 
@@ -146,7 +146,7 @@ def override(recipe: Recipe, settings: Sequence[str], stages: Sequence[tuple[flo
     for setting in settings:
         key, equals, raw = setting.partition("=")
         if not equals:
-            raise TrainingError(f"--set {setting}: expected KEY=VALUE", hint="for instance --set training.seed=1")
+            raise TrainingError(f"--set {setting}: expected KEY=VALUE", hint="for example --set training.seed=1")
         table, parts = values, key.strip().split(".")
         for part in parts[:-1]:
             inner = table.get(part)
@@ -177,7 +177,7 @@ def _recipe(values: Mapping[str, Any], where: str) -> Recipe:
     return recipe
 
 
-_STAGES_HINT = "add [[stages]] tables, each with lambda = 0.0 and last_step = 100, for instance"
+_STAGES_HINT = "add [[stages]] tables, each with lambda = 0.0 and last_step = 100, for example"
 
 
 def _stage(stage: Any, index: int, where: str) -> tuple[float, int]:

@@ -53,12 +53,18 @@ class TextSource:
             else:
                 found = [path] if path.is_file() and path.suffix.lower() in _BUILDERS else []
             if not found:
-                got, hint = f"{path.suffix or 'no'!r}", "rename or convert it"
+                problem = (
+                    f"expected a text file ({known}), got {f'a {path.suffix} file' if path.suffix else 'no extension'}"
+                )
+                hint = "rename or convert it"
                 if not path.exists():
-                    got, hint = "nothing there", "check the path"
+                    problem, hint = "no such file or folder", "check the path"
                 elif path.is_dir():
-                    got, hint = "a folder without any", "add text files, or name them one by one"
-                raise TrainingError(f"text: {path}: expected text files ({known}), got {got}", hint=hint)
+                    problem, hint = (
+                        f"the folder contains no text files ({known})",
+                        "add text files, or name them one by one",
+                    )
+                raise TrainingError(f"text: {path}: {problem}", hint=hint)
             files.extend(found)
         return TextSource(tuple(files), column, held_out)
 
