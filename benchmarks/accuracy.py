@@ -35,11 +35,11 @@ _ROUNDS, _STEPS = 7, 24
 @click.argument("models", nargs=-1, required=True, type=click.Path(exists=True, file_okay=False, path_type=Path))
 @click.option("--text", "text_file", type=click.Path(path_type=Path))
 @click.option("--max-tokens", default=2048, show_default=True)
-@click.option("--step-tokens", default=512, show_default=True, help="Computed one by one, as validate's.")
-@click.option("--greedy", default=64, show_default=True, help="Generated per prompt, as validate's.")
+@click.option("--step-tokens", default=512, show_default=True, help="Tokens to decode, as in validate.")
+@click.option("--greedy", default=64, show_default=True, help="Tokens to generate per prompt, as in validate.")
 @click.option("--formats", default="f32,bf16,f16,i8,i4i8,i4", show_default=True)
 @click.option("--threads", default=1, show_default=True)
-@click.option("--decode/--no-decode", default=True, show_default=True, help="Time decoding too.")
+@click.option("--decode/--no-decode", default=True, show_default=True, help="Also time decode.")
 @click.option("-o", "--output", type=click.Path(path_type=Path), help="Write the results as JSON.")
 def main(
     models: tuple[Path, ...],

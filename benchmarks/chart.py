@@ -94,10 +94,12 @@ def _style(axes: Axes, theme: Theme) -> None:
 
 
 @click.command(context_settings={"help_option_names": ["-h", "--help"]}, help=__doc__)
-@click.option("--machine", default="xeon-amx", show_default=True, help="A file of benchmarks/results.")
+@click.option("--machine", default="xeon-amx", show_default=True, help="Name of a file in benchmarks/results.")
 @click.option("--model", default="tinyllama", show_default=True)
 @click.option("--weights", default="i4", show_default=True)
-@click.option("-o", "--output", type=click.Path(file_okay=False, path_type=Path), default=IMAGES, help="Folder.")
+@click.option(
+    "-o", "--output", type=click.Path(file_okay=False, path_type=Path), default=IMAGES, help="Folder for the charts."
+)
 def main(machine: str, model: str, weights: str, output: Path) -> None:
     """Parse and draw."""
     output.mkdir(parents=True, exist_ok=True)

@@ -110,7 +110,9 @@ def agreement(a: Model, b: Model) -> str:
 @click.argument("b", type=click.Path(path_type=Path, exists=True))
 @click.option("--separate-qkv", type=click.Path(path_type=Path, exists=True), help="Export A from this folder first.")
 @click.option("--prompt", type=click.IntRange(1), default=128, show_default=True, help="Tokens of the random prompt.")
-@click.option("--vocabulary", type=click.IntRange(4), default=4000, show_default=True, help="Its ids are below this.")
+@click.option(
+    "--vocabulary", type=click.IntRange(4), default=4000, show_default=True, help="Number of ids to draw from."
+)
 @click.option("--tokens", type=click.IntRange(1), default=32, show_default=True, help="Decode steps per round.")
 @click.option("--threads", type=click.IntRange(1), multiple=True, default=(1, 2), show_default=True)
 @click.option("--rounds", type=click.IntRange(3), default=9, show_default=True)

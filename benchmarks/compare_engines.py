@@ -128,7 +128,7 @@ def measure(
 @click.option("--decomposed", type=click.Path(path_type=Path), help="Decomposed float32 artifact, for OpenVINO.")
 @click.option("--work", type=click.Path(path_type=Path), default=Path("out/engines"), show_default=True)
 @click.option("--threads", type=int, multiple=True, default=(1, 2), show_default=True)
-@click.option("--context", type=int, default=128, show_default=True, help="Tokens before decode.")
+@click.option("--context", type=int, default=128, show_default=True, help="Tokens in the cache.")
 @click.option("--tokens", type=int, default=8, show_default=True, help="Decode steps per round.")
 @click.option("--prefill", type=int, multiple=True, default=(128, 512), show_default=True, help="Prompt lengths.")
 @click.option("--rounds", type=int, default=9, show_default=True)

@@ -1,4 +1,4 @@
-"""Time and memory of an export, in a process of its own: what a large checkpoint needs.
+"""Time and memory of an export, in a separate process: what a large checkpoint needs.
 
     python benchmarks/random_checkpoint.py llama-2-7b out/random-7b --sparsity 0.89
     python benchmarks/export_scale.py out/random-7b out/7b-i4/m.onnx --weights i4
@@ -61,7 +61,7 @@ def main(model_dir: Path, output: Path, options: tuple[str, ...]) -> None:
         print(f"{name:10} {end - at:8.1f} {peak['RssAnon'] / 2**20:9.2f} GiB {peak['RssFile'] / 2**20:9.2f} GiB")
     anonymous = max(peak["RssAnon"] for peak in peaks.values()) / 2**20
     size = sum(path.stat().st_size for path in output.parent.glob(f"{output.name}*")) / 1e9
-    print(f"in all {seconds:.1f} s, peak anonymous memory {anonymous:.2f} GiB, artifact {size:.2f} GB")
+    print(f"total {seconds:.1f} s, peak anonymous memory {anonymous:.2f} GiB, artifact {size:.2f} GB")
 
 
 def memory(pid: int) -> dict[str, int]:

@@ -210,10 +210,10 @@ def repack(weights: tuple[str, ...], threads: tuple[int, ...], rounds: int) -> N
 @click.option("--tokens", "token_counts", type=click.IntRange(1), multiple=True, default=(1, 2, 4, 8, 16, 32, 128))
 @click.option("--threads", type=click.IntRange(1), multiple=True, default=(1, 2), show_default=True)
 @click.option("--rounds", type=click.IntRange(3), default=15, show_default=True)
-@click.option("--peers/--no-peers", default=True, help="Other engines.")
+@click.option("--peers/--no-peers", default=True, help="Time other engines too.")
 @click.option("--against", type=click.Path(path_type=Path, exists=True), help="Another build of the operator library.")
-@click.option("--linear", "only_linear", is_flag=True, help="Linear against MatMulNBits, and nothing else.")
-@click.option("--repack", "only_repack", is_flag=True, help="Seconds per GB that repacking takes, and nothing else.")
+@click.option("--linear", "only_linear", is_flag=True, help="Only time Linear against MatMulNBits.")
+@click.option("--repack", "only_repack", is_flag=True, help="Only time repacking, in seconds per GB.")
 @click.option("--quick", is_flag=True, help="TinyLlama's shape, all formats, 0 and 89 %, 1 and 16 tokens, 2 threads.")
 @click.option("--record", metavar="MACHINE", help="Put the results into benchmarks/results/MACHINE.json.")
 def main(**options: Any) -> None:

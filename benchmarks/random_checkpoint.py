@@ -120,12 +120,12 @@ def _write_json(path: Path, document: dict[str, Any]) -> None:
 @click.argument("name", type=click.Choice(list(SHAPES)))
 @click.argument("folder", type=click.Path(path_type=Path))
 @click.option("--sparsity", type=click.FloatRange(0.01, 0.999), default=0.89, show_default=True)
-@click.option("--layers", type=click.IntRange(min=1), help="Fewer than the shape has.")
+@click.option("--layers", type=click.IntRange(min=1), help="Number of layers, if fewer than the shape has.")
 @click.option("--dtype", type=click.Choice(list(DTYPES)), default="f16", show_default=True)
 @click.option("--seed", type=click.IntRange(min=0), default=0, show_default=True)
 @click.option("--threads", type=click.IntRange(min=1), default=1, show_default=True)
 @click.option("--overwrite", is_flag=True, help="Replace FOLDER.")
-@click.option("-q", "--quiet", is_flag=True, help="No progress display.")
+@click.option("-q", "--quiet", is_flag=True, help="Hide progress.")
 def main(
     name: str,
     folder: Path,

@@ -91,9 +91,11 @@ def main() -> None:
     """Write what is not there yet."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("out", type=Path)
-    parser.add_argument("--gguf", type=Path, help="the model's file, if already there")
-    parser.add_argument("--wheel", type=Path, help="the wheel with Wikipedia's introductions, if already there")
-    parser.add_argument("--deb", type=Path, nargs="*", help="Debian packages with HTML pages, in place of the three")
+    parser.add_argument("--gguf", type=Path, help="the model file, if already downloaded")
+    parser.add_argument("--wheel", type=Path, help="the wheel with Wikipedia introductions, if already downloaded")
+    parser.add_argument(
+        "--deb", type=Path, nargs="*", help="Debian packages with HTML pages, instead of the three defaults"
+    )
     args = parser.parse_args()
     with tempfile.TemporaryDirectory() as temporary:
         folder = Path(temporary)

@@ -74,9 +74,9 @@ def main() -> None:
     parser.add_argument("--recipe", default="demo")
     parser.add_argument("--tokens", type=int, default=65_536, help="held-out tokens")
     parser.add_argument("--seeds", type=int, default=1, help="runs of each fork, with seeds 0, 1, ...")
-    parser.add_argument("--jobs", type=int, default=1, help="runs at the same time")
-    parser.add_argument("--threads", type=int, default=1, help="of each run")
-    parser.add_argument("--json", type=Path, help="write the figures there too")
+    parser.add_argument("--jobs", type=int, default=1, help="parallel runs")
+    parser.add_argument("--threads", type=int, default=1, help="threads per run")
+    parser.add_argument("--json", type=Path, help="also write the figures to this file")
     args = parser.parse_args()
     torch.set_num_threads(args.threads)
 

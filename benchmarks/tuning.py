@@ -95,7 +95,7 @@ def rows(name: str, threads: int, rounds: int, folder: Path) -> Iterator[str]:
     type=click.Choice(list(CONSTANTS)),
     multiple=True,
     default=tuple(CONSTANTS),
-    help="What the builds differ by.  [default: each in turn]",
+    help="Constant to vary.  [default: each in turn]",
 )
 @click.option("--threads", type=click.IntRange(1), default=2, show_default=True)
 @click.option("--rounds", type=click.IntRange(1), default=11, show_default=True)

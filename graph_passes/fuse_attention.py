@@ -98,10 +98,10 @@ def _match(softmax: ir.Node) -> _Attention | str:
     keys = _cache(k)
     uses = list(_unguarded(softmax.outputs[0]).uses())
     if len(uses) != 1 or uses[0].node.op_type != "MatMul" or uses[0].idx != 0:
-        return "the attention weights are not only multiplied by the values"
+        return "the attention weights are used outside the MatMul with the values"
     values = _cache(uses[0].node.inputs[1])
     if keys is None or values is None:
-        return "keys or values are not a Concat of a cache input and the new ones"
+        return "keys or values are not a Concat of a cache input and new entries"
     output = _output(uses[0].node.outputs[0])
     if output is None:
         return "the heads are not merged by Transpose and Reshape"
@@ -195,7 +195,7 @@ def _unsupported_mask(bias: ir.Value) -> str | None:
         comparisons += node.op_type in _COMPARISONS
         stack.extend(v for v in node.inputs if v is not None)
     if comparisons != 1 or not reads_mask:
-        return f"its mask is more than causal order and padding: expected 1 comparison, got {comparisons}"
+        return f"its mask is more than causality and padding: expected 1 comparison, got {comparisons}"
     return None
 
 

@@ -105,7 +105,7 @@ def _add_body(bodies: dict[str, ir.Function], model: ir.Model, name: str, activa
         return str(error)
     if known is not None and not _same_body(known, body):
         if opset < function_bodies.OPSET_WITH_STRINGS:
-            return f"opset {opset} supports one activation per operator, and another FFN has a different one"
+            return f"opset {opset} supports one activation per operator, and another FFN uses a different one"
         if activation == "silu" or _same_body(known, function_bodies.function(name, opset, "silu")):
             return "silu cannot share a file with other activations, and another FFN uses one"
     bodies[name] = body

@@ -29,7 +29,7 @@ def demo_folder() -> Path:
 
 @pytest.fixture(scope="session")
 def demo_artifact(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """The demo model, exported by the command line in a process of its own, once for all workers of pytest-xdist."""
+    """The demo model, exported by the command line in a separate process, once for all workers of pytest-xdist."""
     base = tmp_path_factory.getbasetemp()
     shared = (base.parent if "PYTEST_XDIST_WORKER" in os.environ else base) / "shared-demo"
     shared.mkdir(exist_ok=True)

@@ -98,11 +98,11 @@ def main() -> None:
     parser.add_argument(
         "--steps", type=int, default=1600, help="steps of the learning rate schedule, 4,096 tokens each"
     )
-    parser.add_argument("--stop-at", type=int, default=1200, help="step to stop at, that of the demo's base")
+    parser.add_argument("--stop-at", type=int, default=1200, help="step to stop at; the default is the demo base's")
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu")
     parser.add_argument("--threads", type=int, default=torch.get_num_threads())
-    parser.add_argument("--wheel", type=Path, help="the text package, if downloaded already")
+    parser.add_argument("--wheel", type=Path, help="the text package, if already downloaded")
     args = parser.parse_args()
     torch.set_num_threads(args.threads)
     torch.manual_seed(args.seed)

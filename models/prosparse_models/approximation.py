@@ -84,7 +84,7 @@ def silu_thresholds(
     keep: float,
     progress: Callable[[int, int], None] = lambda done, total: None,
 ) -> list[float]:
-    """Return, per FFN, the threshold exceeded by the share ``keep`` of its activations' magnitudes.
+    """Return, per FFN, the threshold exceeded by the fraction ``keep`` of its activations' magnitudes.
 
     Magnitudes of all neurons and tokens are counted in bins 0.5 % wide, so memory does not grow with the text. All FFNs
     are measured in one pass over the dense model.
@@ -93,7 +93,7 @@ def silu_thresholds(
         model: with SiLU in ``ffns``; not changed.
         ffns: from `silu_ffns`.
         rows: calibration text, token ids [sequence] each.
-        keep: share of neurons that stay active, in (0, 1).
+        keep: fraction of neurons that stay active, in (0, 1).
         progress: called with rows done and in total.
 
     Raises:

@@ -24,9 +24,9 @@ class Measurement:
     Attributes:
         tokens: tokens counted, without padding.
         perplexity: exp of the mean cross entropy of the next token, in nats.
-        sparsity: mean over layers of the share of exact zeros at down_proj's input.
-        sparsity_by_layer: that share, per layer.
-        skipped_by_layer: share of neurons that the sparse operators skip, per layer: those
+        sparsity: mean over layers of the fraction of exact zeros at down_proj's input.
+        sparsity_by_layer: that fraction, per layer.
+        skipped_by_layer: fraction of neurons that the sparse operators skip, per layer: those
             whose gate is zero. Lower than the sparsity for dReLU, which has a ReLU after up_proj too; otherwise equal.
         dead_by_layer: neurons that were zero at every token, per layer.
         always_on_by_layer: neurons that were zero at no token, per layer.

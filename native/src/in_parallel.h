@@ -1,4 +1,4 @@
-// A loop over threads of its own, for work that is done once: kernels run on onnxruntime's threads.
+// A parallel loop on its own threads, for work that is done once: kernels run on onnxruntime's threads.
 #ifndef PROSPARSE_IN_PARALLEL_H_
 #define PROSPARSE_IN_PARALLEL_H_
 

@@ -45,7 +45,7 @@ struct Scratch {
   size_t threads = 1;                              // the most seen to share a call
 };
 
-// Keeps the scratch of finished calls. Each concurrent call holds one of its own.
+// Keeps the scratch of finished calls. Each concurrent call holds its own.
 class ScratchPool {
  public:
   // One for all operators of a process: what one layer has just used is in the caches, and a model's layers do not hold

@@ -6,7 +6,7 @@ from that body: next to each operator, an edited copy of the graph computes the 
 ``inactive`` and reduces it to sums, so no hidden activation leaves the graph and down_proj is never dequantized.
 
 dReLU applies a second ReLU, to up_proj, after the rows have been read. Its activation sparsity is therefore higher than
-the share of neurons that are skipped, and `LayerActivity` has both.
+the fraction of neurons that are skipped, and `LayerActivity` has both.
 """
 
 from __future__ import annotations
@@ -83,12 +83,12 @@ class LayerActivity:
 
     @property
     def sparsity(self) -> float:
-        """Activation sparsity: the share of exact zeros at down_proj's input."""
+        """Activation sparsity: the fraction of exact zeros at down_proj's input."""
         return float(self.zeros.mean()) / self.d_ff
 
     @property
     def skipped(self) -> float:
-        """Share of neurons that are not active; below `sparsity` for dReLU, otherwise equal to it."""
+        """Fraction of neurons that are not active; below `sparsity` for dReLU, otherwise equal to it."""
         return float((self.d_ff - self.per_token).mean()) / self.d_ff
 
 

@@ -23,7 +23,7 @@ def initializer_bytes(tensor: onnx.TensorProto) -> int:
 
 
 def ffn_shape(model: onnx.ModelProto, node: FfnNode, skipped: float) -> Ffn:
-    """Return the sizes of a sparse FFN of which the share ``skipped`` of neurons is inactive."""
+    """Return the sizes of a sparse FFN of which the fraction ``skipped`` of neurons is inactive."""
     dims = {tensor.name: list(tensor.dims) for tensor in model.graph.initializer}
     first = dims[node.node.input[1]]
     width = FORMAT_SPECS[format_of(node.weights, is_down=False)].columns(first[1])

@@ -29,8 +29,8 @@ class Ffn:
         d_ff: number of neurons.
         gated: it has gate_proj, up_proj and down_proj rather than up_proj and down_proj.
         weights: format of the matrices.
-        skipped: share of neurons whose rows of the later matrices are not read; 0 for a dense FFN. For dReLU the gate
-            alone decides this, so it is lower than the activation sparsity (analysis/activation_counts.py).
+        skipped: fraction of neurons whose rows of the later matrices are not read; 0 for a dense FFN. For dReLU only
+            gate_proj counts, so it is lower than the activation sparsity (analysis/activation_counts.py).
     """
 
     d_model: int
@@ -75,7 +75,7 @@ class Cost:
     Attributes:
         sparse_seconds: with inactive neurons skipped.
         dense_seconds: with every neuron computed.
-        ffn_share: share of the dense step's bytes that the FFNs read.
+        ffn_share: fraction of the dense step's bytes that the FFNs read.
     """
 
     sparse_seconds: float

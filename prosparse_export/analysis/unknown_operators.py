@@ -17,7 +17,7 @@ __all__ = ["unknown_to_the_library"]
 def unknown_to_the_library(model: onnx.ModelProto) -> list[str]:
     """Return the operators in the graph that the operator library does not implement.
 
-    onnxruntime runs their function bodies without a warning, densely. So each operator is put into a graph of its own
+    onnxruntime runs their function bodies without a warning, densely. So each operator is put into its own graph
     without the body, which opens only if the library implements the operator.
     """
     used = sorted({node.op_type for node in model.graph.node if node.domain == DOMAIN})

@@ -68,7 +68,7 @@ class ApproximationRecord:
 
     Attributes:
         activation: the activation that was thresholded.
-        keep: share of neurons that stay active.
+        keep: fraction of neurons that stay active.
         thresholds: of each layer.
         texts: SHA-256 of each text file, by name.
         calibration_tokens: tokens that set the thresholds.

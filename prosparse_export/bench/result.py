@@ -54,7 +54,7 @@ class LoopTime:
     Attributes:
         microseconds: per token.
         outside_microseconds: per token, outside onnxruntime's call.
-        outside_share: the latter as a share of the former.
+        outside_share: the latter as a fraction of the former.
         unbound_ratio: time of a loop over `SparseModel.forward`, which binds no buffers, over that of this loop.
     """
 
@@ -70,8 +70,8 @@ class LayerTime:
 
     Attributes:
         module: the PyTorch module that it replaces.
-        sparsity: activation sparsity, the share of exact zeros at down_proj's input, over the text.
-        skipped: share of neurons that the operator skips; lower than the sparsity for dReLU.
+        sparsity: activation sparsity, the fraction of exact zeros at down_proj's input, over the text.
+        skipped: fraction of neurons that the operator skips; lower than the sparsity for dReLU.
         microseconds: median per token, from onnxruntime's profile of the sparse run.
         ceiling: upper bound of its speedup: dense bytes over sparse bytes.
     """
@@ -97,7 +97,7 @@ class BenchResult:
         loop: the decode loop outside onnxruntime.
         layers: sparse FFNs in graph order.
         other_microseconds: median per token of decode outside the sparse FFNs, summed by operator type.
-        ffn_share: share of a dense token's bytes that the FFNs read.
+        ffn_share: fraction of a dense token's bytes that the FFNs read.
         bandwidth: measured memory bandwidth, bytes per second.
         floor_seconds: bytes that a sparse token reads over the bandwidth.
         ceiling: upper bound of the speedup of decode: dense bytes over sparse bytes.

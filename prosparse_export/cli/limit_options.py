@@ -16,15 +16,19 @@ if TYPE_CHECKING:
 __all__ = ["LimitOptions", "limit_options"]
 
 _OPTIONS = (
-    click.option("--max-ppl-increase", metavar="SHARE", help="Maximum relative increase of perplexity, such as 0.5%."),
-    click.option("--min-top1", metavar="SHARE", help="Minimum top-1 agreement with PyTorch, such as 99%."),
-    click.option("--min-top5", metavar="SHARE", help="Minimum rate of top-1 tokens in PyTorch's top 5."),
+    click.option(
+        "--max-ppl-increase", metavar="PERCENT", help="Maximum relative increase of perplexity, such as 0.5%."
+    ),
+    click.option("--min-top1", metavar="PERCENT", help="Minimum top-1 agreement with PyTorch, such as 99%."),
+    click.option("--min-top5", metavar="PERCENT", help="Minimum rate of top-1 tokens in PyTorch's top 5."),
     click.option("--max-kl", type=click.FloatRange(min=0), help="Maximum mean KL divergence per token, in nats."),
-    click.option("--min-greedy-match", metavar="SHARE", help="Minimum fraction of greedy tokens before a difference."),
+    click.option(
+        "--min-greedy-match", metavar="PERCENT", help="Minimum fraction of greedy tokens before a difference."
+    ),
     click.option(
         "--min-sparsity",
         "sparsities",
-        metavar="SHARE",
+        metavar="PERCENT",
         multiple=True,
         help='Minimum activation sparsity: 80% for the mean, "layer 7: 85%" for one layer. Repeatable.',
     ),
@@ -35,7 +39,7 @@ _SHARES = ("max_ppl_increase", "min_top1", "min_top5", "min_greedy_match")
 
 @dataclass(frozen=True)
 class LimitOptions:
-    """The limit options as given; a share is text such as "0.5%"."""
+    """The limit options as given; a percentage is text such as "0.5%"."""
 
     max_ppl_increase: str | None
     min_top1: str | None

@@ -56,7 +56,7 @@ Options override limits from a TOML file; docs/guides/validate.md has an example
 @click.option("--prompts", type=click.IntRange(min=1), default=3, show_default=True, help="Prompts cut from the text.")
 @click.option("--max-abs-diff", type=float, help="Bound on the difference of logits.  [default: by weight format]")
 @limit_options
-@click.option("--explain", is_flag=True, help="If a check fails, name the first layer and operator beyond its bound.")
+@click.option("--explain", is_flag=True, help="If a check fails, name the first layer and operator out of bounds.")
 @click.option("--repeat", is_flag=True, help="Require bit-identical logits across runs and thread counts.")
 @click.option("--save-reference", type=click.Path(path_type=Path), help="Save PyTorch's logits to this file.")
 @click.option("--reference", type=click.Path(path_type=Path), help="Read PyTorch's logits from this file.")

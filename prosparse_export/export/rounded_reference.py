@@ -36,7 +36,7 @@ def checkpoint_format(dtype: str) -> Format:
 
 
 _SIGMAS = 3.0
-_HAZARD = 2.5  # share of active neurons per relative step of z near t, for normal z at 89 % sparsity
+_HAZARD = 2.5  # fraction of active neurons per relative step of z near t, for normal z at 89 % sparsity
 INTEGER_STEP = math.sqrt(32) * 2.0**-16  # 2^-16 of the largest of 32 values, relative to their root mean square
 _FLOAT_STEP = 2.0**-19  # float32 sum of a thousand terms, in any order: 2^-24 times the square root of a thousand
 
@@ -62,7 +62,7 @@ def format_bound(formats: Mapping[str, StoredAs], largest: float, crossings: flo
 
 
 def threshold_crossings(manifest: Manifest) -> float:
-    """Return the share of active neurons whose z may cross a threshold above 0 by rounding, summed over FFNs."""
+    """Return the fraction of active neurons whose z may cross a threshold above 0 by rounding, summed over FFNs."""
     step = INTEGER_STEP if is_quantized(_ffn_format(manifest)) else _FLOAT_STEP
     return sum(2 * step * _HAZARD for ffn in manifest.rewritten if ffn.threshold > 0)
 

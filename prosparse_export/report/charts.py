@@ -213,7 +213,7 @@ def _calibration(axes: Axes, report: Report) -> None:
     side = "right" if 2 * chosen > max(x) else "left"
     axes.text(chosen, 0.03, " chosen ", transform=axes.get_xaxis_transform(), ha=side, fontsize=7.5)
     is_threshold = search.search_parameter == "threshold"
-    axes.set_xlabel("threshold" if is_threshold else "share of each layer's energy dropped")
+    axes.set_xlabel("threshold" if is_threshold else "fraction of each layer's energy dropped")
     axes.set_ylabel("activation sparsity, % (circles)")
     other = axes.twinx()
     other.spines["right"].set_visible(True)

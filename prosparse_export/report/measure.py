@@ -120,7 +120,7 @@ def _layer(
     ranks = np.unique(np.linspace(0, layer.d_ff - 1, min(200, layer.d_ff)).round().astype(int))
     later = layer.shared >= 0
     pairs = layer.per_token[later].sum()
-    # If tokens were independent, a neuron active for a share a of them would be kept with probability a.
+    # If tokens were independent, a neuron active for a fraction a of them would be kept with probability a.
     chance = float((share**2).sum() / share.sum()) if share.sum() else 0.0
     begins = [0, *ends[:-1]]
     by_position = tuple(

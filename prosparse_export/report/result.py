@@ -20,19 +20,19 @@ class LayerReport:
     Attributes:
         module: the PyTorch module.
         d_ff: number of neurons.
-        sparsity: activation sparsity, the share of exact zeros at down_proj's input.
-        skipped: share of inactive neurons; lower than the sparsity for dReLU, otherwise equal.
-        quantiles: the share of inactive neurons per token, at 5, 25, 50, 75 and 95 %.
-        histogram: share of tokens by share of active neurons, in bins of equal width from 0 to `histogram_end`.
-        histogram_end: the largest share of active neurons of a token.
-        activity: share of tokens for which a neuron is active, in descending order, at up to 200 ranks.
+        sparsity: activation sparsity, the fraction of exact zeros at down_proj's input.
+        skipped: fraction of inactive neurons; lower than the sparsity for dReLU, otherwise equal.
+        quantiles: the fraction of inactive neurons per token, at 5, 25, 50, 75 and 95 %.
+        histogram: fraction of tokens by fraction of active neurons, in bins of equal width from 0 to `histogram_end`.
+        histogram_end: the largest fraction of active neurons of a token.
+        activity: fraction of tokens for which a neuron is active, in descending order, at up to 200 ranks.
         dead: neurons active for no token.
         rare: neurons active for fewer than 1 % of tokens, but not dead.
         hot: neurons active for at least half of the tokens.
-        kept: share of a token's active neurons that were active for the previous token.
+        kept: fraction of a token's active neurons that were active for the previous token.
         kept_by_chance: the same if neurons were independent from token to token.
-        by_position: share of inactive neurons by position in a window, in up to 32 groups.
-        by_text: share of inactive neurons by text.
+        by_position: fraction of inactive neurons by position in a window, in up to 32 groups.
+        by_text: fraction of inactive neurons by text.
         ceiling: upper bound of the speedup: weights read without sparsity over weights read with it.
         speed: measured speed; None if it was not measured.
     """

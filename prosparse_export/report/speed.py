@@ -24,7 +24,7 @@ _TOKENS = 16
 
 @dataclass(frozen=True)
 class LayerSpeed:
-    """One operator in a session of its own, one token per call, sparse and dense alternating.
+    """One operator in its own session, one token per call, sparse and dense alternating.
 
     Attributes:
         sparse_us: median time of a call with the operator library, in microseconds.

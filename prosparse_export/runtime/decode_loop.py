@@ -117,7 +117,7 @@ class Decoder:
         """
         if self._width >= self._capacity:
             raise ProSparseError(
-                f"context: expected at most {self._capacity} tokens, got one more",
+                f"context: expected at most {self._capacity} tokens, got {self._capacity + 1}",
                 hint="stop here, or create a decoder with a larger capacity",
             )
         assert self._step is not None

@@ -27,7 +27,7 @@ class Sampling:
     Attributes:
         temperature: 0 for greedy decoding; above 0, probabilities are softmax(logits / temperature).
         top_k: sample from the top k tokens; 0 for all.
-        top_p: sample from the smallest set of top tokens with at least this share of the probability (nucleus
+        top_p: sample from the smallest set of top tokens with at least this fraction of the probability (nucleus
             sampling, arXiv:1904.09751).
         seed: makes the tokens reproducible; None for different ones each time.
 

@@ -36,7 +36,7 @@ class Check:
 
 @dataclass(frozen=True)
 class Sparsity:
-    """The artifact's activation sparsity: the share of exact zeros at down_proj's input.
+    """The artifact's activation sparsity: the fraction of exact zeros at down_proj's input.
 
     Attributes:
         mean: over layers.

@@ -115,7 +115,7 @@ def run_all(
     results.append(expected.comparison(name, _by_token(model, expected, name, progress), []))
     count = len(expected.reference.continuations)
     if count > 1:
-        name = f"{label}: batch of {count}, left padded"
+        name = f"{label}: batch of {count}, left-padded"
         progress(name, 0, 0)
         prompts = [c.ids for c in expected.reference.continuations]
         batch = generate_greedily(model, prompts, expected.options.greedy)

@@ -1,7 +1,7 @@
 """Find the first layer and operator whose output leaves its bound.
 
 PyTorch runs the same tokens with each FFN's output replaced by the artifact's own. Errors of earlier FFNs therefore
-cancel, and the first difference is a fault of its own. FFNs and linear layers are compared with float64 on the
+cancel, and the first difference is a separate fault. FFNs and linear layers are compared with float64 on the
 artifact's own input; their inputs, keys and values with PyTorch. If an input differs, the operators before it are at
 fault, and the graph names them.
 """
@@ -61,7 +61,7 @@ def explain(
     threads: int | None = None,
     progress: ProgressCallback = no_progress,
 ) -> list[Finding]:
-    """Return the first operator beyond its bound for each way of running the artifact that leaves its bound.
+    """Return the first operator out of bounds for each way of running the artifact that leaves its bound.
 
     Args:
         checkpoint: PyTorch with the checkpoint's own weights. Weights in memory outside FFNs are rounded as stored
@@ -81,7 +81,7 @@ def explain(
             target.path, nodes, linears, library=library, threads=threads, fused=target.fused_attention
         )
         waiting: list[_Case] = []
-        for name, run in (("prefill", _prefill), ("token by token", _steps), ("left padded batch", _padded)):
+        for name, run in (("prefill", _prefill), ("token by token", _steps), ("left-padded batch", _padded)):
             progress(f"explain: {label}, {name}", 0, 0)
             for text, captured in run(capture, ids):
                 waiting.append(_Case(f"{label}, {name}", library, text, captured))
@@ -173,7 +173,7 @@ class _Search:
             return run_patched(self._checkpoint.model, ffns, case.captured.outputs, modules, case.ids)
 
     def _share(self, case: _Case, layer: int) -> float:
-        """Return the bound on rounding errors up to ``layer``, as a share of the largest value."""
+        """Return the bound on rounding errors up to ``layer``, as a fraction of the largest value."""
         # Every MatMul up to here adds at most gamma(its length) of its size; norms keep sizes of order one.
         # 16-bit activations add their share as in `format_bound`, layer by layer.
         each = self._quantized_matrices * INTEGER_STEP / max(len(self._nodes), 1) if case.library else 0.0

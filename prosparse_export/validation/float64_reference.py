@@ -23,7 +23,7 @@ __all__ = ["Weights", "exact_ffn", "gamma", "linear_error", "load_weights", "sto
 
 U = 2.0**-24  # unit roundoff of float32
 STEP = 0.52 / 32639
-"""Error of a 16-bit activation in the i8 and i4 kernels, as a share of the largest of its group of 32: half a step and
+"""Error of a 16-bit activation in the i8 and i4 kernels, relative to the largest of its group of 32: half a step and
 the roundings before it (native/include/prosparse/kernels.h)."""
 
 Array = NDArray[np.float64]

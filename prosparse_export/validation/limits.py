@@ -29,12 +29,12 @@ class Limits:
 
     Attributes:
         max_ppl_increase: relative increase of perplexity.
-        min_top1: share of positions with PyTorch's top-1 token.
-        min_top5: share of positions whose top-1 token is among PyTorch's top 5.
+        min_top1: fraction of positions with PyTorch's top-1 token.
+        min_top5: fraction of positions whose top-1 token is among PyTorch's top 5.
         max_kl: mean KL divergence per position, nats.
         min_sparsity: activation sparsity at down_proj's input, mean over layers.
         min_sparsity_by_layer: the same by layer number.
-        min_greedy_match: share of greedy tokens before the first difference, mean over prompts.
+        min_greedy_match: fraction of greedy tokens before the first difference, mean over prompts.
     """
 
     max_ppl_increase: float | None = None
@@ -53,10 +53,10 @@ class Limits:
 
 
 def parse_share(text: str | float, where: str) -> float:
-    """Return a share written as "0.5%" or 0.005.
+    """Return a fraction written as "0.5%" or 0.005.
 
     Raises:
-        ProSparseError: ``text`` is not a share between 0 and 100 %.
+        ProSparseError: ``text`` is not a fraction between 0 and 100 %.
     """
     try:
         if isinstance(text, bool):
@@ -64,7 +64,7 @@ def parse_share(text: str | float, where: str) -> float:
         number = float(text.strip().removesuffix("%")) if isinstance(text, str) else float(text)
     except (ValueError, AttributeError):
         raise ProSparseError(
-            f"limits: {where}: expected a share like 99.5% or 0.995, got {text!r}", hint="for example 80%"
+            f"limits: {where}: expected a percentage such as 99.5% (or 0.995), got {text!r}", hint="for example 80%"
         ) from None
     share = number / 100 if isinstance(text, str) and text.strip().endswith("%") else number
     if not 0 <= share <= 1:
@@ -94,7 +94,7 @@ def parse_sparsity(texts: Iterable[str]) -> Limits:
 def read_limits(path: Path) -> Limits:
     """Return the limits in a TOML file.
 
-    Keys are the names of `Limits`; ``min_sparsity_by_layer`` is a table of layer number and share.
+    Keys are the names of `Limits`; ``min_sparsity_by_layer`` is a table of layer numbers and fractions.
 
     Raises:
         ProSparseError: the file cannot be read or has an unknown key.

@@ -24,8 +24,8 @@ class Quality:
         reference_perplexity: the reference's.
         kl_mean: mean over positions of KL(reference || run), nats.
         kl_max: maximum over positions.
-        top1: share of positions with the reference's top-1 token.
-        top5: share of positions whose top-1 token is among the reference's top 5.
+        top1: fraction of positions with the reference's top-1 token.
+        top5: fraction of positions whose top-1 token is among the reference's top 5.
         max_abs_diff: largest difference of a logit; NaN if a logit is NaN.
     """
 

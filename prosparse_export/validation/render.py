@@ -16,7 +16,7 @@ _AGAINST = "against PyTorch with the checkpoint's own weights"
 def as_text(result: Validation) -> str:
     """Return the report for a terminal."""
     lines = [f"Exactness: logits against {result.exact_against}, {result.artifact['weights']} weights"]
-    lines.append(f"{'run':40}{'tokens':>7}{'max |diff|':>12}{'top-1 differs':>15}{'ties':>6}{'greedy same':>14}")
+    lines.append(f"{'run':40}{'tokens':>7}{'max |diff|':>12}{'top-1 differs':>15}{'ties':>6}{'greedy match':>14}")
     for c in result.comparisons:
         same = f"{c.greedy_tokens - c.greedy_differs} of {c.greedy_tokens}" if c.greedy_tokens else "-"
         numbers = f"{c.tokens:7}{c.max_abs_diff:12.2e}{c.top1_differs:15}{c.ties:6}{same:>14}"
@@ -41,7 +41,7 @@ def as_text(result: Validation) -> str:
         lines += ["", f"Sparsity: {result.sparsity.mean:.2%} over {result.sparsity.tokens} tokens; by layer: {layers}"]
     if result.explained:
         nothing = ["explain: every layer is within its bound on the tokens examined"]
-        lines += ["", *([f"first beyond its bound: {finding}" for finding in result.findings] or nothing)]
+        lines += ["", *([f"first out of bounds: {finding}" for finding in result.findings] or nothing)]
         lines += [f"explain: {line}" for line in _quantization_costs(result)]
     failed = [check for check in result.checks if not check.passed]
     lines.append("")
@@ -87,7 +87,7 @@ def as_markdown(result: Validation) -> str:
         layers = ", ".join(_by_layer(result.sparsity))
         lines += ["", f"Sparsity {result.sparsity.mean:.2%}; by layer: {layers}"]
     if result.findings:
-        lines += ["", "First beyond its bound:", "", *(f"- {finding}" for finding in result.findings)]
+        lines += ["", "First out of bounds:", "", *(f"- {finding}" for finding in result.findings)]
     lines += [line for text in _quantization_costs(result) for line in ("", text)]
     return "\n".join(lines) + "\n"
 

@@ -55,7 +55,7 @@ def make_page(artifact: Path, folder: Path) -> Path:
 
 @contextmanager
 def opened(browser: Browser, path: Path, size: tuple[int, int], found: list[str], name: str) -> Iterator[Page]:
-    """Open the page in a window of its own; what it says and asks for beyond itself goes into ``found``."""
+    """Open the page in its own window; what it says and asks for beyond itself goes into ``found``."""
     page = browser.new_page(viewport={"width": size[0], "height": size[1]})
     page.on("console", lambda message: found.append(f"{name}: console: {message.text}"))
     page.on("pageerror", lambda error: found.append(f"{name}: error: {error}"))

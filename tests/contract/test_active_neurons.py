@@ -30,7 +30,7 @@ def pre_activations(threshold: float, *, with_nan: bool) -> tuple[np.ndarray, np
     """Values of the gate on both sides of every boundary, each with a positive and a negative result of up_proj.
 
     silu's boundary is a magnitude, 0.25 at z = -1.02, -0.85 and 0.415; its rounding leaves 8 units in the last place
-    on both sides undecided (docs/custom_ops.md), so no value is that close.
+    on both sides undecided (docs/reference/operators.md), so no value is that close.
     """
     t = np.float32(threshold)
     at = [t, t + np.float32(1e-6), t - np.float32(1e-6), -t, 0.0, -0.0, 1e-15, -1e-15]
@@ -40,7 +40,7 @@ def pre_activations(threshold: float, *, with_nan: bool) -> tuple[np.ndarray, np
 
 
 def rule(activation: str, z: np.ndarray, threshold: float) -> np.ndarray:
-    """The specification, in float64 and in words of its own: docs/custom_ops.md, "The boundary"."""
+    """The specification, in float64 and worded independently: docs/reference/operators.md, "The boundary"."""
     wide = z.astype(np.float64)
     with np.errstate(over="ignore"):
         size = np.abs(wide / (1 + np.exp(-wide))).astype(np.float32) if activation == "silu" else wide

@@ -126,7 +126,7 @@ def test_bytes_and_ceiling(result: BenchResult, demo_artifact: Path) -> None:
 
 
 def test_command(demo_artifact: Path, tmp_path: Path) -> None:
-    """Once in a process of its own, where nothing else may write to stdout, then in this one."""
+    """Once in a separate process, where nothing else may write to stdout, then in this one."""
     arguments = ["bench", str(demo_artifact), "--context", "8", "--tokens", "2", "--prefill", "4", "--rounds", "3"]
     chart = ["--plot", str(tmp_path / "b.png")]
     process = [sys.executable, "-c", "from prosparse_export.cli import main; main()"]

@@ -34,7 +34,7 @@ def test_logits_top1_and_greedy_tokens_are_pytorchs(demo_folder: Path, demo_arti
     options = ValidationOptions(tokens=2048, max_abs_diff=1e-3, greedy=64, step_tokens=2048)
     result = validate(demo_folder, demo_artifact, options)
     names = [c.name for c in result.comparisons]
-    runs = ["prefill", "token by token", "batch of 3, left padded"]
+    runs = ["prefill", "token by token", "batch of 3, left-padded"]
     assert names == [f"{library} library: {run}" for library in ("with", "without") for run in runs]
     for comparison in result.comparisons:
         assert comparison.max_abs_diff <= 1e-3, comparison

@@ -1,4 +1,4 @@
-"""Files from the real exporters, each run here in an environment of its own: every block is found and rewritten."""
+"""Files from the real exporters, each run here in its own environment: every FFN is found and rewritten."""
 
 from __future__ import annotations
 

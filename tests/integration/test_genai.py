@@ -1,4 +1,4 @@
-"""onnxruntime-genai on the artifact's folder as it is, in an environment of its own."""
+"""onnxruntime-genai on the artifact's folder as it is, in its own environment."""
 
 from __future__ import annotations
 

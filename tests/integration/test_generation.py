@@ -165,7 +165,7 @@ def test_context_empty_prompt_and_other_bad_input(model: SparseModel) -> None:
         model.stream([[5]], max_new_tokens=0)
     decoder = model.decoder(1, 4)
     ids = np.full((1, 4), 5)
-    with pytest.raises(ProSparseError, match="context: expected at most 4 tokens, got one more"):
+    with pytest.raises(ProSparseError, match="context: expected at most 4 tokens, got 5"):
         decoder.step(decoder.prefill(ids, np.ones_like(ids)).argmax(-1))
     with pytest.raises(ProSparseError, match="prompt: expected at most 4 tokens, got 5"):
         decoder.prefill(np.full((1, 5), 5), np.ones((1, 5), np.int64))

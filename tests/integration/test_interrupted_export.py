@@ -1,4 +1,4 @@
-"""An interrupted export, as a process of its own, leaves nothing behind."""
+"""An interrupted export, in a separate process, leaves nothing behind."""
 
 from __future__ import annotations
 

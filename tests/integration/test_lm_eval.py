@@ -184,7 +184,7 @@ def test_rolling_is_the_hugging_face_models(demo_folder: Path, demo_artifact: Pa
 
 
 def test_the_command_scores_as_in_process(tasks: list[dict[str, Any]], demo_artifact: Path, tmp_path: Path) -> None:
-    """``prosparse-lm-eval`` in a process of its own, on tasks in YAML files, without a network."""
+    """``prosparse-lm-eval`` in a separate process, on tasks in YAML files, without a network."""
     data = tmp_path / "ten.jsonl"
     data.write_text("".join(json.dumps(item) + "\n" for item in items()[:10]))
     source = {"data_files": {"test": str(data)}, "cache_dir": str(tmp_path / "cache")}

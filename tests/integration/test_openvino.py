@@ -1,4 +1,4 @@
-"""Decomposed models in OpenVINO, which does not expand functions, in an environment of its own."""
+"""Decomposed models in OpenVINO, which does not expand functions, in its own environment."""
 
 from __future__ import annotations
 

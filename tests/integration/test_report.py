@@ -120,7 +120,7 @@ def test_calibration_is_drawn_if_there_is_one(report: Report) -> None:
     assert 'id="figure-calibration"' in page
     assert "energy dropped 0.01, sparsity 91.00 %, perplexity 41 within a budget of 41.5" in page
     assert (
-        ">share of each layer's energy dropped</text>" in page
+        ">fraction of each layer's energy dropped</text>" in page
     )  # text, not outlines: it can be searched and read aloud
 
 
@@ -152,7 +152,7 @@ def test_pages_of_many_layers_and_of_a_validated_model(report: Report, tmp_path:
 
 
 def test_command(demo_artifact: Path, tmp_path: Path) -> None:
-    """Once in a process of its own, where nothing else may write to stdout, then in this one."""
+    """Once in a separate process, where nothing else may write to stdout, then in this one."""
     arguments = ["report", str(demo_artifact), "-q", "-o", str(tmp_path / "x.html"), "--max-tokens", "64", "--no-speed"]
     process = [sys.executable, "-c", "from prosparse_export.cli import main; main()"]
 

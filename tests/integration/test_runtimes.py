@@ -1,4 +1,4 @@
-"""One binary, many onnxruntimes: each release in an environment of its own."""
+"""One binary, many onnxruntimes: each release in its own environment."""
 
 from __future__ import annotations
 

@@ -72,7 +72,7 @@ def test_the_stages_ahead_can_be_replanned(
     with pytest.raises(TrainingError, match="expected stages that end after its step 11, got 8"):
         sparsify(silu_folder, out, override(RECIPE, [], [*STAGES[:2], (1.0, 8)]), again, Notes())
     longer = [*shorter.stages, (3.0, 20)]
-    with pytest.raises(TrainingError, match=r"another recipe: training.learning_rate"):
+    with pytest.raises(TrainingError, match=r"the recipe has changed: training.learning_rate"):
         sparsify(silu_folder, out, override(RECIPE, ["training.learning_rate=1e-3"], longer), again, Notes())
 
 
@@ -80,11 +80,13 @@ def test_another_recipe_cannot_be_resumed(
     trained_folder: Path, silu_folder: Path, training_options: SparsifyOptions, tmp_path: Path
 ) -> None:
     again = replace(training_options, resume=True)
-    with pytest.raises(TrainingError, match=r"another recipe: training.learning_rate: expected .* 0.003, got 0.001"):
+    with pytest.raises(
+        TrainingError, match=r"the recipe has changed: training.learning_rate: expected .* 0.003, got 0.001"
+    ):
         sparsify(silu_folder, trained_folder, override(RECIPE, ["training.learning_rate=1e-3"]), again, Notes())
-    with pytest.raises(TrainingError, match="another recipe: stages"):
+    with pytest.raises(TrainingError, match="the recipe has changed: stages"):
         sparsify(silu_folder, trained_folder, override(RECIPE, [], [(0.0, 99)]), again, Notes())
-    with pytest.raises(TrainingError, match="another recipe: target_sparsity"):
+    with pytest.raises(TrainingError, match="the recipe has changed: target_sparsity"):
         sparsify(silu_folder, trained_folder, RECIPE, replace(again, target_sparsity=0.9), Notes())
     with pytest.raises(TrainingError, match=r"no complete checkpoint-\* found"):
         sparsify(silu_folder, tmp_path / "new", RECIPE, again, Notes())

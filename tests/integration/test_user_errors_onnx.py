@@ -217,7 +217,7 @@ def test_the_error_is_one_line(name: str, tmp_path: Path) -> None:
 
 
 def test_the_error_is_one_line_in_a_terminal_too(tmp_path: Path) -> None:
-    """In a process of its own, where pytest does not capture onnx_ir's log lines."""
+    """In a separate process, where pytest does not capture onnx_ir's log lines."""
     (tmp_path / "in.onnx").write_bytes(BAD["output without a producer"][0]())
     command = [sys.executable, "-m", "prosparse_export", "optimize", "-q", "in.onnx", "out/m.onnx"]
     environment = {**os.environ, "PYTHONPATH": os.pathsep.join(sys.path)}

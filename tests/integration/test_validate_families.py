@@ -186,7 +186,7 @@ def test_a_file_rewritten_by_optimize_is_an_error(tmp_path: Path, demo_folder: P
 
 
 def test_modules_that_run_twice_and_modules_without_a_matrix() -> None:
-    """The first run of such a module counts; a module without a matrix of its own is not a linear layer."""
+    """The first run of such a module counts; a module without its own matrix is not a linear layer."""
     torch.manual_seed(0)
     model = Twice(hf.LlamaConfig(**GROUPED)).eval()
     ids = np.arange(3, 20)

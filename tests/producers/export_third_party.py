@@ -1,4 +1,4 @@
-"""Write ONNX files with other exporters, each in an environment of its own; then rewrite and run them.
+"""Write ONNX files with other exporters, each in its own environment; then rewrite and run them.
 
     python -m venv /tmp/optimum && /tmp/optimum/bin/pip install optimum-onnx==0.1.0 torch
     /tmp/optimum/bin/python tests/producers/export_third_party.py optimum MODEL_DIR OUT_DIR

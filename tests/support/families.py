@@ -65,7 +65,7 @@ class Family:
 
 
 FATRELU = {"hidden_act": "fatrelu", "hidden_act_param": 0.01}
-WINDOW = "its mask is more than causal order and padding"
+WINDOW = "its mask is more than causality and padding"
 GATED, UNGATED = "SparseGatedFFNF32", "SparseFFNF32"
 
 
@@ -279,7 +279,7 @@ FAMILIES = [
         error="torch.export cannot trace routing at run time",
     ),
     Family(
-        "SmallThinker (experts, code of its own)",
+        "SmallThinker (experts, custom code)",
         llama,
         "",
         "",

@@ -132,11 +132,11 @@ NOT_FUSED = {
             ("seen = Unsq", "near = Greater (columns, rows)\nseen = Unsq"),
             ("both = And (causal, seen)", "here = And (causal, near)\nboth = And (here, seen)"),
         ],
-        "its mask is more than causal order and padding: expected 1 comparison, got 2",
+        "its mask is more than causality and padding: expected 1 comparison, got 2",
     ),
     "no padding": (
         [("both = And (causal, seen)", "both = Identity (causal)")],
-        "its mask is more than causal order and padding: expected 1 comparison, got 1",
+        "its mask is more than causality and padding: expected 1 comparison, got 1",
     ),
     "a positional bias": (
         [("bias = Where", "b0 = Where"), ("tokens = ", "bias = Add (b0, slopes)\ntokens = ")],
@@ -149,11 +149,11 @@ NOT_FUSED = {
     ),
     "no cache": (
         [("keys = Concat <axis = 2> (past_k, k)", "keys = Identity (k)")],
-        "keys or values are not a Concat of a cache input and the new ones",
+        "keys or values are not a Concat of a cache input and new entries",
     ),
     "weights used twice": (
         [("heads = ", "extra = ReduceSum (weights)\nheads = ")],
-        "the attention weights are not only multiplied by the values",
+        "the attention weights are used outside the MatMul with the values",
     ),
     "heads not merged": (
         [("heads = Transpose <perm = [0, 2, 1, 3]> (mixed)", "heads = Transpose <perm = [0, 1, 2, 3]> (mixed)")],

@@ -38,7 +38,7 @@ def test_limits_file(tmp_path: Path) -> None:
         ("max_kl = ", "expected TOML"),
         ('max_kl = "1%"', "expected a number"),
         ("min_top1 = 99.5", "expected 0% to 100%"),
-        ("min_top1 = true", "expected a share"),
+        ("min_top1 = true", "expected a percentage"),
         ("min_sparsity_by_layer = 3", "expected a table"),
     ],
 )

@@ -65,4 +65,4 @@ def test_incomplete_checkpoints_do_not_count(tmp_path: Path) -> None:
         if step != 11:  # interrupted
             (folder / RUN_FILE).write_text("{}")
     assert [path.name for path in complete_checkpoints(tmp_path)] == ["checkpoint-9", "checkpoint-10"]
-    assert last_good(tmp_path) == f"{tmp_path / 'checkpoint-10'} is good: "
+    assert last_good(tmp_path) == f"the last good checkpoint is {tmp_path / 'checkpoint-10'}: "

@@ -51,7 +51,7 @@ def substitute_activation(model: PreTrainedModel, ffns: Sequence[Ffn], activatio
         raise TrainingError(
             f"model: {type(model.config).__name__}: no config field for the activation ({', '.join(ACTIVATION_KEYS)}), "
             "so the changed model could not be saved",
-            hint="this architecture hardcodes its activation; convert the model to one that does not",
+            hint="this architecture hardcodes its activation; use an architecture with a configurable activation",
         )
     for key in keys:
         setattr(model.config, key, "relu2" if activation == "relu2" else "relu")

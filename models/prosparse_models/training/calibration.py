@@ -29,7 +29,7 @@ class Trial:
     """One measurement of the search.
 
     Attributes:
-        value: the search parameter: one threshold for all layers, or the share of each layer's energy that is dropped.
+        value: the search parameter: one threshold for all layers, or the fraction of each layer's energy dropped.
         thresholds: FATReLU t per layer.
         measurement: perplexity and sparsity with these thresholds.
         within: whether the perplexity is within the budget.
@@ -74,7 +74,7 @@ def calibrate(
     it does not, the choice and all smaller values tried are still within the budget.
 
     With ``per_layer``, one search parameter q drives all layers: layer l gets the threshold below which active neurons
-    hold the share q of the layer's energy (sum over tokens and neurons of x1 squared). Layers with large activations
+    hold the fraction q of the layer's energy (sum over tokens and neurons of x1 squared). Layers with large activations
     thus get large thresholds.
 
     Args:

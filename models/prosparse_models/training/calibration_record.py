@@ -19,7 +19,7 @@ def calibration_record(
     Args:
         result: the search.
         budget: allowed increase in perplexity, as a fraction.
-        per_layer: the search was over the share of energy dropped, not over one threshold.
+        per_layer: the search was over the fraction of energy dropped, not over one threshold.
         hidden_act_param: the chosen FATReLU threshold as config.json states it: a number, or a list with one per layer.
 
     Returns:

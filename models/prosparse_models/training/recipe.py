@@ -177,7 +177,7 @@ def _recipe(values: Mapping[str, Any], where: str) -> Recipe:
     return recipe
 
 
-_STAGES_HINT = "add [[stages]] tables, each with lambda = 0.0 and last_step = 100, for example"
+_STAGES_HINT = "add [[stages]] tables, each with lambda and last_step, for example lambda = 0.0 and last_step = 100"
 
 
 def _stage(stage: Any, index: int, where: str) -> tuple[float, int]:

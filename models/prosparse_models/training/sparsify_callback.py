@@ -147,7 +147,7 @@ def last_checkpoint(
     for key in [*wanted, *(k for k in stored if k not in wanted)]:
         if wanted.get(key) != stored.get(key):
             raise TrainingError(
-                f"resume: {found[-1]}: another recipe: {key}: expected the checkpoint's {stored.get(key)!r}, "
+                f"resume: {found[-1]}: the recipe has changed: {key}: expected the checkpoint's {stored.get(key)!r}, "
                 f"got {wanted.get(key)!r}",
                 hint="resume with the same recipe and settings, or start over in another folder",
             )

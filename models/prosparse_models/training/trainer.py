@@ -233,7 +233,7 @@ class ProSparseTrainer(Trainer):
 def last_good(folder: Path) -> str:
     """Return a hint that names the newest complete checkpoint, or ""."""
     found = complete_checkpoints(folder)
-    return f"{found[-1]} is good: " if found else ""
+    return f"the last good checkpoint is {found[-1]}: " if found else ""
 
 
 def collate(rows: Sequence[Mapping[str, torch.Tensor]]) -> dict[str, torch.Tensor]:
