@@ -3,7 +3,7 @@
 python benchmarks/chart.py             # docs/images/{engines,engines-narrow,sparsity}-{light,dark}.svg
 
 `engines`: decode and prefill of one model in tokens/s, by engine, where the longest prompt is the case that we lose.
-`sparsity`: speedup of one FFN over its dense baseline, by activation sparsity, beside the limit set by bytes read.
+`sparsity`: speedup of one FFN over its dense baseline, by activation sparsity, with the limit set by bytes read.
 """
 
 from __future__ import annotations

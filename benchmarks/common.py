@@ -1,4 +1,4 @@
-"""What every benchmark shares: the machine's description, runs that take turns, and paired ratios with quartiles."""
+"""Shared by all benchmarks: the machine's description, runs that take turns, and paired ratios with quartiles."""
 
 from __future__ import annotations
 

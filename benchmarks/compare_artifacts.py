@@ -96,7 +96,7 @@ def report(name: str, times: dict[str, list[float]], per_round: int) -> None:
 
 
 def agreement(a: Model, b: Model) -> str:
-    """Say how many greedy tokens agree."""
+    """Describe how many greedy tokens agree."""
     pairs = list(zip(a.tokens, b.tokens, strict=True))
     same = next((i for i, (one, other) in enumerate(pairs) if one != other), len(pairs))
     text = f"{same} of {len(pairs)} greedy tokens before the first difference"

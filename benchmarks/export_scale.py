@@ -16,7 +16,7 @@ from pathlib import Path
 
 import click
 
-EVERY = 0.02  # seconds between two looks
+EVERY = 0.02  # seconds between samples
 
 
 @click.command(context_settings={"ignore_unknown_options": True})

@@ -1,4 +1,4 @@
-"""Random weights in LLaMA's and OPT's shapes: hidden states keep their scale, FFNs are as sparse as asked for.
+"""Random weights in LLaMA's and OPT's shapes: hidden states keep their scale, FFNs have the given sparsity.
 
 Weights are drawn layer by layer while a few random tokens pass through them. A random matrix is independent of its
 input h, so its output has the standard deviation std * |h|; each matrix gets the std that gives outputs of the wanted
@@ -26,7 +26,7 @@ __all__ = ["SHAPES", "Shape", "Weights", "random_model"]
 
 _CHUNK = 1 << 21  # elements drawn from one generator: bounds memory, and threads do not change the numbers
 _SEQUENCES, _TOKENS = 4, 32  # that pass through the layers
-_CONSTANT = 32  # channels of LLaMA's that stand for a bias
+_CONSTANT = 32  # channels of LLaMA's that act as a bias
 _SHARPNESS = 2.0  # spread of the attention scores: contexts matter, as they do in trained models
 
 Store = Callable[[str, Tensor], None]
@@ -70,7 +70,7 @@ SHAPES = {
 
 
 class Weights:
-    """Seeded normal matrices in the stored type. A name always gives the same numbers, of any thread count."""
+    """Seeded normal matrices in the stored type. A name always gives the same numbers, with any number of threads."""
 
     def __init__(self, seed: int, dtype: torch.dtype, threads: int) -> None:
         self.dtype = dtype

@@ -45,12 +45,12 @@ def write_model(gguf: Path, out: Path) -> None:
     from transformers import AutoModelForCausalLM, AutoTokenizer
 
     model = AutoModelForCausalLM.from_pretrained(gguf.parent, gguf_file=gguf.name, dtype=torch.float32)
-    del model.config.quantization_config  # it would refuse to be saved
+    del model.config.quantization_config  # saving it would fail
     model.is_quantized, model.hf_quantizer, model.quantization_method = False, None, None
     model.save_pretrained(out)
     tokenizer = AutoTokenizer.from_pretrained(gguf.parent, gguf_file=gguf.name)
     tokenizer.bos_token, tokenizer.eos_token, tokenizer.pad_token = "<|im_start|>", "<|im_end|>", "<|im_end|>"
-    tokenizer.save_pretrained(out)  # transformers 5.17 took another end token than 5.23 does
+    tokenizer.save_pretrained(out)  # transformers 5.17 and 5.23 choose different end tokens
 
 
 def paragraphs(page: str) -> str:
@@ -80,7 +80,7 @@ def debian_pages(packages: list[Path]) -> Iterator[str]:
 
 
 def write_jsonl(path: Path, texts: Iterator[str]) -> None:
-    """Write one object with the key "text" a line, each text once, and say how much."""
+    """Write one object with the key "text" a line, each text once, and print how much."""
     kept = dict.fromkeys(texts)
     path.parent.mkdir(parents=True, exist_ok=True)
     path.write_text("".join(json.dumps({"text": text}) + "\n" for text in kept), encoding="utf-8")

@@ -28,7 +28,7 @@ Run = Mapping[str, Any]
 
 @dataclass(frozen=True)
 class Table:
-    """How a table is made: of which runs, with which columns.
+    """What a table shows: its runs and columns.
 
     Attributes:
         suites: of the measurement files.
@@ -196,7 +196,7 @@ def _commands(rows: list[Workload]) -> str:
 
 
 def _by_sparsity(results: Mapping[str, Any]) -> str:
-    """Speedup over the dense baseline, by sparsity and weights, beside what the bytes allow."""
+    """Speedup over the dense baseline, by sparsity and weights, with the limit set by bytes read."""
     session = sparsity_sweep(results)
     runs = [run for run in session["runs"] if run["engine"] == "dense baseline"]
     shares = sorted({run["sparsity"] for run in runs})

@@ -1,4 +1,4 @@
-r"""What the progressive L1 costs and gives: forks of one dense model on the same tokens.
+r"""Cost and benefit of the progressive L1 term: forks of one dense model on the same tokens.
 
     python models/demo/pretrain.py --out out/silu
     python benchmarks/training_ablation.py out/silu out/forks --train out/text/train.jsonl \

@@ -30,7 +30,7 @@ from engines.ffn_ours import FfnLayers
 from prosparse_export.runtime.operator_library import library_info
 
 KERNELS = Path(__file__).resolve().parent.parent / "native"
-CONSTANTS: dict[str, tuple[str, tuple[int, ...], int]] = {  # definition, values, the one that others are held to
+CONSTANTS: dict[str, tuple[str, tuple[int, ...], int]] = {  # definition, values, the baseline
     "common": ("PROSPARSE_COMMON", (1, 2, 4, 8, 16, 1000), 4),
     "memory": ("PROSPARSE_MEMORY_BOUND", (1, 2, 4, 8, 16), 4),
     "prefetch": ("PROSPARSE_FIRST_PREFETCHED", (0, 100_000), 0),

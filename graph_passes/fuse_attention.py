@@ -3,8 +3,8 @@
 The operator counts each row's tokens from slot 0 of the cache (``seqlens_k``), so it supports right padding only, and
 transformers' exporter fuses for batch 1 only. (An ``attention_bias`` input could carry the exported mask, but needs
 onnxruntime >= 1.22.) Only attention mixes tokens, so this pass left-aligns the rows of the *whole graph*: input_ids and
-position_ids are rotated by each row's padding, the last hidden state is rotated back, and in between padding is on the
-right, as the operator expects. Without padding, and in decode, the rotation is by 0. The cache is packed too: slot 0
+position_ids are rolled by each row's padding, the last hidden state is rolled back, and in between padding is on the
+right, as the operator expects. Without padding, and in decode, they roll by 0. The cache is packed too: slot 0
 holds a row's first real token.
 """
 

@@ -22,7 +22,7 @@ class KeepLogitsPass(ir.passes.InPlacePass):
 
     The input has an initializer, so runtimes that do not know it may omit it. lm_head then reads
     ``hidden[:, -logits_to_keep:]``, where ``-0`` is the beginning. The graph does not change unless its first output is
-    that of lm_head, scaled or capped at most.
+    that of lm_head, at most scaled or capped.
     """
 
     def call(self, model: ir.Model) -> ir.passes.PassResult:

@@ -61,7 +61,7 @@ class FfnLayers:
     def session(
         self, sparsity: float, threads: int, *, dense: bool = False, library: Path | None = None
     ) -> tuple[Run, float]:
-        """Return a call of all layers with our operators, and the activation sparsity that the gates really give.
+        """Return a call of all layers with our operators, and the activation sparsity that the gates actually give.
 
         Args:
             sparsity: wanted, 0 to 1.

@@ -21,7 +21,7 @@ __all__ = ["Loaded", "candidates", "opened"]
 
 @dataclass(frozen=True)
 class Loaded:
-    """An engine, and what loading it took."""
+    """An engine, with the time and memory that loading took."""
 
     name: str
     engine: Engine
@@ -37,7 +37,7 @@ def resident() -> int:
 
 
 def size(path: Path) -> int:
-    """Return the bytes of a model: one file, or weights beside a graph."""
+    """Return the bytes of a model: one file, or a graph and its weights."""
     files = [path, path.with_name(f"{path.name}.data"), path.with_suffix(".bin")]
     return sum(file.stat().st_size for file in files if file.is_file())
 

@@ -4,7 +4,7 @@ Run it in this folder, with the project and its extra [train] installed:
 
     python pretrain.py --out /tmp/silu --threads 1
 
-Writes a model folder (float32) and, beside it, text/train.jsonl and text/heldout.jsonl for ``prosparse sparsify`` and
+Writes a model folder (float32) and, next to it, text/train.jsonl and text/heldout.jsonl for ``prosparse sparsify`` and
 benchmarks/training_ablation.py; ``--stop-at 0`` writes the text only. An interrupted run resumes from ``state.pt``.
 Takes a minute on an H100, hours on a CPU.
 """

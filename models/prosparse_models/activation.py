@@ -91,7 +91,7 @@ def set_up_relu(up: nn.Module, wanted: bool) -> None:
 
 
 def has_up_relu(up: nn.Module) -> bool:
-    """Tell whether `set_up_relu` is in effect on ``up``; deep copies keep it."""
+    """Return whether `set_up_relu` is in effect on ``up``; deep copies keep it."""
     return any(hook is _relu_output for hook in up._forward_hooks.values())
 
 

@@ -146,7 +146,7 @@ def _ffn_of(name: str, parent: nn.Module, seen: dict[nn.Module, list[_Seen]]) ->
 
 
 def _feeds(output: torch.Tensor, value: torch.Tensor) -> bool:
-    """Tell whether ``value`` is ``output`` (up to its shape) or the first half of its last dimension."""
+    """Return whether ``value`` is ``output`` (up to its shape) or the first half of its last dimension."""
     width = value.shape[-1]
     if output.shape[-1] not in (width, 2 * width) or output.numel() // output.shape[-1] != value.numel() // width:
         return False
@@ -162,7 +162,7 @@ def _other_factor(output: torch.Tensor, value: torch.Tensor, *, merged: bool) ->
 
 
 def _is_linear(module: nn.Module) -> bool:
-    """Tell whether ``module`` has one matrix: nn.Linear, GPT-2's Conv1D, and quantized or wrapped variants."""
+    """Return whether ``module`` has one matrix: nn.Linear, GPT-2's Conv1D, and quantized or wrapped variants."""
     weight = getattr(module, "weight", None)
     return isinstance(weight, torch.Tensor) and weight.ndim == 2 and not isinstance(module, nn.Embedding)
 

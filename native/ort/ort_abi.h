@@ -1,6 +1,6 @@
 // The part of onnxruntime's C interface that this library uses, declared by us.
 //
-// No package registry ships onnxruntime's headers, and a build needs nothing but a compiler this way.
+// Package registries do not ship onnxruntime's headers; this way, a build needs only a compiler.
 // onnxruntime only ever appends to its tables (it asserts the size of each version's), so a position
 // in OrtApi never changes; version 18 (onnxruntime 1.18) has all that is used here, which is why one
 // binary runs on every release since. tests/abi_test.cc compares this file with the real header.

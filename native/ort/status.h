@@ -11,7 +11,7 @@
 
 namespace prosparse::ort {
 
-// Something that the model or the call has wrong.
+// An error in the model or in the call.
 struct InvalidArgument : std::runtime_error {
   using std::runtime_error::runtime_error;
 };

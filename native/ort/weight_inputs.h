@@ -1,4 +1,4 @@
-// A node's constant inputs: which there are, and what they must look like.
+// A node's constant inputs: their order, types, and shapes.
 #ifndef PROSPARSE_ORT_WEIGHT_INPUTS_H_
 #define PROSPARSE_ORT_WEIGHT_INPUTS_H_
 
@@ -18,8 +18,8 @@ struct Weight {
   const void* bias;  // float32
 };
 
-// The matrices in the order of the inputs: gate, up, down; up, down; or the one of Linear. An FFN's all
-// have the same numbers of rows and columns. Throws InvalidArgument, beginning with `where`.
+// The matrices in the order of the inputs: gate, up, down; up, down; or Linear's only one. Those of an FFN
+// all have the same numbers of rows and columns. Throws InvalidArgument, beginning with `where`.
 std::vector<Weight> read_weights(const Operator& op, const Api& api, const KernelInfo* info, const std::string& where);
 
 }  // namespace prosparse::ort

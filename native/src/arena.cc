@@ -25,7 +25,7 @@ Arena::Arena(size_t bytes) : bytes_(round_up(bytes, kLineBytes)) {
 #endif
   base_ = reinterpret_cast<uint8_t*>(round_up(reinterpret_cast<uintptr_t>(mapping_), kHugePage));
 #if defined(__linux__) && defined(MADV_HUGEPAGE)
-  if (bytes_ >= kHugePage / 2) madvise(base_, round_up(bytes_, kHugePage), MADV_HUGEPAGE);  // a wish: no error path
+  if (bytes_ >= kHugePage / 2) madvise(base_, round_up(bytes_, kHugePage), MADV_HUGEPAGE);  // a hint: may fail
 #endif
 }
 

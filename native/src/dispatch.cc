@@ -83,8 +83,8 @@ size_t prefetch_distance(Format format) {
   // Measured by benchmarks/tuning.py on a Xeon with AMX. On Zen 4 integers took up to twice as long.
   if (__builtin_cpu_is("intel")) return 3072;
   if (has_avx512()) return 0;
-  // Zen 3: four times the bytes of 64 columns in integers, between whose lines there is too much to compute for the
-  // processor to look far enough by itself; f32 does not gain.
+  // Zen 3: four times the bytes of 64 columns in integers. With so much arithmetic between their lines, the processor
+  // does not look far enough ahead by itself; f32 does not gain.
   return is_quantized(format) ? 4 * (64 + 128 * element_bits(format)) : element_bits(format) == 32 ? 0 : 1024;
 #else
   (void)format;

@@ -29,10 +29,10 @@ struct Ffn {
 //   kSilu: a_k = silu(z_k) = z_k / (1 + exp(-z_k)), and k is active unless |a_k| <= threshold
 //   v_k = b_up[k] + w_up[k, :] . x[t, :]; for kDrelu 0 if that is <= 0; 1 where there is no gate
 //
-// Rows of w_up and w_down of inactive neurons are not read: a NaN or Inf there does not show, where the dense form
+// Rows of w_up and w_down of inactive neurons are not read: a NaN or Inf there has no effect, while the dense form
 // gives 0 * Inf = NaN. y may not overlap x. The same bits for any number of threads. Tokens are independent, NaN and
 // Inf included, except that with a gate, in a float format and with more than 4 tokens in a call, one token may change
-// how the others are rounded. May throw std::bad_alloc, with y written in part.
+// how the others are rounded. May throw std::bad_alloc, leaving y partly written.
 void run_ffn(const Kernels& kernels, const Ffn& ffn, const float* x, size_t tokens, float* y, const Parallel& parallel,
              Scratch& scratch);
 

@@ -1,4 +1,4 @@
-// float16 and bfloat16 to float32, for code that is not in a hurry.
+// float16 and bfloat16 to float32, for code that is not performance-critical.
 #ifndef PROSPARSE_HALF_H_
 #define PROSPARSE_HALF_H_
 

@@ -17,7 +17,7 @@ template <class Task>
 void in_parallel(size_t count, unsigned threads, const Task& task) {
   const size_t workers = std::clamp<size_t>(threads, 1, std::max<size_t>(count, 1));
   const size_t share = (count + workers - 1) / workers;
-  std::vector<std::exception_ptr> failures(workers);  // by share: no thread writes another's
+  std::vector<std::exception_ptr> failures(workers);  // one per worker
   const auto run_share = [&](size_t i) noexcept {
     try {
       for (size_t k = i * share; k < std::min(count, (i + 1) * share); ++k) task(k);

@@ -13,7 +13,7 @@
 namespace prosparse {
 namespace {
 
-// The variant without AMX, except for what is here. That one is a constant: it is there before this runs.
+// The variant without AMX, except for what is here. It is a constant, initialized before this runs.
 template <Format format>
 void add_amx(Kernels& kernels) {
   if constexpr (spec(format).bf16x3_tokens != 0) {

@@ -187,8 +187,8 @@ void run_tiled(TokenBatch& batch) {
       compute_up(batch, {tile, std::min(tile + group, range.end)}, range.end, i);
     }
   });
-  // One part of rows for each thread, as memory likes long ones. Two where one thread was seen: the other may have
-  // slept.
+  // One part of rows per thread, since long reads are faster. Two if only one thread was seen: the other may have been
+  // asleep.
   const size_t threads = std::clamp<size_t>(batch.scratch.threads, 2, kPieces);
   const size_t pieces = std::clamp<size_t>(ffn.d_model / kLeastColumns, 1, threads);
   parallel_for(batch.parallel, pieces, [&](size_t i) {

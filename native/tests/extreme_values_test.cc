@@ -112,7 +112,7 @@ void expect_token(const Kernels& k, const char* format, const char* what, const 
   }
 }
 
-// Every second token is extreme, from the first on. `apart`: tokens have the same bits whatever is beside them.
+// Every second token is extreme, from the first on. `apart`: tokens have the same bits whatever their neighbors.
 template <class Run, class Expected>
 void test_tokens(const Kernels& k, FfnFormat format, size_t d_in, size_t d_out, size_t tokens, bool apart,
                  std::mt19937& rng, const Run& run_all, const Expected& expected) {

@@ -82,7 +82,7 @@ void test_poisoned_panels(const Kernels& k, Format f, size_t tokens) {
       double bound = 0.0;
       const double exact = row_sum(w, r, &x[t * cols], bias[r], false, &bound);
       if (r != 5 && r != 20) {
-        expect(k, f, "gemm_panels beside poisoned rows", z[t * stride + r], exact, bound, cols);
+        expect(k, f, "gemm_panels next to poisoned rows", z[t * stride + r], exact, bound, cols);
       } else {
         CHECK(r == 5 ? std::isnan(z[t * stride + r]) : z[t * stride + r] == INFINITY,
               "%s %s gemm_panels hides what row %zu holds", k.isa, kFormatNames[static_cast<size_t>(f)], r);

@@ -47,7 +47,7 @@ struct Weights {  // of one FFN
   }
 };
 
-// `threads`: as if so many had been seen to share a call, which is what the work of one token is cut by.
+// `threads`: how many threads count as sharing a call, by which the work of one token is cut.
 inline std::vector<float> run(const Kernels& k, const Ffn& ffn, const std::vector<float>& x, unsigned seed = 0,
                               size_t threads = 1) {
   Scratch scratch;

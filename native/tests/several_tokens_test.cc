@@ -76,7 +76,7 @@ void test_gather_gemm(Tile& tile) {
       const double exact = row_sum(tile.w, static_cast<size_t>(used[i]), &x[t * padded], 0.5, false, &bound);
       expect(k, tile.format, "gather_gemm", v[i * v_stride + t], exact, bound, cols);
       CHECK(v[i * v_stride + t] == other[i * v_stride + t], "%s gather_gemm depends on prefetching", k.isa);
-      CHECK(v[i * v_stride + t] == alone[t], "%s gather_gemm depends on the rows beside", k.isa);
+      CHECK(v[i * v_stride + t] == alone[t], "%s gather_gemm depends on neighboring rows", k.isa);
     }
   }
   CHECK(v.back() == 0.5f, "%s gather_gemm wrote past its end", k.isa);

@@ -62,7 +62,7 @@ def edited_session(
     try:
         options.add_session_config_entry(_FOLDER, str(path.parent.resolve()))
         return onnxruntime.InferenceSession(data, options, providers=providers, disabled_optimizers=disabled)
-    except Exception:  # before onnxruntime 1.21 weights are found only beside a file
+    except Exception:  # before onnxruntime 1.21 weights are found only next to a file
         handle, name = tempfile.mkstemp(prefix=f".{path.name}.", suffix=".probe.onnx", dir=path.parent)
         try:
             with os.fdopen(handle, "wb") as stream:

@@ -1,4 +1,4 @@
-"""genai_config.json, from which onnxruntime-genai learns how to run the artifact's folder.
+"""genai_config.json, which tells onnxruntime-genai how to run the artifact's folder.
 
 Source: the file that onnxruntime-genai 0.18's model builder writes (models/builders/base.py, make_genai_config).
 ``session_options.custom_ops_library`` names a library in the same folder, which genai registers.

@@ -1,4 +1,4 @@
-"""Are an artifact's files all there and unchanged? Sizes and hashes come from prosparse.json."""
+"""Check that an artifact's files are complete and unchanged. Sizes and hashes come from prosparse.json."""
 
 from __future__ import annotations
 

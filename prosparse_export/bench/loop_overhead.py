@@ -1,4 +1,4 @@
-"""Time the Python side of decode: how much of a token passes outside onnxruntime's call.
+"""Time the Python side of decode: the time per token outside onnxruntime's call.
 
 The loop of `SparseModel.stream` runs with a clock around the session's call. What remains is the choice of a token from
 the logits, the arrays for position and mask, and Python itself. For comparison, a loop over `SparseModel.forward`

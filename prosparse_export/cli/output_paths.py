@@ -1,4 +1,4 @@
-"""Check a command's output paths before it works for minutes."""
+"""Check a command's output paths before minutes of work."""
 
 from __future__ import annotations
 

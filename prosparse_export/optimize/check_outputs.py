@@ -35,7 +35,7 @@ def output_bound(rewritten: Sequence[FfnOutcome], weights: FfnFormat | None, *, 
 
     Rounding errors of different MatMuls are independent, so their squares add: up_proj, down_proj and, if gated,
     gate_proj of every FFN. relu2 doubles its argument's error. Under FATReLU, a fraction of neurons about as large as
-    the error crosses the threshold and changes by all of it. MatMulNBits keeps its 4-bit values except in down_proj;
+    the error crosses the threshold and changes fully. MatMulNBits keeps its 4-bit values except in down_proj;
     the other scales become float16.
     """
     bound = _HALF if halves else _FLOAT

@@ -41,7 +41,7 @@ class OptimizeOptions:
         weights: storage format of the rewritten FFNs; None for the float type that they have. The manifest names
             formats that round, and the difference that this made.
         decomposed: write standard ONNX operators instead of com.prosparse ones.
-        check: compare the outputs with the source's. Runs both models, which takes the memory of running them.
+        check: compare the outputs with the source's. Runs both models, and needs the memory to run them.
     """
 
     overwrite: bool = False

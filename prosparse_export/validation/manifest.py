@@ -44,7 +44,7 @@ def summary(result: Validation) -> ValidationRecord:
 
 
 def record_validation(path: Path, result: Validation) -> bool:
-    """Write the result into prosparse.json beside the graph ``path``, all or nothing.
+    """Write the result into prosparse.json next to the graph ``path``, all or nothing.
 
     Returns:
         False if there is no manifest or the folder is not writable.

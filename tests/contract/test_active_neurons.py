@@ -40,7 +40,7 @@ def pre_activations(threshold: float, *, with_nan: bool) -> tuple[np.ndarray, np
 
 
 def rule(activation: str, z: np.ndarray, threshold: float) -> np.ndarray:
-    """The specification, in float64 and worded independently: docs/reference/operators.md, "The boundary"."""
+    """The specification, in float64 and worded independently: docs/reference/operators.md, "Activations"."""
     wide = z.astype(np.float64)
     with np.errstate(over="ignore"):
         size = np.abs(wide / (1 + np.exp(-wide))).astype(np.float32) if activation == "silu" else wide

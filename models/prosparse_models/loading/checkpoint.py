@@ -191,7 +191,7 @@ def _not_loaded(folder: Path, error: Exception) -> CheckpointError:
 
 
 def _names_it_elsewhere(config: ModelConfig, overrides: Mapping[str, object]) -> bool:
-    """Tell whether fatrelu stands under a key other than hidden_act, as in T5."""
+    """Return whether fatrelu is under a key other than hidden_act, as in T5."""
     return not overrides and config.values.get("hidden_act") != "fatrelu"
 
 

@@ -78,7 +78,7 @@ class FileWeights:
         return nn.Parameter(scaled, requires_grad=False)
 
     def is_complete(self, model: nn.Module) -> bool:
-        """Tell whether the loader kept every matrix whole: each parameter is a placeholder or free of NaN."""
+        """Return whether the loader kept every matrix whole: each parameter is a placeholder or free of NaN."""
         return all(
             parameter.data_ptr() in self._weights or not parameter.isnan().any() for parameter in model.parameters()
         )

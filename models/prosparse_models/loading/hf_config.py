@@ -69,6 +69,6 @@ def make_hf_config(
 
 
 def is_bare(config: ModelConfig) -> bool:
-    """Tell whether the architecture is a model without a head, such as ``BertModel``."""
+    """Return whether the architecture is a model without a head, such as ``BertModel``."""
     architecture = str(next(iter(config.values.get("architectures") or []), ""))
     return architecture.endswith("Model") and not architecture.endswith("LMHeadModel")

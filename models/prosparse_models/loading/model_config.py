@@ -95,7 +95,7 @@ def read_model_config(folder: Path) -> ModelConfig:
 
 
 def _read_values(folder: Path, path: Path) -> dict[str, Any]:
-    """Return config.json's fields, of which those that are read here have the right types."""
+    """Return config.json's fields; those that are read here have the right types."""
     if not folder.is_dir():
         problem = "expected a folder, got a file" if folder.exists() else "no such folder"
         raise CheckpointError(

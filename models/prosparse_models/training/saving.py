@@ -83,9 +83,9 @@ def write_json(path: Path, values: Mapping[str, Any]) -> None:
 def copy_model_folder(
     source: Path, folder: Path, fields: Mapping[str, Any], documents: Mapping[str, Mapping[str, Any]]
 ) -> None:
-    """Copy the model in ``source`` (without subfolders and its card) to ``folder``, changing config.json.
+    """Copy the model in ``source`` (without subfolders and the model card) to ``folder``, changing config.json.
 
-    The copy is complete or absent: it is written beside ``folder`` and renamed. An existing ``folder`` is replaced.
+    The copy is complete or absent: it is written next to ``folder`` and renamed. An existing ``folder`` is replaced.
 
     Args:
         source: a model folder.

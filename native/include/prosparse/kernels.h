@@ -27,7 +27,7 @@ constexpr size_t kScatterChunk = 128;
 constexpr float kSteps = 32639.0f;   // 127 * 257: a rounded activation is 256 times a signed byte plus another
 constexpr size_t kPadColumns = 128;  // activations and results are padded to a multiple of this
 
-// Activations, [tokens, cols]. Beyond cols everything is 0.
+// Activations, [tokens, cols]. Columns beyond cols are 0.
 struct Tokens {
   const float* x;              // [tokens][stride]
   size_t count, cols, stride;  // stride: cols rounded up, at least to 16
@@ -129,7 +129,7 @@ struct Kernels {
   // (0 and 1 of I8; 0 and 2, 1 and 3 of I4) the low bytes a0 b0 a1 b1 replace a, the high bytes replace b; for I4 both
   // low ones come first.
   bool low_high_bytes;
-  // Rounds one token of `stride` columns and sets what Tokens says of it. x is finite.
+  // Rounds one token of `stride` columns and fills in its part of Tokens. x is finite.
   void (*quantize)(const float* x, size_t stride, Format format, int16_t* q, int16_t* q_dot, float* scale,
                    int32_t* starts, int32_t* sums);
   // Lists the neurons k < count with !(z[k] <= threshold), in order, and packs their z. Writes up to 16 entries beyond

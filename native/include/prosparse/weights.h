@@ -1,6 +1,6 @@
 // Matrix layouts: as stored in a model file, and as packed in memory.
 //
-// All matrices of an operator have one format, except that of kMixedFormats down_proj has its own. Stored
+// All matrices of an operator have one format, except that down_proj differs in kMixedFormats. Stored
 // (docs/reference/operators.md): row-major. F32, F16 and BF16 as in the checkpoint; I8 one signed byte per weight; I4
 // two weights per byte, the even column in the low half, each plus 8, rows padded to whole groups of 32 columns. I8 and
 // I4 have one float16 scale per row and group: weight = scale * integer.
@@ -13,8 +13,8 @@
 // columns 2n and 2n + 1. Fields are unsigned: integer + 128 or + 8.
 //
 // Rows (up_proj, down_proj): row-major, so that a row is read or skipped whole. Float formats: as stored, padded to 16
-// columns. I8 and I4: lines of 64 bytes, 32 words of 2 or 4 fields, 2 or 4 groups. kDot: each group has 16 or 8 words
-// of its own, so that one sum per line serves all its groups. kAxpy: each group has a field of its own, in the order
+// columns. I8 and I4: lines of 64 bytes, 32 words of 2 or 4 fields, 2 or 4 groups. kDot: each group has its own 16 or
+// 8 words, so that one sum per line serves all its groups. kAxpy: each group has its own field, in the order
 // that interleaving two rows' words within 128 bits turns into columns 0 to 31. Scales are apart: [rows][groups].
 #ifndef PROSPARSE_WEIGHTS_H_
 #define PROSPARSE_WEIGHTS_H_
