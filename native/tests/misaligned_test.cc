@@ -53,7 +53,7 @@ void test_ffn(const Kernels& k, FfnFormat format, bool gated, size_t d_model, si
   std::mt19937 rng(static_cast<unsigned>(d_model + tokens));
   const Weights weights(format, d_model, 90, gated, Activation::kRelu, 0.0f, rng);
   const std::vector<float> x = normals(rng, tokens * d_model);
-  expect_same_bits(k, format, gated ? "gated" : "plain", x, x.size(), [&](const float* from, float* to) {
+  expect_same_bits(k, format, gated ? "gated" : "ungated", x, x.size(), [&](const float* from, float* to) {
     Scratch scratch;
     unsigned seed = 0;
     run_ffn(k, weights.ffn, from, tokens, to, {run_shuffled, &seed}, scratch);

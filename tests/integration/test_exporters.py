@@ -93,7 +93,7 @@ def llama(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @pytest.mark.parametrize("name", PRODUCERS)
-def test_every_block_is_found(name: str, llama: Path, tmp_path: Path) -> None:
+def test_every_ffn_is_found(name: str, llama: Path, tmp_path: Path) -> None:
     producer = PRODUCERS[name]
     command = [str(interpreter(producer.packages)), str(SCRIPT), name, str(llama), str(tmp_path / "made")]
     done = subprocess.run(command, capture_output=True, text=True, check=False)

@@ -143,13 +143,13 @@ def test_a_second_run_changes_nothing(tmp_path: Path) -> None:
 
 
 def test_weights_outside_of_the_file_are_not_read_all_at_once(tmp_path: Path) -> None:
-    """24 blocks of 16 MiB matrices; at no time are more than a few of them in memory that is ours alone."""
+    """24 FFNs with 16 MiB matrices; at no time are more than a few of them in memory that is ours alone."""
     rng = np.random.default_rng(0)
-    d_model, d_ff, blocks = 1024, 4096, 24
+    d_model, d_ff, ffns = 1024, 4096, 24
     arrays = {"up": (rng.standard_normal((d_model, d_ff)) / 32).astype(np.float32)}
     arrays["down"] = np.ascontiguousarray(arrays["up"].T)
     nodes, initializers, x = [], [], "x0"
-    for i in range(blocks):
+    for i in range(ffns):
         nodes += [f"z{i} = MatMul ({x}, up{i})", f"h{i} = Relu (z{i})", f"x{i + 1} = MatMul (h{i}, down{i})"]
         x = f"x{i + 1}"
     text = "\n".join(nodes)
@@ -159,7 +159,7 @@ def test_weights_outside_of_the_file_are_not_read_all_at_once(tmp_path: Path) ->
     folder.mkdir()
     offset = 0
     with (folder / "weights.bin").open("wb") as stream:
-        for i in range(blocks):
+        for i in range(ffns):
             for name, array in arrays.items():
                 tensor = onnx.TensorProto(name=f"{name}{i}", data_type=1, dims=array.shape, data_location=1)
                 for key, value in (("location", "weights.bin"), ("offset", offset), ("length", array.nbytes)):
@@ -193,7 +193,7 @@ print(len(result.rewritten), most // 1024)
     child = subprocess.run(command, capture_output=True, text=True, check=False)
     assert child.returncode == 0, child.stderr
     rewritten, megabytes = map(int, child.stdout.split())
-    assert rewritten == blocks
+    assert rewritten == ffns
     assert offset == 768 << 20
     assert megabytes < 160  # ten matrices' worth; all of them are 768
 

@@ -39,7 +39,7 @@ def make(folder: Path, **fields: Any) -> Path:
 
 
 def activations(folder: Path, **options: Any) -> tuple[torch.Tensor, torch.Tensor]:
-    """What the block computes for pre-activations, through the module itself: (z, act(z))."""
+    """What the FFN computes for pre-activations, through the module itself: (z, act(z))."""
     model = load_checkpoint(folder, **options).model
     z = torch.linspace(-1.0, 1.0, 41)
     return z, model.model.layers[0].mlp.act_fn(z)

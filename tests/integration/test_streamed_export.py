@@ -23,7 +23,7 @@ TOKENIZER = ("tokenizer.json", "tokenizer_config.json")
 
 @pytest.fixture(scope="module")
 def folder(tmp_path_factory: pytest.TempPathFactory, demo_folder: Path) -> Path:
-    """A small LLaMA in float16, in shards, with tied embeddings, nearly all neurons of its first block active."""
+    """A small LLaMA in float16, in shards, with tied embeddings, nearly all neurons of its first FFN active."""
     torch.manual_seed(0)
     config = LlamaConfig(
         vocab_size=4096,
@@ -145,7 +145,7 @@ def test_low_memory_has_the_rounded_weights_too(folder: Path, i4: Path) -> None:
     assert low.passed
 
 
-def test_calibration_leaves_blocks_dense_that_gain_nothing(folder: Path, tmp_path: Path) -> None:
+def test_calibration_leaves_ffns_dense_that_gain_nothing(folder: Path, tmp_path: Path) -> None:
     text = tmp_path / "text.txt"
     text.write_text("The city lies on a river. " * 40)
     result = export_model(folder, tmp_path / "out" / "m.onnx", ExportOptions(profile_texts=(text,)))
@@ -163,7 +163,7 @@ def test_calibration_leaves_blocks_dense_that_gain_nothing(folder: Path, tmp_pat
     assert second.speedup == pytest.approx(3 / (1 + 2 * active))
     assert 1.0 < predicted.decode_speedup < second.speedup
     kinds = [n.op_type for n in onnx.load(result.path, load_external_data=False).graph.node]
-    assert kinds.count("LinearF16") == 2 * 2 + 1 + 3  # the dense block's too
+    assert kinds.count("LinearF16") == 2 * 2 + 1 + 3  # the dense FFN's too
 
 
 def test_files_are_checked(i4: Path, tmp_path: Path) -> None:

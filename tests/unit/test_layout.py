@@ -1,8 +1,12 @@
-"""How the code is laid out: sizes that keep a file or function readable in one go."""
+"""How the code is laid out: sizes that keep a file or function readable in one go.
+
+A Python function counts from its `def`: decorators, such as the option tables of the commands, do not count.
+"""
 
 from __future__ import annotations
 
 import ast
+import re
 from pathlib import Path
 
 import pytest
@@ -35,6 +39,51 @@ def test_no_function_is_too_long(package: str) -> None:
         if isinstance(node, (ast.FunctionDef, ast.AsyncFunctionDef))
     }
     assert {name: count for name, count in lengths.items() if count > MOST_FUNCTION_LINES} == {}
+
+
+def native_function_lengths(text: str) -> dict[str, int]:
+    """Lines of each C++ function (and loop) by its first line; relies on clang-format's indentation."""
+    lines, lengths = text.splitlines(), {}
+    for opening, line in enumerate(lines):
+        start = opening
+        while lines[start].lstrip().startswith(":") or lines[start - 1].endswith((",", "(")):
+            start -= 1  # a signature of several lines, or a constructor's initializers
+        first = lines[start].strip()
+        if not line.endswith("{") or "(" not in first or first.startswith(("//", "}", "struct", "class", "enum")):
+            continue
+        closing = re.compile(lines[start][: len(lines[start]) - len(first)] + "}")
+        end = next((i for i in range(opening + 1, len(lines)) if closing.match(lines[i])), len(lines))
+        lengths[first] = end - start + 1
+    return lengths
+
+
+def test_no_native_function_is_too_long() -> None:
+    files = [name for name in CODE if name.startswith("native/")]
+    lengths = {
+        f"{name}: {function}": count
+        for name in files
+        for function, count in native_function_lengths((ROOT / name).read_text(encoding="utf-8")).items()
+    }
+    assert len(lengths) > 100
+    assert {name: count for name, count in lengths.items() if count > MOST_FUNCTION_LINES} == {}
+
+
+def test_native_functions_are_measured() -> None:
+    text = """void f(int a,
+       int b) {
+  if (a) {
+    b();
+  }
+}
+struct S {
+  S(int a)
+      : b(a),
+        c(a) {
+    h();
+  }
+};
+"""
+    assert native_function_lengths(text) == {"void f(int a,": 6, "if (a) {": 3, "S(int a)": 5}
 
 
 def test_few_modules_at_the_top_of_the_package() -> None:
