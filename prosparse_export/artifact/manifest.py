@@ -35,7 +35,7 @@ __all__ = [
 
 MANIFEST = "prosparse.json"
 FUSED = "GroupQueryAttention"
-_FORMAT = 1
+_FORMAT = 2
 
 
 @dataclass(frozen=True)
@@ -56,14 +56,14 @@ class ModelFolderSource:
     """The model folder that ``prosparse export`` read.
 
     Attributes:
-        model_type: from config.json.
         weight_dtype: float type of the checkpoint's weights.
         sha256: hash of config.json and of each weight file, by name.
+        model_type: from config.json.
     """
 
-    model_type: str | None
     weight_dtype: str
     sha256: dict[str, str]
+    model_type: str | None = None
     kind: Literal["model_folder"] = "model_folder"
 
 

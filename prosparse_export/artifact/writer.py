@@ -19,7 +19,7 @@ from typing import Any
 import onnx_ir as ir
 
 from prosparse_export.artifact.integrity import sha256_file
-from prosparse_export.artifact.manifest import FileRecord, read_manifest
+from prosparse_export.artifact.manifest import MANIFEST, FileRecord
 from prosparse_export.atomic_write import disk_errors
 from prosparse_export.errors import ProSparseError
 from prosparse_export.progress import ProgressCallback, no_progress
@@ -142,11 +142,7 @@ def write_artifact(
 
 def _check_alone(output: Path) -> None:
     """Fail for a folder with another artifact, whose manifest and tokenizer this one would replace."""
-    try:
-        manifest = read_manifest(output)
-    except ProSparseError:
-        return  # damaged: the other artifact is lost anyway
-    graphs = [name for name in (manifest.files if manifest is not None else {}) if name.endswith(".onnx")]
+    graphs = [name for name in _recorded_files(output.parent / MANIFEST) if name.endswith(".onnx")]
     others = [name for name in graphs if (output.parent / name).is_file()]
     if others and output.name not in graphs:
         free = output.parent / output.stem / output.name
@@ -154,6 +150,16 @@ def _check_alone(output: Path) -> None:
             f"output: {output.parent}: expected a folder without another artifact, got one with {others[0]}",
             hint=f"each artifact needs its own folder, for example {free}",
         )
+
+
+def _recorded_files(manifest: Path) -> list[str]:
+    """Return the files that a manifest of any format lists; nothing if it is missing or not JSON."""
+    try:
+        values = json.loads(manifest.read_text(encoding="utf-8"))
+    except (OSError, ValueError):
+        return []
+    files = values.get("files") if isinstance(values, dict) else None
+    return list(files) if isinstance(files, dict) else []
 
 
 def _make_parents(folder: Path) -> list[Path]:

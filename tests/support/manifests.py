@@ -34,7 +34,7 @@ DENSE = FfnRecord(1, "model.layers.1.mlp", "", "", 0.0, 64, 256, "gate_proj has 
 SMALL = Manifest(OnnxFileSource("in.onnx", "00", "other exporter"), {"onnx": "1.20"}, {"": 20})
 TRIAL = ThresholdTrial(0.01, 0.9, math.inf, (0.01,), within=False)
 FULL = Manifest(
-    source=ModelFolderSource("llama", "float16", {"config.json": "00"}),
+    source=ModelFolderSource("float16", {"config.json": "00"}, "llama"),
     versions={"torch": "2.9"},
     opset_imports={"": 20, "com.prosparse": 1},
     weight_format="i4",

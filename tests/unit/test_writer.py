@@ -90,6 +90,19 @@ def test_the_folder_of_another_artifact_is_an_error_before_any_work(overwrite: b
     assert contents(tmp_path)["m.onnx"] == "new"
 
 
+@pytest.mark.parametrize("change", [{"format": 1}, {"format": 99}, {"later": 3}, {"source": {}}])
+def test_an_artifact_of_another_version_is_not_replaced(change: dict[str, object], tmp_path: Path) -> None:
+    manifest = {**json.loads(manifest_of({"m.onnx": FileRecord(1, "")})), **change}
+    before = {"m.onnx": "graph", "prosparse.json": json.dumps(manifest)}
+    fill(tmp_path, before)
+    with (
+        pytest.raises(ProSparseError, match=r"expected a folder without another artifact, got one with m\.onnx"),
+        artifact_folder(tmp_path / "n.onnx", overwrite=True),
+    ):
+        pass
+    assert contents(tmp_path) == before
+
+
 @pytest.mark.parametrize("manifest", [manifest_of({"gone.onnx": FileRecord(1, "")}), '{"files": 3}', "{}", "damaged"])
 def test_takes_a_folder_whose_artifact_is_gone(manifest: str, tmp_path: Path) -> None:
     fill(tmp_path, {"prosparse.json": manifest})
