@@ -1,4 +1,4 @@
-"""Write a random checkpoint of LLaMA's or OPT's shape with a given sparsity, shard by shard, in less than 2 GiB of memory.
+"""Write a random checkpoint of LLaMA's or OPT's shape with a given sparsity, shard by shard, in less than 2 GiB of RAM.
 
     python benchmarks/random_checkpoint.py llama-2-7b out/random-7b --sparsity 0.89
     python benchmarks/random_checkpoint.py tinyllama out/random-tiny-2 --layers 2

@@ -53,7 +53,7 @@ LLAMA3 = {
 PACKED: dict[str, Callable[[], PreTrainedModel]] = {
     "grouped queries": llama,
     "biases": lambda: llama(attention_bias=True),
-    "yarn, whose tables are scaled": lambda: llama(YARN),
+    "yarn, whose cos/sin cache is scaled": lambda: llama(YARN),
     "llama3": lambda: llama(LLAMA3),
     "opt, whose queries are scaled": opt,
 }
@@ -162,14 +162,14 @@ def test_three_projections_stay_where_no_longest_text_is_known() -> None:
     graph = passed(trace(model), positions=None)
     assert all(None not in node.inputs[:3] for node in attentions(graph))
     assert_pytorchs(model, graph)
-    learned = passed(trace(built(opt)), positions=None)  # no tables are needed
+    learned = passed(trace(built(opt)), positions=None)  # no cos/sin cache is needed
     assert all(node.inputs[1] is None for node in attentions(learned))
 
 
 def test_three_projections_stay_where_tables_would_be_large() -> None:
     graphs = [passed(trace(built(llama)), positions=positions) for positions in (1 << 20, (1 << 20) + 1)]
     sizes = [sum("prosparse.rotary" in name for name in graph.graph.initializers) for graph in graphs]
-    assert sizes == [2, 0]  # heads of 16: 32 MiB a table
+    assert sizes == [2, 0]  # head_dim 16: caches of 32 MiB
     assert [node.inputs[1] is None for graph in graphs for node in attentions(graph)] == [True] * 2 + [False] * 2
 
 

@@ -1,4 +1,4 @@
-"""The benchmarks' random checkpoints, seen by transformers: as sparse as asked for, in every layer."""
+"""The benchmarks' random checkpoints, seen by transformers: with the given sparsity in every layer."""
 
 from __future__ import annotations
 

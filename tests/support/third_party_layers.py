@@ -61,7 +61,7 @@ def in_loop() -> ModelProto:
 
 
 def relu_in_if() -> ModelProto:
-    """Products outside of an If, the ReLU in both of its branches."""
+    """MatMuls outside an If, the ReLU in both of its branches."""
     kind = f"float[b, s, {D_FF}]"
     branches = (
         f"then_branch = one () => ({kind} t) {{ t = Relu (z) }}, else_branch = two () => ({kind} e) {{ e = Relu (z) }}"
@@ -70,7 +70,7 @@ def relu_in_if() -> ModelProto:
     return model(text, x=f"float[b, s, {D_MODEL}] x, bool c")
 
 
-def product_in_if() -> ModelProto:
+def matmul_in_if() -> ModelProto:
     """up_proj in both branches of an If, the ReLU and down_proj outside."""
     kind = f"float[b, s, {D_FF}]"
     one, two = f"({kind} t) {{ t = MatMul (x, w_up) }}", f"({kind} e) {{ e = MatMul (x, w_gate) }}"
@@ -229,7 +229,7 @@ LAYERS: dict[str, tuple[Callable[[], ModelProto], int, list[str]]] = {
         ["the ReLU is in the body of If '/mlp/If_h', but MatMul"] * 2,
     ),
     "a MatMul in the body of If, its ReLU outside": (
-        product_in_if,
+        matmul_in_if,
         0,
         ["MatMul '/mlp/MatMul_t' is in the body of If '/mlp/If_z'"],
     ),
