@@ -1,4 +1,4 @@
-"""What the documentation names exists: commands with their options, paths, links, messages, tables, glossary."""
+"""What the documentation names exists: commands with their options, paths, links, tables, glossary."""
 
 from __future__ import annotations
 
@@ -18,7 +18,6 @@ from prosparse_export.cli import main
 from prosparse_export.runtime.model import SparseModel
 
 ROOT = Path(__file__).parent.parent.parent
-SOURCES = ("prosparse_export", "graph_passes", "models/prosparse_models", "native/src", "native/ort")
 ROOTS = ("prosparse_export/", "graph_passes/", "models/", "native/", "tests/", "benchmarks/", "docs/", ".ci/")
 PAGES = sorted([*ROOT.glob("*.md"), *ROOT.glob("docs/**/*.md"), ROOT / "native" / "README.md"])
 _PREFIXES = (".venv/bin/python", "taskset", "-c", "0-3")  # before the command itself
@@ -133,25 +132,6 @@ def test_python_examples_use_what_exists(page: Path) -> None:
                     signature = inspect.signature(getattr(known, node.func.attr))
                     first = [None] if known is SparseModel else []
                     signature.bind(*first, *node.args, **{word.arg: word.value for word in node.keywords})
-
-
-def _messages() -> list[str]:
-    text = (ROOT / "docs" / "troubleshooting.md").read_text(encoding="utf-8")
-    return re.findall(r"^### `(.+)`$", text, re.MULTILINE)
-
-
-def test_messages_are_those_of_the_source() -> None:
-    """A heading quotes a message; `...` stands for what the message fills in."""
-    source = "\n".join(
-        path.read_text(encoding="utf-8")
-        for folder in SOURCES
-        for path in sorted((ROOT / folder).rglob("*"))
-        if path.suffix in (".py", ".cc", ".h")
-    )
-    joined = re.sub(r'"\s*\n\s*f?"', "", source)  # a message may be written on several lines
-    assert len(_messages()) >= 20
-    missing = [part for message in _messages() for part in message.split("...") if part.strip() not in joined]
-    assert not missing
 
 
 def test_performance_tables_are_current() -> None:

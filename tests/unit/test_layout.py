@@ -41,12 +41,16 @@ def test_no_function_is_too_long(package: str) -> None:
     assert {name: count for name, count in lengths.items() if count > MOST_FUNCTION_LINES} == {}
 
 
+def _continues(text: str, before: str) -> bool:
+    return text.count(")") > text.count("(") or text.lstrip().startswith(":") or before.endswith((",", "("))
+
+
 def native_function_lengths(text: str) -> dict[str, int]:
     """Lines of each C++ function (and loop) by its first line; relies on clang-format's indentation."""
     lines, lengths = text.splitlines(), {}
     for opening, line in enumerate(lines):
         start = opening
-        while lines[start].lstrip().startswith(":") or lines[start - 1].endswith((",", "(")):
+        while _continues("\n".join(lines[start : opening + 1]), lines[start - 1]):
             start -= 1  # a signature of several lines, or a constructor's initializers
         first = lines[start].strip()
         if not line.endswith("{") or "(" not in first or first.startswith(("//", "}", "struct", "class", "enum")):
