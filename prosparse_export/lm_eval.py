@@ -16,12 +16,12 @@ from lm_eval.api.model import TemplateLM
 from lm_eval.api.registry import register_model
 from numpy.typing import NDArray
 from tqdm import tqdm
-from transformers import AutoTokenizer
 
 from prosparse_export.artifact.model_settings import missing_tokenizer
 from prosparse_export.quiet import quiet
 from prosparse_export.runtime.model import SparseModel
 from prosparse_export.runtime.sampling import Sampling
+from prosparse_models.loading.tokenizer import load_tokenizer
 
 __all__ = ["ProSparseLM", "main"]
 
@@ -64,7 +64,7 @@ class ProSparseLM(TemplateLM):  # type: ignore[misc]  # the harness is untyped
         if self.model.tokenizer is None:
             raise missing_tokenizer(folder)
         with quiet():
-            self.tokenizer = AutoTokenizer.from_pretrained(folder, local_files_only=True, trust_remote_code=False)
+            self.tokenizer = load_tokenizer(folder)
         self.batch_size = int(batch_size) if str(batch_size).isdecimal() else 1
         self.max_length = int(max_length or self.model.context or 2048)
         self.add_bos_token = add_bos_token

@@ -41,6 +41,11 @@ def rewrite_encoder_decoder(folder: Path, options: ExportOptions, progress: Prog
             f"approximation: {folder}: expected a decoder-only model, got an encoder-decoder",
             hint="omit --approximate",
         )
+    if options.profile_texts:
+        raise ProSparseError(
+            f"profile text: {folder}: expected a decoder-only model, got an encoder-decoder",
+            hint="omit --profile-text: it predicts the speed of decoder-only models",
+        )
     if options.other_weights not in (None, "f32"):
         raise ProSparseError(
             f"weights: {folder}: expected f32 outside the FFNs of an encoder-decoder, got {options.other_weights}",

@@ -102,6 +102,6 @@ def _write_tokenizer(folder: Path, target: Path) -> None:
     try:
         with quiet():
             load_tokenizer(folder).save_pretrained(target)
-    except CheckpointError:  # it needs custom code, or a package that is not installed
+    except (CheckpointError, OSError, ValueError, ImportError):  # it needs custom code or a missing package
         for name in names:
             shutil.copyfile(folder / name, target / name)

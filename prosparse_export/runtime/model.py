@@ -27,6 +27,8 @@ from prosparse_export.runtime.session import cache_sizes, open_session
 
 __all__ = ["SparseModel", "load"]
 
+_ENCODER_DECODER = "prosparse_export.runtime.encoder_decoder.EncoderDecoder"
+
 
 def load(
     path: str | Path,
@@ -99,7 +101,7 @@ class SparseModel:
         if not encoder_decoder and any(v.name == "encoder_attention_mask" for v in session.get_inputs()):
             raise ProSparseError(
                 f"model: {path}: expected a decoder-only model or an encoder, got the decoder of an encoder-decoder",
-                hint="run it with `prosparse generate`, or in Python with runtime.encoder_decoder.EncoderDecoder",
+                hint=f"run it with `prosparse generate`, or in Python with {_ENCODER_DECODER}",
             )
         folder, manifest = path.parent, read_manifest(path)
         in_place = manifest is not None and manifest.fused_attention
@@ -151,7 +153,7 @@ class SparseModel:
             logits, *present = self.session.run(None, {n: v for n, v in feeds.items() if n in wanted})
             present = present[: len(self._past)]  # an encoder has no cache, but may have a pooled output
         except Exception as error:  # onnxruntime's exceptions have no common base class
-            hint = None
+            hint = "check shapes and dtypes: ids [batch, sequence], mask [batch, past + sequence], both int64"
             if len(ids) > 1 and ids.shape[1] > 1 and cache.length > 0:
                 hint = "with --attention fused, continue a batch by one token at a time"
             if self.context is not None and mask.shape[1] > self.context:

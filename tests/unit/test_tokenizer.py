@@ -6,6 +6,7 @@ import json
 from pathlib import Path
 
 import pytest
+from conftest import ROOT
 from support.training_models import byte_tokenizer
 
 from prosparse_models import CheckpointError
@@ -30,6 +31,17 @@ def test_unusable_tokenizer_is_one_line(content: str | None, tmp_path: Path) -> 
         load_tokenizer(tmp_path)
     assert "\n" not in str(caught.value)
     assert "tokenizer.json" in str(caught.value.hint)
+
+
+def test_no_other_module_loads_tokenizers() -> None:
+    folders = (ROOT / "prosparse_export", ROOT / "models" / "prosparse_models")
+    loaders = [
+        path.name
+        for folder in folders
+        for path in folder.rglob("*.py")
+        if "AutoTokenizer" in path.read_text(encoding="utf-8")
+    ]
+    assert loaders == ["tokenizer.py"]
 
 
 def test_code_in_the_folder_does_not_run(tmp_path: Path) -> None:
