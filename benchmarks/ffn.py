@@ -126,7 +126,7 @@ def sweep(
     peers: bool,
     against: Path | None,
 ) -> list[dict[str, Any]]:
-    """Compare every combination. Other engines run at 89 %, with several tokens, and where one sparsity is given."""
+    """Compare every combination. Other engines run at 89%, with several tokens, and where one sparsity is given."""
     rows = []
     with tempfile.TemporaryDirectory() as folder:
         for shape in (SHAPES[name] for name in shapes or SHAPES):
@@ -214,7 +214,7 @@ def repack(weights: tuple[str, ...], threads: tuple[int, ...], rounds: int) -> N
 @click.option("--against", type=click.Path(path_type=Path, exists=True), help="Another build of the operator library.")
 @click.option("--linear", "only_linear", is_flag=True, help="Only time Linear against MatMulNBits.")
 @click.option("--repack", "only_repack", is_flag=True, help="Only time repacking, in seconds per GB.")
-@click.option("--quick", is_flag=True, help="TinyLlama's shape, all formats, 0 and 89 %, 1 and 16 tokens, 2 threads.")
+@click.option("--quick", is_flag=True, help="TinyLlama's shape, all formats, 0 and 89%, 1 and 16 tokens, 2 threads.")
 @click.option("--record", metavar="MACHINE", help="Put the results into benchmarks/results/MACHINE.json.")
 def main(**options: Any) -> None:
     """Parse, measure, record."""

@@ -12,7 +12,7 @@ from prosparse_models.ffns import Ffn, find_ffns
 
 __all__ = ["ThresholdedSilu", "apply_thresholded_silu", "silu_ffns", "silu_thresholds"]
 
-_BINS_PER_OCTAVE, _LOWEST, _OCTAVES = 128, -32, 48  # magnitudes from 2^-32 to 2^16, each bin 0.5 % wide
+_BINS_PER_OCTAVE, _LOWEST, _OCTAVES = 128, -32, 48  # magnitudes from 2^-32 to 2^16, each bin 0.5% wide
 
 
 class ThresholdedSilu(nn.Module):
@@ -86,7 +86,7 @@ def silu_thresholds(
 ) -> list[float]:
     """Return, per FFN, the threshold exceeded by the fraction ``keep`` of its activations' magnitudes.
 
-    Magnitudes of all neurons and tokens are counted in bins 0.5 % wide, so memory does not grow with the text. All FFNs
+    Magnitudes of all neurons and tokens are counted in bins 0.5% wide, so memory does not grow with the text. All FFNs
     are measured in one pass over the dense model.
 
     Args:

@@ -12,7 +12,7 @@ namespace prosparse {
 namespace {
 
 // 16 pieces keep a few threads busy to the end. Rows of down_proj are cut by columns, into no more parts than there are
-// threads: short parts of rows cost the memory system time (i8: 25 % more in two, 7B shape). No result depends on
+// threads: short parts of rows cost the memory system time (i8: 25% more in two, 7B shape). No result depends on
 // the cut.
 constexpr size_t kDownBytes = 512;  // least bytes of a row's part
 constexpr size_t kUpRows = 32;      // least rows of a part of up_proj

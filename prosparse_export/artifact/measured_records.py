@@ -92,7 +92,7 @@ class ApproximationRecord:
 
     @property
     def perplexity_increase(self) -> float:
-        """Relative: 0.01 is 1 % worse."""
+        """Relative: 0.01 is 1% worse."""
         return self.perplexity / self.dense_perplexity - 1.0
 
 

@@ -96,7 +96,7 @@ class Lines:
     def _progress(self, now: float, detail: str) -> str:
         done, total = self._seen
         began, before = self._base
-        text = _amount(done, total) if detail else f"{100 * done / total:.0f} %"
+        text = _amount(done, total) if detail else f"{100 * done / total:.0f}%"
         if done > before:
             left = (now - began) * (total - done) / (done - before)
             text += f", about {_duration(left)} left"

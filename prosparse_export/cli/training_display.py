@@ -47,7 +47,7 @@ class TrainingDisplay:
         shown = ""
         if layers:
             values = " ".join(f"{100 * s:.0f}" for s in layers[:12]) + (" ..." if len(layers) > 12 else "")
-            shown = f"  sparsity {100 * record['sparsity']:.1f} % ({values})"
+            shown = f"  sparsity {100 * record['sparsity']:.1f}% ({values})"
         self._line(
             f"step {record['step']}/{steps}  loss {record['loss']:.4f}  lambda {record['lambda']:.3e}  "
             f"perplexity {record['perplexity']:.2f}{shown}"
@@ -57,7 +57,7 @@ class TrainingDisplay:
         """Display a measurement on held-out text."""
         self._line(
             f"held-out text, {when}: perplexity {measurement.perplexity:.2f}, "
-            f"sparsity {100 * measurement.sparsity:.2f} %, dead {sum(measurement.dead_by_layer)}, "
+            f"sparsity {100 * measurement.sparsity:.2f}%, dead {sum(measurement.dead_by_layer)}, "
             f"always on {sum(measurement.always_on_by_layer)} of {sum(measurement.d_ff)} neurons"
         )
 

@@ -36,7 +36,7 @@ def checkpoint_format(dtype: str) -> Format:
 
 
 _SIGMAS = 3.0
-_HAZARD = 2.5  # fraction of active neurons per relative step of z near t, for normal z at 89 % sparsity
+_HAZARD = 2.5  # fraction of active neurons per relative step of z near t, for normal z at 89% sparsity
 INTEGER_STEP = math.sqrt(32) * 2.0**-16  # 2^-16 of the largest of 32 values, relative to their root mean square
 _FLOAT_STEP = 2.0**-19  # float32 sum of a thousand terms, in any order: 2^-24 times the square root of a thousand
 

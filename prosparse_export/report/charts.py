@@ -107,7 +107,7 @@ def _by_layer(axes: Axes, report: Report) -> None:
         axes.plot([q1, q3], [i, i], color="black", linewidth=3, solid_capstyle="butt")
         axes.plot([middle], [i], marker="|", color="white", markersize=6, markeredgewidth=1.2)
         if len(layers) <= 40:
-            axes.text(max(high, active[i]) + reach / 50, i, f"{100 * layer.sparsity:.1f} %", va="center", fontsize=7.5)
+            axes.text(max(high, active[i]) + reach / 50, i, f"{100 * layer.sparsity:.1f}%", va="center", fontsize=7.5)
     axes.set_xlim(0, reach * 1.15)
     axes.set_ylim(len(layers) - 0.4, -0.6)
     axes.set_yticks(place if len(layers) <= 40 else place[:: len(layers) // 20])
@@ -161,7 +161,7 @@ def _texts(axes: Axes, report: Report) -> None:
     ]
     axes.barh(np.arange(len(active)), active, color="#9ecae1", edgecolor="#08519c", height=0.4)
     for i, (name, mean) in enumerate(zip(report.texts, active, strict=True)):
-        axes.text(max(active) / 100, i - 0.25, f"{name[:44]}: {100 - mean:.1f} % inactive", va="bottom", fontsize=8)
+        axes.text(max(active) / 100, i - 0.25, f"{name[:44]}: {100 - mean:.1f}% inactive", va="bottom", fontsize=8)
     axes.set_xlim(0, max(active) * 1.05)
     axes.set_yticks([])
     axes.set_ylim(len(active) - 0.6, -0.9)

@@ -13,8 +13,8 @@ from prosparse_export.report.result import Report
 __all__ = ["png_paths", "render_page", "write_page", "write_pngs"]
 
 _CAPTIONS = {
-    "layers": "Bars: active neurons, mean over all tokens. Black: spread over tokens, thin from 5 to 95 %, thick from "
-    "25 to 75 %, with a white tick at the median. Labels: activation sparsity, the fraction of exact zeros at "
+    "layers": "Bars: active neurons, mean over all tokens. Black: spread over tokens, thin from 5 to 95%, thick from "
+    "25 to 75%, with a white tick at the median. Labels: activation sparsity, the fraction of exact zeros at "
     "down_proj's input. With dReLU it includes zeros of up_proj's ReLU, although those neurons' weights are read.",
     "histogram": "Active neurons per token. Compute time follows this distribution, not only its mean.",
     "neurons": "Neurons above the upper line are hot, below the lower line rare. Past a curve's end, all are dead.",
@@ -26,7 +26,7 @@ _CAPTIONS = {
     "kernel in one process. The ceiling counts weights read in the same format: 3 / (1 + 2a) with a fraction a of "
     "active neurons, or 2 / (1 + a) for an ungated FFN. Narrower formats can exceed it; small layers may not reach it.",
     "calibration": "Trials of prosparse calibrate before the export. Chosen: {search.search_parameter} "
-    "{search.chosen.value:.4g}, sparsity {sparsity:.2f} %, perplexity {search.chosen.perplexity:.4g} within a budget "
+    "{search.chosen.value:.4g}, sparsity {sparsity:.2f}%, perplexity {search.chosen.perplexity:.4g} within a budget "
     "of {search.perplexity_limit:.4g}.",
 }
 

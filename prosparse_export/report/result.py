@@ -22,12 +22,12 @@ class LayerReport:
         d_ff: number of neurons.
         sparsity: activation sparsity, the fraction of exact zeros at down_proj's input.
         skipped: fraction of inactive neurons; lower than the sparsity for dReLU, otherwise equal.
-        quantiles: the fraction of inactive neurons per token, at 5, 25, 50, 75 and 95 %.
+        quantiles: the fraction of inactive neurons per token, at 5, 25, 50, 75 and 95%.
         histogram: fraction of tokens by fraction of active neurons, in bins of equal width from 0 to `histogram_end`.
         histogram_end: the largest fraction of active neurons of a token.
         activity: fraction of tokens for which a neuron is active, in descending order, at up to 200 ranks.
         dead: neurons active for no token.
-        rare: neurons active for fewer than 1 % of tokens, but not dead.
+        rare: neurons active for fewer than 1% of tokens, but not dead.
         hot: neurons active for at least half of the tokens.
         kept: fraction of a token's active neurons that were active for the previous token.
         kept_by_chance: the same if neurons were independent from token to token.

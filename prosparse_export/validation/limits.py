@@ -56,7 +56,7 @@ def parse_share(text: str | float, where: str) -> float:
     """Return a fraction written as "0.5%" or 0.005.
 
     Raises:
-        ProSparseError: ``text`` is not a fraction between 0 and 100 %.
+        ProSparseError: ``text`` is not a fraction between 0 and 100%.
     """
     try:
         if isinstance(text, bool):

@@ -41,7 +41,7 @@ class Quality:
 
     @property
     def perplexity_increase(self) -> float:
-        """Relative change of perplexity: 0.01 is 1 % worse than the reference."""
+        """Relative change of perplexity: 0.01 is 1% worse than the reference."""
         return self.perplexity / self.reference_perplexity - 1
 
 

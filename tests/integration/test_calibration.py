@@ -99,7 +99,7 @@ def test_search_reaches_the_report(calibrated: tuple[Path, dict[str, Any]], tmp_
     page = render_page(report)
     assert 'id="figure-calibration"' in page
     chosen = result["chosen"]
-    assert f"sparsity {100 * chosen['sparsity']:.2f} %, perplexity {chosen['perplexity']:.4g}; its budget" in page
+    assert f"sparsity {100 * chosen['sparsity']:.2f}%, perplexity {chosen['perplexity']:.4g}; its budget" in page
 
 
 def test_a_folder_in_the_way_is_kept(

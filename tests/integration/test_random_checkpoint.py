@@ -38,7 +38,7 @@ def test_sparsity_is_what_was_asked_for(shape: str, sparsity: float, tmp_path: P
         logits = model(input_ids=ids).logits
     recorded = json.loads((folder / "random_checkpoint.json").read_text())["sparsity"]
     assert len(zeros) == len(recorded) == 3
-    # 256 tokens x 1024 neurons: a standard error below 0.1 %; d_model 128 lets tokens and neurons differ more.
+    # 256 tokens x 1024 neurons: a standard error below 0.1%; d_model 128 lets tokens and neurons differ more.
     np.testing.assert_allclose(zeros, sparsity, atol=0.015)
     np.testing.assert_allclose(recorded, zeros, atol=0.015)
     assert logits.isfinite().all()

@@ -118,7 +118,7 @@ def test_calibration_is_drawn_if_there_is_one(report: Report) -> None:
     search = ThresholdSearch("energy dropped", 0.01, 41.5, 100, 0.01, chosen=trials[1], trials=trials)
     page = render_page(replace(report, calibration=search))
     assert 'id="figure-calibration"' in page
-    assert "energy dropped 0.01, sparsity 91.00 %, perplexity 41 within a budget of 41.5" in page
+    assert "energy dropped 0.01, sparsity 91.00%, perplexity 41 within a budget of 41.5" in page
     assert (
         ">fraction of each layer's energy dropped</text>" in page
     )  # text, not outlines: it can be searched and read aloud

@@ -110,7 +110,7 @@ def test_an_intact_artifact_passes_without_findings(exported: tuple[Path, Path])
 
 
 def test_a_fault_between_operators_is_named_in_its_layer(exported: tuple[Path, Path], tmp_path: Path) -> None:
-    """An FFN's output is 2 % off before the next operator reads it."""
+    """An FFN's output is 2% off before the next operator reads it."""
     folder, artifact = exported
 
     def edit(model: onnx.ModelProto) -> None:

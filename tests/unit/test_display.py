@@ -30,12 +30,12 @@ def test_share_and_time_left_follow_from_the_stages_own_rate() -> None:
         "[   0.0 s] start",
         "[   0.2 s] load",
         "[   0.7 s] PyTorch",
-        "[  10.7 s] PyTorch 13 %, about 70 s left",  # 21 of 160 done; 139 left
-        "[  20.7 s] PyTorch 26 %, about 60 s left",
-        "[  30.7 s] PyTorch 38 %, about 50 s left",
-        "[  40.7 s] PyTorch 51 %, about 40 s left",
-        "[  50.7 s] PyTorch 63 %, about 30 s left",
-        "[  60.7 s] PyTorch 76 %, about 20 s left",
+        "[  10.7 s] PyTorch 13%, about 70 s left",  # 21 of 160 done; 139 left
+        "[  20.7 s] PyTorch 26%, about 60 s left",
+        "[  30.7 s] PyTorch 38%, about 50 s left",
+        "[  40.7 s] PyTorch 51%, about 40 s left",
+        "[  50.7 s] PyTorch 63%, about 30 s left",
+        "[  60.7 s] PyTorch 76%, about 20 s left",
     ]
 
 
@@ -56,10 +56,10 @@ def test_a_stage_that_counts_anew_forgets_its_old_rate() -> None:
     calls += [(41.0, "run", 0, 20, ""), (51.0, "run", 10, 20, "")]
     assert lines(calls) == [
         "[   0.0 s] run",
-        "[  11.0 s] run 5 %",  # the new count's first report: no rate yet
-        "[  21.0 s] run 10 %, about 3 min left",
-        "[  41.0 s] run 0 %",
-        "[  51.0 s] run 50 %, about 10 s left",
+        "[  11.0 s] run 5%",  # the new count's first report: no rate yet
+        "[  21.0 s] run 10%, about 3 min left",
+        "[  41.0 s] run 0%",
+        "[  51.0 s] run 50%, about 10 s left",
     ]
 
 
@@ -69,4 +69,4 @@ def test_nothing_is_said_of_a_stage_without_a_total() -> None:
 
 def test_days_are_hours() -> None:
     calls = [(0.0, "run", 0, 1000, ""), (100.0, "run", 1, 1000, "")]
-    assert lines(calls)[1] == "[ 100.0 s] run 0 %, about 27.8 h left"
+    assert lines(calls)[1] == "[ 100.0 s] run 0%, about 27.8 h left"

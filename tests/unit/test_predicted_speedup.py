@@ -6,7 +6,7 @@ from prosparse_export.export.predicted_speedup import TextProfile, unprofitable_
 
 
 def test_what_the_gate_leaves_active_decides() -> None:
-    """dReLU: both layers are 95 % sparse, but the gate of one leaves nearly every neuron active."""
+    """dReLU: both layers are 95% sparse, but the gate of one leaves nearly every neuron active."""
     profile = TextProfile(
         texts={},
         tokens=64,

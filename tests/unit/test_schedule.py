@@ -46,7 +46,7 @@ def test_stages_and_ends() -> None:
     stages = [(0.0, 5), (1.0, 10), (3.0, 20)]
     assert [l1_coefficient(t, stages) for t in (1, 5, 6, 10, 15, 20, 21, 1000)] == [0, 0, 1, 1, 2, 3, 3, 3]
     assert [stage_at(t, stages) for t in (1, 5, 6, 10, 11, 20, 21)] == [0, 0, 1, 1, 2, 2, 2]
-    assert 1.0 < l1_coefficient(11, stages) < 1.1  # zero slope: the first step of ten moves by less than 3 %
+    assert 1.0 < l1_coefficient(11, stages) < 1.1  # zero slope: the first step of ten moves by less than 3%
 
 
 @pytest.mark.parametrize(

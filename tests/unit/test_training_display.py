@@ -26,6 +26,6 @@ def test_records_and_evaluations_are_lines() -> None:
     layers = " ".join(["25"] * 12) + " ..."
     assert stream.getvalue().splitlines() == [
         "step 10/40  loss 2.5000  lambda 1.000e-03  perplexity 12.00",
-        f"step 20/40  loss 2.5000  lambda 1.000e-03  perplexity 12.00  sparsity 50.0 % ({layers})",
-        "held-out text, stage 0: perplexity 9.00, sparsity 50.00 %, dead 3, always on 7 of 32 neurons",
+        f"step 20/40  loss 2.5000  lambda 1.000e-03  perplexity 12.00  sparsity 50.0% ({layers})",
+        "held-out text, stage 0: perplexity 9.00, sparsity 50.00%, dead 3, always on 7 of 32 neurons",
     ]

@@ -81,7 +81,7 @@ def calibrate(
         model: with ReLU or FATReLU in ``ffns``. It is left with the chosen thresholds.
         ffns: its FFNs.
         rows: calibration text, token ids [sequence] each.
-        budget: allowed increase in perplexity, as a fraction: 0.01 is 1 %.
+        budget: allowed increase in perplexity, as a fraction: 0.01 is 1%.
         per_layer: one threshold per layer instead of one for all.
         candidates: thresholds to try in any case (not with ``per_layer``).
         refinements: number of bisections.
