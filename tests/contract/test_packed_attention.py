@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from functools import cache
 from typing import Any
 
 import numpy as np
@@ -63,12 +64,20 @@ KEPT: dict[str, Callable[[], PreTrainedModel]] = {
 }
 
 
-def built(make: Callable[[], PreTrainedModel]) -> PreTrainedModel:
+@cache
+def _traced(kind: str) -> tuple[PreTrainedModel, ir.Model]:
     torch.manual_seed(0)
-    model = make().eval()
-    for name, parameter in model.named_parameters():  # biases too
+    model = {**PACKED, **KEPT}[kind]().eval()
+    for name, parameter in model.named_parameters():  # biases too; in numbers that float16 holds
         torch.nn.init.normal_(parameter, mean=1.0 if "norm" in name and "weight" in name else 0.0, std=0.2)
-    return model
+        parameter.data.copy_(parameter.data.half().float())
+    return model, trace(model)
+
+
+def traced(kind: str) -> tuple[PreTrainedModel, ir.Model]:
+    """Return a model and a graph of it to change: each kind is traced once."""
+    model, graph = _traced(kind)
+    return model, graph.clone()
 
 
 def passed(model: ir.Model, **options: Any) -> ir.Model:
@@ -119,12 +128,9 @@ def assert_pytorchs(model: PreTrainedModel, graph: ir.Model) -> None:
 @pytest.mark.parametrize("kind", PACKED)
 @pytest.mark.parametrize("weights", ["f32", "f16"])
 def test_packed(kind: str, weights: Any) -> None:
-    model = built(PACKED[kind])
-    if weights == "f16":  # matrices that float16 holds
-        for parameter in model.parameters():
-            parameter.data.copy_(parameter.data.half().float())
+    model, graph = traced(kind)
     linears: list[LinearOutcome] = []
-    graph = passed(trace(model), positions=LONGEST, other_weights=weights, weights=weights, linears=linears)
+    graph = passed(graph, positions=LONGEST, other_weights=weights, weights=weights, linears=linears)
     nodes = attentions(graph)
     assert len(nodes) == LAYERS
     for layer, node in enumerate(nodes):
@@ -150,24 +156,24 @@ def test_packed(kind: str, weights: Any) -> None:
 
 @pytest.mark.parametrize("kind", KEPT)
 def test_three_projections_stay(kind: str) -> None:
-    model = built(KEPT[kind])
-    graph = passed(trace(model), positions=LONGEST)
+    model, graph = traced(kind)
+    graph = passed(graph, positions=LONGEST)
     assert all(None not in node.inputs[:3] for node in attentions(graph))
     assert not any("rotary_cos" in name for name in graph.graph.initializers)
     assert_pytorchs(model, graph)
 
 
 def test_three_projections_stay_where_no_longest_text_is_known() -> None:
-    model = built(llama)
-    graph = passed(trace(model), positions=None)
+    model, graph = traced("grouped queries")
+    graph = passed(graph, positions=None)
     assert all(None not in node.inputs[:3] for node in attentions(graph))
     assert_pytorchs(model, graph)
-    learned = passed(trace(built(opt)), positions=None)  # no cos/sin cache is needed
+    learned = passed(traced("opt, whose queries are scaled")[1], positions=None)  # no cos/sin cache is needed
     assert all(node.inputs[1] is None for node in attentions(learned))
 
 
 def test_three_projections_stay_where_tables_would_be_large() -> None:
-    graphs = [passed(trace(built(llama)), positions=positions) for positions in (1 << 20, (1 << 20) + 1)]
+    graphs = [passed(traced("grouped queries")[1], positions=positions) for positions in (1 << 20, (1 << 20) + 1)]
     sizes = [sum("prosparse.rotary" in name for name in graph.graph.initializers) for graph in graphs]
     assert sizes == [2, 0]  # head_dim 16: caches of 32 MiB
     assert [node.inputs[1] is None for graph in graphs for node in attentions(graph)] == [True] * 2 + [False] * 2
@@ -175,7 +181,7 @@ def test_three_projections_stay_where_tables_would_be_large() -> None:
 
 def test_angles_that_depend_on_the_text_stay_in_the_graph() -> None:
     """Angles have one more factor, as with scaling by the sequence length."""
-    model = trace(built(llama))
+    model = traced("grouped queries")[1]
     cast = next(
         n
         for n in model.graph
@@ -191,8 +197,8 @@ def test_angles_that_depend_on_the_text_stay_in_the_graph() -> None:
 
 
 def test_matrices_lie_one_after_the_other() -> None:
-    model = built(lambda: llama(attention_bias=True))
-    graph = passed(trace(model), positions=LONGEST, other_weights="f16").graph
+    model, graph = traced("biases")
+    graph = passed(graph, positions=LONGEST, other_weights="f16").graph
     own = model.model.layers[1].self_attn
     name = "model.layers.1.self_attn.q_proj+k_proj+v_proj"
     stored = graph.initializers[f"{name}.weight.f16"].const_value

@@ -95,11 +95,12 @@ def test_search_reaches_the_report(calibrated: tuple[Path, dict[str, Any]], tmp_
     axes, other = draw("calibration", report).axes
     drawn = (axes.lines[0].get_xdata(), axes.lines[0].get_ydata(), other.lines[0].get_ydata())
     assert list(zip(*drawn, strict=True)) == [(value, 100 * sparsity, p) for value, sparsity, p in points]
-    assert axes.get_xlabel().startswith("energy dropped" if per_layer else "threshold")
+    assert axes.get_xlabel().startswith("fraction of each layer's energy dropped" if per_layer else "threshold")
     page = render_page(report)
     assert 'id="figure-calibration"' in page
     chosen = result["chosen"]
-    assert f"sparsity {100 * chosen['sparsity']:.2f}%, perplexity {chosen['perplexity']:.4g}; its budget" in page
+    figures = f"sparsity {100 * chosen['sparsity']:.2f}%, perplexity {chosen['perplexity']:.4g}"
+    assert f"{figures} within a budget of" in page
 
 
 def test_a_folder_in_the_way_is_kept(
