@@ -1,4 +1,4 @@
-"""Fixtures that more than one ring uses."""
+"""Fixtures shared by unit, contract and integration tests."""
 
 from __future__ import annotations
 
