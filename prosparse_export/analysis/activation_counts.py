@@ -118,11 +118,18 @@ def measure_activity(
     *,
     context: int = 512,
     threads: int | None = None,
+    library: bool = True,
     progress: ProgressCallback = no_progress,
 ) -> Activity:
     """Count active neurons over ``texts`` (token ids each), in non-overlapping windows of ``context`` tokens.
 
-    The model itself runs with the operator library.
+    Args:
+        path: the artifact.
+        texts: token ids.
+        context: tokens per window.
+        threads: intra-op threads; None for onnxruntime's default.
+        library: run the model with the operator library; without it, in function bodies.
+        progress: called before each window.
 
     Raises:
         ProSparseError: the graph has no sparse operator, or the artifact is an encoder-decoder.
@@ -139,7 +146,7 @@ def measure_activity(
             f"model: {path}: expected a decoder-only model, got an encoder-decoder",
             hint="`prosparse generate` runs it",
         )
-    session = edited_session(path, _add_counts, library=True, threads=threads, has_bodies=True)
+    session = edited_session(path, _add_counts, library=library, threads=threads, has_bodies=True)
     names = [f"prosparse.{kind}.{i}" for i in range(len(nodes)) for kind in _COUNTS]
     parts: list[list[NDArray[np.float32]]] = [[] for _ in names]
     numbers, positions = [], []

@@ -37,7 +37,12 @@ Examples:
     help="Maximum tokens of text.",
 )
 @click.option("--context", type=click.IntRange(min=2), default=512, show_default=True, help="Tokens per window.")
-@click.option("--speed/--no-speed", default=True, show_default=True, help="Time each FFN, sparse and dense.")
+@click.option(
+    "--speed/--no-speed",
+    default=True,
+    show_default=True,
+    help="Time each FFN, sparse and dense; requires the operator library.",
+)
 @click.option("--threads", type=click.IntRange(min=1), default=1, show_default=True, help="Threads for timing.")
 @click.option(
     "--png", "png_folder", type=click.Path(path_type=Path), help="Also write the charts as PNG files into this folder."

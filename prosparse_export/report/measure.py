@@ -53,16 +53,19 @@ def measure(
 ) -> Report:
     """Measure the artifact at ``path`` on (name, text) pairs.
 
+    Without ``options.speed``, it runs in function bodies where the operator library is not available.
+
     Raises:
-        ProSparseError: the artifact has no sparse operator or no tokenizer, or a text is too short.
+        ProSparseError: the artifact has no sparse operator or no tokenizer, a text is too short, or speed cannot be
+            timed without the operator library.
     """
     options = options or ReportOptions()
     graph = read_graph(path)
     check_files(path)
-    check_library()
+    isa = _isa(required=options.speed)
     ids = _tokenize(path, texts, options.tokens)
     context = min(options.context, context_length(path.parent) or options.context)
-    activity = measure_activity(path, ids, context=context, progress=progress)
+    activity = measure_activity(path, ids, context=context, library=isa is not None, progress=progress)
     nodes = ffn_nodes(graph)
     speeds: list[LayerSpeed | None] = [None] * len(nodes)
     if options.speed:
@@ -87,7 +90,7 @@ def measure(
         positions=tuple(ends),
         manifest=manifest,
         calibration=manifest.calibration if manifest is not None else None,
-        machine=_machine(options.threads),
+        machine=_machine(options.threads, isa),
     )
 
 
@@ -148,7 +151,17 @@ def _layer(
     )
 
 
-def _machine(threads: int) -> str:
-    isa = library_info().isa_used or "none"
+def _isa(*, required: bool) -> str | None:
+    """Return the variant of the operator library that will run, or None if none can and it is not required."""
+    if required:
+        check_library()
+        return library_info().isa_used
+    try:
+        return library_info().isa_used
+    except ProSparseError:
+        return None
+
+
+def _machine(threads: int, isa: str | None) -> str:
     count = f"{threads} thread{'s' if threads > 1 else ''}"
-    return f"onnxruntime {onnxruntime.__version__}, ISA {isa}, {count}"
+    return f"onnxruntime {onnxruntime.__version__}, ISA {isa or 'none'}, {count}"

@@ -15,6 +15,7 @@ import pytest
 import torch
 from click.testing import CliRunner, Result
 
+from prosparse_export import ProSparseError
 from prosparse_export.analysis.activation_counts import measure_activity
 from prosparse_export.artifact.measured_records import (
     FailedCheck,
@@ -149,6 +150,20 @@ def test_pages_of_many_layers_and_of_a_validated_model(report: Report, tmp_path:
     assert "FAILED: 2 of 3 checks" in page
     assert len(write_pngs(report, tmp_path)) == len(CHARTS) - 1
     assert all(p.read_bytes().startswith(b"\x89PNG") for p in tmp_path.glob("*.png"))
+
+
+@pytest.mark.parametrize("variable", ["PROSPARSE_OPS_LIBRARY", "PROSPARSE_ISA"])
+def test_no_speed_needs_no_operator_library(
+    variable: str, demo_artifact: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    texts, options = [("text", default_text()[:3000])], ReportOptions(64, 64, speed=False)
+    expected = measure(demo_artifact, texts, options)
+    monkeypatch.setenv(variable, str(tmp_path / "missing"))
+    found = measure(demo_artifact, texts, options)
+    assert "ISA none" in found.machine
+    assert found.sparsity == pytest.approx(expected.sparsity, abs=1e-4)  # rounding may cross zero
+    with pytest.raises(ProSparseError, match=variable):
+        measure(demo_artifact, texts, replace(options, speed=True))
 
 
 def test_command(demo_artifact: Path, tmp_path: Path) -> None:
