@@ -7,6 +7,7 @@ from collections.abc import Callable, Sequence
 import torch
 from torch import nn
 
+from prosparse_export.progress import ProgressCallback, no_progress
 from prosparse_models.errors import TrainingError
 from prosparse_models.ffns import Ffn, find_ffns
 
@@ -82,7 +83,7 @@ def silu_thresholds(
     ffns: Sequence[Ffn],
     rows: Sequence[torch.Tensor],
     keep: float,
-    progress: Callable[[int, int], None] = lambda done, total: None,
+    progress: ProgressCallback = no_progress,
 ) -> list[float]:
     """Return, per FFN, the threshold exceeded by the fraction ``keep`` of its activations' magnitudes.
 
@@ -94,7 +95,7 @@ def silu_thresholds(
         ffns: from `silu_ffns`.
         rows: calibration text, token ids [sequence] each.
         keep: fraction of neurons that stay active, in (0, 1).
-        progress: called with rows done and in total.
+        progress: called before each row.
 
     Raises:
         TrainingError: an activation is not finite.
@@ -118,7 +119,7 @@ def silu_thresholds(
     handles = [gate.register_forward_hook(count(i)) for i, gate in enumerate(gates) if gate is not None]
     try:
         for done, row in enumerate(rows):
-            progress(done, len(rows))
+            progress("calibrate", done, len(rows))
             model(input_ids=row[None], use_cache=False)
     finally:
         for handle in handles:

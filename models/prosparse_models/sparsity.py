@@ -11,6 +11,7 @@ from typing import Any
 import torch
 from torch import nn
 
+from prosparse_export.progress import ProgressCallback, no_progress
 from prosparse_models.activation import has_up_relu
 from prosparse_models.ffns import Ffn
 
@@ -114,7 +115,8 @@ def measure(
     rank: int = 0,
     world_size: int = 1,
     reduce: Callable[[torch.Tensor], torch.Tensor] = lambda counts: counts,
-    progress: Callable[[int, int], None] = lambda done, total: None,
+    stage: str = "perplexity",
+    progress: ProgressCallback = no_progress,
 ) -> Measurement:
     """Return perplexity and activation sparsity of ``model`` on ``rows``.
 
@@ -127,7 +129,8 @@ def measure(
             without counting it, so that all run the model equally often, as FSDP needs.
         world_size: number of processes.
         reduce: sums a tensor over the processes.
-        progress: called with rows done and in total.
+        stage: name of the stage for ``progress``.
+        progress: called after each batch, with the rows done.
     """
     meter = SparsityMeter(ffns)
     mode = model.training
@@ -138,7 +141,7 @@ def measure(
     try:
         for first in range(0, share, batch):
             entropy += _measure_batch(model, meter, rows, mine[first : first + batch])
-            progress(min(first + batch, share), share)
+            progress(stage, min(first + batch, share), share)
     finally:
         model.train(mode)
     counts = [reduce(meter.tokens), *(reduce(active) for active in meter.active)]

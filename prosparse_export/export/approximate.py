@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import hashlib
 from collections.abc import Sequence
-from functools import partial
 from pathlib import Path
 
 import torch
@@ -40,10 +39,10 @@ def approximate(
     calibration, held_out = rows[::2], rows[1::2]
     with quiet():
         ffns = silu_ffns(model)
-        thresholds = silu_thresholds(model, ffns, calibration, wanted.keep, partial(progress, "calibrate"))
-        dense = measure(model, ffns, held_out, batch=1, progress=partial(progress, "perplexity, dense"))
+        thresholds = silu_thresholds(model, ffns, calibration, wanted.keep, progress)
+        dense = measure(model, ffns, held_out, batch=1, stage="perplexity, dense", progress=progress)
         apply_thresholded_silu(ffns, thresholds)
-        sparse = measure(model, ffns, held_out, batch=1, progress=partial(progress, "perplexity, approximated"))
+        sparse = measure(model, ffns, held_out, batch=1, stage="perplexity, approximated", progress=progress)
     return ApproximationRecord(
         activation=wanted.activation,
         keep=wanted.keep,

@@ -5,7 +5,6 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
-from functools import partial
 
 import torch
 from torch import nn
@@ -144,7 +143,7 @@ class _Search:
             thresholds = (value,) * len(self._ffns) if energy is None else tuple(_quantile(e, value) for e in energy)
             set_thresholds(self._ffns, thresholds)
             stage = f"perplexity at {'t' if energy is None else 'q'} = {value:.4g}"
-            measurement = measure(self._model, self._ffns, self._rows, progress=partial(self._progress, stage))
+            measurement = measure(self._model, self._ffns, self._rows, stage=stage, progress=self._progress)
             self.trials[value] = Trial(value, thresholds, measurement, measurement.perplexity <= self.limit)
         return self.trials[value]
 

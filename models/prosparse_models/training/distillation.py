@@ -5,13 +5,14 @@ Not part of ProSparse, which trains on billions of tokens; off unless a recipe e
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from typing import Any
 
 import torch
 import torch.distributed as dist
 from torch import nn
 
+from prosparse_export.progress import ProgressCallback, no_progress
 from prosparse_models.errors import TrainingError
 from prosparse_models.ffns import Ffn
 
@@ -47,7 +48,7 @@ def recover_layers(
     steps: int,
     learning_rate: float,
     device: torch.device,
-    progress: Callable[[int, int, float], None] = lambda done, total, error: None,
+    progress: ProgressCallback = no_progress,
 ) -> float:
     """Regress each FFN's output on the original FFN's output for the same input.
 
@@ -62,7 +63,7 @@ def recover_layers(
         steps: optimizer steps, one micro-batch each.
         learning_rate: Adam's peak rate, with cosine decay to 0.
         device: device of the batches.
-        progress: called with steps done, steps, and the relative squared error.
+        progress: called ten times, with a stage that names the step and the relative squared error.
 
     Returns:
         The mean relative squared error of the last step.
@@ -91,7 +92,8 @@ def recover_layers(
             )
         optimizer.step()
         scheduler.step()
-        progress(step + 1, steps, error.item())
+        if (step + 1) % max(1, steps // 10) == 0:
+            progress(f"layer recovery, step {step + 1} of {steps}: relative squared error {error.item():.4f}", 0, 0)
     return error.item()
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from typing import Any, Protocol
 
+from prosparse_export.progress import ProgressCallback, no_progress
 from prosparse_models.sparsity import Measurement
 
 __all__ = ["Monitor", "SilentMonitor"]
@@ -12,8 +13,9 @@ __all__ = ["Monitor", "SilentMonitor"]
 class Monitor(Protocol):
     """Receives progress and metrics of a training run, in the first process only."""
 
-    def progress(self, stage: str, done: int, total: int, detail: str = "") -> None:
-        """Report progress; see `ProgressCallback`."""
+    @property
+    def progress(self) -> ProgressCallback:
+        """Reports stages."""
 
     def record(self, record: dict[str, Any], steps: int) -> None:
         """Receive a training record: step of ``steps``, loss, lambda, perplexity, sparsity_by_layer, ..."""
@@ -25,8 +27,7 @@ class Monitor(Protocol):
 class SilentMonitor:
     """Ignores everything: the monitor of all processes but the first."""
 
-    def progress(self, stage: str, done: int, total: int, detail: str = "") -> None:
-        """Ignore progress."""
+    progress: ProgressCallback = staticmethod(no_progress)
 
     def record(self, record: dict[str, Any], steps: int) -> None:
         """Ignore a training record."""

@@ -148,12 +148,6 @@ class _Run:
 
     def _recover(self, teacher: PreTrainedModel) -> None:
         distillation = self._recipe.distillation
-
-        def report(done: int, total: int, error: float) -> None:
-            if done % max(1, total // 10) == 0:
-                stage = f"layer recovery, step {done} of {total}: relative squared error {error:.4f}"
-                self._monitor.progress(stage, 0, 0)
-
         self._monitor.progress(f"layer recovery, {distillation.layer_steps} steps", 0, 0)
         loader = DataLoader(self._stream, batch_size=self._recipe.training.micro_batch, collate_fn=collate)
         own: Iterator[Any] = islice(iter(loader), self._args.process_index, None, self._args.world_size)
@@ -165,7 +159,7 @@ class _Run:
             steps=distillation.layer_steps,
             learning_rate=distillation.layer_learning_rate,
             device=self._args.device,
-            progress=report,
+            progress=self._monitor.progress,
         )
 
     def train(self) -> None:
