@@ -76,7 +76,7 @@ def main() -> None:
     parser.add_argument("--seeds", type=int, default=1, help="runs of each fork, with seeds 0, 1, ...")
     parser.add_argument("--jobs", type=int, default=1, help="parallel runs")
     parser.add_argument("--threads", type=int, default=1, help="threads per run")
-    parser.add_argument("--json", type=Path, help="also write the figures to this file")
+    parser.add_argument("-o", "--output", type=Path, help="also write the figures as JSON to this file")
     args = parser.parse_args()
     torch.set_num_threads(args.threads)
 
@@ -106,8 +106,8 @@ def main() -> None:
             f"{name:12} {spread([f['perplexity'] for f in runs_of]):28} {spread(ratio) if ratio else '':24} "
             f"{spread([f['sparsity'] for f in runs_of], 100):24} {layers}; {sum(runs_of[0]['dead_by_layer'])}"
         )
-    if args.json:
-        args.json.write_text(json.dumps({"tokens_per_fork": tokens, **figures}) + "\n", encoding="utf-8")
+    if args.output:
+        args.output.write_text(json.dumps({"tokens_per_fork": tokens, **figures}) + "\n", encoding="utf-8")
 
 
 if __name__ == "__main__":
