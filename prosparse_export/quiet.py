@@ -1,4 +1,4 @@
-"""Silence torch and transformers."""
+"""Silence the libraries that we call."""
 
 from __future__ import annotations
 

@@ -34,7 +34,7 @@ _OPTIONS = (
     ),
     click.option("--limits", "limits_file", type=click.Path(path_type=Path), help="TOML file with limits."),
 )
-_SHARES = ("max_ppl_increase", "min_top1", "min_top5", "min_greedy_match")
+_PERCENTAGES = ("max_ppl_increase", "min_top1", "min_top5", "min_greedy_match")
 
 
 @dataclass(frozen=True)
@@ -61,9 +61,7 @@ class LimitOptions:
             text: str | None = getattr(self, name)
             return None if text is None else parse_share(text, "--" + name.replace("_", "-"))
 
-        shares: dict[str, Any] = {
-            name: share(name) for name in ("max_ppl_increase", "min_top1", "min_top5", "min_greedy_match")
-        }
+        shares: dict[str, Any] = {name: share(name) for name in _PERCENTAGES}
         limits = read_limits(self.limits_file) if self.limits_file else Limits()
         return limits.updated(parse_sparsity(self.sparsities)).updated(replace(Limits(max_kl=self.max_kl), **shares))
 

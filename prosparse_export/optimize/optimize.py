@@ -2,10 +2,8 @@
 
 from __future__ import annotations
 
-import logging
 from collections import Counter
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from importlib.metadata import version
 from pathlib import Path
@@ -13,7 +11,7 @@ from pathlib import Path
 import onnx_ir as ir
 
 from graph_passes import FfnFormat, FfnOutcome, optimize_pipeline
-from graph_passes.custom_ops import format_in, names
+from graph_passes.custom_ops import DOMAIN, format_in, names
 from prosparse_export.artifact.integrity import sha256_file
 from prosparse_export.artifact.manifest import FfnRecord, FileRecord, Manifest, OnnxFileSource, write_manifest
 from prosparse_export.artifact.measured_records import OutputCheck
@@ -22,11 +20,11 @@ from prosparse_export.errors import ProSparseError
 from prosparse_export.optimize.check_outputs import check_outputs, has_halves
 from prosparse_export.optimize.read_onnx import read_onnx_file
 from prosparse_export.progress import ProgressCallback, no_progress
+from prosparse_export.quiet import quiet
 from prosparse_export.runtime.operator_library import check_library, library_path
 
 __all__ = ["OptimizeOptions", "OptimizeResult", "optimize_file"]
 
-_DOMAIN = "com.prosparse"
 _FUNCTIONS_SINCE = 8  # first IR version with functions
 
 
@@ -100,7 +98,7 @@ def optimize_file(
         halves = has_halves(model)
         progress("rewrite", 0, 0)
         outcomes: list[FfnOutcome] = []
-        with _without_log_lines():  # onnx's shape inference warns about other exporters' files
+        with quiet():  # onnx's shape inference warns about other exporters' files
             optimize_pipeline(outcomes, weights=options.weights, decomposed=options.decomposed)(model)
         rewritten = tuple(o for o in outcomes if not o.reason)
         not_rewritten = tuple(o for o in outcomes if o.reason)
@@ -125,10 +123,10 @@ def optimize_file(
 
 def _formats_already(source: Path, model: ir.Model) -> list[str]:
     """Return the weight formats of the com.prosparse operators in ``model``."""
-    ours = [node.op_type for node in model.graph if node.domain == _DOMAIN]
+    ours = [node.op_type for node in model.graph if node.domain == DOMAIN]
     if unknown := sorted(set(ours) - set(names())):
         raise ProSparseError(
-            f"model: {source}: expected {_DOMAIN} operators of this version, got {', '.join(unknown)}",
+            f"model: {source}: expected {DOMAIN} operators of this version, got {', '.join(unknown)}",
             hint="upgrade prosparse-export: a newer version wrote this file",
         )
     return [format_in(op) for op in ours]
@@ -141,16 +139,6 @@ def _write(
         model.ir_version = max(model.ir_version or 0, _FUNCTIONS_SINCE)
     files = {library_path().name: library_path()} if options.copies_library else {}
     return write_artifact(model, target.parent, target.name, Sidecars(files=files), progress)
-
-
-@contextmanager
-def _without_log_lines() -> Iterator[None]:
-    disabled = logging.root.manager.disable
-    logging.disable(logging.ERROR)
-    try:
-        yield
-    finally:
-        logging.disable(disabled)
 
 
 def _nothing_rewritten(source: Path, found: Sequence[FfnOutcome]) -> ProSparseError:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import logging
 from pathlib import Path
 
 import onnx
@@ -10,14 +9,15 @@ import onnx_ir as ir
 from google.protobuf.message import DecodeError
 from onnx_ir.passes import common
 
+from graph_passes.custom_ops import DOMAIN
 from prosparse_export.errors import ProSparseError
 from prosparse_export.optimize.check_external_data import check_weights
 from prosparse_export.optimize.check_graph import AGAIN, check_graph
+from prosparse_export.quiet import quiet
 
 __all__ = ["read_onnx_file"]
 
 _IR_WITHOUT_CONSTANTS = 3  # up to this IR version every initializer had to be listed as an input
-_DOMAIN = "com.prosparse"
 _UNREADABLE = (
     DecodeError,
     ir.serde.SerdeError,
@@ -39,17 +39,14 @@ def read_onnx_file(path: Path) -> ir.Model:
     """
     if not path.is_file():
         raise ProSparseError(f"model: {path}: no such file", hint="check the path")
-    disabled = logging.root.manager.disable
-    logging.disable(logging.WARNING)  # what onnx_ir warns about is an error below
     try:
-        model = ir.load(path)
+        with quiet():  # what onnx_ir warns about is an error below
+            model = ir.load(path)
     except _UNREADABLE as error:
         raise ProSparseError(
             f"model: {path}: not a valid ONNX file ({path.stat().st_size} bytes): {_line(error)}",
             hint=AGAIN,
         ) from error
-    finally:
-        logging.disable(disabled)
     if not model.graph.outputs or not len(model.graph):
         raise ProSparseError(f"model: {path}: expected a graph with nodes and outputs, got an empty graph", hint=AGAIN)
     _check_opset(path, model)
@@ -83,7 +80,7 @@ def _check_opset(path: Path, model: ir.Model) -> None:
 def _inline(path: Path, model: ir.Model) -> None:
     """Inline local functions, except the bodies of com.prosparse operators."""
     try:
-        common.InlinePass(lambda function: function.domain != _DOMAIN)(model)
+        common.InlinePass(lambda function: function.domain != DOMAIN)(model)
     except (ValueError, ir.passes.PassError, ir.passes.InvariantError) as error:
         raise ProSparseError(f"model: {path}: local functions cannot be inlined: {_line(error)}", hint=AGAIN) from error
 

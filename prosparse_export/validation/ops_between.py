@@ -19,8 +19,8 @@ _DATA_MOVEMENT = {
     "Slice",
     "Squeeze",
     "Transpose",
+    "Unsqueeze",
 }
-_DATA_MOVEMENT |= {"Unsqueeze"}
 
 
 class OpsBetween:
