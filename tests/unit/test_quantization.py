@@ -1,0 +1,123 @@
+"""Rounding to integers and back, against the definition in float64."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+
+from graph_passes.formats import FORMAT_SPECS, QUANT_GROUP, Format
+from graph_passes.weights.quantization import WeightRangeError, dequantize, quantize, rounded, scales_of, unpack
+
+INTEGERS: list[Format] = ["i8", "i4"]
+HALF_ULP = 2.0**-11  # of float16, relative
+DIVISION = 2.0**-17  # float32's quotient of at most 128 is off by 128 * 2^-24
+
+
+def matrix(rows: int = 130, cols: int = 70, seed: int = 0) -> np.ndarray:
+    """More rows than are rounded at a time, a last group of 6 columns, magnitudes from 0.1 to 1000: normal float16 scales."""
+    rng = np.random.default_rng(seed)
+    return (rng.standard_normal((rows, cols)) * 10 ** rng.uniform(-1, 3, (rows, 1))).astype(np.float32)
+
+
+def integers_of(stored: np.ndarray, cols: int) -> np.ndarray:
+    """The integers as float64, unpacked with arithmetic of its own: the even column is in the low half, plus 8."""
+    if stored.dtype == np.int8:
+        return stored.astype(np.float64)
+    values = np.empty((len(stored), 2 * stored.shape[1]))
+    values[:, ::2], values[:, 1::2] = stored % 16, stored // 16
+    return values[:, :cols] - 8
+
+
+def spread(scales: np.ndarray, cols: int) -> np.ndarray:
+    return np.repeat(scales.astype(np.float64), QUANT_GROUP, axis=1)[:, :cols]
+
+
+@pytest.mark.parametrize("weights", INTEGERS)
+def test_scales_map_the_largest_weight_to_the_last_integer(weights: Format) -> None:
+    weight = matrix()
+    stored, scales = quantize(weight, weights)
+    assert scales.dtype == np.float16
+    for group in range(scales.shape[1]):
+        part = weight[:, QUANT_GROUP * group : QUANT_GROUP * (group + 1)].astype(np.float64)
+        peak = np.take_along_axis(part, np.abs(part).argmax(1)[:, None], 1)[:, 0]
+        exact = np.abs(peak) / 127 if weights == "i8" else peak / -8
+        bound = np.abs(exact) * (HALF_ULP + 2.0**-23)  # rounded twice: the quotient to float32, then to float16
+        assert (np.abs(scales[:, group].astype(np.float64) - exact) <= bound).all()
+    np.testing.assert_array_equal(scales_of(weight, weights), scales)
+    assert stored.shape == (130, FORMAT_SPECS[weights].stored_columns(70))
+
+
+@pytest.mark.parametrize("weights", INTEGERS)
+def test_integers_are_rounded_to_nearest(weights: Format) -> None:
+    weight = matrix()
+    stored, scales = quantize(weight, weights)
+    got = integers_of(stored, 70)
+    low, high = FORMAT_SPECS[weights].levels or (0, 0)
+    quotient = weight.astype(np.float64) / spread(scales, 70)
+    expected = np.clip(np.rint(quotient), low, high)
+    near_a_tie = np.abs(np.abs(quotient - np.floor(quotient)) - 0.5) <= DIVISION
+    assert near_a_tie.mean() < 0.01
+    np.testing.assert_array_equal(got[~near_a_tie], expected[~near_a_tie])
+    assert (np.abs(got - quotient)[near_a_tie] <= 0.5 + DIVISION).all()
+    assert (got.min(), got.max()) == (low, high)
+
+
+@pytest.mark.parametrize("weights", INTEGERS)
+def test_dequantized_weights_are_exact_and_near(weights: Format) -> None:
+    weight = matrix()
+    stored, scales = quantize(weight, weights)
+    values = dequantize(stored, scales, 70)
+    exact = integers_of(stored, 70) * spread(scales, 70)  # 8 and 11 bits: exact in float32 too
+    np.testing.assert_array_equal(values.astype(np.float64), exact)
+    np.testing.assert_array_equal(rounded(weight, weights), values)
+    # Half a step; in i4, a weight of the sign opposite to the largest is up to 8 / (1 - HALF_ULP) steps, clipped to 7.
+    steps = 0.5 + DIVISION if weights == "i8" else 8 * (1 + HALF_ULP + 2.0**-20) - 7
+    bound = np.abs(spread(scales, 70)) * steps
+    assert (np.abs(weight - exact) <= bound).all()
+
+
+def test_ties_go_to_even_integers() -> None:
+    weight = np.zeros((1, QUANT_GROUP), np.float32)
+    weight[0, :5] = [127, 0.5, 1.5, 2.5, -3.5]  # the scale is 1
+    assert quantize(weight, "i8")[0][0, :5].tolist() == [127, 0, 2, 2, -4]
+
+
+def test_i4_pairs_of_columns_share_a_byte() -> None:
+    weight = np.zeros((1, 3), np.float32)
+    weight[0] = [-8, 1, 7]  # the scale is 1
+    stored, scales = quantize(weight, "i4")
+    assert stored.shape == (1, 16)
+    assert stored[0, :3].tolist() == [0x90, 0x8F, 0x88]  # -8 and 1; 7 and padding
+    assert scales.tolist() == [[1.0]]
+    assert unpack(stored)[0, :4].tolist() == [-8, 1, 7, 0]
+
+
+@pytest.mark.parametrize("weights", INTEGERS)
+@pytest.mark.parametrize("weight", [0.0, 1e-9])
+def test_weights_too_small_for_a_scale_become_0(weights: Format, weight: float) -> None:
+    stored, scales = quantize(np.full((2, 40), weight, np.float32), weights)
+    assert not scales.any()
+    assert not integers_of(stored, 40).any()
+    assert not rounded(np.full((2, 40), weight, np.float32), weights).any()
+
+
+@pytest.mark.parametrize("weights", INTEGERS)
+@pytest.mark.parametrize("bad", [np.nan, np.inf, -np.inf, 1e8])
+def test_weights_without_a_scale_raise(weights: Format, bad: float) -> None:
+    weight = matrix(2, 40)
+    weight[1, 35] = bad
+    for function in (quantize, rounded, scales_of):
+        with pytest.raises(WeightRangeError, match=f"too large for {weights} and float16 scales") as caught:
+            function(weight, weights)
+        assert caught.value.hint
+
+
+@pytest.mark.parametrize(("weights", "bits"), [("f16", 11), ("bf16", 8)])
+def test_float_formats_round_to_their_precision(weights: Format, bits: int) -> None:
+    weight = matrix().clip(-1e3, 1e3)
+    weight[np.abs(weight) < 1e-4] = 0  # float16 is subnormal there
+    change = np.abs(rounded(weight, weights).astype(np.float64) - weight)
+    assert change.max() > 0
+    assert (change <= np.abs(weight.astype(np.float64)) * 2.0**-bits).all()
+    np.testing.assert_array_equal(rounded(weight, "f32"), weight)
+    assert np.isinf(rounded(np.full((1, 1), 1e6, np.float32), "f16")).all()
