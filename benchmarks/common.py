@@ -65,7 +65,7 @@ class Ratio:
     high: float
 
     def __str__(self) -> str:
-        return f"x{self.median:5.2f} [{self.low:.2f}, {self.high:.2f}]"
+        return f"{self.median:5.2f}x [{self.low:.2f}, {self.high:.2f}]"
 
 
 def paired_ratio(numerator: Sequence[float], denominator: Sequence[float]) -> Ratio:

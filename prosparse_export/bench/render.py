@@ -28,7 +28,7 @@ def as_text(result: BenchResult) -> str:
         f"{'FFN':32}{'sparsity':>10}{'inactive':>10}{'us/token':>12}{'max speedup':>14}",
         *(
             f"{layer.module:32}{layer.sparsity:>10.2%}{layer.skipped:>10.2%}{layer.microseconds:>12.1f}"
-            f"{f'x{layer.ceiling:.2f}':>14}"
+            f"{f'{layer.ceiling:.2f}x':>14}"
             for layer in result.layers
         ),
         "",
@@ -39,11 +39,11 @@ def as_text(result: BenchResult) -> str:
         "",
         f"memory bandwidth {result.bandwidth / 1e9:.1f} GB/s: reading a token's bytes takes"
         f" {1e3 * result.floor_seconds:.2f} ms, decode took {1e3 * result.timings[0].seconds:.2f} ms/token",
-        f"max speedup of decode by bytes read: x{result.ceiling:.2f}"
+        f"max speedup of decode by bytes read: {result.ceiling:.2f}x"
         f" (FFNs are {result.ffn_share:.1%} of a dense token's bytes)",
     ]
     if result.reached is not None and result.timings[0].ratio is not None:
-        lines.append(f"measured: x{result.timings[0].ratio.median:.2f}, {result.reached:.0%} of the maximum")
+        lines.append(f"measured: {result.timings[0].ratio.median:.2f}x, {result.reached:.0%} of the maximum")
     return "\n".join(lines)
 
 
@@ -52,11 +52,11 @@ def _line(timing: Timing) -> str:
     return f"{name:32}{_spread(timing.sparse):>26}{_spread(timing.dense):>26}{_spread(timing.ratio, 'x'):>22}"
 
 
-def _spread(spread: Spread | None, prefix: str = "") -> str:
+def _spread(spread: Spread | None, suffix: str = "") -> str:
     if spread is None:
         return "-"
-    decimals = 2 if prefix or spread.median < 100 else 0
-    return f"{prefix}{spread.median:.{decimals}f} [{spread.low:.{decimals}f}, {spread.high:.{decimals}f}]"
+    decimals = 2 if suffix or spread.median < 100 else 0
+    return f"{spread.median:.{decimals}f}{suffix} [{spread.low:.{decimals}f}, {spread.high:.{decimals}f}]"
 
 
 def plot(result: BenchResult, path: Path) -> None:

@@ -13,7 +13,7 @@ from prosparse_export.text.files import Document
 
 __all__ = ["BUNDLED", "Window", "default_text", "windows"]
 
-BUNDLED = "bundled: Wikipedia introductions"
+BUNDLED = "bundled Wikipedia introductions"
 
 
 @dataclass(frozen=True)

@@ -124,7 +124,7 @@ def run_all(
 
 
 def greedy_match(actual: NDArray[np.int64], continuation: Continuation) -> int:
-    """Return the number of tokens before the first that differs from the reference's."""
+    """Return the number of tokens before the first difference from the reference's."""
     expected = continuation.greedy[: len(actual)]
     wrong = np.flatnonzero(actual[: len(expected)] != expected)
     return int(wrong[0]) if len(wrong) else len(expected)

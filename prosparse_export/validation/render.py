@@ -34,7 +34,7 @@ def as_text(result: Validation) -> str:
     if result.greedy_tokens:
         match = ", ".join(map(str, result.greedy_match))
         lines.append(
-            f"greedy tokens before the first that differs from PyTorch, by prompt: {match} of {result.greedy_tokens}"
+            f"greedy tokens before the first difference from PyTorch, by prompt: {match} of {result.greedy_tokens}"
         )
     if result.sparsity is not None:
         layers = " ".join(_by_layer(result.sparsity))
@@ -50,7 +50,7 @@ def as_text(result: Validation) -> str:
         f"FAILED: {len(failed)} of {len(result.checks)} checks" if failed else f"passed: {len(result.checks)} checks"
     )
     lines.append(
-        f"{verdict}; bound {result.max_abs_diff:.3g} on logits; top-1 and greedy tokens must agree, except ties"
+        f"{verdict}; bound {result.max_abs_diff:.3g} on logits; top-1 and greedy tokens must agree, except for ties"
     )
     return "\n".join(lines)
 
@@ -81,7 +81,7 @@ def as_markdown(result: Validation) -> str:
         match = ", ".join(map(str, result.greedy_match))
         lines += [
             "",
-            f"Greedy tokens before the first that differs from PyTorch, by prompt: {match} of {result.greedy_tokens}",
+            f"Greedy tokens before the first difference from PyTorch, by prompt: {match} of {result.greedy_tokens}",
         ]
     if result.sparsity is not None:
         layers = ", ".join(_by_layer(result.sparsity))

@@ -8,7 +8,7 @@ from prosparse_export.analysis.roofline import Ffn, bits_per_weight, predict
 
 
 def test_llama_2_7b_in_i4() -> None:
-    """Known figures: an FFN reads 76 MB dense and 31 MB at 89%, has 65.5% of the weights, and gains at most x1.64."""
+    """Known figures: an FFN reads 76 MB dense and 31 MB at 89%, has 65.5% of the weights, and gains at most 1.64x."""
     ffn = Ffn(4096, 11008, gated=True, weights="i4", skipped=0.89)
     assert ffn.dense_bytes == 3 * 4096 * 11008 * 18 / 32
     assert ffn.sparse_bytes == pytest.approx(ffn.dense_bytes * 1.22 / 3)
