@@ -14,7 +14,7 @@ DIVISION = 2.0**-17  # float32's quotient of at most 128 is off by 128 * 2^-24
 
 
 def matrix(rows: int = 130, cols: int = 70, seed: int = 0) -> np.ndarray:
-    """More rows than are rounded at a time, a last group of 6 columns, magnitudes from 0.1 to 1000: normal float16 scales."""
+    """More rows than are rounded at a time, a last group of 6 columns, and no subnormal float16 scales."""
     rng = np.random.default_rng(seed)
     return (rng.standard_normal((rows, cols)) * 10 ** rng.uniform(-1, 3, (rows, 1))).astype(np.float32)
 
