@@ -23,7 +23,13 @@ Examples:
 """
 
 
-@click.command("bench", cls=ProSparseCommand, context_settings=CONTEXT, epilog=_EXAMPLES)
+@click.command(
+    "bench",
+    cls=ProSparseCommand,
+    context_settings=CONTEXT,
+    epilog=_EXAMPLES,
+    short_help="Time decode and prefill, sparse against dense.",
+)
 @click.argument("onnx_file", type=click.Path(path_type=Path))
 @click.option("--threads", type=click.IntRange(min=1), help="Intra-op threads.  [default: one per core]")
 @click.option("--context", type=click.IntRange(min=1), default=128, show_default=True, help="Tokens in the cache.")

@@ -26,7 +26,13 @@ Examples:
 """
 
 
-@click.command("calibrate", cls=ProSparseCommand, context_settings=CONTEXT, epilog=_EXAMPLES)
+@click.command(
+    "calibrate",
+    cls=ProSparseCommand,
+    context_settings=CONTEXT,
+    epilog=_EXAMPLES,
+    short_help="Find the FATReLU threshold within a perplexity budget.",
+)
 @click.argument("model_dir", type=click.Path(path_type=Path))
 @click.argument("out_dir", type=click.Path(path_type=Path), required=False)
 @click.option(

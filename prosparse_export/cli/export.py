@@ -30,7 +30,13 @@ Examples:
 """
 
 
-@click.command("export", cls=ProSparseCommand, context_settings=CONTEXT, epilog=_EXAMPLES)
+@click.command(
+    "export",
+    cls=ProSparseCommand,
+    context_settings=CONTEXT,
+    epilog=_EXAMPLES,
+    short_help="Export a model folder to ONNX.",
+)
 @click.argument("model_dir", type=click.Path(path_type=Path))
 @click.argument("output", type=click.Path(path_type=Path))
 @click.option("--overwrite", is_flag=True, help="Replace existing files.")

@@ -21,7 +21,13 @@ Examples:
 """
 
 
-@click.command("generate", cls=ProSparseCommand, context_settings=CONTEXT, epilog=_EXAMPLES)
+@click.command(
+    "generate",
+    cls=ProSparseCommand,
+    context_settings=CONTEXT,
+    epilog=_EXAMPLES,
+    short_help="Generate text with an exported model.",
+)
 @click.argument("onnx_file", type=click.Path(path_type=Path))
 @click.argument("prompt")
 @click.option(

@@ -42,7 +42,13 @@ Examples:
 """
 
 
-@click.command("info", cls=ProSparseCommand, context_settings=CONTEXT, epilog=_EXAMPLES)
+@click.command(
+    "info",
+    cls=ProSparseCommand,
+    context_settings=CONTEXT,
+    epilog=_EXAMPLES,
+    short_help="Show versions, instruction sets, and an artifact.",
+)
 @click.argument("onnx_file", required=False, type=click.Path(path_type=Path))
 @click.option("--verify", is_flag=True, help="Compare the SHA-256 of graph and weights with the manifest.")
 @click.option("--json", "as_json", is_flag=True, help="Print JSON to stdout.")

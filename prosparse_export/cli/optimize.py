@@ -26,7 +26,13 @@ Examples:
 """
 
 
-@click.command("optimize", cls=ProSparseCommand, context_settings=CONTEXT, epilog=_EXAMPLES)
+@click.command(
+    "optimize",
+    cls=ProSparseCommand,
+    context_settings=CONTEXT,
+    epilog=_EXAMPLES,
+    short_help="Rewrite the ReLU FFNs of any ONNX file.",
+)
 @click.argument("source", metavar="IN.onnx", type=click.Path(path_type=Path))
 @click.argument("output", metavar="OUT.onnx", type=click.Path(path_type=Path))
 @click.option("--overwrite", is_flag=True, help="Replace existing files.")

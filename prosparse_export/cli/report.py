@@ -23,7 +23,13 @@ Examples:
 """
 
 
-@click.command("report", cls=ProSparseCommand, context_settings=CONTEXT, epilog=_EXAMPLES)
+@click.command(
+    "report",
+    cls=ProSparseCommand,
+    context_settings=CONTEXT,
+    epilog=_EXAMPLES,
+    short_help="Write an HTML report on activation sparsity.",
+)
 @click.argument("onnx_file", type=click.Path(path_type=Path))
 @click.option("-o", "--output", type=click.Path(path_type=Path), help="HTML page.  [default: next to ONNX_FILE]")
 @click.option(

@@ -44,7 +44,13 @@ class _Stage(click.ParamType):  # type: ignore[type-arg]
         self.fail(f"{value!r}: expected LAMBDA:LAST_STEP, for example 1e-3:500", param, ctx)
 
 
-@click.command("sparsify", cls=ProSparseCommand, context_settings=CONTEXT, epilog=_EXAMPLES)
+@click.command(
+    "sparsify",
+    cls=ProSparseCommand,
+    context_settings=CONTEXT,
+    epilog=_EXAMPLES,
+    short_help="Train a model for activation sparsity.",
+)
 @click.argument("model_dir", type=click.Path(path_type=Path))
 @click.argument("out_dir", type=click.Path(path_type=Path))
 @click.option(
@@ -60,7 +66,7 @@ class _Stage(click.ParamType):  # type: ignore[type-arg]
     multiple=True,
     help="Text to evaluate on.  [default: hold out one document in 50 of --text]",
 )
-@click.option("--text-column", default="text", show_default=True, help="Column of .jsonl and .parquet.")
+@click.option("--text-column", default="text", show_default=True, help="Text column of .jsonl and .parquet.")
 @click.option("--recipe", "recipe_name", default="demo", show_default=True, help="Recipe name or TOML file.")
 @click.option(
     "--list-recipes",

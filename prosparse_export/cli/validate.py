@@ -33,7 +33,13 @@ Options override limits from a TOML file; docs/guides/validate.md has an example
 """
 
 
-@click.command("validate", cls=ProSparseCommand, context_settings=CONTEXT, epilog=_EXAMPLES)
+@click.command(
+    "validate",
+    cls=ProSparseCommand,
+    context_settings=CONTEXT,
+    epilog=_EXAMPLES,
+    short_help="Compare an exported model with PyTorch.",
+)
 @click.argument("model_dir", type=click.Path(path_type=Path))
 @click.argument("onnx_file", type=click.Path(path_type=Path))
 @click.option(
