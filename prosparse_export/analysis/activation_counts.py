@@ -144,7 +144,7 @@ def measure_activity(
     if manifest is not None and manifest.encoder is not None:
         raise ProSparseError(
             f"model: {path}: expected a decoder-only model, got an encoder-decoder",
-            hint="`prosparse generate` runs it",
+            hint="run it with `prosparse generate`",
         )
     session = edited_session(path, _add_counts, library=library, threads=threads, has_bodies=True)
     names = [f"prosparse.{kind}.{i}" for i in range(len(nodes)) for kind in _COUNTS]

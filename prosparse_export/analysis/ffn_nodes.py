@@ -58,7 +58,7 @@ def read_graph(path: Path) -> onnx.ModelProto:
         raise missing_model(path) from error
     except OSError as error:
         raise ProSparseError(
-            f"model: {path}: cannot be read: {error.strerror}", hint="choose a file that you may read"
+            f"model: {path}: cannot be read: {error.strerror}", hint="check the file's permissions"
         ) from error
     except Exception as error:  # protobuf's DecodeError is in no stable place
         raise ProSparseError(

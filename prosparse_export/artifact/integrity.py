@@ -30,7 +30,7 @@ def missing_model(path: Path) -> ProSparseError:
         )
     found = sorted(path.glob("*.onnx"))
     if found:
-        hint = f"name the file in it: {found[0]}"
+        hint = f"pass the file in it: {found[0]}"
     elif (path / "config.json").is_file():
         hint = f"this is a model folder; export it first: prosparse-export {path} OUT.onnx"
     else:

@@ -20,7 +20,7 @@ def check_outputs(paths: Iterable[Path | None], *, overwrite: bool) -> None:
         if path is None:
             continue
         if path.is_dir():
-            raise ProSparseError(f"output: {path}: expected a file name, got a folder", hint="name a file in it")
+            raise ProSparseError(f"output: {path}: expected a file name, got a folder", hint="add a file name")
         if path.exists() and not overwrite:
             raise ProSparseError(f"output: {path}: already exists", hint="choose another name or pass --overwrite")
         if not path.parent.is_dir():

@@ -176,7 +176,7 @@ def _kept(axes: Axes, report: Report) -> None:
     axes.plot(place, chance, "s--", color=_COLORS[1], label="if tokens were independent", ms=4, mfc="white")
     axes.set_ylim(bottom=0)
     axes.set_xlabel("layer")
-    axes.set_ylabel("also active for the previous token, %")
+    axes.set_ylabel("active for the previous token, %")
     _legend(axes, ncols=2)
     if len(place) <= 12:
         axes.set_xticks(place)

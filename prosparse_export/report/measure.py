@@ -101,7 +101,7 @@ def _tokenize(path: Path, texts: Sequence[tuple[str, str]], max_tokens: int) -> 
     for name, text in texts:
         ids = np.asarray(tokenizer.encode(text[: share * 24]).ids[:share], np.int64)
         if len(ids) < 16:
-            raise ProSparseError(f"text: {name}: expected at least 16 tokens, got {len(ids)}", hint="give more text")
+            raise ProSparseError(f"text: {name}: expected at least 16 tokens, got {len(ids)}", hint="pass more text")
         result.append(ids)
     return result
 

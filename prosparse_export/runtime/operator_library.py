@@ -94,7 +94,7 @@ def library_info() -> LibraryInfo:
     except (OSError, AttributeError) as error:
         raise ProSparseError(
             f"operator library: {path}: cannot be loaded: {error}",
-            hint="it is built for another system or version: run `pip install .` in the project's folder",
+            hint="it was built for another system or version: run `pip install .` in the project's folder",
         ) from error
     function.restype = ctypes.c_char_p
     values = json.loads(function().decode())

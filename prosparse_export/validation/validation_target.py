@@ -109,7 +109,7 @@ def open_target(folder: Path, path: Path, *, trust: bool = False) -> ValidationT
     if all(value.name != "logits" for value in graph.graph.output):
         raise ProSparseError(
             f"artifact: {path}: expected a decoder with logits, got an encoder",
-            hint="the export compared its hidden states with PyTorch",
+            hint="encoders need no validation: the export compares their hidden states with PyTorch",
         )
     if manifest.encoder is not None:
         raise ProSparseError(

@@ -59,7 +59,7 @@ def artifact(demo_artifact: Path, tmp_path: Path) -> Path:
 def test_folder_in_place_of_the_model(command: str, demo_folder: Path, artifact: Path, tmp_path: Path) -> None:
     more = ["x"] if command == "generate" else []
     assert_error(run(command, demo_folder, *more), "got a folder", f"prosparse-export {demo_folder} OUT.onnx")
-    assert_error(run(command, artifact.parent, *more), "got a folder", f"name the file in it: {artifact}")
+    assert_error(run(command, artifact.parent, *more), "got a folder", f"pass the file in it: {artifact}")
     assert_error(run(command, tmp_path, *more), "got a folder", "check the path")
     assert_error(run(command, tmp_path / "none.onnx", *more), "no such file", "prosparse-export MODEL_DIR")
 
@@ -79,7 +79,7 @@ def test_outputs_of_bench(artifact: Path, tmp_path: Path) -> None:
     (tmp_path / "taken.png").write_text("mine")
     assert_error(run("bench", artifact, "--plot", tmp_path / "no" / "x.png"), "its folder does not exist", "mkdir -p")
     assert_error(run("bench", artifact, "--plot", tmp_path / "taken.png"), "already exists", "--overwrite")
-    assert_error(run("bench", artifact, "--plot", tmp_path), "got a folder", "name a file in it")
+    assert_error(run("bench", artifact, "--plot", tmp_path), "got a folder", "add a file name")
     assert_error(run("bench", artifact, "--plot", tmp_path / "x.txt"), "expected a file name ending in .png", "x.png")
     assert (tmp_path / "taken.png").read_text() == "mine"
     assert time.monotonic() - began < 10  # before anything was timed

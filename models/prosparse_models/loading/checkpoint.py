@@ -203,7 +203,7 @@ def _set_thresholds(model: PreTrainedModel, config: ModelConfig, folder: Path, w
         set_thresholds(ffns, config.thresholds or [config.threshold] * len(ffns))
     except (ValueError, TrainingError) as error:
         raise CheckpointError(
-            f"model folder: {folder}: fatrelu: {_one_line(error)}", hint="give one threshold, or one per layer"
+            f"model folder: {folder}: fatrelu: {_one_line(error)}", hint="pass one threshold, or one per layer"
         ) from error
 
 

@@ -36,7 +36,7 @@ def find_model_folder(
     if not _HUB_ID.fullmatch(name):
         raise CheckpointError(
             f"model folder: {model}: no such folder, and not a name on the Hugging Face Hub (ORG/NAME)",
-            hint="give the folder that contains config.json and the *.safetensors files",
+            hint="pass the folder that contains config.json and the *.safetensors files",
         )
     from huggingface_hub import snapshot_download
 

@@ -100,12 +100,12 @@ def _read_values(folder: Path, path: Path) -> dict[str, Any]:
         problem = "expected a folder, got a file" if folder.exists() else "no such folder"
         raise CheckpointError(
             f"model folder: {folder}: {problem}",
-            hint="give the folder that contains config.json and the *.safetensors files",
+            hint="pass the folder that contains config.json and the *.safetensors files",
         )
     if not path.is_file():
         raise CheckpointError(
             f"model folder: {folder}: no config.json found",
-            hint="give a folder written by save_pretrained; it contains config.json and *.safetensors",
+            hint="pass a folder written by save_pretrained; it contains config.json and *.safetensors",
         )
     try:
         values = json.loads(path.read_text(encoding="utf-8"))

@@ -116,7 +116,7 @@ class TextSource:
                 part = part.select_columns([column])
                 parts.append(part if column == "text" else part.rename_column(column, "text"))
         if not parts:
-            raise TrainingError(f"text: {self.files[0]}: expected text, got empty files", hint="give other files")
+            raise TrainingError(f"text: {self.files[0]}: expected text, got empty files", hint="pass other files")
         return parts[0] if len(parts) == 1 else datasets.concatenate_datasets(parts)
 
     def _wants(self, text: str) -> bool:
