@@ -1,0 +1,98 @@
+"""Finding, querying and registering the operator library."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from pathlib import Path
+from types import SimpleNamespace
+
+import onnxruntime
+import pytest
+
+from prosparse_export.errors import ProSparseError
+from prosparse_export.runtime import operator_library
+from prosparse_export.runtime.operator_library import (
+    check_library,
+    disabled_optimizers,
+    library_info,
+    library_path,
+    register,
+)
+
+
+def test_the_environment_variable_names_the_library(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    file = tmp_path / "other.so"
+    monkeypatch.setenv("PROSPARSE_OPS_LIBRARY", str(file))
+    with pytest.raises(ProSparseError, match=r"PROSPARSE_OPS_LIBRARY: .*other\.so: no such file"):
+        library_path()
+    file.write_bytes(b"no library")
+    assert library_path() == file
+    with pytest.raises(ProSparseError, match=r"operator library: .*other\.so: cannot be loaded: "):
+        library_info()
+    with pytest.raises(ProSparseError, match=r"operator library: .*other\.so: ") as caught:
+        register(onnxruntime.SessionOptions())
+    assert caught.value.hint == "`prosparse info` shows the library and the versions"
+
+
+def test_a_tree_that_was_not_built(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.delenv("PROSPARSE_OPS_LIBRARY", raising=False)
+    monkeypatch.setattr(operator_library, "__file__", str(tmp_path / "runtime" / "operator_library.py"))
+    monkeypatch.setattr(
+        operator_library, "distribution", lambda _: SimpleNamespace(locate_file=lambda name: tmp_path / "site" / name)
+    )
+    with pytest.raises(ProSparseError, match=r"operator library: .*site/.*_ops: no libprosparse_ops\.so"):
+        library_path()
+    for folder in (tmp_path / "site" / "prosparse_export" / "_ops", tmp_path / "_ops"):  # the second is preferred
+        folder.mkdir(parents=True)
+        (folder / "libprosparse_ops.so").touch()
+        assert library_path() == folder / "libprosparse_ops.so"
+
+
+def test_the_variant_in_use_is_supported() -> None:
+    info = library_info()
+    assert info.version
+    assert set(info.isa_supported) <= set(info.isa_compiled)
+    assert "scalar" in info.isa_supported
+    assert info.isa_used in (*info.isa_supported, None)
+    assert (info.isa_used is None) == (info.error is not None)
+
+
+def test_a_variant_that_cannot_run(monkeypatch: pytest.MonkeyPatch) -> None:
+    info = replace(library_info(), isa_used="scalar", error=None)
+    monkeypatch.setattr(operator_library, "library_info", lambda: info)
+    check_library()
+    bad = replace(info, isa_used=None, error="PROSPARSE_ISA=x cannot run here")
+    monkeypatch.setattr(operator_library, "library_info", lambda: bad)
+    with pytest.raises(ProSparseError, match="PROSPARSE_ISA=x cannot run here") as caught:
+        check_library()
+    assert "unset PROSPARSE_ISA" in str(caught.value.hint)
+
+
+def test_registering_twice_has_no_effect() -> None:
+    options = onnxruntime.SessionOptions()
+    register(options)
+    register(options)
+    with pytest.raises(Exception, match="Domain already set"):  # what it avoids
+        options.register_custom_ops_library(str(library_path()))
+
+
+def manifest(ffns: str, linears: str) -> SimpleNamespace:
+    return SimpleNamespace(weight_format=ffns, linears=SimpleNamespace(weight_format=linears))
+
+
+def test_large_narrow_weights_are_not_folded(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(operator_library, "FOLDED_BYTES", 3)
+    path, data = tmp_path / "m.onnx", tmp_path / "m.onnx.data"
+
+    def disabled(ffns: str = "i4", linears: str = "i8", *, library: bool = False) -> list[str]:
+        return disabled_optimizers(path, manifest(ffns, linears), library=library)  # type: ignore[arg-type]
+
+    assert disabled() == []  # no data file
+    data.write_bytes(b"123")
+    assert disabled() == []
+    data.write_bytes(b"1234")
+    assert disabled() == ["ConstantFolding"]
+    assert disabled("f32", "i8") == ["ConstantFolding"]
+    assert disabled("f32", "f32") == []
+    assert disabled(library=True) == []
+    assert disabled_optimizers(path, None, library=False) == ["ConstantFolding"]
