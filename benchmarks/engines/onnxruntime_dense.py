@@ -15,7 +15,7 @@ import onnx
 from onnx import TensorProto, helper
 
 from graph_passes import dequantize, format_of, is_quantized, quantize
-from graph_passes.custom_ops import format_in
+from graph_passes.custom_ops import DOMAIN, format_in
 from prosparse_export.analysis.ffn_nodes import initializer, read_graph
 
 _GROUP = 32
@@ -113,7 +113,7 @@ def write_dense(source: Path, folder: Path) -> Path:
     data = _Data(folder / "model.onnx.data")
     dense = _DenseGraph(model, source, data)
     for node in model.graph.node:
-        if node.domain != "com.prosparse":
+        if node.domain != DOMAIN:
             dense.nodes.append(node)
         elif node.op_type.startswith("Linear"):
             dense.matmul(node.input[0], node.name, node.input[1], node.op_type, node.output[0])
