@@ -57,7 +57,7 @@ def _figure_faults(figure: dict[str, Any]) -> Iterator[str]:
     if not figure["visible"] or _area(box) < 1e4:
         yield f"expected to be visible, got visible {figure['visible']}, box {box}"
     if not texts:
-        yield "expected text, got none"
+        yield "a chart without text"
     for text in texts:
         name, inside = text["text"], text["box"]
         if text["size"] < SMALLEST_TEXT:
