@@ -61,8 +61,8 @@ def test_a_truncated_file(tmp_path: Path) -> None:
 def test_the_type_of_most_matrix_elements(tmp_path: Path) -> None:
     one = write(tmp_path / "a.safetensors", w=torch.ones(4, 4, dtype=torch.bfloat16), n=torch.ones(99))
     assert stored_dtype((one,)) == "bfloat16"
-    two = write(tmp_path / "b.safetensors", w=torch.ones(3, 5), v=torch.ones(1, 2))
-    assert stored_dtype((one, two)) == "float32"  # 17 elements, and 16
+    two = write(tmp_path / "b.safetensors", w=torch.ones(3, 6))
+    assert stored_dtype((one, two)) == "float32"  # 18 elements, and 16
     assert stored_dtype((write(tmp_path / "c.safetensors", n=torch.ones(4)),)) == ""
     assert stored_dtype((one, tmp_path / "pytorch_model.bin")) == ""
     assert stored_dtype(()) == ""
