@@ -1,4 +1,4 @@
-"""The packages of the extra [train], which training and calibration need."""
+"""Packages of the optional extras [train] and [eval]."""
 
 from __future__ import annotations
 
@@ -8,8 +8,10 @@ from prosparse_export.errors import ProSparseError
 
 __all__ = ["require_packages"]
 
+_USES = {"train": "training", "eval": "evaluation"}
 
-def require_packages(*names: str) -> None:
+
+def require_packages(*names: str, extra: str = "train") -> None:
     """Check that packages are installed, without importing them.
 
     Raises:
@@ -18,6 +20,6 @@ def require_packages(*names: str) -> None:
     missing = [name for name in names if find_spec(name) is None]
     if missing:
         raise ProSparseError(
-            f"training: required packages are not installed: {', '.join(missing)}",
-            hint="pip install 'prosparse-export[train]'",
+            f"{_USES[extra]}: required packages are not installed: {', '.join(missing)}",
+            hint=f"pip install '.[{extra}]'",
         )

@@ -12,7 +12,7 @@ import onnx_ir as ir
 
 from graph_passes import FfnFormat, FfnOutcome, optimize_pipeline
 from graph_passes.custom_ops import DOMAIN, format_in, names
-from prosparse_export.artifact.integrity import sha256_file
+from prosparse_export.artifact.integrity import missing_model, sha256_file
 from prosparse_export.artifact.manifest import FfnRecord, FileRecord, Manifest, OnnxFileSource, write_manifest
 from prosparse_export.artifact.measured_records import OutputCheck
 from prosparse_export.artifact.writer import Sidecars, artifact_folder, write_artifact
@@ -89,6 +89,7 @@ def optimize_file(
     """
     options = options or OptimizeOptions()
     source, output = Path(source), Path(output)
+    _check_paths(source, output)
     if options.copies_library:
         check_library()
     with artifact_folder(output, overwrite=options.overwrite) as staging:
@@ -119,6 +120,17 @@ def optimize_file(
         write_manifest(staging, manifest)
         progress("publish", 0, 0)
     return OptimizeResult(output, rewritten, not_rewritten, len(already), tuple(sorted(set(already))), manifest)
+
+
+def _check_paths(source: Path, output: Path) -> None:
+    if source.is_dir():
+        raise missing_model(source)
+    if not source.is_file():
+        raise ProSparseError(f"model: {source}: no such file", hint="check the path")
+    if output.exists() and source.samefile(output):
+        raise ProSparseError(
+            f"output: {output}: expected a new file, got the input file", hint="choose another output file"
+        )
 
 
 def _formats_already(source: Path, model: ir.Model) -> list[str]:

@@ -1,0 +1,19 @@
+"""prosparse-lm-eval without the extra [eval]."""
+
+from __future__ import annotations
+
+import pytest
+
+from prosparse_export.cli import lm_eval, training
+
+
+def test_missing_extra(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
+    monkeypatch.setattr(training, "find_spec", lambda name: None)
+    with pytest.raises(SystemExit) as caught:
+        lm_eval.main()
+    assert caught.value.code == 1
+    lines = capsys.readouterr().err.splitlines()
+    assert lines == [
+        "error: evaluation: required packages are not installed: lm_eval",
+        "hint: pip install '.[eval]'",
+    ]
