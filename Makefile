@@ -2,7 +2,7 @@
 PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
-DEMO := out/demo.onnx
+DEMO := out/demo/demo.onnx
 SOURCES := $(shell find native prosparse_export graph_passes models/prosparse_models -name '*.py' -o -name '*.cc' -o -name '*.h' -o -name '*.inc' -o -name 'CMakeLists.txt')
 
 .PHONY: demo test check docs clean
@@ -10,7 +10,7 @@ SOURCES := $(shell find native prosparse_export graph_passes models/prosparse_mo
 demo: $(DEMO)
 	$(BIN)/prosparse validate models/demo $(DEMO)
 	$(BIN)/prosparse generate $(DEMO) "The city of Paris is"
-	@echo "artifact: $(DEMO), with everything that it needs in out/"
+	@echo "artifact: $(DEMO), with everything that it needs in $(dir $(DEMO))"
 
 test: $(VENV)/installed-dev
 	OMP_NUM_THREADS=1 $(BIN)/pytest -n 2 --dist loadfile  # two at a time, each with one thread of torch

@@ -2,8 +2,8 @@
 
 What does `prosparse optimize` gain on a third-party file?
 
-    prosparse optimize int4/model.onnx out/model.onnx --weights i4i8
-    python benchmarks/compare_artifacts.py int4/model.onnx out/model.onnx
+    prosparse optimize int4/model.onnx out/i4i8/model.onnx --weights i4i8
+    python benchmarks/compare_artifacts.py int4/model.onnx out/i4i8/model.onnx
 
 What does one MatMul for q_proj, k_proj and v_proj gain? A is written first, with three:
 

@@ -2,7 +2,7 @@
 
     import prosparse_export
 
-    model = prosparse_export.load("out/demo.onnx")
+    model = prosparse_export.load("out/demo/demo.onnx")
     print(model.generate("The city of Paris is", max_new_tokens=32))
 
 Names are imported when they are first used: ``import prosparse_export`` brings in neither torch nor

@@ -17,7 +17,7 @@ __all__ = ["bench_command"]
 _PLOTS = (".png", ".svg", ".pdf")
 _EXAMPLES = """
 Examples:
-  prosparse bench out/demo.onnx
+  prosparse bench out/demo/demo.onnx
   prosparse bench out/7b/m.onnx --threads 2 --prefill 128 --prefill 512 --rounds 15
   prosparse bench out/7b/m.onnx --no-dense --json --plot chart.png > numbers.json
 """

@@ -21,10 +21,10 @@ __all__ = ["export_command"]
 
 _EXAMPLES = """
 Examples:
-  prosparse-export models/demo out/demo.onnx
+  prosparse-export models/demo out/demo/demo.onnx
   prosparse-export prosparse-llama-2-7b out/7b/m.onnx --weights i4 -v
-  prosparse-export models/demo out/demo.onnx --profile-text mytext.txt   # predict the speedup
-  prosparse-export models/demo out/demo.onnx --attention unfused --overwrite
+  prosparse-export models/demo out/profiled/demo.onnx --profile-text mytext.txt   # predict the speedup
+  prosparse-export models/demo out/unfused/demo.onnx --attention unfused
   prosparse-export MiniCPM-S-1B-sft-llama-format out/1b/m.onnx --threshold 0.03
   prosparse-export SmolLM2-135M out/lossy/m.onnx --approximate silu --keep 0.5 --profile-text text.txt   # LOSSY
 """

@@ -14,10 +14,10 @@ __all__ = ["generate_command"]
 
 _EXAMPLES = """
 Examples:
-  prosparse generate out/demo.onnx "The city of Paris is"
-  prosparse generate out/demo.onnx "In 1905," -n 100 --temperature 0.7 --top-p 0.9 --seed 1
-  prosparse generate out/demo.onnx "In 1905," --stop "." --stop ";"
-  prosparse generate out/demo.onnx "In 1905," --no-library    # stock onnxruntime, without the sparse kernels
+  prosparse generate out/demo/demo.onnx "The city of Paris is"
+  prosparse generate out/demo/demo.onnx "In 1905," -n 100 --temperature 0.7 --top-p 0.9 --seed 1
+  prosparse generate out/demo/demo.onnx "In 1905," --stop "." --stop ";"
+  prosparse generate out/demo/demo.onnx "In 1905," --no-library    # stock onnxruntime, without the sparse kernels
 """
 
 

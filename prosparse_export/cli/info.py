@@ -37,8 +37,8 @@ _EXAMPLES = """
 Examples:
   prosparse info
   PROSPARSE_ISA=avx2 prosparse info --json
-  prosparse info out/demo.onnx                # manifest and validation result
-  prosparse info out/demo.onnx --verify       # after a copy: compare SHA-256
+  prosparse info out/demo/demo.onnx                # manifest and validation result
+  prosparse info out/demo/demo.onnx --verify       # after a copy: compare SHA-256
 """
 
 

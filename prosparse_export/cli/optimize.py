@@ -19,10 +19,10 @@ __all__ = ["optimize_command"]
 
 _EXAMPLES = """
 Examples:
-  prosparse optimize model.onnx out/model.onnx
-  prosparse optimize model.onnx out/model.onnx --allow-dense           # list why no FFN can be rewritten
-  prosparse optimize int4/model.onnx out/model.onnx --weights i4i8     # keep MatMulNBits' 4-bit values
-  prosparse optimize model.onnx out/decomposed/model.onnx --decomposed # for OpenVINO and others
+  prosparse optimize model.onnx out/optimized/model.onnx
+  prosparse optimize model.onnx out/optimized/model.onnx --allow-dense    # list why no FFN can be rewritten
+  prosparse optimize int4/model.onnx out/i4i8/model.onnx --weights i4i8   # keep MatMulNBits' 4-bit values
+  prosparse optimize model.onnx out/decomposed/model.onnx --decomposed    # for OpenVINO and others
 """
 
 

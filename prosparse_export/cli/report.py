@@ -16,9 +16,9 @@ __all__ = ["report_command"]
 
 _EXAMPLES = """
 Examples:
-  prosparse report out/demo.onnx                                # writes out/demo.report.html
-  prosparse report out/demo.onnx -o page.html --png charts/
-  prosparse report out/demo.onnx --json > numbers.json
+  prosparse report out/demo/demo.onnx                           # writes out/demo/demo.report.html
+  prosparse report out/demo/demo.onnx -o page.html --png charts/
+  prosparse report out/demo/demo.onnx --json > numbers.json
   prosparse report out/7b/m.onnx --text code.txt --text prose.txt --max-tokens 20000
 """
 

@@ -21,13 +21,13 @@ __all__ = ["validate_command"]
 
 _EXAMPLES = """
 Examples:
-  prosparse validate models/demo out/demo.onnx
-  prosparse validate MODEL_DIR out/7b.onnx --text mine.txt --text other.txt --max-tokens 100000
-  prosparse validate models/demo out/demo.onnx --max-ppl-increase 0.5% --min-top1 99.5% --min-sparsity 80%
-  prosparse validate models/demo out/demo.onnx --limits limits.toml --junit report.xml --markdown summary.md
-  prosparse validate models/demo out/demo.onnx --json > report.json   # exit code 1 if a check fails
-  prosparse validate MODEL_DIR out/7b.onnx --save-reference 7b.ref    # once, on a machine with enough memory
-  prosparse validate MODEL_DIR out/7b-i4.onnx --reference 7b.ref      # then without running PyTorch
+  prosparse validate models/demo out/demo/demo.onnx
+  prosparse validate MODEL_DIR out/7b/m.onnx --text mine.txt --text other.txt --max-tokens 100000
+  prosparse validate models/demo out/demo/demo.onnx --max-ppl-increase 0.5% --min-top1 99.5% --min-sparsity 80%
+  prosparse validate models/demo out/demo/demo.onnx --limits limits.toml --junit report.xml --markdown summary.md
+  prosparse validate models/demo out/demo/demo.onnx --json > report.json   # exit code 1 if a check fails
+  prosparse validate MODEL_DIR out/7b/m.onnx --save-reference 7b.ref   # once, on a machine with enough memory
+  prosparse validate MODEL_DIR out/7b-i4/m.onnx --reference 7b.ref     # then without running PyTorch
 
 Options override limits from a TOML file; docs/guides/validate.md has an example.
 """
