@@ -9,7 +9,7 @@ from prosparse_export.artifact.manifest import read_manifest
 from prosparse_export.errors import ProSparseError
 from prosparse_export.progress import ProgressCallback, no_progress
 
-__all__ = ["check_files", "missing_model", "sha256_file"]
+__all__ = ["check_files", "check_model_path", "missing_model", "sha256_file"]
 
 
 def sha256_file(path: Path) -> str:
@@ -36,6 +36,25 @@ def missing_model(path: Path) -> ProSparseError:
     else:
         hint = "check the path"
     return ProSparseError(f"model: {path}: expected an .onnx file, got a folder", hint=hint)
+
+
+def check_model_path(path: Path) -> None:
+    """Check that ``path`` is a file whose name ends in .onnx.
+
+    Raises:
+        ProSparseError: it is not.
+    """
+    if not path.is_file():
+        raise missing_model(path)
+    if path.suffix == ".onnx":
+        return
+    graph = path.with_suffix("")
+    if path.suffix == ".data" and graph.suffix == ".onnx":
+        raise ProSparseError(f"model: {path}: expected an .onnx file, got its weights", hint=f"pass the graph: {graph}")
+    raise ProSparseError(
+        f"model: {path}: not an ONNX file: expected a name ending in .onnx",
+        hint="pass an .onnx file from prosparse-export",
+    )
 
 
 def check_files(path: Path, *, verify: bool = False, progress: ProgressCallback = no_progress) -> int:

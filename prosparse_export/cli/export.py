@@ -12,6 +12,7 @@ from prosparse_export.cli.command import CONTEXT, ProSparseCommand
 from prosparse_export.cli.describe import describe_approximation, describe_speedup
 from prosparse_export.cli.display import stages
 from prosparse_export.cli.format_choice import FormatChoice
+from prosparse_export.errors import ProSparseError
 
 if TYPE_CHECKING:
     from graph_passes import FfnFormat, Format
@@ -128,6 +129,11 @@ def export_command(
         raise click.UsageError("--keep requires --approximate")
     if approximate is not None and (activation is not None or threshold is not None):
         raise click.UsageError("--approximate cannot be combined with --activation or --threshold")
+    if model_dir.suffix == ".onnx" and not model_dir.is_dir():
+        raise ProSparseError(
+            f"model folder: {model_dir}: expected a folder, got an .onnx file",
+            hint="pass the model folder first, then the .onnx file",
+        )
     with stages(quiet=quiet) as progress:
         progress("start", 0, 0)
         from prosparse_export.export import Approximation, ExportOptions, export_model  # torch takes seconds to import

@@ -9,6 +9,7 @@ from pathlib import Path
 import click
 
 from prosparse_export.cli.command import CONTEXT, ProSparseCommand
+from prosparse_export.errors import ProSparseError
 
 __all__ = ["generate_command"]
 
@@ -75,6 +76,11 @@ def generate_command(
 
     For an encoder-decoder, PROMPT is the source text, and only the output is printed.
     """
+    if prompt.endswith(".onnx") and onnx_file.suffix != ".onnx" and Path(prompt).is_file():
+        raise ProSparseError(
+            f"model: {prompt}: expected the .onnx file before the prompt, got it after",
+            hint="pass the .onnx file first, then the prompt",
+        )
     from prosparse_export.runtime.encoder_decoder import EncoderDecoder, encoder_path
     from prosparse_export.runtime.model import SparseModel
     from prosparse_export.runtime.sampling import Sampling

@@ -60,11 +60,14 @@ def info_command(onnx_file: Path | None, verify: bool, as_json: bool) -> None:
     if verify and onnx_file is None:
         raise click.UsageError("--verify requires ONNX_FILE")
     if onnx_file is not None:
+        from prosparse_export.artifact.integrity import check_model_path
+
+        check_model_path(onnx_file)
         if verify:
             _verify(onnx_file)
         _show_artifact(onnx_file, as_json=as_json, verify=verify)
         return
-    from prosparse_export.runtime.operator_library import library_info
+    from prosparse_export.runtime.operator_library import ISA_HINT, library_info
 
     library = library_info()
     values: dict[str, object] = {
@@ -83,14 +86,13 @@ def info_command(onnx_file: Path | None, verify: bool, as_json: bool) -> None:
     click.echo(f"ISA in the library: {', '.join(library.isa_compiled)}")
     click.echo(f"ISA of this machine: {', '.join(library.isa_supported)}")
     click.echo(f"ISA used: {library.isa_used or f'none: {library.error}'}")
+    if library.isa_used is None:
+        click.echo(f"hint: {ISA_HINT}", err=True)
 
 
 def _show_artifact(path: Path, *, as_json: bool, verify: bool) -> None:
-    from prosparse_export.artifact.integrity import missing_model
     from prosparse_export.artifact.manifest import require_manifest
 
-    if not path.is_file():
-        raise missing_model(path)
     manifest = require_manifest(path)
     current = manifest.validation is not None and _is_current(path, manifest.validation.artifact, verify=verify)
     if as_json:
@@ -99,7 +101,9 @@ def _show_artifact(path: Path, *, as_json: bool, verify: bool) -> None:
             values["validation"]["current"] = current
         click.echo(json.dumps(values, indent=2))
         return
-    for line in (*_manifest_lines(path, manifest), *_validation_lines(path, manifest.validation, current=current)):
+    exported = manifest.source.kind != "onnx_file"
+    validation = _validation_lines(path, manifest.validation, current=current, exported=exported)
+    for line in (*_manifest_lines(path, manifest), *validation):
         click.echo(line)
 
 
@@ -138,9 +142,12 @@ def _verify(path: Path) -> None:
     click.echo(f"verified: {checked} files match prosparse.json", err=True)
 
 
-def _validation_lines(path: Path, validation: ValidationRecord | None, *, current: bool) -> Iterator[str]:
+def _validation_lines(
+    path: Path, validation: ValidationRecord | None, *, current: bool, exported: bool
+) -> Iterator[str]:
     if validation is None:
-        yield f"not validated: prosparse validate MODEL_DIR {path}"
+        if exported:  # validation needs the model folder
+            yield f"not validated: prosparse validate MODEL_DIR {path}"
         return
     verdict = "passed:" if validation.passed else f"FAILED: {len(validation.failed)} of"
     stale = "" if current else " (the files have changed since: validate again)"

@@ -127,6 +127,15 @@ class SparseModel:
 
     def _check_cache(self) -> None:
         if not self._past:
+            manifest = read_manifest(self.path)
+            if manifest is not None and manifest.source.kind == "onnx_file":
+                inputs = ", ".join(value.name for value in self.session.get_inputs())
+                raise ProSparseError(
+                    f"model: {self.path}: expected an exported decoder with a KV cache, got a file from "
+                    f"`prosparse optimize` with the inputs {inputs}",
+                    hint="run it in an onnxruntime session (docs/guides/optimize.md), or export its model folder with "
+                    "prosparse-export",
+                )
             raise ProSparseError(
                 f"model: {self.path}: expected a decoder with a KV cache, got a model without one",
                 hint="this is an encoder: call forward() for its hidden states",
@@ -201,7 +210,7 @@ class SparseModel:
             left = self.context - width
             raise ProSparseError(
                 f"context: expected at most {self.context} tokens, got {width} in the prompt and {count} new ones",
-                hint=f"set max_new_tokens to at most {left}" if left > 0 else "shorten the prompt",
+                hint=f"set max_new_tokens (-n) to at most {left}" if left > 0 else "shorten the prompt",
             )
         return count
 
@@ -258,6 +267,7 @@ class SparseModel:
         self, prompts: Sequence[str], count: int | None, sampling: Sampling, stop: str | Sequence[str]
     ) -> Iterator[list[str]]:
         """Check the arguments, then return an iterator over the next piece of every text."""
+        self._check_cache()
         if self.tokenizer is None:
             raise missing_tokenizer(self.path.parent)
         texts = [Detokenizer(self.tokenizer, stop_strings(stop)) for _ in prompts]

@@ -17,6 +17,7 @@ from prosparse_export.errors import ProSparseError
 
 __all__ = [
     "FOLDED_BYTES",
+    "ISA_HINT",
     "LibraryInfo",
     "check_library",
     "disabled_optimizers",
@@ -29,7 +30,7 @@ FOLDED_BYTES = 512 << 20  # see disabled_optimizers
 
 _MARK = "prosparse.registered"  # session configuration entry: marks the options object itself
 _NAMES = ("libprosparse_ops.so", "libprosparse_ops.dylib")
-_ISA_HINT = "unset PROSPARSE_ISA, or name a variant that `prosparse info` lists for this machine"
+ISA_HINT = "unset PROSPARSE_ISA, or name a variant that `prosparse info` lists for this machine"
 
 
 @dataclass(frozen=True)
@@ -116,7 +117,7 @@ def check_library() -> None:
     """
     library = library_info()
     if library.isa_used is None:
-        raise ProSparseError(f"operator library: {library.path}: {library.error}", hint=_ISA_HINT)
+        raise ProSparseError(f"operator library: {library.path}: {library.error}", hint=ISA_HINT)
 
 
 def register(session_options: onnxruntime.SessionOptions) -> None:
@@ -138,7 +139,7 @@ def register(session_options: onnxruntime.SessionOptions) -> None:
     except Exception as error:  # onnxruntime's exceptions have no common base class
         raise ProSparseError(
             f"operator library: {path}: {' '.join(str(error).split())}",
-            hint=_ISA_HINT if "PROSPARSE_ISA" in str(error) else "`prosparse info` shows the library and the versions",
+            hint=ISA_HINT if "PROSPARSE_ISA" in str(error) else "`prosparse info` shows the library and the versions",
         ) from error
     session_options.add_session_config_entry(_MARK, "1")
 

@@ -6,7 +6,7 @@ from pathlib import Path
 
 import onnxruntime
 
-from prosparse_export.artifact.integrity import check_files, missing_model
+from prosparse_export.artifact.integrity import check_files, check_model_path
 from prosparse_export.artifact.manifest import read_manifest
 from prosparse_export.errors import ProSparseError
 from prosparse_export.runtime.operator_library import disabled_optimizers, register
@@ -29,8 +29,7 @@ def open_session(
     Raises:
         ProSparseError: a file is missing or damaged, or onnxruntime cannot open it.
     """
-    if not path.is_file():
-        raise missing_model(path)
+    check_model_path(path)
     check_files(path, verify=verify)
     options = session_options or onnxruntime.SessionOptions()
     if session_options is None:

@@ -68,9 +68,8 @@ def parse_share(text: str | float, where: str) -> float:
         ) from None
     share = number / 100 if isinstance(text, str) and text.strip().endswith("%") else number
     if not 0 <= share <= 1:
-        raise ProSparseError(
-            f"limits: {where}: expected 0% to 100% (or 0 to 1), got {text!r}", hint="add a % sign: 80%"
-        )
+        hint = f"add a % sign: {number:g}%" if 1 < share == number <= 100 else "for example 80% (or 0.8)"
+        raise ProSparseError(f"limits: {where}: expected 0% to 100% (or 0 to 1), got {text!r}", hint=hint)
     return share
 
 

@@ -55,3 +55,15 @@ def test_failure_is_one_line(offline: bool, cache: Path, monkeypatch: pytest.Mon
 def test_invalid_name_is_a_missing_folder(name: str, cache: Path) -> None:
     with pytest.raises(CheckpointError, match=r"no such folder, and not a name on the Hugging Face Hub \(ORG/NAME\)"):
         find_model_folder(Path(name))
+
+
+def test_a_name_in_an_existing_folder_is_a_missing_folder(
+    cache: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "out").mkdir()
+    monkeypatch.chdir(tmp_path)
+    told: list[str] = []
+    with pytest.raises(CheckpointError, match="out/none: no such folder in out") as caught:
+        find_model_folder(Path("out/none"), progress=lambda stage, *_: told.append(stage))
+    assert "check the path" in str(caught.value.hint)
+    assert told == []

@@ -14,6 +14,7 @@ from support.manifests import FULL, SMALL
 from prosparse_export.artifact.manifest import FileRecord, Manifest, write_manifest
 from prosparse_export.artifact.measured_records import ValidatedFiles
 from prosparse_export.cli import main
+from prosparse_export.runtime import operator_library
 
 GRAPH, WEIGHTS = b"graph", b"weights"
 
@@ -46,7 +47,7 @@ def test_an_optimized_file(tmp_path: Path) -> None:
     assert "m.onnx: optimized from in.onnx, unchanged weights" in result.stdout
     assert "sparse FFNs: 0, not rewritten: 0" in result.stdout
     assert "sparse before optimizing: 2 in i4" in result.stdout
-    assert "not validated: prosparse validate MODEL_DIR" in result.stdout
+    assert "validate" not in result.stdout  # that compares with a model folder
 
 
 def test_every_section(tmp_path: Path) -> None:
@@ -111,4 +112,24 @@ def test_no_manifest_and_no_file(tmp_path: Path) -> None:
         assert message in result.stderr
         assert "hint: " in result.stderr
         assert result.stdout == ""
+    (tmp_path / "m.onnx.data").write_bytes(WEIGHTS)
+    (tmp_path / "README.md").write_text("text")
+    for name, message, hint in (
+        ("README.md", "not an ONNX file", "pass an .onnx file"),
+        ("m.onnx.data", "expected an .onnx file, got its weights", f"pass the graph: {tmp_path / 'm.onnx'}"),
+    ):
+        for options in ((), ("--verify",)):
+            result = info(tmp_path / name, *options)
+            assert result.exit_code == 1
+            assert message in result.stderr
+            assert f"hint: {hint}" in result.stderr
     assert "--verify requires ONNX_FILE" in info("--verify").output
+
+
+def test_isa_that_cannot_run_has_a_hint(monkeypatch: pytest.MonkeyPatch) -> None:
+    cannot = replace(operator_library.library_info(), isa_used=None, error="PROSPARSE_ISA=x cannot run here")
+    monkeypatch.setattr(operator_library, "library_info", lambda: cannot)
+    result = info()
+    assert result.exit_code == 0
+    assert "ISA used: none: PROSPARSE_ISA=x cannot run here" in result.stdout
+    assert "hint: unset PROSPARSE_ISA" in result.stderr

@@ -21,6 +21,22 @@ def test_shares_and_sparsities() -> None:
             parse_share(text, "x")
 
 
+@pytest.mark.parametrize(
+    ("text", "hint"),
+    [
+        ("150%", "for example 80% (or 0.8)"),
+        ("150", "for example 80% (or 0.8)"),
+        ("-1%", "for example 80% (or 0.8)"),
+        ("99.5", "add a % sign: 99.5%"),
+        (99.5, "add a % sign: 99.5%"),
+    ],
+)
+def test_hint_for_a_share_out_of_range(text: str | float, hint: str) -> None:
+    with pytest.raises(ProSparseError, match="expected 0% to 100%") as caught:
+        parse_share(text, "min-top1")
+    assert caught.value.hint == hint
+
+
 def test_limits_file(tmp_path: Path) -> None:
     path = tmp_path / "limits.toml"
     path.write_text('max_ppl_increase = "0.5%"\nmax_kl = 0.01\nmin_top1 = 0.99\n[min_sparsity_by_layer]\n7 = "85%"\n')

@@ -9,8 +9,10 @@ from typing import Any
 
 import numpy as np
 import pytest
+from support.manifests import SMALL
 
 from prosparse_export import ProSparseError
+from prosparse_export.artifact.manifest import write_manifest
 from prosparse_export.runtime import model
 
 
@@ -44,3 +46,22 @@ def test_a_failed_run_has_a_hint(tmp_path: Path, monkeypatch: pytest.MonkeyPatch
     with pytest.raises(ProSparseError, match="of onnxruntime") as caught:
         loaded.forward(np.ones((1, 3), np.int64), np.ones((1, 3), np.int64))
     assert "mask [batch, past + sequence]" in (caught.value.hint or "")
+
+
+def test_an_optimized_file_is_not_called_an_encoder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    write_manifest(tmp_path, SMALL)
+    monkeypatch.setattr(model, "open_session", lambda *_, **__: FakeSession("x"))
+    loaded = model.load(tmp_path / "m.onnx")
+    for run in (lambda: loaded.stream_text("hello"), lambda: loaded.decoder(1, 8)):
+        with pytest.raises(ProSparseError, match="got a file from `prosparse optimize` with the inputs x") as caught:
+            run()
+        assert "onnxruntime session" in str(caught.value.hint)
+
+
+def test_the_hint_at_the_context_names_the_option(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (tmp_path / "config.json").write_text('{"max_position_embeddings": 16}')
+    monkeypatch.setattr(model, "open_session", lambda *_, **__: FakeSession("past_key_values.0.key"))
+    monkeypatch.setattr(model, "cache_sizes", lambda _: {"past_key_values.0.key": (1, 1)})
+    with pytest.raises(ProSparseError, match="expected at most 16 tokens") as caught:
+        model.load(tmp_path / "m.onnx").stream([[5] * 4], max_new_tokens=100)
+    assert caught.value.hint == "set max_new_tokens (-n) to at most 12"

@@ -19,6 +19,8 @@ def find_model_folder(
 ) -> Path:
     """Return the folder of ``model``: the path itself if it exists, else the Hub's copy of ORG/NAME.
 
+    If a folder named ORG exists, ORG/NAME is taken for a path.
+
     Only safetensors weights are downloaded. The environment variables of huggingface_hub apply (HF_HOME, HF_TOKEN,
     HF_ENDPOINT, HF_HUB_OFFLINE).
 
@@ -37,6 +39,11 @@ def find_model_folder(
         raise CheckpointError(
             f"model folder: {model}: no such folder, and not a name on the Hugging Face Hub (ORG/NAME)",
             hint="pass the folder that contains config.json and the *.safetensors files",
+        )
+    if model.parent.is_dir():
+        raise CheckpointError(
+            f"model folder: {model}: no such folder in {model.parent}",
+            hint=f"check the path; to use {name} from the Hugging Face Hub, run in a directory without {model.parent}/",
         )
     from huggingface_hub import snapshot_download
 
