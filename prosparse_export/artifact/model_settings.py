@@ -53,7 +53,8 @@ def missing_tokenizer(folder: Path) -> ProSparseError:
     """Return the error for a folder without tokenizer.json."""
     return ProSparseError(
         f"tokenizer: {folder}: no tokenizer.json",
-        hint="export again from a folder that has the tokenizer; in Python, stream() takes token ids",
+        hint="export again from a folder that has tokenizer.json, or copy the tokenizer files next to the .onnx file; "
+        "in Python, stream() takes token ids",
     )
 
 

@@ -133,7 +133,7 @@ class SparseModel:
                 raise ProSparseError(
                     f"model: {self.path}: expected an exported decoder with a KV cache, got a file from "
                     f"`prosparse optimize` with the inputs {inputs}",
-                    hint="run it in an onnxruntime session (docs/guides/optimize.md), or export its model folder with "
+                    hint="run it in an onnxruntime session (docs/guides/deploy.md), or export its model folder with "
                     "prosparse-export",
                 )
             raise ProSparseError(
