@@ -69,7 +69,7 @@ def plot(result: BenchResult, path: Path) -> None:
         from matplotlib.figure import Figure
     except ImportError as error:
         raise ProSparseError(
-            "plot: needs matplotlib, which is not installed", hint="pip install 'prosparse-export[report]'"
+            "plot: needs matplotlib, which is not installed", hint="pip install '.[report]'"
         ) from error
     figure = Figure(figsize=(9, 3.6), layout="constrained")
     left, right = figure.subplots(1, 2)

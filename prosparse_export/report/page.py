@@ -105,7 +105,7 @@ def _jinja2() -> Any:
     except ImportError as error:
         raise ProSparseError(
             f"report: needs the package {error.name}, which is not installed",
-            hint='pip install "prosparse-export[report]"',
+            hint="pip install '.[report]'",
         ) from error
     return jinja2
 
