@@ -99,7 +99,8 @@ def measure(
             "file_megabytes": round(loaded.file_bytes / 1e6),
             "resident_megabytes": round(loaded.resident_bytes / 1e6),
         }
-        memory.append({**model, "engine": loaded.name, **megabytes})
+        if loaded.name not in ("dense baseline", "onnxruntime"):  # ours and genai's files again
+            memory.append({**model, "engine": loaded.name, **megabytes})
         click.echo(f"{weights} {threads}T {loaded.name:18} load {loaded.load_seconds:6.2f} s, {megabytes}")
     sparsity = round(statistics.fmean(made["sparsity"]), 2)
     speed: list[Run] = []
