@@ -1,9 +1,12 @@
 """Decode with inputs and outputs that are bound once, and the KV cache in place.
 
-GroupQueryAttention appends keys and values in place if past and present share one buffer, sized for the longest text.
-A decode step then allocates, copies, and binds nothing: it writes a token, a position, and one element of the mask, and
-runs the session. The mask is as long as the buffer; the operator takes the sum of a row as its number of tokens and
-ignores everything beyond.
+GroupQueryAttention appends keys and values in place if past and present share one buffer. A decode step then allocates,
+copies, and binds nothing: it writes a token, a position, and one element of the mask, and runs the session. The mask is
+as long as the buffer; the operator takes the sum of a row as its number of tokens and ignores everything beyond. A full
+buffer grows (cache.py) and is bound anew.
+
+Prompts run in chunks, since attention scores and logits take memory for chunk x context. The operator continues a batch
+by one token only, so the rows of a long batch run one after the other, each into its row of the cache.
 
 Unfused attention returns a longer cache in each step. The outputs of a step are bound as the inputs of the next, and
 onnxruntime copies.
@@ -19,15 +22,15 @@ import onnxruntime
 from numpy.typing import NDArray
 
 from prosparse_export.errors import ProSparseError
+from prosparse_export.runtime.cache import CacheBuffers, cache_inputs
 from prosparse_export.runtime.sampling import Sampler
 
 __all__ = ["PREFILL_TOKENS", "Decoder", "decode_tokens"]
 
 PREFILL_TOKENS = 512
-"""Chunk size of a single prompt; attention scores and logits are tokens x context and tokens x vocabulary."""
+"""Largest number of tokens of a prompt that run at once."""
 
 _LAST_ONLY = "logits_to_keep"  # optional input: the number of last positions that lm_head runs on
-_TYPES = {"tensor(float)": np.float32, "tensor(float16)": np.float16}
 
 
 class Decoder:
@@ -55,8 +58,8 @@ class Decoder:
         self._wanted = frozenset([*(value.name for value in inputs), *optional])
         outputs = [value.name for value in session.get_outputs()]
         self._logits_name = outputs[0]
-        past = [value for value in inputs if value.name.startswith("past_key_values.")]
-        self._present = {value.name: value.name.replace("past_key_values.", "present.", 1) for value in past}
+        past = cache_inputs(session)
+        self._present = {name: name.replace("past_key_values.", "present.", 1) for name in past}
         missing = next((name for name in self._present.values() if name not in outputs), None)
         if missing or not past:
             raise ProSparseError(
@@ -64,11 +67,8 @@ class Decoder:
                 + (f"no output {missing}" if missing else "no input past_key_values.N.key"),
                 hint="use a decoder from prosparse-export",
             )
-        slots = capacity if in_place else 0
-        self._cache = {
-            value.name: _bound(np.empty((batch, value.shape[1], slots, value.shape[3]), _TYPES[value.type]))
-            for value in past
-        }
+        self._buffers = CacheBuffers(past, batch, capacity)
+        self._cache = {name: _bound(array) for name, array in self._buffers.arrays.items()}
         self._width = 0  # tokens so far, left padding included
         self._mask = np.zeros((batch, 0), np.int64)
         self._step: onnxruntime.IOBinding | None = None
@@ -83,14 +83,33 @@ class Decoder:
         Raises:
             ProSparseError: the prompts are longer than the capacity, or onnxruntime fails.
         """
-        if ids.shape[1] > self._capacity:
+        width = ids.shape[1]
+        if width > self._capacity:
             raise ProSparseError(
-                f"prompt: expected at most {self._capacity} tokens, got {ids.shape[1]}",
+                f"prompt: expected at most {self._capacity} tokens, got {width}",
                 hint="shorten the prompt, or create a decoder with a larger capacity",
             )
-        part = (
-            PREFILL_TOKENS if self._batch == 1 else ids.shape[1]
-        )  # GroupQueryAttention continues a batch by one token
+        if self._in_place:
+            self._buffers.reserve(width)
+        if self._in_place and self._batch > 1 and width > PREFILL_TOKENS:
+            lengths = mask.sum(-1).tolist()
+            rows = [
+                self._prefill(ids[row : row + 1, width - length :], mask[row : row + 1, width - length :], row)
+                for row, length in enumerate(lengths)
+            ]
+            logits = np.concatenate(rows)
+        else:
+            logits = self._prefill(ids, mask)
+        self._width = width
+        self._bind_step(mask, logits.shape[-1])
+        return logits[:, -1]
+
+    def _prefill(self, ids: NDArray[np.int64], mask: NDArray[np.int64], row: int | None = None) -> NDArray[np.float32]:
+        """Run prompts in chunks, or one of them alone into its ``row``; return the last position's logits."""
+        if self._in_place:
+            arrays = self._buffers.arrays if row is None else self._buffers.row(row)
+            self._cache = {name: _bound(array) for name, array in arrays.items()}
+        part = PREFILL_TOKENS if len(ids) == 1 else ids.shape[1]
         positions = np.maximum(mask.cumsum(-1) - 1, 0)
         logits = np.empty((0, 0, 0), np.float32)
         for begin in range(0, ids.shape[1], part):
@@ -102,10 +121,8 @@ class Decoder:
             self._run(io)
             results = io.get_outputs()
             self._keep(results)
-            logits = results[0].numpy()
-        self._width = mask.shape[1]
-        self._bind_step(mask, logits.shape[-1])
-        return logits[:, -1]
+            logits = results[0].numpy()[:, -1:]
+        return logits
 
     def step(self, tokens: NDArray[np.int64]) -> NDArray[np.float32]:
         """Append a token to every row, ``[batch]``, and return the next logits, ``[batch, vocabulary]``.
@@ -121,6 +138,8 @@ class Decoder:
                 hint="stop here, or create a decoder with a larger capacity",
             )
         assert self._step is not None
+        if self._in_place and self._buffers.reserve(self._width + 1):
+            self._bind_buffers()
         np.copyto(self._tokens, tokens)
         for row, slot in enumerate(self._slots):  # Python integers: faster than numpy for a few rows
             self._positions[row, 0] = slot
@@ -146,13 +165,22 @@ class Decoder:
         self._ones = np.ones((self._batch, 1), np.int64)
         logits = np.empty((self._batch, 1, vocabulary), np.float32)
         self._last = logits[:, 0]
-        if self._in_place:  # the cache is left-aligned: a row's tokens begin at slot 0, without padding
-            self._mask = (np.arange(self._capacity) < lengths[:, None]).astype(np.int64)
-        else:
-            self._mask = mask
+        self._mask = mask
         self._step = self._session.io_binding()
         self._bind_inputs(self._step, ids, self._mask, self._positions)
         self._step.bind_ortvalue_output(self._logits_name, _bound(logits))
+        if self._in_place:
+            self._bind_buffers()
+        else:
+            self._bind_cache(self._step)
+
+    def _bind_buffers(self) -> None:
+        """Bind the buffers and a mask of their length to the step: a row's tokens begin at slot 0, without padding."""
+        assert self._step is not None
+        lengths = np.asarray(self._slots)
+        self._mask = (np.arange(self._buffers.slots) < lengths[:, None]).astype(np.int64)
+        self._step.bind_ortvalue_input("attention_mask", _bound(self._mask))
+        self._cache = {name: _bound(array) for name, array in self._buffers.arrays.items()}
         self._bind_cache(self._step)
 
     def _bind_inputs(

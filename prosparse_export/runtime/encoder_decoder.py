@@ -15,11 +15,11 @@ from tokenizers import Tokenizer
 
 from prosparse_export.artifact.model_settings import missing_tokenizer, read_settings
 from prosparse_export.errors import ProSparseError
-from prosparse_export.runtime.cache import Cache
+from prosparse_export.runtime.cache import Cache, CacheInput, cache_inputs
 from prosparse_export.runtime.detokenizer import Detokenizer, stop_strings
 from prosparse_export.runtime.model import SparseModel
 from prosparse_export.runtime.sampling import GREEDY, Sampler, Sampling
-from prosparse_export.runtime.session import cache_sizes, open_session
+from prosparse_export.runtime.session import open_session
 
 __all__ = ["EncoderDecoder", "Source", "encoder_path"]
 
@@ -65,7 +65,7 @@ class EncoderDecoder:
     start: tuple[int, ...]
     stop: frozenset[int]
     pad: int
-    _past: dict[str, tuple[int, int]] = field(repr=False)
+    _past: dict[str, CacheInput] = field(repr=False)
 
     @classmethod
     def open(
@@ -94,7 +94,7 @@ class EncoderDecoder:
         decoder = SparseModel.open(path, verify=verify, encoder_decoder=True, **common)
         encoder = open_session(encoder_path(path), **common)
         start, pad = _special_tokens(path.parent)
-        past = cache_sizes(decoder.session, ".decoder.")
+        past = cache_inputs(decoder.session, ".decoder.")
         return cls(encoder, decoder.session, path, decoder.tokenizer, start, decoder.stop, pad, past)
 
     def encode(self, ids: NDArray[np.int64], mask: NDArray[np.int64]) -> Source:

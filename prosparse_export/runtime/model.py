@@ -19,11 +19,11 @@ from prosparse_export.artifact.model_settings import (
     stop_tokens,
 )
 from prosparse_export.errors import ProSparseError
-from prosparse_export.runtime.cache import Cache
+from prosparse_export.runtime.cache import Cache, CacheInput, cache_inputs
 from prosparse_export.runtime.decode_loop import Decoder, decode_tokens
 from prosparse_export.runtime.detokenizer import Detokenizer, stop_strings
 from prosparse_export.runtime.sampling import GREEDY, Sampler, Sampling
-from prosparse_export.runtime.session import cache_sizes, open_session
+from prosparse_export.runtime.session import open_session
 
 __all__ = ["SparseModel", "load"]
 
@@ -64,7 +64,7 @@ class SparseModel:
     stop: frozenset[int]
     context: int | None
     in_place: bool
-    _past: dict[str, tuple[int, int]] = field(repr=False)
+    _past: dict[str, CacheInput] = field(repr=False)
 
     @classmethod
     def open(
@@ -112,7 +112,7 @@ class SparseModel:
             stop=stop_tokens(folder),
             context=context_length(folder),
             in_place=in_place,
-            _past=cache_sizes(session),
+            _past=cache_inputs(session),
         )
 
     def decoder(self, batch: int, capacity: int) -> Decoder:
@@ -155,6 +155,10 @@ class SparseModel:
             ProSparseError: onnxruntime fails, for example because of the shapes.
         """
         cache = cache or Cache.empty(self._past, len(ids))
+        if self.in_place and len(ids) > 1 and ids.shape[1] > 1 and cache.length > 0:
+            # GroupQueryAttention continues a batch by one token only
+            rows = [self.forward(ids[i : i + 1], mask[i : i + 1], cache.row(i)) for i in range(len(ids))]
+            return np.concatenate([logits for logits, _ in rows]), Cache.stacked([longer for _, longer in rows])
         positions = np.maximum(mask.cumsum(-1) - 1, 0)[:, cache.length :]
         feeds = {"input_ids": ids, "attention_mask": mask, "position_ids": positions, **cache.values}
         wanted = {value.name for value in self.session.get_inputs()}
@@ -163,8 +167,6 @@ class SparseModel:
             present = present[: len(self._past)]  # an encoder has no cache, but may have a pooled output
         except Exception as error:  # onnxruntime's exceptions have no common base class
             hint = "check shapes and dtypes: ids [batch, sequence], mask [batch, past + sequence], both int64"
-            if len(ids) > 1 and ids.shape[1] > 1 and cache.length > 0:
-                hint = "with --attention fused, continue a batch by one token at a time"
             if self.context is not None and mask.shape[1] > self.context:
                 hint = f"shorten the text to {self.context} tokens, padding included (got {mask.shape[1]})"
             raise ProSparseError(f"model: {self.path}: {' '.join(str(error).split())}", hint=hint) from error

@@ -12,7 +12,7 @@ from prosparse_export.errors import ProSparseError
 from prosparse_export.runtime.operator_library import disabled_optimizers, register
 from prosparse_export.runtime.threads import default_threads
 
-__all__ = ["cache_sizes", "open_session"]
+__all__ = ["open_session"]
 
 
 def open_session(
@@ -58,10 +58,3 @@ def _cannot_open(path: Path, error: Exception) -> ProSparseError:
         f"model: {path}: onnxruntime {onnxruntime.__version__} cannot open it: {' '.join(str(error).split())}",
         hint=hint,
     )
-
-
-def cache_sizes(session: onnxruntime.InferenceSession, prefix: str = "past_key_values.") -> dict[str, tuple[int, int]]:
-    """Return KV heads and head_dim of each KV cache input whose name contains ``prefix``, in graph order."""
-    return {
-        value.name: (int(value.shape[1]), int(value.shape[3])) for value in session.get_inputs() if prefix in value.name
-    }

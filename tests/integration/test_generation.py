@@ -86,9 +86,9 @@ def test_the_cache_is_written_in_place(model: SparseModel) -> None:
     texts = prompts(11, 5, 8)
     ids, mask = pad_left([np.asarray(text, np.int64) for text in texts])
     decoder = model.decoder(3, 11 + NEW)
+    tokens = [decoder.prefill(ids, mask).argmax(-1)]
     caches = dict(decoder._cache)
     before = {name: value.data_ptr() for name, value in caches.items()}
-    tokens = [decoder.prefill(ids, mask).argmax(-1)]
     for _ in range(NEW - 1):
         tokens.append(decoder.step(tokens[-1]).argmax(-1))
     expected, cache = stepwise(model, texts, NEW)
@@ -111,6 +111,20 @@ def test_a_long_prompt_runs_in_chunks(attention: str, model: SparseModel, unfuse
     assert np.abs(actual - expected[:, -1]).max() <= 1e-3
     assert not np.array_equal(actual, expected[:, 0])
     np.testing.assert_array_equal(streamed(subject, [text], 20), stepwise(subject, [text], 20)[0])
+
+
+def test_several_tokens_continue_a_batch(model: SparseModel, unfused: SparseModel) -> None:
+    ids, mask = pad_left([np.asarray(text, np.int64) for text in prompts(30, 17, 25)])
+    mask[:, 20:] = 1
+    for subject in (model, unfused):
+        expected, whole = subject.forward(ids, mask)
+        _, cache = subject.forward(ids[:, :20], mask[:, :20])
+        logits, cache = subject.forward(ids[:, 20:], mask, cache)
+        # Sums of attention in another order, on logits of about 10; see docs/guides/validate.md.
+        assert np.abs(logits - expected[:, 20:]).max() <= 1e-3
+        assert {name: array.shape for name, array in cache.values.items()} == {
+            name: array.shape for name, array in whole.values.items()
+        }
 
 
 def test_texts_of_one_model_do_not_disturb_each_other(model: SparseModel) -> None:

@@ -10,7 +10,7 @@ import onnxruntime
 import pytest
 
 from prosparse_export.errors import ProSparseError
-from prosparse_export.runtime import decode_loop
+from prosparse_export.runtime import cache, decode_loop
 from prosparse_export.runtime.decode_loop import Decoder, decode_tokens
 from prosparse_export.runtime.sampling import GREEDY, Sampler
 
@@ -105,6 +105,18 @@ def test_a_long_prompt_runs_in_chunks(in_place: bool, monkeypatch: pytest.Monkey
     monkeypatch.setattr(decode_loop, "PREFILL_TOKENS", 3)
     prompt = [3, 1, 4, 1, 5, 9, 2, 6]
     assert decode([prompt], 4, in_place=in_place) == [continued(prompt, 4)]
+
+
+def test_long_prompts_of_a_batch_run_in_chunks_row_by_row(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(decode_loop, "PREFILL_TOKENS", 3)
+    prompts = [[3, 1, 4, 1, 5, 9, 2, 6], [2], [7, 1, 8, 2]]
+    assert decode(prompts, 5, in_place=True) == [continued(prompt, 5) for prompt in prompts]
+
+
+def test_the_cache_grows_while_texts_grow(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(cache, "_STEP", 4)
+    prompts = [[3, 1, 4, 1, 5], [2]]
+    assert decode(prompts, 20, in_place=True) == [continued(prompt, 20) for prompt in prompts]
 
 
 @pytest.mark.parametrize("in_place", [False, True])

@@ -14,6 +14,7 @@ from support.manifests import SMALL
 from prosparse_export import ProSparseError
 from prosparse_export.artifact.manifest import write_manifest
 from prosparse_export.runtime import model
+from prosparse_export.runtime.cache import CacheInput
 
 
 class FakeSession:
@@ -61,7 +62,7 @@ def test_an_optimized_file_is_not_called_an_encoder(tmp_path: Path, monkeypatch:
 def test_the_hint_at_the_context_names_the_option(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     (tmp_path / "config.json").write_text('{"max_position_embeddings": 16}')
     monkeypatch.setattr(model, "open_session", lambda *_, **__: FakeSession("past_key_values.0.key"))
-    monkeypatch.setattr(model, "cache_sizes", lambda _: {"past_key_values.0.key": (1, 1)})
+    monkeypatch.setattr(model, "cache_inputs", lambda _: {"past_key_values.0.key": CacheInput(1, 1)})
     with pytest.raises(ProSparseError, match="expected at most 16 tokens") as caught:
         model.load(tmp_path / "m.onnx").stream([[5] * 4], max_new_tokens=100)
     assert caught.value.hint == "set max_new_tokens (-n) to at most 12"

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from pathlib import Path
-from types import SimpleNamespace
 
 import numpy as np
 import onnx
@@ -12,7 +11,7 @@ import pytest
 from onnx import numpy_helper
 
 from prosparse_export.errors import ProSparseError
-from prosparse_export.runtime.session import cache_sizes, open_session
+from prosparse_export.runtime.session import open_session
 
 
 def written(folder: Path, *, outside: bool = False) -> Path:
@@ -61,15 +60,3 @@ def test_files_that_do_not_open(tmp_path: Path) -> None:
     assert "\n" not in str(damaged.value)
     with pytest.raises(ProSparseError, match=r"expected a prosparse\.json with the hash of m\.onnx"):
         open_session(path, library=False, verify=True)
-
-
-def test_cache_sizes() -> None:
-    shapes = {
-        "input_ids": ["b", "s"],
-        "past_key_values.0.key": ["b", 2, "p", 8],
-        "past_key_values.0.value": ["b", 3, "p", 4],
-    }
-    values = [SimpleNamespace(name=name, shape=shape) for name, shape in shapes.items()]
-    session = SimpleNamespace(get_inputs=lambda: values)
-    assert cache_sizes(session) == {"past_key_values.0.key": (2, 8), "past_key_values.0.value": (3, 4)}
-    assert cache_sizes(session, ".value") == {"past_key_values.0.value": (3, 4)}
