@@ -22,8 +22,9 @@ from graph_passes.name_interface import NameInterfacePass
 from graph_passes.pack_qkv import PackQkvPass
 from graph_passes.patterns.ffn_pattern import FfnOutcome
 from graph_passes.pipeline import export_pipeline, optimize_pipeline
+from graph_passes.weights.group_scales import WeightRangeError
 from graph_passes.weights.packed_names import parts_of
-from graph_passes.weights.quantization import WeightRangeError, dequantize, quantize, rounded
+from graph_passes.weights.quantization import dequantize, quantize, rounded
 
 __all__ = [
     "FFN_FORMATS",

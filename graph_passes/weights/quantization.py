@@ -1,9 +1,8 @@
 """Round matrices to the integer formats, and back: canonical, neuron-major, independent of any instruction set.
 
 Quantization is symmetric with one float16 scale per row and group of 32 columns: ``weight = scale * integer``, integers
-in [-127, 127] for i8 and [-8, 7] for i4. The scale maps the weight of largest magnitude to 127 or -8 (so an i4 scale
-may be negative). Integers are rounded to nearest, ties to even, after rounding the scale to float16.
-docs/reference/operators.md states the layout.
+in [-127, 127] for i8 and [-8, 7] for i4. group_scales.py chooses the scales; an i4 scale may be negative. Integers are
+rounded to nearest, ties to even, after rounding the scale to float16. docs/reference/operators.md states the layout.
 """
 
 from __future__ import annotations
@@ -16,27 +15,23 @@ import numpy as np
 from numpy.typing import NDArray
 
 from graph_passes.formats import FORMAT_SPECS, QUANT_GROUP, Format, FormatSpec
-from prosparse_export.errors import ProSparseError
+from graph_passes.weights.group_scales import group_scales, round_to_integers
 
-__all__ = ["WeightRangeError", "dequantize", "quantize", "rounded", "scales_of", "unpack"]
+__all__ = ["dequantize", "quantize", "rounded", "scales_of", "unpack"]
 
-_ROWS = 64  # rows at a time, so that they stay in a core's cache
-
-
-class WeightRangeError(ProSparseError):
-    """A weight is too large for the format, or not a number."""
-
-    def __init__(self, detail: str) -> None:
-        super().__init__(f"weights: {detail}", hint="choose another --weights; bf16 and f32 have no such limit")
-        self.detail = detail
+_WEIGHTS = 1 << 16  # rounded at a time, so that they stay in a core's cache
 
 
-def quantize(weight: NDArray[np.float32], weights: Format) -> tuple[NDArray[np.int8 | np.uint8], NDArray[np.float16]]:
+def quantize(
+    weight: NDArray[np.float32], weights: Format, importance: NDArray[np.float32] | None = None
+) -> tuple[NDArray[np.int8 | np.uint8], NDArray[np.float16]]:
     """Return integers and scales of ``weight``.
 
     Args:
         weight: ``[rows, cols]``, any float dtype.
         weights: an integer format.
+        importance: ``[cols]``, the weight of each column's squared error when scales are chosen, such as the mean
+            square of its input; None for 1.
 
     Returns:
         Integers and float16 scales ``[rows, groups]``, groups = ceil(cols / 32). i8: int8 ``[rows, cols]``. i4: uint8
@@ -51,18 +46,14 @@ def quantize(weight: NDArray[np.float32], weights: Format) -> tuple[NDArray[np.i
     scales = np.empty((rows, spec.groups(cols)), np.float16)
 
     def part(rows: slice) -> None:
-        grouped = _grouped(weight[rows], spec)
-        scales[rows] = _scales(grouped, spec)
-        _to_integers(grouped, scales[rows], spec)
-        values = grouped.reshape(len(grouped), -1)
+        values, scales[rows] = _rounded_part(weight[rows], spec, importance)
         if spec.bits == 4:
-            values += 8
-            unsigned = values.astype(np.uint8)
+            unsigned = (values.astype(np.int8) + np.int8(8)).view(np.uint8)
             integers[rows] = unsigned[:, ::2] | unsigned[:, 1::2] << 4
         else:
             integers[rows] = values[:, :cols]
 
-    _in_parts(rows, part)
+    _in_parts(weight.shape, part)
     return integers, scales
 
 
@@ -73,7 +64,7 @@ def dequantize(integers: NDArray[np.int8 | np.uint8], scales: NDArray[np.float16
         values = unpack(integers.astype(np.uint8, copy=False))[:, :cols].astype(np.float32)
     else:
         values = integers.astype(np.float32)
-    return values * np.repeat(scales.astype(np.float32), QUANT_GROUP, axis=1)[:, :cols]
+    return values * _each_column(scales, cols)
 
 
 def unpack(packed: NDArray[np.uint8]) -> NDArray[np.int8]:
@@ -83,70 +74,76 @@ def unpack(packed: NDArray[np.uint8]) -> NDArray[np.int8]:
     return values
 
 
-def rounded(weight: NDArray[np.float32], weights: Format) -> NDArray[np.float32]:
-    """Return ``weight`` rounded to a format: for integers, ``dequantize(*quantize(weight))`` without packing."""
+def rounded(
+    weight: NDArray[np.float32], weights: Format, importance: NDArray[np.float32] | None = None
+) -> NDArray[np.float32]:
+    """Return ``weight`` rounded to a format: for integers, ``dequantize(*quantize(...))`` without packing."""
     spec = FORMAT_SPECS[weights]
     if not spec.group:
         with np.errstate(over="ignore"):  # becomes infinite
             return weight.astype(spec.dtype).astype(np.float32)
     result = np.empty(weight.shape, np.float32)
+    cols = weight.shape[1]
 
     def part(rows: slice) -> None:
-        grouped = _grouped(weight[rows], spec)
-        scales = _scales(grouped, spec)
-        _to_integers(grouped, scales, spec)
-        grouped *= scales.astype(np.float32)[..., None]
-        result[rows] = grouped.reshape(len(grouped), -1)[:, : weight.shape[1]]
+        values, scales = _rounded_part(weight[rows], spec, importance)
+        np.multiply(values[:, :cols], _each_column(scales, cols), out=result[rows])
 
-    _in_parts(len(weight), part)
+    _in_parts(weight.shape, part)
     return result
 
 
-def scales_of(weight: NDArray[np.float32], weights: Format) -> NDArray[np.float16]:
+def scales_of(
+    weight: NDArray[np.float32], weights: Format, importance: NDArray[np.float32] | None = None
+) -> NDArray[np.float16]:
     """Return the scales that `quantize` returns, without the integers."""
     spec = FORMAT_SPECS[weights]
     scales = np.empty((len(weight), spec.groups(weight.shape[1])), np.float16)
 
     def part(rows: slice) -> None:
-        scales[rows] = _scales(_grouped(weight[rows], spec), spec)
+        chosen = group_scales(_grouped(weight[rows], spec), spec, _importance(importance, spec, weight[rows].shape))
+        scales[rows] = chosen.reshape(scales[rows].shape)
 
-    _in_parts(len(weight), part)
+    _in_parts(weight.shape, part)
     return scales
 
 
-def _in_parts(rows: int, part: Callable[[slice], None]) -> None:
+def _in_parts(shape: tuple[int, ...], part: Callable[[slice], None]) -> None:
     """Call ``part`` for all rows, some at a time, on every core: NumPy releases the GIL while it computes."""
+    rows, cols = shape
+    step = max(1, _WEIGHTS // max(cols, 1))
     with ThreadPoolExecutor(os.cpu_count() or 1) as pool:
-        for _ in pool.map(part, [slice(first, min(first + _ROWS, rows)) for first in range(0, rows, _ROWS)]):
+        for _ in pool.map(part, [slice(first, min(first + step, rows)) for first in range(0, rows, step)]):
             pass
 
 
+def _rounded_part(
+    part: NDArray[np.float32], spec: FormatSpec, importance: NDArray[np.float32] | None
+) -> tuple[NDArray[np.float32], NDArray[np.float16]]:
+    """Return the integers of some rows, ``[rows, 32 * groups]``, as floats, and their scales, ``[rows, groups]``."""
+    grouped = _grouped(part, spec)
+    scales = group_scales(grouped, spec, _importance(importance, spec, part.shape))
+    round_to_integers(grouped, scales, spec, grouped)
+    return grouped.T.reshape(len(part), -1), scales.reshape(len(part), -1)
+
+
 def _grouped(part: NDArray[np.float32], spec: FormatSpec) -> NDArray[np.float32]:
-    """Return a float32 copy of some rows as ``[rows, groups, 32]``, padded with zeros."""
+    """Return a float32 copy of some rows as ``[32, rows * groups]``, padded with zeros: a group is a column."""
     rows, cols = part.shape
-    groups = spec.groups(cols)
-    padded: NDArray[np.float32] = np.zeros((rows, groups * spec.group), np.float32)
+    padded: NDArray[np.float32] = np.zeros((rows, spec.groups(cols) * spec.group), np.float32)
     padded[:, :cols] = part
-    return padded.reshape(rows, groups, spec.group)
+    return np.ascontiguousarray(padded.reshape(-1, spec.group).T)
 
 
-def _scales(grouped: NDArray[np.float32], spec: FormatSpec) -> NDArray[np.float16]:
-    assert spec.levels is not None
-    low, high = spec.levels
-    most, least = grouped.max(-1), grouped.min(-1)
-    with np.errstate(over="ignore", invalid="ignore"):  # reported below
-        peak = np.where(most >= -least, most, least)
-        scales: NDArray[np.float16] = (peak / low if -low > high else np.abs(peak) / high).astype(np.float16)
-    if not np.isfinite(scales).all():
-        raise WeightRangeError(f"weights reach {np.abs(grouped).max():g}, too large for {spec.name} and float16 scales")
-    return scales
+def _importance(
+    importance: NDArray[np.float32] | None, spec: FormatSpec, shape: tuple[int, ...]
+) -> NDArray[np.float32] | None:
+    """Return ``importance`` in the layout of `_grouped`."""
+    if importance is None:
+        return None
+    return np.tile(_grouped(importance[None], spec), shape[0])
 
 
-def _to_integers(grouped: NDArray[np.float32], scales: NDArray[np.float16], spec: FormatSpec) -> None:
-    """Divide by the scales and round, in place."""
-    assert spec.levels is not None
-    scale = scales.astype(np.float32)[..., None]
-    scale[scale == 0] = np.inf  # all weights of the group are 0 or nearly 0, and so are the integers
-    np.divide(grouped, scale, out=grouped)
-    np.rint(grouped, out=grouped)
-    np.clip(grouped, *spec.levels, out=grouped)
+def _each_column(scales: NDArray[np.float16], cols: int) -> NDArray[np.float32]:
+    """Return the scale of each weight, ``[rows, cols]``."""
+    return np.repeat(scales.astype(np.float32), QUANT_GROUP, axis=1)[:, :cols]

@@ -10,7 +10,8 @@ import onnx_ir as ir
 from numpy.typing import NDArray
 
 from graph_passes.formats import FORMAT_SPECS, Format, FormatSpec
-from graph_passes.weights.quantization import WeightRangeError, quantize, scales_of, unpack
+from graph_passes.weights.group_scales import WeightRangeError
+from graph_passes.weights.quantization import quantize, scales_of, unpack
 
 __all__ = ["repacked_tensors", "stored_tensors"]
 
@@ -101,4 +102,4 @@ def _naming(name: str, compute: Callable[[], T]) -> T:
     try:
         return compute()
     except WeightRangeError as error:
-        raise WeightRangeError(f"{name}: {error.detail}") from error
+        raise WeightRangeError(f"{name}: {error.detail}", error.hint) from error

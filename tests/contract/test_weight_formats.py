@@ -13,7 +13,7 @@ from support.kernels import gamma, session
 from support.operator_cases import CASES, KIND_FORMATS, KINDS, make
 
 from graph_passes import custom_ops, dequantize, formats, quantize
-from graph_passes.weights.quantization import WeightRangeError
+from graph_passes.weights.group_scales import WeightRangeError
 
 STEP = 0.52 / 32639  # half a step of 16 bits, and the roundings of the quotient
 ACTIVATIONS = {
@@ -139,12 +139,12 @@ def test_quantization_rounds_to_nearest(weights: formats.Format) -> None:
     assert scales.dtype == np.float16
     assert integers.shape == ((700, 75) if weights == "i8" else (700, 48))
     values = dequantize(integers, scales, 75)
-    step = np.repeat(np.abs(scales.astype(np.float64)), 32, 1)[:, :75]
-    # Half a step; the end of the range may be cut: i4 reaches 8 on one side only, and float16 rounds the scale.
-    slack = step * (1.0 if weights == "i4" else 0.5 + 127 * 2.0**-11) + 1e-7
-    assert (np.abs(values - matrix) <= slack).all()
-    again = quantize(values, weights)
-    np.testing.assert_array_equal(dequantize(*again, 75), values)
+    low, high = formats.FORMAT_SPECS[weights].levels or (0, 0)
+    scale = np.repeat(scales.astype(np.float64), 32, 1)[:, :75]
+    nearest = np.clip(np.rint(matrix / np.where(scale == 0, np.inf, scale)), low, high) * scale
+    assert (values != nearest).mean() < 1e-4  # float32's quotient may turn a tie
+    assert np.linalg.norm(values - matrix) < np.linalg.norm(matrix) * (0.006 if weights == "i8" else 0.085)
+    assert not values[3].any()
     first, second = quantize(matrix[:512], weights), quantize(matrix[512:], weights)  # the same in parts
     np.testing.assert_array_equal(np.concatenate([first[0], second[0]]), integers)
 
@@ -153,7 +153,7 @@ def test_weights_out_of_range_are_errors() -> None:
     for value in (np.inf, np.nan, 1e9):
         matrix = np.ones((2, 40), np.float32)
         matrix[1, 3] = value
-        with pytest.raises(WeightRangeError, match="too large for i8"):
+        with pytest.raises(WeightRangeError, match="too large for i8" if value == 1e9 else "i8: expected finite"):
             quantize(matrix, "i8")
 
 

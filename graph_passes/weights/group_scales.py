@@ -1,0 +1,103 @@
+"""Choose the scale of each quantization group: the one with the smallest squared error among several candidates.
+
+Every operation is elementwise or adds in a fixed order, so that all processors choose the same scales:
+``prosparse validate`` computes them again.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+
+import numpy as np
+from numpy.typing import NDArray
+
+from graph_passes.formats import FormatSpec
+from prosparse_export.errors import ProSparseError
+
+__all__ = ["WeightRangeError", "group_scales"]
+
+Array = NDArray[np.float32]
+
+# Factors of the scale that maps the weight of largest magnitude to the last integer, by bits. The range of i4 is not
+# symmetric, so there the sign matters too. Chosen on SmolLM2 by KL divergence: docs/decisions/quantization.md.
+_FACTORS: Mapping[int, tuple[float, ...]] = {
+    8: (1.0, 0.97),
+    4: (1.0, 0.85, 0.92, -0.85, -0.92, -1.0, -1.08),
+}
+_MORE_FACTORS: Mapping[int, tuple[float, ...]] = {  # importance may favor small weights
+    8: (1.0, 0.97),
+    4: (1.0, 0.55, 0.65, 0.75, 0.85, 0.92, -0.55, -0.65, -0.75, -0.85, -0.92, -1.0, -1.08),
+}
+_DAMAGED = "the checkpoint is damaged, or its training diverged; use another one"
+_TINY = np.float32(1e-30)  # a divisor for groups whose integers are all 0
+
+
+class WeightRangeError(ProSparseError):
+    """A weight is too large for the format, or not a number."""
+
+    def __init__(
+        self, detail: str, hint: str | None = "choose another --weights; bf16 and f32 have no such limit"
+    ) -> None:
+        super().__init__(f"weights: {detail}", hint=hint)
+        self.detail = detail
+
+
+def group_scales(weight: Array, spec: FormatSpec, importance: Array | None = None) -> NDArray[np.float16]:
+    """Return the scale of each group, ``[groups]``.
+
+    For each candidate, the weights are rounded to integers q. The best scale for these integers is the least-squares
+    solution ``sum(q * w) / sum(q * q)``, which reduces the squared error by ``sum(q * w)^2 / sum(q * q)``; the
+    candidate with the largest reduction wins.
+
+    Args:
+        weight: ``[32, groups]``: a group is a column.
+        spec: an integer format.
+        importance: ``[32, groups]``, the weight of each error in the sum, at least 0; None for 1.
+
+    Raises:
+        WeightRangeError: a weight is not finite, or its scale is too large for float16.
+    """
+    first = _largest_to_last(weight, spec)
+    weighted = weight if importance is None else weight * importance
+    integers, work = np.empty_like(weight), np.empty_like(weight)
+    best, gain = first, np.zeros_like(first)
+    for factor in (_FACTORS if importance is None else _MORE_FACTORS)[spec.bits]:
+        round_to_integers(weight, first * np.float32(factor), spec, integers)
+        along = np.multiply(integers, weighted, out=work).sum(0)
+        np.multiply(integers, integers, out=work)
+        size = (work if importance is None else np.multiply(work, importance, out=work)).sum(0)
+        np.maximum(size, _TINY, out=size)
+        scale = along / size
+        reduction = scale * along
+        better = reduction > gain
+        np.copyto(gain, reduction, where=better)
+        best = np.where(better, scale, best)
+    with np.errstate(over="ignore"):
+        scales: NDArray[np.float16] = best.astype(np.float16)
+    return np.where(np.isfinite(scales), scales, first.astype(np.float16))
+
+
+def round_to_integers(weight: Array, scales: NDArray[np.floating], spec: FormatSpec, out: Array) -> None:
+    """Write to ``out``, ``[32, groups]``, the integers nearest to ``weight / scales``; 0 where a scale is 0."""
+    assert spec.levels is not None
+    divisor = scales.astype(np.float32)
+    divisor[divisor == 0] = np.inf  # all weights of the group are 0 or nearly 0, and so are the integers
+    np.divide(weight, divisor, out=out)
+    np.rint(out, out=out)
+    np.clip(out, *spec.levels, out=out)
+
+
+def _largest_to_last(weight: Array, spec: FormatSpec) -> Array:
+    """Return the scales that map each group's weight of largest magnitude to the last integer, as float32."""
+    assert spec.levels is not None
+    low, high = spec.levels
+    most, least = weight.max(0), weight.min(0)
+    with np.errstate(over="ignore", invalid="ignore"):  # reported below
+        peak = np.where(most >= -least, most, least)
+        scales: Array = peak / np.float32(low) if -low > high else np.abs(peak) / np.float32(high)
+        finite = np.isfinite(scales.astype(np.float16)).all()
+    if not finite:
+        if not np.isfinite(weight).all():
+            raise WeightRangeError(f"{spec.name}: expected finite weights, got NaN or Inf", hint=_DAMAGED)
+        raise WeightRangeError(f"weights reach {np.abs(weight).max():g}, too large for {spec.name} and float16 scales")
+    return scales
