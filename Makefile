@@ -5,7 +5,7 @@ BIN := $(VENV)/bin
 DEMO := out/demo/demo.onnx
 SOURCES := $(shell find native prosparse_export graph_passes models/prosparse_models -name '*.py' -o -name '*.cc' -o -name '*.h' -o -name '*.inc' -o -name 'CMakeLists.txt')
 
-.PHONY: demo test check docs clean
+.PHONY: demo test check docs libraries clean
 
 demo: $(DEMO)
 	$(BIN)/prosparse validate models/demo $(DEMO)
@@ -24,9 +24,14 @@ check: $(VENV)/installed-dev
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
 	$(BIN)/lint-imports
-	find native -name '*.h' -o -name '*.cc' -o -name '*.inc' | xargs $(BIN)/clang-format --dry-run --Werror
+	find native examples -name '*.h' -o -name '*.c' -o -name '*.cc' -o -name '*.inc' | xargs $(BIN)/clang-format --dry-run --Werror
 	$(BIN)/python benchmarks/tables.py --check
 	NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build --quiet
+
+# The operator library of every platform, into build/libraries: see packaging/libraries.py.
+libraries: $(VENV)/ready
+	$(BIN)/python -m pip install --quiet -r packaging/requirements.txt
+	$(BIN)/python packaging/libraries.py
 
 docs: $(VENV)/installed-dev
 	$(BIN)/mkdocs serve

@@ -6,7 +6,11 @@
 #include "custom_op.h"
 #include "status.h"
 
+#if defined(_WIN32)
+#define PROSPARSE_EXPORT extern "C" __declspec(dllexport)
+#else
 #define PROSPARSE_EXPORT extern "C" __attribute__((visibility("default")))
+#endif
 
 namespace prosparse::ort {
 namespace {

@@ -8,12 +8,15 @@
 #if defined(__linux__)
 #include <sys/mman.h>
 #include <unistd.h>
+#elif defined(_WIN32)
+#define WIN32_LEAN_AND_MEAN
+#include <windows.h>
 #endif
 
 namespace prosparse {
 
-// Drops pages only if each one present is the file's own, which is read again when needed: onnxruntime maps files
-// privately and writable, and a page that was written to would lose its contents.
+// Linux: drops pages only if each one present is the file's own, which is read again when needed: onnxruntime maps
+// files privately and writable, and a page that was written to would lose its contents.
 void drop_file_pages(const void* data, size_t bytes) {
 #if defined(__linux__)
   const size_t page = static_cast<size_t>(sysconf(_SC_PAGESIZE));
@@ -33,6 +36,10 @@ void drop_file_pages(const void* data, size_t bytes) {
   if (is_read && std::all_of(pages.begin(), pages.end(), may_go)) {
     madvise(reinterpret_cast<void*>(first), last - first, MADV_DONTNEED);
   }
+#elif defined(_WIN32)
+  // Unlocking pages that are not locked takes them out of the working set. No contents can be lost: the system writes a
+  // page that was changed to the paging file.
+  if (bytes >= (size_t{1} << 20)) VirtualUnlock(const_cast<void*>(data), bytes);
 #else
   (void)data, (void)bytes;
 #endif

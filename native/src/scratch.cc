@@ -4,13 +4,16 @@
 
 namespace prosparse {
 
+constexpr std::align_val_t kPage{4096};
+
+void Buffer::Free::operator()(void* p) const { ::operator delete(p, kPage); }
+
 void* Buffer::bytes(size_t size) {
   if (size > size_) {
     data_.reset();
     size_ = 0;
     const size_t room = round_up(size + 256, 4096);
-    data_.reset(std::aligned_alloc(4096, room));
-    if (data_ == nullptr) throw std::bad_alloc();
+    data_.reset(::operator new(room, kPage));
     size_ = room - 256;  // vectors may read, not use, a little past the end
   }
   return data_.get();

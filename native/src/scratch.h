@@ -3,7 +3,6 @@
 #define PROSPARSE_SCRATCH_H_
 
 #include <atomic>
-#include <cstdlib>
 #include <memory>
 #include <mutex>
 #include <thread>
@@ -28,7 +27,7 @@ class Buffer {
  private:
   void* bytes(size_t size);
   struct Free {
-    void operator()(void* p) const { std::free(p); }
+    void operator()(void* p) const;
   };
   std::unique_ptr<void, Free> data_;
   size_t size_ = 0;

@@ -2,12 +2,20 @@
 #include <string>
 
 #include "check.h"
+#include "cpu_features.h"
 
 using namespace prosparse;
 using namespace prosparse::testing;
 
 int main() {
   size_t cases = 0;
+#if defined(__x86_64__) && defined(__GNUC__) && !defined(__clang__)
+  ++cases;  // our reading of CPUID against gcc's
+  CHECK(has_avx2() == (__builtin_cpu_supports("avx2") && __builtin_cpu_supports("fma")), "AVX2");
+  CHECK(has_avx512() == (__builtin_cpu_supports("avx512bw") && __builtin_cpu_supports("avx512vl")), "AVX-512");
+  CHECK(has_vnni() == (has_avx512() && __builtin_cpu_supports("avx512vnni")), "VNNI");
+  CHECK(is_intel() == (__builtin_cpu_is("intel") != 0), "vendor");
+#endif
   for (const Variant& variant : compiled_variants()) {
     const Choice choice = choose_variant(variant.kernels->isa);
     ++cases;

@@ -13,6 +13,7 @@ from pathlib import Path
 import onnxruntime
 
 from prosparse_export.artifact.manifest import Manifest
+from prosparse_export.artifact.platforms import library_file, this_platform
 from prosparse_export.errors import ProSparseError
 
 __all__ = [
@@ -29,7 +30,6 @@ __all__ = [
 FOLDED_BYTES = 512 << 20  # see disabled_optimizers
 
 _MARK = "prosparse.registered"  # session configuration entry: marks the options object itself
-_NAMES = ("libprosparse_ops.so", "libprosparse_ops.dylib")
 ISA_HINT = "unset PROSPARSE_ISA, or name a variant that `prosparse info` lists for this machine"
 
 
@@ -73,12 +73,12 @@ def library_path() -> Path:
     folders = [Path(__file__).parent.parent / "_ops"]
     with contextlib.suppress(PackageNotFoundError):  # a source tree on sys.path hides the installed package
         folders.append(Path(str(distribution("prosparse-export").locate_file("prosparse_export/_ops"))))
+    name = f"{this_platform()}/{library_file(this_platform())}"
     for folder in folders:
-        for name in _NAMES:
-            if (folder / name).is_file():
-                return folder / name
+        if (folder / name).is_file():
+            return folder / name
     raise ProSparseError(
-        f"operator library: {folders[-1]}: no {_NAMES[0]}",
+        f"operator library: {folders[-1]}: no {name}",
         hint="build it: run `pip install .` in the project's folder",
     )
 

@@ -41,12 +41,14 @@ def test_a_tree_that_was_not_built(tmp_path: Path, monkeypatch: pytest.MonkeyPat
     monkeypatch.setattr(
         operator_library, "distribution", lambda _: SimpleNamespace(locate_file=lambda name: tmp_path / "site" / name)
     )
-    with pytest.raises(ProSparseError, match=r"operator library: .*site/.*_ops: no libprosparse_ops\.so"):
+    monkeypatch.setattr(operator_library, "this_platform", lambda: "linux-aarch64")
+    with pytest.raises(ProSparseError, match=r"operator library: .*site/.*_ops: no linux-aarch64/libprosparse_ops\.so"):
         library_path()
     for folder in (tmp_path / "site" / "prosparse_export" / "_ops", tmp_path / "_ops"):  # the second is preferred
-        folder.mkdir(parents=True)
-        (folder / "libprosparse_ops.so").touch()
-        assert library_path() == folder / "libprosparse_ops.so"
+        library = folder / "linux-aarch64" / "libprosparse_ops.so"
+        library.parent.mkdir(parents=True)
+        library.touch()
+        assert library_path() == library
 
 
 def test_the_variant_in_use_is_supported() -> None:

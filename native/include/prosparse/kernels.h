@@ -158,7 +158,8 @@ extern const Kernels kScalarKernels;  // the reference: double accumulators, no 
 extern const Kernels kAvx2Kernels;
 extern const Kernels kAvx512Kernels;
 extern const Kernels kAvx512VnniKernels;
-#if defined(__linux__) && !defined(PROSPARSE_NO_AMX) && (defined(__clang__) ? __clang_major__ >= 12 : __GNUC__ >= 11)
+#if (defined(__linux__) || defined(_WIN32)) && !defined(PROSPARSE_NO_AMX) && \
+    (defined(__clang__) ? __clang_major__ >= 12 : __GNUC__ >= 11)
 #define PROSPARSE_AMX
 extern const Kernels kAmxKernels;
 #endif

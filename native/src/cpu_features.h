@@ -1,0 +1,25 @@
+// What the processor and the operating system support.
+#ifndef PROSPARSE_CPU_FEATURES_H_
+#define PROSPARSE_CPU_FEATURES_H_
+
+#include "prosparse/kernels.h"
+
+namespace prosparse {
+
+// Registers that the operating system does not save count as absent.
+#if defined(__x86_64__)
+bool has_avx2();    // with FMA and F16C
+bool has_avx512();  // F, BW, DQ, VL
+bool has_vnni();
+bool is_intel();
+#if defined(PROSPARSE_AMX)
+bool has_amx();
+bool request_amx();  // asks the operating system for the tile registers of this process; false if denied
+#endif
+#elif defined(__aarch64__)
+bool has_dotprod();
+#endif
+
+}  // namespace prosparse
+
+#endif  // PROSPARSE_CPU_FEATURES_H_
