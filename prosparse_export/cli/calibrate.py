@@ -11,7 +11,7 @@ import click
 
 from prosparse_export.cli.command import CONTEXT, ProSparseCommand
 from prosparse_export.cli.display import stages
-from prosparse_export.cli.training import require_packages
+from prosparse_export.cli.extras import require_packages
 from prosparse_export.progress import ProgressCallback
 from prosparse_export.quiet import quiet
 

@@ -18,6 +18,7 @@ Examples:
   prosparse generate out/demo/demo.onnx "The city of Paris is"
   prosparse generate out/demo/demo.onnx "In 1905," -n 100 --temperature 0.7 --top-p 0.9 --seed 1
   prosparse generate out/demo/demo.onnx "In 1905," --stop "." --stop ";"
+  prosparse generate out/7b/m.onnx "What is ReLU?" --chat
   prosparse generate out/demo/demo.onnx "In 1905," --no-library    # stock onnxruntime, without the sparse kernels
 """
 
@@ -39,6 +40,7 @@ Examples:
     show_default=True,
     help="Maximum number of new tokens.",
 )
+@click.option("--chat", is_flag=True, help="PROMPT is a message to the assistant: apply the model's chat template.")
 @click.option("--stop", multiple=True, help="Stop at this text. Repeatable.")
 @click.option(
     "--temperature", type=click.FloatRange(min=0.0), default=0.0, show_default=True, help="0 means greedy decoding."
@@ -62,6 +64,7 @@ def generate_command(
     onnx_file: Path,
     prompt: str,
     max_new_tokens: int,
+    chat: bool,
     stop: tuple[str, ...],
     temperature: float,
     top_k: int,
@@ -74,23 +77,34 @@ def generate_command(
 ) -> None:
     """Continue PROMPT with the exported model ONNX_FILE. Text goes to stdout, speed to stderr.
 
-    For an encoder-decoder, PROMPT is the source text, and only the output is printed.
+    For an encoder-decoder, PROMPT is the source text, and only the output is printed, as with --chat.
     """
     if prompt.endswith(".onnx") and onnx_file.suffix != ".onnx" and Path(prompt).is_file():
         raise ProSparseError(
             f"model: {prompt}: expected the .onnx file before the prompt, got it after",
             hint="pass the .onnx file first, then the prompt",
         )
+    from prosparse_export.artifact.chat_template import require_chat_template
     from prosparse_export.runtime.encoder_decoder import EncoderDecoder, encoder_path
     from prosparse_export.runtime.model import SparseModel
     from prosparse_export.runtime.sampling import Sampling
 
     kind = EncoderDecoder if encoder_path(onnx_file).is_file() else SparseModel
     sampling = Sampling(temperature, top_k, top_p, seed)
+    if chat and kind is EncoderDecoder:
+        raise ProSparseError(
+            f"model: {onnx_file}: expected a decoder for --chat, got an encoder-decoder", hint="leave --chat out"
+        )
+    template = require_chat_template(onnx_file.parent) if chat else None
     model = kind.open(onnx_file, threads=threads, spinning=spinning, library=library, verify=verify)
-    pieces = model.stream_text(prompt, max_new_tokens=max_new_tokens, sampling=sampling, stop=stop)
-    if kind is SparseModel:
-        click.echo(prompt, nl=False)
+    if isinstance(model, SparseModel):
+        text = prompt if template is None else template.render([{"role": "user", "content": prompt}])
+        pieces = model.stream_text(
+            text, max_new_tokens=max_new_tokens, sampling=sampling, stop=stop, special_tokens=template is None
+        )
+        click.echo(prompt if template is None else "", nl=False)
+    else:
+        pieces = model.stream_text(prompt, max_new_tokens=max_new_tokens, sampling=sampling, stop=stop)
     _print_pieces(pieces)
 
 

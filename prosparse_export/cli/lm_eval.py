@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import click
 
-from prosparse_export.cli.training import require_packages
+from prosparse_export.cli.extras import require_packages
 from prosparse_export.errors import ProSparseError
 
 __all__ = ["main"]

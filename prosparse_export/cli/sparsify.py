@@ -13,7 +13,7 @@ from typing import Any
 import click
 
 from prosparse_export.cli.command import CONTEXT, ProSparseCommand
-from prosparse_export.cli.training import require_packages
+from prosparse_export.cli.extras import require_packages
 from prosparse_export.cli.training_display import TrainingDisplay, training_display
 from prosparse_export.quiet import quiet
 

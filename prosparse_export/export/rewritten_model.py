@@ -7,7 +7,7 @@ from dataclasses import dataclass, field
 import onnx_ir as ir
 
 from graph_passes import FfnFormat, FfnOutcome, Format, LinearOutcome
-from prosparse_export.artifact.measured_records import ApproximationRecord, KvCacheRecord
+from prosparse_export.artifact.measured_records import ApproximationRecord
 from prosparse_export.export.predicted_speedup import TextProfile
 from prosparse_models import Checkpoint
 
@@ -28,7 +28,6 @@ class RewrittenModel:
         other_weights: storage format of the other matrices.
         approximation: the manifest's record of ``--approximate``, if given.
         profile: activation sparsity by FFN from ``--profile-text``, if given.
-        kv_cache: the manifest's record of an 8-bit KV cache.
     """
 
     checkpoint: Checkpoint
@@ -40,7 +39,6 @@ class RewrittenModel:
     linears: list[LinearOutcome] = field(default_factory=list)
     approximation: ApproximationRecord | None = None
     profile: TextProfile | None = None
-    kv_cache: KvCacheRecord | None = None
 
     @property
     def rewritten(self) -> tuple[FfnOutcome, ...]:

@@ -248,6 +248,7 @@ class SparseModel:
         max_new_tokens: int | None = 64,
         sampling: Sampling = GREEDY,
         stop: str | Sequence[str] = (),
+        special_tokens: bool = True,
     ) -> Iterator[str]:
         """Yield the continuation of ``prompt`` in pieces, one per token.
 
@@ -255,18 +256,24 @@ class SparseModel:
         be empty, with its text in a later piece.
 
         Args:
-            prompt: text; the tokenizer adds its special tokens.
+            prompt: text.
             max_new_tokens: maximum number of tokens; None for as many as fit into the context.
             sampling: how tokens are chosen; greedy by default.
             stop: strings that end the text, in addition to the model's end tokens; they are not yielded.
+            special_tokens: the tokenizer adds its special tokens; a chat template has written them already.
 
         Raises:
             ProSparseError: there is no tokenizer, or as for `stream`.
         """
-        return (piece for (piece,) in self._pieces([prompt], max_new_tokens, sampling, stop))
+        return (piece for (piece,) in self._pieces([prompt], max_new_tokens, sampling, stop, special_tokens))
 
     def _pieces(
-        self, prompts: Sequence[str], count: int | None, sampling: Sampling, stop: str | Sequence[str]
+        self,
+        prompts: Sequence[str],
+        count: int | None,
+        sampling: Sampling,
+        stop: str | Sequence[str],
+        special_tokens: bool = True,
     ) -> Iterator[list[str]]:
         """Check the arguments, then return an iterator over the next piece of every text."""
         self._check_cache()
@@ -275,7 +282,7 @@ class SparseModel:
         texts = [Detokenizer(self.tokenizer, stop_strings(stop)) for _ in prompts]
         if any(not prompt for prompt in prompts):  # the tokenizer may turn an empty text into a start token
             raise ProSparseError("prompt: expected some text, got an empty string", hint="enter some text to continue")
-        ids = [self.tokenizer.encode(prompt).ids for prompt in prompts]
+        ids = [self.tokenizer.encode(prompt, add_special_tokens=special_tokens).ids for prompt in prompts]
         return self._decoded(self.stream(ids, max_new_tokens=count, sampling=sampling), texts)
 
     def _decoded(self, tokens: Iterator[NDArray[np.int64]], texts: list[Detokenizer]) -> Iterator[list[str]]:

@@ -60,12 +60,18 @@ GREEDY = Sampling()
 
 
 class Sampler:
-    """Chooses tokens for a batch; each row has its own random generator, so a text does not depend on other rows."""
+    """Chooses tokens for a batch; each row has its own random generator, so a text does not depend on other rows.
 
-    def __init__(self, sampling: Sampling, batch: int) -> None:
+    Args:
+        sampling: how tokens are chosen.
+        batch: number of rows.
+        first: number of the first row, if the rows are part of a larger batch.
+    """
+
+    def __init__(self, sampling: Sampling, batch: int, first: int = 0) -> None:
         self._sampling = sampling
         seed = np.random.SeedSequence(sampling.seed)
-        self._generators = [np.random.default_rng(child) for child in seed.spawn(batch)]
+        self._generators = [np.random.default_rng(child) for child in seed.spawn(first + batch)[first:]]
 
     def choose(self, logits: NDArray[np.float32]) -> NDArray[np.int64]:
         """Return a token for each row of ``logits``, ``[batch, vocabulary]``.

@@ -65,6 +65,7 @@ class Family:
 
 
 FATRELU = {"hidden_act": "fatrelu", "hidden_act_param": 0.01}
+WINDOW = "its mask is more than causality and padding"
 GATED, UNGATED = "SparseGatedFFNF32", "SparseFFNF32"
 
 
@@ -100,7 +101,7 @@ FAMILIES = [
         lambda: hf.MistralForCausalLM(hf.MistralConfig(**grouped(hidden_act="relu", sliding_window=8))),
         GATED,
         "relu",
-        packed=True,
+        attention=WINDOW,
     ),
     Family(
         "Mistral with FATReLU",
@@ -141,6 +142,7 @@ FAMILIES = [
         GATED,
         "relu",
         ffns=2,
+        attention=WINDOW,
     ),
     Family(
         "Gemma 3n",
@@ -154,6 +156,7 @@ FAMILIES = [
                 "activation is Gelu (tanh), not a ReLU",
             }
         ),
+        attention=WINDOW,
         router=".altup",
     ),
     Family("OPT", lambda: hf.OPTForCausalLM(hf.OPTConfig(**opt())), UNGATED, "relu", packed=True),
@@ -169,6 +172,7 @@ FAMILIES = [
         lambda: hf.GPTNeoXForCausalLM(hf.GPTNeoXConfig(**sizes(hidden_act="relu"))),
         UNGATED,
         "relu",
+        attention="the heads are not merged",
     ),
     Family(
         "Falcon (ReluFalcon-40B)",
@@ -191,6 +195,7 @@ FAMILIES = [
         lambda: hf.NemotronForCausalLM(hf.NemotronConfig(**grouped(hidden_act="relu2"))),
         UNGATED,
         "relu2",
+        attention="the heads are not merged",
     ),
     Family("Arcee AFM", arcee, UNGATED, "relu2", packed=True),
     Family(
@@ -198,12 +203,14 @@ FAMILIES = [
         lambda: hf.NanoChatForCausalLM(hf.NanoChatConfig(**grouped(hidden_act="relu2"))),
         UNGATED,
         "relu2",
+        attention="the first output is not computed by lm_head's MatMul",
     ),
     Family(
         "Persimmon",
         lambda: hf.PersimmonForCausalLM(hf.PersimmonConfig(**sizes(hidden_act="relu2"))),
         UNGATED,
         "relu2",
+        attention="the heads are not merged",
     ),
     Family(
         "Jais-2",
@@ -228,7 +235,7 @@ FAMILIES = [
         "",
         "",
         reasons=frozenset({"mixture of experts: weights are selected per token at run time"}),
-        packed=True,
+        attention="no mask is added to the scores",
     ),
     Family(
         "BERT-type encoder",

@@ -1,4 +1,4 @@
-"""Packages of the optional extras [train] and [eval]."""
+"""Packages of the optional extras [train], [eval], and [serve]."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from prosparse_export.errors import ProSparseError
 
 __all__ = ["require_packages"]
 
-_USES = {"train": "training", "eval": "evaluation"}
+_USES = {"train": "training", "eval": "evaluation", "serve": "serving"}
 
 
 def require_packages(*names: str, extra: str = "train") -> None:

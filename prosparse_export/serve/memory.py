@@ -1,0 +1,98 @@
+"""How much memory a server needs at most, known before it accepts a request."""
+
+from __future__ import annotations
+
+import os
+from dataclasses import dataclass
+from pathlib import Path
+
+from prosparse_export.artifact.model_settings import read_settings
+from prosparse_export.errors import ProSparseError
+from prosparse_export.runtime.decode_loop import PREFILL_TOKENS
+
+__all__ = ["MemoryNeeds", "available_bytes", "check_memory", "memory_needs"]
+
+_LIMITS = (Path("/sys/fs/cgroup/memory.max"), Path("/sys/fs/cgroup/memory/memory.limit_in_bytes"))
+
+
+@dataclass(frozen=True)
+class MemoryNeeds:
+    """Bytes by purpose. Python and onnxruntime themselves (about 200 MB) come on top.
+
+    Attributes:
+        weights: of the model; the library keeps one copy.
+        cache: keys and values of all rows, filled to the end.
+        prefixes: keys and values of earlier prompts.
+        scratch: attention scores of the largest chunk of a prompt, masks, and logits.
+    """
+
+    weights: int
+    cache: int
+    prefixes: int
+    scratch: int
+
+    @property
+    def total(self) -> int:
+        """Sum of all purposes."""
+        return self.weights + self.cache + self.prefixes + self.scratch
+
+    def __str__(self) -> str:
+        parts = {
+            "weights": self.weights,
+            "KV cache": self.cache,
+            "prefix cache": self.prefixes,
+            "scratch": self.scratch,
+        }
+        return ", ".join(f"{name} {_gb(size)}" for name, size in parts.items()) + f"; at most {_gb(self.total)}"
+
+
+def memory_needs(path: Path, *, rows: int, capacity: int, token_bytes: int, prefixes: int) -> MemoryNeeds:
+    """Return what serving the artifact ``path`` needs.
+
+    Args:
+        path: the graph.
+        rows: texts at a time.
+        capacity: tokens per text.
+        token_bytes: bytes of a token in the cache.
+        prefixes: limit of the prefix cache in bytes.
+    """
+    config = read_settings(path.parent / "config.json")
+    text = {**config, **(config.get("text_config") or {})}
+    heads, vocabulary = int(text.get("num_attention_heads") or 0), int(text.get("vocab_size") or 0)
+    chunk = min(PREFILL_TOKENS, capacity)
+    scores = heads * max(chunk * capacity, rows * capacity)
+    activations = chunk * int(text.get("intermediate_size") or 0) * 3
+    return MemoryNeeds(
+        weights=sum(file.stat().st_size for file in path.parent.glob(f"{path.name}*")),
+        cache=rows * capacity * token_bytes,
+        prefixes=prefixes,
+        scratch=4 * (scores + activations + 2 * rows * vocabulary) + 8 * rows * capacity,
+    )
+
+
+def available_bytes(limits: tuple[Path, ...] = _LIMITS) -> int:
+    """Return the machine's memory, or the control group's limit if that is lower."""
+    size = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
+    for path in limits:
+        try:
+            size = min(size, int(path.read_text()))
+        except (OSError, ValueError):  # no such file, or "max"
+            continue
+    return size
+
+
+def check_memory(needs: MemoryNeeds, available: int) -> None:
+    """Fail if a server could run out of memory.
+
+    Raises:
+        ProSparseError: it needs more than ``available`` bytes.
+    """
+    if needs.total > available:
+        raise ProSparseError(
+            f"memory: expected at most {_gb(available)}, got {needs}",
+            hint="lower --max-batch, --context or --prefix-cache",
+        )
+
+
+def _gb(size: int) -> str:
+    return f"{size / 1e9:.2f} GB" if size >= 1e8 else f"{size / 1e6:.1f} MB"

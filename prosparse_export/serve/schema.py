@@ -1,0 +1,167 @@
+"""Bodies of requests, checked by pydantic: unknown fields, wrong types, and numbers out of range are errors.
+
+Source: OpenAI's API reference, "Create completion" and "Create chat completion".
+"""
+
+from __future__ import annotations
+
+from typing import Annotated, Any, Literal, TypeVar
+
+from pydantic import BaseModel, ConfigDict, Field, StringConstraints, ValidationError
+
+from prosparse_export.serve.errors import ApiError, invalid
+
+__all__ = ["ChatRequest", "CompletionRequest", "Message", "parse"]
+
+_MOST_CHOICES = 128
+_NonEmpty = Annotated[str, StringConstraints(min_length=1)]
+_TokenIds = Annotated[list[Annotated[int, Field(ge=0)]], Field(min_length=1)]
+_Stops = Annotated[list[_NonEmpty], Field(max_length=16)]
+_Zero = Annotated[float, Field(ge=0, le=0)]
+_None = Annotated[dict[str, Any], Field(max_length=0)]
+
+
+class _Strict(BaseModel):
+    model_config = ConfigDict(extra="forbid", strict=True)
+
+
+class _StreamOptions(_Strict):
+    include_usage: bool = False
+    include_obfuscation: bool = False  # none is added
+
+
+class _JsonSchema(_Strict):
+    name: str = ""
+    description: str | None = None
+    strict: bool | None = None
+    schema_: dict[str, Any] = Field(default_factory=lambda: {"type": "object"}, alias="schema")
+
+
+class _ResponseFormat(_Strict):
+    type: Literal["text", "json_object", "json_schema"]
+    json_schema: _JsonSchema | None = None
+
+    def schema_to_follow(self) -> dict[str, Any] | None:
+        """Return the JSON schema of the answer, or None for any text."""
+        if self.type == "text":
+            return None
+        return self.json_schema.schema_ if self.type == "json_schema" and self.json_schema else {"type": "object"}
+
+
+class _Request(_Strict):
+    """Fields of both interfaces. Those without effect here accept only the value that has none."""
+
+    model: str
+    stream: bool = False
+    stream_options: _StreamOptions | None = None
+    n: int = Field(1, ge=1, le=_MOST_CHOICES)
+    stop: _NonEmpty | _Stops | None = None
+    max_tokens: int | None = Field(None, ge=1)
+    temperature: float | None = Field(1.0, ge=0, le=2, allow_inf_nan=False)
+    top_p: float | None = Field(1.0, gt=0, le=1)
+    top_k: int | None = Field(0, ge=0)
+    seed: int | None = Field(None, ge=0)
+    response_format: _ResponseFormat | None = None
+    presence_penalty: _Zero | None = None
+    frequency_penalty: _Zero | None = None
+    logit_bias: _None | None = None
+    user: str | None = None
+    metadata: dict[str, str] | None = None
+    store: bool | None = None
+    service_tier: str | None = None
+    safety_identifier: str | None = None
+    prompt_cache_key: str | None = None
+
+    @property
+    def stops(self) -> tuple[str, ...]:
+        """Stop strings."""
+        return (self.stop,) if isinstance(self.stop, str) else tuple(self.stop or ())
+
+
+class CompletionRequest(_Request):
+    """Body of /v1/completions."""
+
+    prompt: (
+        _NonEmpty
+        | Annotated[list[_NonEmpty], Field(min_length=1)]
+        | _TokenIds
+        | Annotated[list[_TokenIds], Field(min_length=1)]
+    )
+    logprobs: int | None = Field(None, ge=0, le=20)
+    echo: Literal[False] | None = False
+    best_of: Literal[1] | None = None
+    suffix: None = None
+
+    def prompts(self) -> list[str | list[int]]:
+        """Return the prompts, as text or as token ids."""
+        if isinstance(self.prompt, str):
+            return [self.prompt]
+        if isinstance(self.prompt[0], int):
+            return [self.prompt]
+        return list(self.prompt)
+
+
+class _Part(_Strict):
+    type: Literal["text"]
+    text: str
+
+
+class Message(BaseModel):
+    """A message; fields that a template may know are passed on."""
+
+    model_config = ConfigDict(extra="allow", strict=True)
+    role: _NonEmpty
+    content: str | list[_Part] | None = None
+
+    def for_template(self) -> dict[str, Any]:
+        """Return the message with its content as one string."""
+        values = self.model_dump(exclude_none=True)
+        if isinstance(self.content, list):
+            values["content"] = "".join(part.text for part in self.content)
+        return {"content": "", **values}
+
+
+class ChatRequest(_Request):
+    """Body of /v1/chat/completions."""
+
+    messages: Annotated[list[Message], Field(min_length=1)]
+    max_completion_tokens: int | None = Field(None, ge=1)
+    logprobs: bool | None = False
+    top_logprobs: int | None = Field(None, ge=0, le=20)
+    tools: list[dict[str, Any]] | None = None
+    tool_choice: Literal["auto", "none"] | None = None
+    parallel_tool_calls: bool | None = None
+    chat_template_kwargs: dict[str, Any] | None = None
+
+
+_Model = TypeVar("_Model", bound=_Request)
+
+
+def parse(kind: type[_Model], body: bytes) -> _Model:
+    """Return the request in a body.
+
+    Raises:
+        ApiError: it is no JSON, or not such a request.
+    """
+    try:
+        return kind.model_validate_json(body)
+    except ValidationError as error:
+        raise _first(error) from error
+
+
+def _first(error: ValidationError) -> ApiError:
+    """Return the first error as an answer."""
+    problems = error.errors(include_url=False, include_input=False)
+    problem, path = problems[0], _path(problems[0]["loc"])
+    if problem["type"] == "json_invalid":
+        return invalid(f"The body is not valid JSON: {problem['msg']}", code="invalid_json")
+    if problem["type"] == "extra_forbidden":
+        return invalid(f"Unrecognized request argument supplied: {path}", path, "unknown_parameter")
+    texts = dict.fromkeys(other["msg"] for other in problems if _path(other["loc"]) == path)  # alternatives of a union
+    return invalid(f"{path or 'body'}: {', or: '.join(texts)}", path or None, "invalid_value")
+
+
+def _path(location: tuple[int | str, ...]) -> str:
+    """Return the field's path, without the names of a union's alternatives."""
+    branches = [part for part in location if isinstance(part, str) and ("[" in part or part == "constrained-str")]
+    return ".".join(str(part) for part in location if part not in branches)
