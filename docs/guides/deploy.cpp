@@ -10,7 +10,7 @@
 int main() {
   Ort::Env env;
   Ort::SessionOptions options;
-  options.RegisterCustomOpsLibrary(ORT_TSTR("out/model/libprosparse_ops.so"));
+  options.RegisterCustomOpsLibrary(ORT_TSTR("out/model/lib/linux-x86_64/libprosparse_ops.so"));
   Ort::Session session(env, ORT_TSTR("out/model/demo.onnx"), options);
 
   std::vector<int64_t> ids = {1, 5, 9}, mask(3, 1), positions = {0, 1, 2};

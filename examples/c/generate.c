@@ -14,6 +14,7 @@
 #include "onnxruntime_slice.h"
 
 #if defined(_WIN32)
+#include <wchar.h>
 #include <windows.h>
 
 #include <shellapi.h> /* needs windows.h */

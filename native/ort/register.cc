@@ -1,5 +1,6 @@
 // What the shared library exports: onnxruntime's entry point, and a description of the build.
 #include <cstdlib>
+#include <cstring>
 #include <string>
 
 #include "../src/dispatch.h"
@@ -46,6 +47,9 @@ PROSPARSE_EXPORT prosparse::ort::Status* RegisterCustomOps(OrtSessionOptions* op
   return guarded(*api, [&] { add_domain(*api, options); });
 }
 
+// Read from the file without loading it (prosparse_export/artifact/libraries.py). volatile keeps the text in one piece.
+static const char* const volatile version_mark = "prosparse_ops version " PROSPARSE_VERSION;
+
 // JSON: version, isa_compiled, isa_supported, isa_used (null if PROSPARSE_ISA cannot run), error.
 PROSPARSE_EXPORT const char* prosparse_ops_info(void) {
   thread_local std::string text;  // valid until the thread's next call
@@ -54,7 +58,8 @@ PROSPARSE_EXPORT const char* prosparse_ops_info(void) {
     const std::string used = choice.kernels != nullptr ? "\"" + std::string(choice.kernels->isa) + "\"" : "null";
     std::string error;
     for (const char c : choice.error) error += c == '"' || c == '\\' ? '\'' : c;
-    text = std::string("{\"version\": \"") + PROSPARSE_VERSION + "\", \"isa_compiled\": [" +
+    const char* const version = version_mark + std::strlen("prosparse_ops version ");
+    text = std::string("{\"version\": \"") + version + "\", \"isa_compiled\": [" +
            prosparse::variant_names(false, "\"") + "], \"isa_supported\": [" + prosparse::variant_names(true, "\"") +
            "], \"isa_used\": " + used + ", \"error\": " + (error.empty() ? "null" : "\"" + error + "\"") + "}";
     return text.c_str();

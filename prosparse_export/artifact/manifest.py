@@ -23,6 +23,7 @@ __all__ = [
     "MANIFEST",
     "FfnRecord",
     "FileRecord",
+    "LibraryRecord",
     "LinearRecord",
     "Manifest",
     "ModelFolderSource",
@@ -47,6 +48,23 @@ class FileRecord:
         sha256: its hash, in hexadecimal.
     """
 
+    bytes: int
+    sha256: str
+
+
+@dataclass(frozen=True)
+class LibraryRecord:
+    """The operator library of one platform.
+
+    Attributes:
+        file: its path below the artifact's folder, with forward slashes.
+        version: its version.
+        bytes: its size.
+        sha256: its hash, in hexadecimal.
+    """
+
+    file: str
+    version: str
     bytes: int
     sha256: str
 
@@ -154,6 +172,7 @@ class Manifest:
         predicted_speedup: from ``--profile-text``.
         output_check: how ``prosparse optimize`` compared its output with its input.
         files: graph and external data by name.
+        libraries: operator libraries by platform.
         validation: the last result of ``prosparse validate``.
         format: version of this file's layout.
     """
@@ -176,6 +195,7 @@ class Manifest:
     predicted_speedup: PredictedSpeedup | None = None
     output_check: OutputCheck | None = None
     files: dict[str, FileRecord] = field(default_factory=dict)
+    libraries: dict[str, LibraryRecord] = field(default_factory=dict)
     validation: ValidationRecord | None = None
     format: int = _FORMAT
 

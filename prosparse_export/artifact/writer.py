@@ -10,7 +10,7 @@ import shutil
 import signal
 import tempfile
 import threading
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -19,6 +19,7 @@ from typing import Any
 import onnx_ir as ir
 
 from prosparse_export.artifact.integrity import sha256_file
+from prosparse_export.artifact.libraries import library_in_artifact
 from prosparse_export.artifact.manifest import MANIFEST, FileRecord
 from prosparse_export.atomic_write import disk_errors
 from prosparse_export.errors import ProSparseError
@@ -39,12 +40,12 @@ class Sidecars:
 
     Attributes:
         documents: contents of JSON files, by name.
-        files: files to copy, by the name of the copy.
+        libraries: operator libraries to copy, by platform.
         write: writes more files (the tokenizer's) into a folder.
     """
 
     documents: Mapping[str, Any] = field(default_factory=dict)
-    files: Mapping[str, Path] = field(default_factory=dict)
+    libraries: Mapping[str, Path] = field(default_factory=dict)
     write: Callable[[Path], object] | None = None
 
 
@@ -135,8 +136,10 @@ def write_artifact(
         (staging / file_name).write_text(text, encoding="utf-8")
     if sidecars.write is not None:
         sidecars.write(staging)
-    for file_name, source in sidecars.files.items():
-        shutil.copyfile(source, staging / file_name)
+    for platform, source in sidecars.libraries.items():
+        copy = staging / library_in_artifact(platform)
+        copy.parent.mkdir(parents=True)
+        shutil.copyfile(source, copy)
     return records
 
 
@@ -180,7 +183,7 @@ def _make_parents(folder: Path) -> list[Path]:
 
 
 def _publish(staging: Path, output: Path, *, overwrite: bool) -> None:
-    names = sorted(path.name for path in staging.iterdir())
+    names = sorted(path.relative_to(staging).as_posix() for path in staging.rglob("*") if path.is_file())
     names.sort(key=lambda name: name == output.name)  # stable: the graph goes last (of two, the decoder)
     for name in names:
         target = output.parent / name
@@ -189,23 +192,40 @@ def _publish(staging: Path, output: Path, *, overwrite: bool) -> None:
                 f"output: {target}: already exists, with different contents",
                 hint="choose an empty folder or pass --overwrite",
             )
+    _check_folders(names, output.parent)
     replaced = staging / ".replaced"
-    replaced.mkdir()
+    moved: list[str] = []
     placed: list[Path] = []
+    made: list[Path] = []
     try:
         for name in reversed(names):  # the old graph first: it must never be next to new weights
             if (output.parent / name).exists():
+                (replaced / name).parent.mkdir(parents=True, exist_ok=True)
+                moved.append(name)
                 os.replace(output.parent / name, replaced / name)
         for name in names:
+            made += _make_parents((output.parent / name).parent)
             placed.append(output.parent / name)
             os.replace(staging / name, output.parent / name)
     except BaseException:
         with _uninterrupted():
             for path in placed:
                 path.unlink(missing_ok=True)
-            for path in sorted(replaced.iterdir(), key=lambda path: path.name == output.name):
-                os.replace(path, output.parent / path.name)
+            for folder in reversed(made):
+                folder.rmdir()
+            for name in sorted(moved, key=lambda name: name == output.name):
+                if (replaced / name).exists():  # else the interruption came before it was moved
+                    os.replace(replaced / name, output.parent / name)
         raise
+
+
+def _check_folders(names: Sequence[str], folder: Path) -> None:
+    for parent in sorted({path for name in names for path in Path(name).parents}):
+        if (folder / parent).exists() and not (folder / parent).is_dir():
+            raise ProSparseError(
+                f"output: {folder / parent}: expected a folder for the operator libraries, got a file",
+                hint="rename the file, or choose another folder",
+            )
 
 
 @contextmanager

@@ -12,6 +12,7 @@ from prosparse_export.cli.command import CONTEXT, ProSparseCommand
 from prosparse_export.cli.describe import describe_approximation, describe_speedup
 from prosparse_export.cli.display import stages
 from prosparse_export.cli.format_choice import FormatChoice
+from prosparse_export.cli.libraries_option import libraries_option
 from prosparse_export.errors import ProSparseError
 
 if TYPE_CHECKING:
@@ -90,9 +91,7 @@ Examples:
     help="Representative text (UTF-8). Measures each FFN's activation sparsity, leaves FFNs dense that would not "
     "get faster, and predicts the speedup. Repeatable.",
 )
-@click.option(
-    "--library/--no-library", default=True, show_default=True, help="Copy the operator library next to OUTPUT."
-)
+@libraries_option()
 @click.option("--trust-remote-code", is_flag=True, help="Run Python code from MODEL_DIR. Review it first.")
 @click.option(
     "-v", "--verbose", is_flag=True, help="List all FFNs and attention layers, with the reason if not rewritten."
@@ -113,7 +112,7 @@ def export_command(
     approximate: str | None,
     keep: float | None,
     profile_text: tuple[Path, ...],
-    library: bool,
+    libraries: str,
     trust_remote_code: bool,
     verbose: bool,
     quiet: bool,
@@ -122,7 +121,7 @@ def export_command(
     """Export MODEL_DIR to the ONNX file OUTPUT, with its ReLU FFNs as sparse operators.
 
     MODEL_DIR holds config.json, *.safetensors and the tokenizer. Next to OUTPUT go its weights
-    (OUTPUT.data), config.json, the tokenizer, prosparse.json and the operator library. If
+    (OUTPUT.data), config.json, the tokenizer, prosparse.json and the operator libraries. If
     anything fails, nothing is written.
     """
     if approximate is None and keep is not None:
@@ -142,7 +141,7 @@ def export_command(
             overwrite=overwrite,
             allow_dense=allow_dense,
             fuse_attention=attention == "fused",
-            with_library=library,
+            libraries=libraries,
             trust_remote_code=trust_remote_code,
             weights=None if weights == "checkpoint" else cast("FfnFormat", weights),
             other_weights=None if other_weights == "same" else cast("Format", other_weights),

@@ -59,6 +59,11 @@ Examples:
 @click.option("--threads", type=click.IntRange(min=1), help="Intra-op threads.  [default: one per physical core]")
 @click.option("--spinning/--no-spinning", default=True, show_default=True, help="Let idle threads spin.")
 @click.option("--library/--no-library", default=True, show_default=True, help="Use the sparse kernels.")
+@click.option(
+    "--require-library",
+    is_flag=True,
+    help="Fail where the operator library cannot run, instead of running the function bodies, densely.",
+)
 @click.option("--verify", is_flag=True, help="First check the files' SHA-256 against prosparse.json.")
 def generate_command(
     onnx_file: Path,
@@ -73,12 +78,15 @@ def generate_command(
     threads: int | None,
     spinning: bool,
     library: bool,
+    require_library: bool,
     verify: bool,
 ) -> None:
     """Continue PROMPT with the exported model ONNX_FILE. Text goes to stdout, speed to stderr.
 
     For an encoder-decoder, PROMPT is the source text, and only the output is printed, as with --chat.
     """
+    if require_library and not library:
+        raise click.UsageError("--require-library and --no-library exclude each other")
     if prompt.endswith(".onnx") and onnx_file.suffix != ".onnx" and Path(prompt).is_file():
         raise ProSparseError(
             f"model: {prompt}: expected the .onnx file before the prompt, got it after",
@@ -87,8 +95,14 @@ def generate_command(
     from prosparse_export.artifact.chat_template import require_chat_template
     from prosparse_export.runtime.encoder_decoder import EncoderDecoder, encoder_path
     from prosparse_export.runtime.model import SparseModel
+    from prosparse_export.runtime.operator_library import usable_library
     from prosparse_export.runtime.sampling import Sampling
 
+    if library:
+        problem = usable_library(required=require_library)
+        library = problem is None
+        if problem is not None:
+            click.echo(f"{problem}; running without it, densely", err=True)
     kind = EncoderDecoder if encoder_path(onnx_file).is_file() else SparseModel
     sampling = Sampling(temperature, top_k, top_p, seed)
     if chat and kind is EncoderDecoder:

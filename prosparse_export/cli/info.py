@@ -67,6 +67,7 @@ def info_command(onnx_file: Path | None, verify: bool, as_json: bool) -> None:
             _verify(onnx_file)
         _show_artifact(onnx_file, as_json=as_json, verify=verify)
         return
+    from prosparse_export.runtime.installed_libraries import installed_libraries
     from prosparse_export.runtime.operator_library import ISA_HINT, library_info
 
     library = library_info()
@@ -75,6 +76,7 @@ def info_command(onnx_file: Path | None, verify: bool, as_json: bool) -> None:
         "machine": f"{platform.system()} {platform.machine()}",
         "packages": {name: _version(name) for name in _PACKAGES},
         "library": {**asdict(library), "path": str(library.path)},
+        "platforms": sorted(installed_libraries()),
     }
     if as_json:
         click.echo(json.dumps(values, indent=2))
@@ -83,6 +85,7 @@ def info_command(onnx_file: Path | None, verify: bool, as_json: bool) -> None:
     for name in _PACKAGES:
         click.echo(f"{name} {_version(name)}")
     click.echo(f"operator library {library.version}: {library.path}")
+    click.echo(f"libraries for: {', '.join(sorted(installed_libraries()))}")
     click.echo(f"ISA in the library: {', '.join(library.isa_compiled)}")
     click.echo(f"ISA of this machine: {', '.join(library.isa_supported)}")
     click.echo(f"ISA used: {library.isa_used or f'none: {library.error}'}")
@@ -120,7 +123,20 @@ def _manifest_lines(path: Path, manifest: Manifest) -> Iterator[str]:
         yield f"LOSSY: {describe_approximation(manifest.approximation)}"
     if manifest.calibration is not None:
         yield f"calibrated: {describe_calibration(manifest.calibration)}"
+    yield from _library_lines(path.parent, manifest)
     yield "exported with: " + ", ".join(f"{name} {v}" for name, v in manifest.versions.items())
+
+
+def _library_lines(folder: Path, manifest: Manifest) -> Iterator[str]:
+    from prosparse_export.artifact.libraries import library_problems
+    from prosparse_export.artifact.platforms import this_platform
+
+    problems = dict(library_problems(folder, manifest.libraries))
+    for platform, record in manifest.libraries.items():
+        state = f", {problems[platform].upper()}" if platform in problems else ""
+        yield f"library {record.version} for {platform}: {record.file} ({record.bytes:,} bytes{state})"
+    if manifest.libraries and this_platform() not in manifest.libraries:
+        yield f"no library for this platform, {this_platform()}"
 
 
 def _is_current(path: Path, validated: ValidatedFiles, *, verify: bool) -> bool:
@@ -136,9 +152,10 @@ def _is_current(path: Path, validated: ValidatedFiles, *, verify: bool) -> bool:
 
 def _verify(path: Path) -> None:
     from prosparse_export.artifact.integrity import check_files
+    from prosparse_export.artifact.libraries import check_libraries
 
     with stages(quiet=False) as progress:
-        checked = check_files(path, verify=True, progress=progress)
+        checked = check_files(path, verify=True, progress=progress) + check_libraries(path)
     click.echo(f"verified: {checked} files match prosparse.json", err=True)
 
 

@@ -11,6 +11,7 @@ import click
 from prosparse_export.cli.command import CONTEXT, ProSparseCommand
 from prosparse_export.cli.display import stages
 from prosparse_export.cli.format_choice import FormatChoice
+from prosparse_export.cli.libraries_option import libraries_option
 
 if TYPE_CHECKING:
     from graph_passes import FfnFormat
@@ -47,9 +48,7 @@ Examples:
     "Formats other than source may round: the manifest records how much the outputs changed.",
 )
 @click.option("--decomposed", is_flag=True, help="Write standard ONNX operators only, for OpenVINO and others.")
-@click.option(
-    "--library/--no-library", default=True, show_default=True, help="Copy the operator library next to OUT.onnx."
-)
+@libraries_option()
 @click.option(
     "--check/--no-check",
     default=True,
@@ -66,7 +65,7 @@ def optimize_command(
     allow_dense: bool,
     weights: str,
     decomposed: bool,
-    library: bool,
+    libraries: str,
     check: bool,
     verbose: bool,
     quiet: bool,
@@ -82,7 +81,7 @@ def optimize_command(
         from prosparse_export.optimize import OptimizeOptions, optimize_file
 
         chosen = None if weights == "source" else cast("FfnFormat", weights)
-        options = OptimizeOptions(overwrite, allow_dense, library, chosen, decomposed, check)
+        options = OptimizeOptions(overwrite, allow_dense, libraries, chosen, decomposed, check)
         result = optimize_file(source, output, options, progress)
     for outcome in result.rewritten if verbose else ():
         click.echo(f"{outcome.node}: {outcome.op} ({outcome.activation})", err=True)

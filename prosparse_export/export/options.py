@@ -7,6 +7,7 @@ from pathlib import Path
 
 from graph_passes import FfnFormat, Format
 from prosparse_export.errors import ProSparseError
+from prosparse_export.runtime.installed_libraries import choose_libraries
 from prosparse_export.runtime.operator_library import check_library
 
 __all__ = ["Approximation", "ExportOptions", "check_options"]
@@ -39,7 +40,8 @@ class ExportOptions:
         overwrite: replace existing files.
         allow_dense: write the artifact even if no FFN could be rewritten.
         fuse_attention: use onnxruntime's fused attention, RoPE and norm operators (onnxruntime >= 1.20).
-        with_library: copy the operator library next to the graph.
+        libraries: the operator libraries that go into lib/PLATFORM/ next to the graph: ``all`` that are installed,
+            ``this`` platform's, ``none``, or a list of platforms separated by commas.
         trust_remote_code: run Python code from the model folder, for model types that transformers does not know.
         weights: storage format of the rewritten FFNs; None for the checkpoint's float type.
         other_weights: storage format of attention, lm_head and embedding; None for the same as ``weights`` (i4 for
@@ -55,7 +57,7 @@ class ExportOptions:
     overwrite: bool = False
     allow_dense: bool = False
     fuse_attention: bool = True
-    with_library: bool = True
+    libraries: str = "all"
     trust_remote_code: bool = False
     weights: FfnFormat | None = None
     other_weights: Format | None = None
@@ -67,8 +69,8 @@ class ExportOptions:
 
     @property
     def copies_library(self) -> bool:
-        """Whether the operator library goes next to the graph."""
-        return self.with_library and not self.decomposed
+        """Whether operator libraries go next to the graph."""
+        return self.libraries != "none" and not self.decomposed
 
 
 def check_options(folder: Path, output: Path, options: ExportOptions) -> None:
@@ -85,6 +87,7 @@ def check_options(folder: Path, output: Path, options: ExportOptions) -> None:
         )
     if options.copies_library:
         check_library()
+        choose_libraries(options.libraries)
     if options.approximate is not None:
         _check_approximation(options.approximate)
 

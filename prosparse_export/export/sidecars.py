@@ -12,6 +12,7 @@ from graph_passes import parts_of
 from prosparse_export.artifact.genai_config import GENAI_CONFIG, genai_config
 from prosparse_export.artifact.integrity import sha256_file
 from prosparse_export.artifact.json_records import from_json
+from prosparse_export.artifact.libraries import library_in_artifact
 from prosparse_export.artifact.manifest import (
     FUSED,
     FfnRecord,
@@ -21,12 +22,13 @@ from prosparse_export.artifact.manifest import (
     OverrideRecord,
 )
 from prosparse_export.artifact.measured_records import ThresholdSearch
+from prosparse_export.artifact.platforms import this_platform
 from prosparse_export.artifact.writer import Sidecars
 from prosparse_export.export.options import ExportOptions
 from prosparse_export.export.rewritten_model import RewrittenModel
 from prosparse_export.quiet import quiet
 from prosparse_export.runtime.encoder_decoder import encoder_path
-from prosparse_export.runtime.operator_library import library_path
+from prosparse_export.runtime.installed_libraries import choose_libraries, library_records
 from prosparse_models import CheckpointError
 from prosparse_models.loading.tokenizer import load_tokenizer
 
@@ -53,6 +55,7 @@ def export_manifest(folder: Path, output: Path, model: RewrittenModel, options: 
         onnxruntime=">=1.20" if fused else ">=1.18",
         attention=FUSED if fused else "unfused",
         attention_not_fused=tuple(model.attention),
+        libraries=library_records(choose_libraries(options.libraries)) if options.copies_library else {},
         linears=LinearRecord(
             model.other_weights, tuple(part for linear in model.linears for part in parts_of(linear.module))
         ),
@@ -78,19 +81,19 @@ def export_sidecars(
     generation_config = getattr(model.checkpoint.model, "generation_config", None)  # encoders have none
     generation = generation_config.to_diff_dict() if generation_config is not None else {}
     documents = {"config.json": config, "generation_config.json": generation}
-    library = library_path() if options.copies_library else None
+    libraries = choose_libraries(options.libraries) if options.copies_library else {}
+    own = this_platform()
     genai = genai_config(
         model.graphs[0].graph,
         name,
         config,
         generation,
-        library=None if library is None else library.name,
+        library=library_in_artifact(own) if own in libraries else None,
         in_place=manifest.fused_attention,
     )
     if genai is not None:
         documents[GENAI_CONFIG] = genai
-    files = {} if library is None else {library.name: library}
-    return Sidecars(documents, files, lambda target: _write_tokenizer(folder, target))
+    return Sidecars(documents, libraries, lambda target: _write_tokenizer(folder, target))
 
 
 def _write_tokenizer(folder: Path, target: Path) -> None:

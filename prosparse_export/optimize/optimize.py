@@ -21,7 +21,8 @@ from prosparse_export.optimize.check_outputs import check_outputs, has_halves
 from prosparse_export.optimize.read_onnx import read_onnx_file
 from prosparse_export.progress import ProgressCallback, no_progress
 from prosparse_export.quiet import quiet
-from prosparse_export.runtime.operator_library import check_library, library_path
+from prosparse_export.runtime.installed_libraries import choose_libraries, library_records
+from prosparse_export.runtime.operator_library import check_library
 
 __all__ = ["OptimizeOptions", "OptimizeResult", "optimize_file"]
 
@@ -35,7 +36,8 @@ class OptimizeOptions:
     Attributes:
         overwrite: replace existing files.
         allow_dense: write the file even if no FFN could be rewritten.
-        with_library: copy the operator library next to the graph.
+        libraries: the operator libraries that go into lib/PLATFORM/ next to the graph: ``all`` that are installed,
+            ``this`` platform's, ``none``, or a list of platforms separated by commas.
         weights: storage format of the rewritten FFNs; None for the float type that they have. The manifest names
             formats that round, and the difference that this made.
         decomposed: write standard ONNX operators instead of com.prosparse ones.
@@ -44,15 +46,15 @@ class OptimizeOptions:
 
     overwrite: bool = False
     allow_dense: bool = False
-    with_library: bool = True
+    libraries: str = "all"
     weights: FfnFormat | None = None
     decomposed: bool = False
     check: bool = True
 
     @property
     def copies_library(self) -> bool:
-        """Whether the operator library goes next to the graph."""
-        return self.with_library and not self.decomposed
+        """Whether operator libraries go next to the graph."""
+        return self.libraries != "none" and not self.decomposed
 
 
 @dataclass(frozen=True)
@@ -90,8 +92,10 @@ def optimize_file(
     options = options or OptimizeOptions()
     source, output = Path(source), Path(output)
     _check_paths(source, output)
+    libraries = {}
     if options.copies_library:
         check_library()
+        libraries = library_records(choose_libraries(options.libraries))
     with artifact_folder(output, overwrite=options.overwrite) as staging:
         progress("load", 0, 0)
         model = read_onnx_file(source)
@@ -116,7 +120,7 @@ def optimize_file(
                 source, staging / output.name, rewritten, options.weights, halves=halves, library=library
             )
             manifest = replace(manifest, output_check=check)
-        manifest = replace(manifest, files=files)
+        manifest = replace(manifest, files=files, libraries=libraries)
         write_manifest(staging, manifest)
         progress("publish", 0, 0)
     return OptimizeResult(output, rewritten, not_rewritten, len(already), tuple(sorted(set(already))), manifest)
@@ -149,8 +153,8 @@ def _write(
 ) -> dict[str, FileRecord]:
     if model.functions:
         model.ir_version = max(model.ir_version or 0, _FUNCTIONS_SINCE)
-    files = {library_path().name: library_path()} if options.copies_library else {}
-    return write_artifact(model, target.parent, target.name, Sidecars(files=files), progress)
+    libraries = choose_libraries(options.libraries) if options.copies_library else {}
+    return write_artifact(model, target.parent, target.name, Sidecars(libraries=libraries), progress)
 
 
 def _nothing_rewritten(source: Path, found: Sequence[FfnOutcome]) -> ProSparseError:

@@ -22,9 +22,11 @@ __all__ = [
     "LibraryInfo",
     "check_library",
     "disabled_optimizers",
+    "library_folders",
     "library_info",
     "library_path",
     "register",
+    "usable_library",
 ]
 
 FOLDED_BYTES = 512 << 20  # see disabled_optimizers
@@ -70,17 +72,24 @@ def library_path() -> Path:
                 hint="unset it to use the installed library",
             )
         return Path(override)
-    folders = [Path(__file__).parent.parent / "_ops"]
-    with contextlib.suppress(PackageNotFoundError):  # a source tree on sys.path hides the installed package
-        folders.append(Path(str(distribution("prosparse-export").locate_file("prosparse_export/_ops"))))
+    folders = library_folders()
     name = f"{this_platform()}/{library_file(this_platform())}"
     for folder in folders:
         if (folder / name).is_file():
             return folder / name
     raise ProSparseError(
         f"operator library: {folders[-1]}: no {name}",
-        hint="build it: run `pip install .` in the project's folder",
+        hint="reinstall prosparse-export (in a checkout: `pip install .`), or set PROSPARSE_OPS_LIBRARY to a copy that "
+        "you trust, such as the artifact's lib/PLATFORM/",
     )
+
+
+def library_folders() -> list[Path]:
+    """Return the folders that may contain installed libraries as PLATFORM/FILE, the preferred one first."""
+    folders = [Path(__file__).parent.parent / "_ops"]
+    with contextlib.suppress(PackageNotFoundError):  # a source tree on sys.path hides the installed package
+        folders.append(Path(str(distribution("prosparse-export").locate_file("prosparse_export/_ops"))))
+    return folders
 
 
 def library_info() -> LibraryInfo:
@@ -95,7 +104,8 @@ def library_info() -> LibraryInfo:
     except (OSError, AttributeError) as error:
         raise ProSparseError(
             f"operator library: {path}: cannot be loaded: {error}",
-            hint="it was built for another system or version: run `pip install .` in the project's folder",
+            hint="it is damaged or for another system or processor: reinstall prosparse-export; `prosparse generate "
+            "--no-library` runs without it",
         ) from error
     function.restype = ctypes.c_char_p
     values = json.loads(function().decode())
@@ -142,6 +152,22 @@ def register(session_options: onnxruntime.SessionOptions) -> None:
             hint=ISA_HINT if "PROSPARSE_ISA" in str(error) else "`prosparse info` shows the library and the versions",
         ) from error
     session_options.add_session_config_entry(_MARK, "1")
+
+
+def usable_library(*, required: bool) -> str | None:
+    """Check the operator library; return None if it can run, else why not, so that a caller can run densely.
+
+    Raises:
+        ProSparseError: it cannot run, and ``required``, PROSPARSE_OPS_LIBRARY or PROSPARSE_ISA asks for it: a forced
+            choice is never replaced by another.
+    """
+    try:
+        check_library()
+    except ProSparseError as error:
+        if required or os.environ.get("PROSPARSE_OPS_LIBRARY") or os.environ.get("PROSPARSE_ISA"):
+            raise
+        return str(error)
+    return None
 
 
 def disabled_optimizers(path: Path, manifest: Manifest | None, *, library: bool) -> list[str]:

@@ -91,7 +91,7 @@ def test_the_same_greedy_tokens(
 ) -> None:
     path = tmp_path / "m.onnx"
     if kind == "no library":
-        export_model(demo_folder, path, ExportOptions(with_library=False))
+        export_model(demo_folder, path, ExportOptions(libraries="none"))
     else:
         path = request.getfixturevalue("demo_artifact" if kind == "library" else "unfused_demo_artifact")
     result = generate(python, path.parent)

@@ -8,6 +8,7 @@ from prosparse_export.artifact.manifest import (
     FUSED,
     FfnRecord,
     FileRecord,
+    LibraryRecord,
     LinearRecord,
     Manifest,
     ModelFolderSource,
@@ -54,6 +55,7 @@ FULL = Manifest(
     ),
     output_check=OutputCheck(True, None, 1e-6, 4.0, 1e-4),
     files={"m.onnx": FileRecord(3, "00")},
+    libraries={"linux-x86_64": LibraryRecord("lib/linux-x86_64/libprosparse_ops.so", "1.0", 3, "00")},
     validation=ValidationRecord(
         passed=False,
         checks=2,

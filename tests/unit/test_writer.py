@@ -12,12 +12,16 @@ from prosparse_export import ProSparseError
 from prosparse_export.artifact.manifest import FileRecord, Manifest, OnnxFileSource
 from prosparse_export.artifact.writer import artifact_folder
 
-OLD = {"m.onnx": "old graph", "m.onnx.data": "old weights", "config.json": "old config"}
+OLD = {"m.onnx": "old graph", "m.onnx.data": "old weights", "config.json": "old config", "lib/a/ops.so": "old code"}
+
+
+KEPT = {name: OLD[name] for name in ("config.json", "lib/a/ops.so")}
 
 
 def fill(folder: Path, files: dict[str, str]) -> None:
     folder.mkdir(exist_ok=True)
     for name, text in files.items():
+        (folder / name).parent.mkdir(parents=True, exist_ok=True)
         (folder / name).write_text(text)
 
 
@@ -27,10 +31,10 @@ def manifest_of(files: dict[str, FileRecord]) -> str:
 
 
 def contents(folder: Path) -> dict[str, str]:
-    return {path.name: path.read_text() for path in folder.iterdir()}
+    return {path.relative_to(folder).as_posix(): path.read_text() for path in folder.rglob("*") if path.is_file()}
 
 
-@pytest.mark.parametrize("at", range(6))
+@pytest.mark.parametrize("at", range(2 * len(OLD)))
 @pytest.mark.parametrize("error", [KeyboardInterrupt, OSError])
 def test_an_interrupted_overwrite_leaves_the_old_artifact(
     at: int, error: type[BaseException], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
@@ -59,7 +63,31 @@ def test_an_overwrite_replaces_all(tmp_path: Path) -> None:
     fill(tmp_path, OLD)
     with artifact_folder(tmp_path / "m.onnx", overwrite=True) as staging:
         fill(staging, {"m.onnx": "new", "m.onnx.data": "new", "extra": "new"})
-    assert contents(tmp_path) == {"m.onnx": "new", "m.onnx.data": "new", "extra": "new", "config.json": "old config"}
+    assert contents(tmp_path) == {"m.onnx": "new", "m.onnx.data": "new", "extra": "new", **KEPT}
+
+
+def test_new_folders_disappear_after_a_failure(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    move = os.replace
+
+    def fails_for_the_graph(source: Path, target: Path) -> None:
+        if target == tmp_path / "m.onnx":
+            raise OSError
+        move(source, target)
+
+    monkeypatch.setattr(os, "replace", fails_for_the_graph)
+    with pytest.raises(ProSparseError), artifact_folder(tmp_path / "m.onnx", overwrite=True) as staging:
+        fill(staging, {"m.onnx": "new", "lib/a/ops.so": "new"})
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_a_file_in_place_of_the_libraries_folder(tmp_path: Path) -> None:
+    fill(tmp_path, {"lib": "a file"})
+    with (
+        pytest.raises(ProSparseError, match="lib: expected a folder for the operator libraries, got a file"),
+        artifact_folder(tmp_path / "m.onnx", overwrite=True) as staging,
+    ):
+        fill(staging, {"m.onnx": "new", "lib/a/ops.so": "new"})
+    assert contents(tmp_path) == {"lib": "a file"}
 
 
 def test_a_folder_is_not_an_output(tmp_path: Path) -> None:
