@@ -132,9 +132,9 @@ def _library_lines(folder: Path, manifest: Manifest) -> Iterator[str]:
     from prosparse_export.artifact.platforms import this_platform
 
     problems = dict(library_problems(folder, manifest.libraries))
-    for platform, record in manifest.libraries.items():
-        state = f", {problems[platform].upper()}" if platform in problems else ""
-        yield f"library {record.version} for {platform}: {record.file} ({record.bytes:,} bytes{state})"
+    for name, record in manifest.libraries.items():
+        state = f", {problems[name].upper()}" if name in problems else ""
+        yield f"library {record.version} for {name}: {record.file} ({record.bytes:,} bytes{state})"
     if manifest.libraries and this_platform() not in manifest.libraries:
         yield f"no library for this platform, {this_platform()}"
 

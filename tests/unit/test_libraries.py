@@ -56,5 +56,5 @@ def test_a_copy_may_leave_platforms_out_but_not_replace_them(graph: Path) -> Non
 
 def test_another_file_is_no_library(tmp_path: Path) -> None:
     (tmp_path / "x.so").write_bytes(b"\x7fELF nothing of ours")
-    with pytest.raises(ProSparseError, match="expected the version of a com.prosparse library in it, found none"):
+    with pytest.raises(ProSparseError, match=r"expected the version of a com\.prosparse library in it, found none"):
         library_version(tmp_path / "x.so")
