@@ -22,6 +22,8 @@ from graph_passes.name_interface import NameInterfacePass
 from graph_passes.pack_qkv import PackQkvPass
 from graph_passes.patterns.ffn_pattern import FfnOutcome
 from graph_passes.pipeline import export_pipeline, optimize_pipeline
+from graph_passes.simplify_trace import merge_equal, simplify_trace
+from graph_passes.stamp_layers import CannotStampError, LayerTensor, StampLayersPass
 from graph_passes.weights.group_scales import WeightRangeError
 from graph_passes.weights.packed_names import parts_of
 from graph_passes.weights.quantization import dequantize, quantize, rounded
@@ -31,6 +33,7 @@ __all__ = [
     "FORMATS",
     "FORMAT_SPECS",
     "LOGITS_TO_KEEP",
+    "CannotStampError",
     "FfnFormat",
     "FfnOutcome",
     "Format",
@@ -42,17 +45,21 @@ __all__ = [
     "FuseSparseFfnPass",
     "InlineOperatorsPass",
     "KeepLogitsPass",
+    "LayerTensor",
     "LinearOutcome",
     "NameInterfacePass",
     "PackQkvPass",
+    "StampLayersPass",
     "WeightRangeError",
     "dequantize",
     "export_pipeline",
     "float_format",
     "format_of",
     "is_quantized",
+    "merge_equal",
     "optimize_pipeline",
     "parts_of",
     "quantize",
     "rounded",
+    "simplify_trace",
 ]

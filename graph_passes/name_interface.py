@@ -6,9 +6,10 @@ import re
 
 import onnx_ir as ir
 
+from graph_passes.patterns.layer_copies import CACHE_NAME
+
 __all__ = ["NameInterfacePass"]
 
-_CACHE = re.compile(r"^(input|output)\.past_key_values\.layers\.(\d+)\.(keys|values)$")
 _TOTAL = "past_sequence_length + sequence_length"
 
 
@@ -27,7 +28,7 @@ class NameInterfacePass(ir.passes.InPlacePass):
         modified = False
         has_cache = any("past_key_values" in (value.name or "") for value in graph.inputs)
         for value in [*graph.inputs, *graph.outputs]:
-            match = _CACHE.match(value.name or "")
+            match = CACHE_NAME.match(value.name or "")
             if match:
                 prefix = "past_key_values" if match[1] == "input" else "present"
                 value.name = f"{prefix}.{match[2]}.{match[3].removesuffix('s')}"
@@ -54,7 +55,7 @@ def _symbols(graph: ir.Graph) -> dict[str, str]:
         wanted: tuple[str | None, ...] = ()
         if value.name == "input_ids":
             wanted = ("batch_size", "sequence_length")
-        elif _CACHE.match(value.name or ""):
+        elif CACHE_NAME.match(value.name or ""):
             wanted = ("batch_size", None, "past_sequence_length", None)
         for dim, name in zip(value.shape, wanted, strict=False):
             if isinstance(dim, ir.SymbolicDim) and dim.value is not None and name is not None:

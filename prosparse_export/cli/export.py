@@ -94,7 +94,10 @@ Examples:
 @libraries_option()
 @click.option("--trust-remote-code", is_flag=True, help="Run Python code from MODEL_DIR. Review it first.")
 @click.option(
-    "-v", "--verbose", is_flag=True, help="List all FFNs and attention layers, with the reason if not rewritten."
+    "-v",
+    "--verbose",
+    is_flag=True,
+    help="List all FFNs and attention layers, with the reason if not rewritten, and say how many layers were traced.",
 )
 @click.option("-q", "--quiet", is_flag=True, help="Hide progress.")
 @click.option("--json", "as_json", is_flag=True, help="Print the manifest as JSON.")
@@ -157,6 +160,7 @@ def export_command(
 
 def _print_result(result: ExportResult, *, verbose: bool, as_json: bool) -> None:
     if verbose:
+        click.echo(result.traced, err=True)
         for outcome in (*result.rewritten, *result.not_rewritten):
             click.echo(str(outcome), err=True)
         for line in result.attention_not_fused:

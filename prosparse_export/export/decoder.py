@@ -5,8 +5,6 @@ from __future__ import annotations
 from collections.abc import Sequence
 from pathlib import Path
 
-import onnx_ir as ir
-
 from graph_passes import FfnFormat, FfnOutcome, LinearOutcome, export_pipeline, format_of
 from prosparse_export.artifact.measured_records import ApproximationRecord
 from prosparse_export.artifact.model_settings import context_in
@@ -18,7 +16,7 @@ from prosparse_export.export.options import ExportOptions
 from prosparse_export.export.predicted_speedup import profile_ffns, unprofitable_ffns
 from prosparse_export.export.rewritten_model import RewrittenModel
 from prosparse_export.export.rounded_reference import checkpoint_format
-from prosparse_export.export.trace import trace
+from prosparse_export.export.trace import Trace, trace
 from prosparse_export.progress import ProgressCallback
 from prosparse_models import Checkpoint
 
@@ -39,7 +37,8 @@ def rewrite_decoder(
     Raises:
         ProSparseError: the model cannot be loaded or traced, or an approximated FFN could not be rewritten.
     """
-    checkpoint, graph, approximation = _traced(folder, options, progress)
+    checkpoint, traced, approximation = _traced(folder, options, progress)
+    graph = traced.graph
     profile = profile_ffns(checkpoint, folder, texts, progress) if texts else None
     weights: FfnFormat = options.weights or checkpoint_format(checkpoint.weight_dtype)
     other_weights = options.other_weights or format_of(weights, is_down=False)
@@ -60,7 +59,16 @@ def rewrite_decoder(
         positions=context_in(checkpoint.config),
     )(graph)
     result = RewrittenModel(
-        checkpoint, [graph], outcomes, attention, weights, other_weights, linears, approximation, profile
+        checkpoint,
+        [graph],
+        outcomes,
+        attention,
+        weights,
+        other_weights,
+        linears,
+        approximation,
+        profile,
+        traced=traced.summary,
     )
     if approximation is not None and len(result.rewritten) < len(approximation.thresholds):
         found = result.not_rewritten
@@ -74,7 +82,7 @@ def rewrite_decoder(
 
 def _traced(
     folder: Path, options: ExportOptions, progress: ProgressCallback
-) -> tuple[Checkpoint, ir.Model, ApproximationRecord | None]:
+) -> tuple[Checkpoint, Trace, ApproximationRecord | None]:
     """Load and trace the model, leaving its matrices in their files where possible.
 
     An approximation is measured on the model and needs all weights in memory; its record is the third result.
@@ -91,7 +99,7 @@ def _traced(
         if options.approximate is not None:
             approximation = approximate(checkpoint.model, folder, options.approximate, progress)
         progress("trace", 0, 0)
-        graph = trace(checkpoint.model)
-        if checkpoint.weights is None or not place_weights(graph.graph, checkpoint.weights):
+        traced = trace(checkpoint.model)
+        if checkpoint.weights is None or not place_weights(traced.graph.graph, checkpoint.weights):
             break
-    return checkpoint, graph, approximation
+    return checkpoint, traced, approximation

@@ -66,4 +66,5 @@ def rewrite_encoder_decoder(folder: Path, options: ExportOptions, progress: Prog
     for graph in (encoder, decoder):
         export_pipeline(outcomes, fuse_attention=False, weights=weights, decomposed=options.decomposed)(graph)
     attention = ["encoder-decoder: attention is not fused"]
-    return RewrittenModel(checkpoint, [decoder, encoder], outcomes, attention, weights, "f32")
+    traced = "traced all layers: encoder-decoders are traced whole"
+    return RewrittenModel(checkpoint, [decoder, encoder], outcomes, attention, weights, "f32", traced=traced)

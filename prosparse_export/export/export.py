@@ -33,6 +33,7 @@ class ExportResult:
         not_rewritten: the FFNs that stay dense, with their reasons.
         attention_not_fused: reasons why attention was not fused, one per layer.
         manifest: contents of prosparse.json.
+        traced: how many layers were traced, or why all were.
     """
 
     path: Path
@@ -40,6 +41,7 @@ class ExportResult:
     not_rewritten: tuple[FfnOutcome, ...]
     attention_not_fused: tuple[str, ...]
     manifest: Manifest
+    traced: str = ""
 
 
 def export_model(
@@ -77,7 +79,7 @@ def export_model(
             manifest = replace(manifest, predicted_speedup=speedup)
             write_manifest(staging, manifest)
         progress("publish", 0, 0)
-    return ExportResult(output, model.rewritten, model.not_rewritten, tuple(model.attention), manifest)
+    return ExportResult(output, model.rewritten, model.not_rewritten, tuple(model.attention), manifest, model.traced)
 
 
 def _write(

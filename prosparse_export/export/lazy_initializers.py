@@ -11,7 +11,7 @@ from numpy.typing import NDArray
 
 from prosparse_models import FileWeight, FileWeights
 
-__all__ = ["place_weights"]
+__all__ = ["place_of", "place_weights"]
 
 
 def place_weights(graph: ir.Graph, weights: FileWeights) -> str:
@@ -29,7 +29,7 @@ def place_weights(graph: ir.Graph, weights: FileWeights) -> str:
         tensor = value.const_value
         if tensor is None or tensor.dtype != ir.DataType.FLOAT:
             continue
-        place = _place(tensor)
+        place = place_of(tensor)
         weight = weights.weight(place[0])
         if weight is not None:
             order = _order(place[1], tuple(weight.stored.shape), tuple(tensor.shape.numpy()))
@@ -41,7 +41,7 @@ def place_weights(graph: ir.Graph, weights: FileWeights) -> str:
     return ""
 
 
-def _place(tensor: ir.TensorProtocol) -> tuple[int, tuple[int, ...]]:
+def place_of(tensor: ir.TensorProtocol) -> tuple[int, tuple[int, ...]]:
     """Return the address of a tensor and its strides in elements."""
     raw = getattr(tensor, "raw", None)
     if isinstance(raw, torch.Tensor):

@@ -28,6 +28,7 @@ class RewrittenModel:
         other_weights: storage format of the other matrices.
         approximation: the manifest's record of ``--approximate``, if given.
         profile: activation sparsity by FFN from ``--profile-text``, if given.
+        traced: which layers were traced, or why all were; a line for the user.
     """
 
     checkpoint: Checkpoint
@@ -39,6 +40,7 @@ class RewrittenModel:
     linears: list[LinearOutcome] = field(default_factory=list)
     approximation: ApproximationRecord | None = None
     profile: TextProfile | None = None
+    traced: str = ""
 
     @property
     def rewritten(self) -> tuple[FfnOutcome, ...]:

@@ -1,19 +1,23 @@
-"""Trace a PyTorch model to an ONNX graph with transformers' exporter."""
+"""Trace a PyTorch model to an ONNX graph with transformers' exporter: one copy of each kind of layer."""
 
 from __future__ import annotations
 
 import contextlib
 import io
+from dataclasses import dataclass
 
 import onnx_ir as ir
 import torch
 from transformers import DynamicCache, PreTrainedModel
 from transformers.exporters import OnnxConfig, OnnxExporter
 
+from graph_passes import CannotStampError, StampLayersPass, merge_equal, simplify_trace
 from prosparse_export.errors import ProSparseError
+from prosparse_export.export.layer_tensors import LayerTensors
 from prosparse_export.quiet import quiet
+from prosparse_models import LayerPlan, few_layers, plan_layers
 
-__all__ = ["OPSET", "trace"]
+__all__ = ["OPSET", "Trace", "trace"]
 
 OPSET = 20
 """ai.onnx opset of artifacts: the newest that onnxscript 0.7 converts to; onnxruntime 1.18 supports opset 21."""
@@ -22,21 +26,87 @@ OPSET = 20
 _BATCH, _SEQUENCE, _PAST = 2, 3, 4
 
 
+@dataclass(frozen=True)
+class Trace:
+    """A traced model.
+
+    Attributes:
+        graph: the graph of the complete model.
+        layers: how many of its layers were traced, of how many, the others being copies; None if all were.
+        reason: why all layers were traced, if so.
+    """
+
+    graph: ir.Model
+    layers: tuple[int, int] | None
+    reason: str = ""
+
+    @property
+    def summary(self) -> str:
+        """One line about what was traced."""
+        if self.layers is None:
+            return f"traced all layers: {self.reason}"
+        return f"traced {self.layers[0]} of {self.layers[1]} layers; the others are copies of these"
+
+
 @torch.no_grad()
-def trace(model: PreTrainedModel) -> ir.Model:
+def trace(model: PreTrainedModel, *, whole: bool = False) -> Trace:
     """Return the graph of ``model`` with a KV cache and dynamic batch size, sequence length and past length.
 
     A model without lm_head becomes a graph from input_ids and attention_mask to hidden states, without a KV cache. The
     exporter's own fusions are disabled: its GroupQueryAttention requires batch size 1, and its packed projections hide
     the FFN (docs/architecture.md).
 
+    Args:
+        model: the model; its matrices may be placeholders.
+        whole: trace all layers, although some are copies of others.
+
     Raises:
         ProSparseError: the exporter cannot convert the model.
     """
+    plan = "requested" if whole else plan_layers(model)
+    if isinstance(plan, LayerPlan):
+        try:
+            return Trace(_stamped(model, plan), (len(plan.traced), plan.count))
+        except (CannotStampError, ProSparseError) as error:
+            plan = str(error)
+    graph = _export(model)
+    simplify_trace(graph)
+    merge_equal(graph)
+    return Trace(graph, None, plan)
+
+
+def _stamped(model: PreTrainedModel, plan: LayerPlan) -> ir.Model:
+    """Trace a few layers and copy them."""
+    tensors = LayerTensors(model, plan)
+    unfolded: list[ir.Node] = []
+
+    def keep(node: ir.Node) -> bool:
+        """Return whether ``node`` computes something else than a transpose from a layer's parameter."""
+        computes = node.op_type != "Transpose" and any(
+            tensors.owns(value.const_value) for value in node.inputs if value is not None
+        )
+        if computes:
+            unfolded.append(node)
+        return computes
+
+    with few_layers(model, plan):
+        graph = _export(model)
+    simplify_trace(graph, keep)
+    owned = tensors.owned(graph.graph)
+    StampLayersPass(plan.path, plan.traced, plan.first, plan.template, owned, tensors.read)(graph)
+    if unfolded:
+        simplify_trace(graph)
+    merge_equal(graph)
+    return graph
+
+
+def _export(model: PreTrainedModel) -> ir.Model:
+    """Return the graph as the exporter translates it, not optimized."""
     try:
         with quiet(), contextlib.redirect_stdout(io.StringIO()), contextlib.redirect_stderr(io.StringIO()):
             inputs = _inputs(model) if model.get_output_embeddings() is not None else _bare_inputs(model)
-            exported = OnnxExporter().export(model, inputs, OnnxConfig(dynamic=True, opset_version=OPSET))
+            config = OnnxConfig(dynamic=True, opset_version=OPSET, optimize=False)
+            exported = OnnxExporter().export(model, inputs, config)
     except (RuntimeError, TypeError, ValueError, NotImplementedError, AttributeError) as error:
         reason = " ".join(str(error).split())[:300]
         raise ProSparseError(

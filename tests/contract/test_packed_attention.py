@@ -71,7 +71,7 @@ def _traced(kind: str) -> tuple[PreTrainedModel, ir.Model]:
     for name, parameter in model.named_parameters():  # biases too; in numbers that float16 holds
         torch.nn.init.normal_(parameter, mean=1.0 if "norm" in name and "weight" in name else 0.0, std=0.2)
         parameter.data.copy_(parameter.data.half().float())
-    return model, trace(model)
+    return model, trace(model).graph
 
 
 def traced(kind: str) -> tuple[PreTrainedModel, ir.Model]:

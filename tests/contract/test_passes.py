@@ -32,7 +32,7 @@ def traced() -> ir.Model:
         hidden_act="relu",
         max_position_embeddings=64,
     )
-    return trace(LlamaForCausalLM(config).eval())
+    return trace(LlamaForCausalLM(config).eval()).graph
 
 
 def pipeline() -> ir.passes.Sequential:
