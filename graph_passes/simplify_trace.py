@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Callable
 
 import onnx_ir as ir
@@ -9,8 +10,11 @@ from onnx_ir.passes import common
 from onnxscript import rewriter
 from onnxscript.optimizer import _constant_folding
 
+from graph_passes.patterns.layer_copies import SCOPES
+
 __all__ = ["merge_equal", "simplify_trace"]
 
+_SLICE = re.compile(r"\.slice\([^)]*\)")  # of models that loop over layers[:n]: layers.slice(None, n, None).0
 _ROUNDS = 2  # what the rules expose, constant folding takes in the next round
 _LARGEST_INPUT, _LARGEST_OUTPUT = 8192, 512 * 512  # elements; onnxscript's own limits
 
@@ -38,6 +42,9 @@ def simplify_trace(model: ir.Model, keep: Callable[[ir.Node], bool] = lambda nod
         common.LiftSubgraphInitializersToMainGraphPass(),
     )(model)
     _read_sizes_from_first_input(model.graph)
+    for node in model.graph:
+        if SCOPES in node.metadata_props:
+            node.metadata_props[SCOPES] = _SLICE.sub("", node.metadata_props[SCOPES])
 
 
 def merge_equal(model: ir.Model) -> None:

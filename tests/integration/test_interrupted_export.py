@@ -12,26 +12,31 @@ import pytest
 from support.families import family
 
 pytestmark = pytest.mark.integration
-# Writing a tiny model takes milliseconds: hold it, so that the signal arrives in time.
-_SLOW_WRITE = """
+# Writing and checking a tiny model take milliseconds: hold them, so that the signal arrives in time.
+_SLOW = """
 import time
 from prosparse_export.artifact import writer
-real = writer.write_artifact
-def slow(*arguments):
-    time.sleep(20)
-    real(*arguments)
-writer.write_artifact = slow
+from prosparse_export.export import check_logits
+def slow(real):
+    def held(*arguments, **options):
+        time.sleep(20)
+        return real(*arguments, **options)
+    return held
+writer.write_artifact = slow(writer.write_artifact)
+check_logits.check_logits = slow(check_logits.check_logits)
 from prosparse_export.cli import export_command
 export_command()
 """
 
 
-@pytest.mark.parametrize("name", ["SIGINT", "SIGTERM"])
-@pytest.mark.parametrize("stage", ["trace", "write"])
+@pytest.mark.parametrize(
+    ("stage", "name"),
+    [("load", "SIGTERM"), ("trace", "SIGINT"), ("trace", "SIGTERM"), ("write", "SIGINT"), ("check", "SIGTERM")],
+)
 def test_interruption_leaves_nothing(name: str, stage: str, tmp_path: Path) -> None:
     family("LLaMA (ReluLLaMA)").save(tmp_path / "model")
     output = tmp_path / "out" / "m.onnx"
-    command = [sys.executable, "-c", _SLOW_WRITE, str(tmp_path / "model"), str(output)]
+    command = [sys.executable, "-c", _SLOW, str(tmp_path / "model"), str(output)]
     child = subprocess.Popen(command, stderr=subprocess.PIPE, text=True)
     assert child.stderr is not None
     for line in child.stderr:

@@ -8,6 +8,7 @@ from pathlib import Path
 
 import pytest
 from click.testing import CliRunner, Result
+from safetensors.torch import load_file, save_file
 from support.families import family
 
 from prosparse_export.cli import main
@@ -114,3 +115,22 @@ def test_custom_code_of_a_known_model_type_does_not_run(llama: Path, demo_folder
     info = CliRunner().invoke(main, ["info", str(output), "--json"])
     assert info.exit_code == 0, info.output
     assert "fatrelu" in info.stdout
+
+
+@pytest.mark.parametrize("name", ["model.layers.3.mlp.up_proj.weight", "model.layers.3.input_layernorm.weight"])
+def test_one_damaged_layer_is_named(folder: Path, tmp_path: Path, name: str) -> None:
+    tensors = load_file(folder / "model.safetensors")
+    tensors[name].view(-1)[5] = float("nan")
+    save_file(tensors, folder / "model.safetensors", metadata={"format": "pt"})
+    output = tmp_path / "out" / "m.onnx"
+    result = export(folder, output, "--weights", "i8")
+    assert_error(result, output, f"weights: {name}: expected finite values, got 1 NaN or Inf of")
+
+
+def test_one_layer_of_another_shape_is_named(folder: Path, tmp_path: Path) -> None:
+    name = "model.layers.3.mlp.up_proj.weight"
+    tensors = load_file(folder / "model.safetensors")
+    tensors[name] = tensors[name][:-32].contiguous()
+    save_file(tensors, folder / "model.safetensors", metadata={"format": "pt"})
+    output = tmp_path / "out" / "m.onnx"
+    assert_error(export(folder, output), output, name, "expected shape")

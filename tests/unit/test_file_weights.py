@@ -9,6 +9,7 @@ import torch
 from safetensors.torch import save_file
 from torch import nn
 
+from prosparse_models import CheckpointError
 from prosparse_models.loading.file_weights import FileWeights
 
 W = torch.arange(12, dtype=torch.float32).reshape(3, 4)
@@ -102,3 +103,23 @@ def test_pickled_files(tmp_path: Path) -> None:
     torch.save({"w": W}, tmp_path / "pytorch_model.bin")
     read = FileWeights([tmp_path / "pytorch_model.bin"])
     assert torch.equal(read.values(nn.Parameter(read.state_dict["w"])), W)
+
+
+@pytest.mark.parametrize("value", [float("nan"), float("inf")])
+def test_a_damaged_matrix_is_named_when_it_is_read(tmp_path: Path, value: float) -> None:
+    damaged = W.clone()
+    damaged[1, 2] = value
+    save_file({"layers.7.weight": damaged, "layers.8.weight": W * 2e37}, tmp_path / "a.safetensors")
+    weights = FileWeights([tmp_path / "a.safetensors"])
+    stored = {name: weights.weight(tensor.data_ptr()) for name, tensor in weights.state_dict.items()}
+    assert stored["layers.8.weight"] is not None
+    assert stored["layers.8.weight"].read().isfinite().all()  # finite values whose sum overflows are no damage
+    assert stored["layers.7.weight"] is not None
+    with pytest.raises(CheckpointError, match=r"layers\.7\.weight: expected finite values, got 1 NaN or Inf of 12"):
+        stored["layers.7.weight"].read()
+
+
+def test_a_damaged_vector_is_named_at_once(tmp_path: Path) -> None:
+    save_file({"layers.7.bias": torch.tensor([1.0, float("nan")])}, tmp_path / "a.safetensors")
+    with pytest.raises(CheckpointError, match=r"layers\.7\.bias: expected finite values"):
+        FileWeights([tmp_path / "a.safetensors"])

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import numpy as np
-from support.graphs import graph_of, ops
+from support.graphs import graph_of, ops, set_module
 
 from graph_passes import merge_equal, simplify_trace
 
@@ -53,3 +53,11 @@ def test_sizes_come_from_the_first_input_that_has_them() -> None:
     shapes = [node for node in model.graph if node.op_type == "Shape"]
     assert [node.inputs[0].name for node in shapes if node.inputs[0]] == ["a", "b"]
     assert [(node.attributes["start"].as_int(), node.attributes["end"].as_int()) for node in shapes] == [(0, 1), (0, 1)]
+
+
+def test_module_paths_are_those_of_the_model() -> None:
+    model = graph_of("y = Relu (x)", "float[n] x", "float[n] y")
+    set_module(model, y="model.layers.slice(None, 30, None).1.mlp")
+    simplify_trace(model)
+    node = next(iter(model.graph))
+    assert node.metadata_props["pkg.torch.onnx.name_scopes"] == "['', 'model.layers.1.mlp', 'linear']"

@@ -24,7 +24,7 @@ from prosparse_models.ffns import find_ffns
 from prosparse_models.loading.activation_keys import exported_activation, put_activation
 from prosparse_models.loading.activation_override import apply_activation, override_activation
 from prosparse_models.loading.calibration_file import read_calibration
-from prosparse_models.loading.file_weights import FileWeights
+from prosparse_models.loading.file_weights import FileWeights, check_finite
 from prosparse_models.loading.gaussian_topk import fix_gaussian_topk
 from prosparse_models.loading.hf_config import is_bare, make_hf_config
 from prosparse_models.loading.minicpm import fold_minicpm_scales
@@ -150,6 +150,8 @@ def _load_in_full(
     except Exception as error:  # damaged weights raise errors without a common type
         raise _not_loaded(folder, error) from error
     check_complete(folder, info)
+    for name, parameter in model.named_parameters():
+        check_finite(name, parameter)
     loaded: PreTrainedModel = model
     return loaded
 
@@ -174,6 +176,8 @@ def _load_in_files(
         )
         if (folder / "generation_config.json").is_file() and model.can_generate():
             model.generation_config = GenerationConfig.from_pretrained(folder, local_files_only=True)
+    except CheckpointError:
+        raise
     except Exception as error:  # damaged weights raise errors without a common type
         raise _not_loaded(folder, error) from error
     is_incomplete = any(info.get(key) for key in ("missing_keys", "mismatched_keys"))

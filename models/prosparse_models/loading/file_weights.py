@@ -15,7 +15,9 @@ import torch
 from safetensors import safe_open
 from torch import nn
 
-__all__ = ["FileWeight", "FileWeights"]
+from prosparse_models.errors import CheckpointError
+
+__all__ = ["FileWeight", "FileWeights", "check_finite"]
 
 
 @dataclass(frozen=True)
@@ -33,9 +35,29 @@ class FileWeight:
     factor: float = 1.0
 
     def read(self) -> torch.Tensor:
-        """Return the matrix in float32; without a copy if it is float32 and unscaled."""
+        """Return the matrix in float32; without a copy if it is float32 and unscaled.
+
+        Raises:
+            CheckpointError: it contains NaN or Inf.
+        """
         values = self.stored.float()
+        check_finite(self.name, values)
         return values if self.factor == 1.0 else values * self.factor
+
+
+def check_finite(name: str, values: torch.Tensor) -> None:
+    """Raise unless all values are finite.
+
+    Raises:
+        CheckpointError: they are not.
+    """
+    if not values.is_floating_point() or values.sum().isfinite() or values.isfinite().all():  # the sum may overflow
+        return
+    bad = int((~values.isfinite()).sum())
+    raise CheckpointError(
+        f"weights: {name}: expected finite values, got {bad} NaN or Inf of {values.numel()}",
+        hint="the weight file is damaged, or training diverged: copy the file again, or use another checkpoint",
+    )
 
 
 _NAN = 0x7FC00000  # bits of a float32 NaN; the low 22 bits are free
@@ -60,6 +82,7 @@ class FileWeights:
                 if tensor.ndim > 1 and tensor.is_floating_point():
                     self.state_dict[name] = self._placeholder(FileWeight(name, tensor))
                 else:
+                    check_finite(name, tensor)
                     self.state_dict[name] = tensor.float() if tensor.is_floating_point() else tensor.clone()
 
     def weight(self, address: int) -> FileWeight | None:
