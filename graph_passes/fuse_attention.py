@@ -2,10 +2,8 @@
 
 The operator counts each row's tokens from slot 0 of the cache (``seqlens_k``), so it supports right padding only, and
 transformers' exporter fuses for batch 1 only. (An ``attention_bias`` input could carry the exported mask, but needs
-onnxruntime >= 1.22.) Only attention mixes tokens, so this pass left-aligns the rows of the *whole graph*: input_ids and
-position_ids are rolled by each row's padding, the last hidden state is rolled back, and in between padding is on the
-right, as the operator expects. Without padding, and in decode, they roll by 0. The cache is packed too: slot 0
-holds a row's first real token.
+onnxruntime >= 1.22.) Only attention mixes tokens, so this pass left-aligns the rows of the *whole graph*
+(left_align_rows.py). The cache is packed too: slot 0 holds a row's first real token.
 """
 
 from __future__ import annotations
@@ -15,6 +13,8 @@ from dataclasses import dataclass
 import onnx_ir as ir
 from onnx_ir import tape
 
+from graph_passes.left_align_rows import left_align_rows, lm_head
+from graph_passes.patterns.attention_mask import attention_window
 from graph_passes.patterns.linear import constant_array, unscaled
 from graph_passes.patterns.merged_heads import merged_heads
 from graph_passes.patterns.standard_nodes import producer
@@ -22,15 +22,15 @@ from graph_passes.patterns.standard_nodes import producer
 __all__ = ["FuseGroupQueryAttentionPass"]
 
 _RESHAPING = frozenset({"Reshape", "Transpose", "Expand", "Unsqueeze", "Identity"})
-_COMPARISONS = frozenset({"Less", "LessOrEqual", "Greater", "GreaterOrEqual", "Equal", "Or", "Xor"})
 
 
 class FuseGroupQueryAttentionPass(ir.passes.InPlacePass):
     """Replace attention over ``Concat(past, new)`` by ``com.microsoft::GroupQueryAttention``.
 
     Fuses all attentions of the graph or none, because left-aligned rows (see above) are correct only if every attention
-    is the operator. The mask must encode causal order and padding, nothing more. ``attention_mask`` must be contiguous
-    in each row. Several tokens after a non-empty cache need batch 1, which is a limit of the operator.
+    is the operator. The mask must encode causal order, padding, and at most a sliding window, which becomes
+    ``local_window_size``. ``attention_mask`` must be contiguous in each row. Several tokens after a non-empty cache
+    need batch 1, which is a limit of the operator.
 
     Args:
         reasons: receives why each attention was not fused.
@@ -46,22 +46,23 @@ class FuseGroupQueryAttentionPass(ir.passes.InPlacePass):
         found: list[_Attention] = []
         reasons: list[str] = []
         for node in model.graph:
-            if node.op_type == "Softmax" and node.domain == "":
+            if node.op_type == "Softmax" and node.domain == "" and not _is_per_token(node):
                 match = _match(node)
                 if isinstance(match, str):
                     reasons.append(f"attention {node.name or node.outputs[0].name}: {match}")
                 else:
                     found.append(match)
-        head = model.graph.outputs[0].producer()
+        head = lm_head(model.graph)
         if found and not {"input_ids", "attention_mask", "position_ids"} <= inputs.keys():
             reasons.append("attention: expected inputs input_ids, attention_mask and position_ids")
-        elif found and (head is None or head.op_type not in ("MatMul", "Gemm", "Add")):
+        elif found and head is None:
             reasons.append("attention: the first output is not computed by lm_head's MatMul")
         if reasons or not found:
             if self._reasons is not None:
                 self._reasons.extend(reasons)
             return ir.passes.PassResult(model, modified=False)
-        seqlens, total = _left_align_rows(model.graph, inputs)
+        assert head is not None
+        seqlens, total = left_align_rows(model.graph, inputs, head)
         for attention in found:
             _rewrite(model.graph, attention, seqlens, total)
         model.opset_imports.setdefault("com.microsoft", 1)
@@ -78,6 +79,7 @@ class _Attention:
     present_k: ir.Value
     present_v: ir.Value
     scale: float
+    window: int  # of the last keys that a query sees; 0 for all
     output: ir.Value  # [batch, sequence, heads * head_dim]
     heads: int
     kv_heads: int
@@ -91,8 +93,9 @@ def _match(softmax: ir.Node) -> _Attention | str:
     bias = added.inputs[1]
     if scores is None or bias is None:
         return "the scores are not a MatMul of queries and keys"
-    if (reason := _unsupported_mask(bias)) is not None:
-        return reason
+    window = attention_window(bias)
+    if isinstance(window, str):
+        return window
     q, q_scale = unscaled(scores.inputs[0])
     k, k_scale = unscaled(scores.inputs[1])
     keys = _cache(k)
@@ -121,10 +124,18 @@ def _match(softmax: ir.Node) -> _Attention | str:
         present_k=keys.outputs[0],
         present_v=values.outputs[0],
         scale=q_scale * k_scale,
+        window=window,
         output=output,
         heads=q_shape[1],
         kv_heads=kv_shape[1],
     )
+
+
+def _is_per_token(softmax: ir.Node) -> bool:
+    """Return whether the Softmax is over something else than tokens, such as the experts of a router."""
+    shape, uses = softmax.outputs[0].shape, list(softmax.outputs[0].uses())
+    multiplies = any(use.node.op_type in ("MatMul", "Where", "IsNaN") for use in uses)
+    return shape is not None and isinstance(shape[-1], int) and not multiplies
 
 
 def _unguarded(weights: ir.Value) -> ir.Value:
@@ -154,15 +165,23 @@ def _cache(value: ir.Value | None) -> ir.Node | None:
     return node if past is not None and past.is_graph_input() and present.is_graph_output() else None
 
 
+def _keeps_heads(old: ir.Value, new: ir.Value) -> bool:
+    """Return whether a Reshape keeps ``[batch, heads, sequence, head_dim]``."""
+    return old.shape is not None and new.shape is not None and list(old.shape)[1:] == list(new.shape)[1:]
+
+
 def _output(value: ir.Value) -> ir.Value | None:
     """Follow ``Where(nothing attended, 0, .)``, Transpose and Reshape to ``[batch, sequence, heads * head_dim]``."""
-    for wanted in ("Where", "Transpose", "Reshape"):
+    for wanted in ("Where", "same shape", "Transpose", "Reshape"):
         uses = list(value.uses())
         if len(uses) != 1 or value.is_graph_output():
             return None
         node = uses[0].node
         if wanted == "Where" and node.op_type == "Where" and uses[0].idx == 2:
             value = node.outputs[0]  # only padding attends to nothing, and nothing attends to padding
+        elif wanted == "same shape":
+            if node.op_type == "Reshape" and _keeps_heads(value, node.outputs[0]):
+                value = node.outputs[0]
         elif wanted == "Transpose" and node.op_type == "Transpose":
             if list(node.attributes.get_ints("perm", [])) != [0, 2, 1, 3]:
                 return None
@@ -174,95 +193,14 @@ def _output(value: ir.Value) -> ir.Value | None:
     return value
 
 
-def _unsupported_mask(bias: ir.Value) -> str | None:
-    """Return why the mask ``bias`` is not just causal order and padding, or None.
-
-    Causal order is one comparison of positions. A sliding window or a bidirectional prefix needs a second comparison or
-    an Or. Positional biases come from weights.
-    """
-    stack, seen, comparisons, reads_mask = [bias], set[int](), 0, False
-    while stack:
-        value = stack.pop()
-        if id(value) in seen:
-            continue
-        seen.add(id(value))
-        node = value.producer()
-        if node is None:
-            reads_mask |= value.name == "attention_mask"
-            if value.const_value is not None and value.const_value.size > 1 and value.dtype == ir.DataType.FLOAT:
-                return "its mask contains weights"
-            continue
-        comparisons += node.op_type in _COMPARISONS
-        stack.extend(v for v in node.inputs if v is not None)
-    if comparisons != 1 or not reads_mask:
-        return f"its mask is more than causality and padding: expected 1 comparison, got {comparisons}"
-    return None
-
-
-def _left_align_rows(graph: ir.Graph, inputs: dict[str | None, ir.Value]) -> tuple[ir.Value, ir.Value]:
-    """Left-align the rows of the whole graph, so that padding is on the right.
-
-    Returns:
-        ``seqlens_k`` [batch] (last slot in use) and ``total_sequence_length`` [], both int32.
-    """
-    ids, mask, positions = inputs["input_ids"], inputs["attention_mask"], inputs["position_ids"]
-    new = tape.Tape()
-    flags = new.op("Cast", [mask], {"to": ir.DataType.INT32})
-    shape = new.op("Shape", [ids])  # [batch, sequence]
-    sequence = new.op("Shape", [ids], {"start": 1, "end": 2})
-    width = new.op("Shape", [mask], {"start": 1, "end": 2})
-    zero, one = (new.op("Constant", [], {"value_ints": [n]}) for n in (0, 1))
-    recent = new.op("Slice", [flags, new.op("Sub", [width, sequence]), width, one])  # of the new tokens
-    padding = new.op("ArgMax", [recent], {"axis": 1, "keepdims": 1})  # first 1: [batch, 1]
-    count = new.op("Squeeze", [sequence])
-    steps = new.op("Range", [new.op("Squeeze", [zero]), count, new.op("Squeeze", [one])])
-    there = new.op("Mod", [new.op("Expand", [new.op("Add", [steps, padding]), shape]), sequence])
-    back = new.op("Mod", [new.op("Expand", [new.op("Sub", [steps, padding]), shape]), sequence])
-    aligned_ids = new.op("GatherElements", [ids, there], {"axis": 1})
-    aligned_positions = new.op("GatherElements", [positions, there], {"axis": 1})
-    back_rows = new.op("Unsqueeze", [back, new.op("Constant", [], {"value_ints": [-1]})])
-    used = new.op("ReduceSum", [flags, one], {"keepdims": 0})
-    int_one, int_zero = (new.op("Constant", [], {"value": ir.tensor(n, dtype=ir.DataType.INT32)}) for n in (1, 0))
-    seqlens = new.op("Max", [new.op("Sub", [used, int_one]), int_zero])
-    total = new.op("Squeeze", [new.op("Cast", [width], {"to": ir.DataType.INT32})])
-    ours = set(map(id, new.nodes))
-    for old, aligned in ((ids, aligned_ids), (positions, aligned_positions)):
-        aligned.type, aligned.shape = old.type, old.shape
-        for user, index in list(old.uses()):
-            if id(user) not in ours and user.op_type != "Shape":
-                user.replace_input_with(index, aligned)
-    graph.insert_before(graph[0], list(new.nodes))
-    _restore_rows(graph, back_rows)
-    return seqlens, total
-
-
-def _restore_rows(graph: ir.Graph, rows: ir.Value) -> None:
-    """Restore the order of the last hidden state, ``[batch, sequence, d_model]``, or else of the logits."""
-    head = graph.outputs[0].producer()
-    assert head is not None
-    hidden = head.inputs[0] if head.op_type == "MatMul" else None
-    if hidden is not None and hidden.shape is not None and hidden.shape.rank() == 3:
-        restored = ir.node("GatherND", [hidden, rows], {"batch_dims": 1})
-        restored.outputs[0].type, restored.outputs[0].shape = hidden.type, hidden.shape
-        graph.insert_before(head, [restored])
-        head.replace_input_with(0, restored.outputs[0])
-        return
-    logits = graph.outputs[0]
-    restored = ir.node("GatherND", [logits, rows], {"batch_dims": 1})
-    restored.outputs[0].type, restored.outputs[0].shape = logits.type, logits.shape
-    graph.insert_after(head, [restored])
-    name, logits.name = logits.name, f"{logits.name}.aligned"
-    restored.outputs[0].name = name
-    graph.outputs[0] = restored.outputs[0]
-
-
 def _rewrite(graph: ir.Graph, found: _Attention, seqlens: ir.Value, total: ir.Value) -> None:
     new = tape.Tape()
     q, k, v = (merged_heads(new, value) for value in (found.q, found.k, found.v))
     results = new.op_multi_out(
         "GroupQueryAttention",
         [q, k, v, found.past_k, found.past_v, seqlens, total],
-        {"num_heads": found.heads, "kv_num_heads": found.kv_heads, "scale": found.scale},
+        {"num_heads": found.heads, "kv_num_heads": found.kv_heads, "scale": found.scale}
+        | ({"local_window_size": found.window} if found.window else {}),
         num_outputs=3,
         domain="com.microsoft",
     )

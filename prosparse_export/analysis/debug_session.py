@@ -15,6 +15,7 @@ from numpy.typing import NDArray
 from prosparse_export.analysis.ffn_nodes import read_graph
 from prosparse_export.artifact.manifest import read_manifest
 from prosparse_export.errors import ProSparseError
+from prosparse_export.runtime.cache import cache_inputs
 from prosparse_export.runtime.operator_library import disabled_optimizers, register
 
 __all__ = ["add_output", "edited_session", "first_feeds"]
@@ -81,9 +82,10 @@ def edited_session(
 def first_feeds(session: onnxruntime.InferenceSession, ids: NDArray[np.int64]) -> dict[str, NDArray[np.generic]]:
     """Return a decoder's inputs for the tokens ``ids``, ``[tokens]``, as one row with an empty cache."""
     feeds: dict[str, NDArray[np.generic]] = {}
+    cache = cache_inputs(session)
     for value in session.get_inputs():
-        if value.name.startswith("past_key_values."):
-            feeds[value.name] = np.zeros((1, value.shape[1], 0, value.shape[3]), np.float32)
+        if value.name in cache:
+            feeds[value.name] = cache[value.name].array(1, 0)
         elif value.name == "attention_mask":
             feeds[value.name] = np.ones((1, len(ids)), np.int64)
         else:

@@ -10,6 +10,7 @@ from typing import Any, Literal
 from prosparse_export.artifact.json_records import from_json, to_json
 from prosparse_export.artifact.measured_records import (
     ApproximationRecord,
+    KvCacheRecord,
     OutputCheck,
     PredictedSpeedup,
     ThresholdSearch,
@@ -166,6 +167,7 @@ class Manifest:
         already_sparse: sparse operators that ``prosparse optimize`` found in its input, counted by weight format.
         linears: the other matrices; None if they stay as in the source.
         overrides: settings of config.json that were replaced.
+        kv_cache: how an 8-bit KV cache is scaled; None for float32.
         encoder: file name of the encoder; the graph is the decoder of an encoder-decoder.
         calibration: the threshold search that chose the thresholds.
         approximation: what ``--approximate`` changed.
@@ -189,6 +191,7 @@ class Manifest:
     already_sparse: dict[str, int] = field(default_factory=dict)
     linears: LinearRecord | None = None
     overrides: dict[str, OverrideRecord] = field(default_factory=dict)
+    kv_cache: KvCacheRecord | None = None
     encoder: str | None = None
     calibration: ThresholdSearch | None = None
     approximation: ApproximationRecord | None = None

@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import Literal
 
 __all__ = [
     "ApproximationRecord",
     "FailedCheck",
+    "KvCacheRecord",
     "LayerSpeedup",
     "OutputCheck",
     "PredictedSpeedup",
@@ -18,6 +20,25 @@ __all__ = [
     "ValidationRecord",
     "WeightsRecord",
 ]
+
+
+@dataclass(frozen=True)
+class KvCacheRecord:
+    """A KV cache in 8 bits (``--kv-cache i8``).
+
+    Attributes:
+        format: i8.
+        scale_per: ``channel`` of every KV head, or ``tensor``: one for a layer's keys, one for its values.
+        layers: number of layers.
+        texts: SHA-256 of the token ids of each text that the scales were found on, by name; empty for random tokens.
+        tokens: their number.
+    """
+
+    format: Literal["i8"]
+    scale_per: Literal["channel", "tensor"]
+    layers: int
+    texts: dict[str, str]
+    tokens: int
 
 
 @dataclass(frozen=True)

@@ -11,10 +11,13 @@ from numpy.typing import NDArray
 from transformers import PreTrainedModel
 from transformers.modeling_outputs import BaseModelOutput
 
+from prosparse_export.analysis.cache_scales import cache_scales
+from prosparse_export.analysis.ffn_nodes import read_graph
 from prosparse_export.artifact.manifest import Manifest
 from prosparse_export.artifact.model_settings import context_in
 from prosparse_export.errors import ProSparseError
 from prosparse_export.export.malloc_trim import give_back
+from prosparse_export.export.rounded_cache import RoundedCache, cache_rounding
 from prosparse_export.export.rounded_reference import (
     as_stored,
     format_bound,
@@ -53,9 +56,9 @@ def check_logits(checkpoint: Checkpoint, path: Path, manifest: Manifest, *, libr
     else:
         with quiet(), as_stored(checkpoint, formats):
             pairs = _decoder(checkpoint, path, library=library)
-    for what, actual, expected in pairs:
+    for what, actual, expected, rounding in pairs:
         largest = max(1.0, float(np.abs(expected).max()))
-        bound = max(_BOUND * largest, format_bound(formats, largest, _crossings(manifest)))
+        bound = max(_BOUND * largest, format_bound(formats, largest, _crossings(manifest))) + rounding
         difference = float(np.abs(actual - expected).max())
         if not difference <= bound:
             raise ProSparseError(
@@ -75,18 +78,27 @@ def _hint(manifest: Manifest) -> str:
     return "please report this model and its config.json"
 
 
-_Pair = tuple[str, NDArray[Any], NDArray[Any]]
-"""What is compared, the artifact's values and PyTorch's."""
+_Pair = tuple[str, NDArray[Any], NDArray[Any], float]
+"""What is compared, the artifact's values, PyTorch's, and `cache_rounding`."""
 
 
 def _decoder(checkpoint: Checkpoint, path: Path, *, library: bool) -> list[_Pair]:
     vocabulary = int(checkpoint.model.config.get_text_config().vocab_size)
     tokens = min(_TOKENS, context_in(checkpoint.config) or _TOKENS)
     ids = np.random.default_rng(0).integers(0, vocabulary, size=(1, tokens))
-    expected = next(iter(checkpoint.model(input_ids=torch.from_numpy(ids)).values())).float().numpy()
+    expected, rounding = _first_output(checkpoint.model, ids), 0.0
+    if scales := cache_scales(read_graph(path), path.parent):
+        unrounded = expected
+        expected = _first_output(checkpoint.model, ids, past_key_values=RoundedCache(scales), use_cache=True)
+        rounding = cache_rounding(expected, unrounded)
     give_back()
     actual, _ = SparseModel.open(path, library=library).forward(ids, np.ones_like(ids))
-    return [("logits", actual, expected)]
+    return [("logits", actual, expected, rounding)]
+
+
+def _first_output(model: PreTrainedModel, ids: NDArray[np.int64], **cache: Any) -> NDArray[np.float32]:
+    output: NDArray[np.float32] = next(iter(model(input_ids=torch.from_numpy(ids), **cache).values())).float().numpy()
+    return output
 
 
 def _encoder_decoder(model: PreTrainedModel, path: Path, *, library: bool) -> list[_Pair]:
@@ -106,6 +118,6 @@ def _encoder_decoder(model: PreTrainedModel, path: Path, *, library: bool) -> li
     first, cache = artifact.forward(tokens[:, :-1], source)
     last, _ = artifact.forward(tokens[:, -1:], source, cache)
     return [
-        ("hidden states", source.states[mask == 1], states.float().numpy()[mask == 1]),
-        ("logits", np.concatenate([first, last], 1), wanted.float().numpy()),
+        ("hidden states", source.states[mask == 1], states.float().numpy()[mask == 1], 0.0),
+        ("logits", np.concatenate([first, last], 1), wanted.float().numpy(), 0.0),
     ]

@@ -5,11 +5,15 @@ from __future__ import annotations
 from collections.abc import Sequence
 from pathlib import Path
 
+import onnx_ir as ir
+
 from graph_passes import FfnFormat, FfnOutcome, LinearOutcome, export_pipeline, format_of
-from prosparse_export.artifact.measured_records import ApproximationRecord
+from graph_passes.quantize_kv_cache import QuantizeKvCachePass, rotated_dims
+from prosparse_export.artifact.measured_records import ApproximationRecord, KvCacheRecord
 from prosparse_export.artifact.model_settings import context_in
 from prosparse_export.errors import ProSparseError
 from prosparse_export.export.approximate import approximate
+from prosparse_export.export.kv_cache_scales import find_cache_scales
 from prosparse_export.export.lazy_initializers import place_weights
 from prosparse_export.export.load import load_model_folder
 from prosparse_export.export.options import ExportOptions
@@ -18,6 +22,7 @@ from prosparse_export.export.rewritten_model import RewrittenModel
 from prosparse_export.export.rounded_reference import checkpoint_format
 from prosparse_export.export.trace import Trace, trace
 from prosparse_export.progress import ProgressCallback
+from prosparse_export.text import read_text
 from prosparse_models import Checkpoint
 
 __all__ = ["rewrite_decoder"]
@@ -58,6 +63,7 @@ def rewrite_decoder(
         decomposed=options.decomposed,
         positions=context_in(checkpoint.config),
     )(graph)
+    kv_cache = _quantize_cache(graph, checkpoint, folder, options, texts, attention, progress)
     result = RewrittenModel(
         checkpoint,
         [graph],
@@ -69,6 +75,7 @@ def rewrite_decoder(
         approximation,
         profile,
         traced=traced.summary,
+        kv_cache=kv_cache,
     )
     if approximation is not None and len(result.rewritten) < len(approximation.thresholds):
         found = result.not_rewritten
@@ -78,6 +85,31 @@ def rewrite_decoder(
             hint="omit --approximate: the model would lose accuracy without gaining speed",
         )
     return result
+
+
+def _quantize_cache(
+    graph: ir.Model,
+    checkpoint: Checkpoint,
+    folder: Path,
+    options: ExportOptions,
+    texts: Sequence[tuple[str, str]],
+    not_fused: Sequence[str],
+    progress: ProgressCallback,
+) -> KvCacheRecord | None:
+    """Store the KV cache in 8 bits if asked for; the manifest's record is the result."""
+    if options.kv_cache == "f32":
+        return None
+    rotated = rotated_dims(graph.graph)
+    if not rotated:
+        reason = not_fused[0] if not_fused else "the model has no KV cache"
+        raise ProSparseError(
+            f"KV cache: i8: {folder}: requires fused attention: {reason}", hint="use --kv-cache f32 for this model"
+        )
+    if not texts and options.approximate is not None:
+        texts = [(path.name, read_text(path)) for path in options.approximate.texts]
+    scales = find_cache_scales(checkpoint, folder, texts, rotated, progress)
+    QuantizeKvCachePass(scales.values)(graph)
+    return scales.record
 
 
 def _traced(

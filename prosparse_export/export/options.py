@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Literal
 
 from graph_passes import FfnFormat, Format
 from prosparse_export.errors import ProSparseError
@@ -46,11 +47,13 @@ class ExportOptions:
         weights: storage format of the rewritten FFNs; None for the checkpoint's float type.
         other_weights: storage format of attention, lm_head and embedding; None for the same as ``weights`` (i4 for
             i4i8).
+        kv_cache: storage format of the KV cache; i8 needs fused attention and onnxruntime >= 1.27.
         activation: the FFNs' activation (relu, relu2, fatrelu, drelu), if config.json is wrong.
         threshold: FATReLU threshold, to set or override config.json's.
         decomposed: write standard ONNX operators instead of com.prosparse ones; attention is not fused either.
         profile_texts: representative text on which to measure each FFN's activation sparsity. FFNs that would gain
-            nothing stay dense, and the manifest records the expected speedup.
+            nothing stay dense, and the manifest records the expected speedup. Also sets the scales of an 8-bit KV
+            cache, which come from the bundled text otherwise.
         approximate: training-free sparsity for SwiGLU models. LOSSY: the manifest records its cost.
     """
 
@@ -61,6 +64,7 @@ class ExportOptions:
     trust_remote_code: bool = False
     weights: FfnFormat | None = None
     other_weights: Format | None = None
+    kv_cache: Literal["f32", "i8"] = "f32"
     activation: str | None = None
     threshold: float | None = None
     decomposed: bool = False
@@ -78,7 +82,7 @@ def check_options(folder: Path, output: Path, options: ExportOptions) -> None:
 
     Raises:
         ProSparseError: the output would overwrite the model folder, the operator library is missing, or the
-            approximation's options are invalid.
+            approximation's or the KV cache's options are invalid.
     """
     if output.parent.resolve() == folder.resolve():
         raise ProSparseError(
@@ -88,6 +92,11 @@ def check_options(folder: Path, output: Path, options: ExportOptions) -> None:
     if options.copies_library:
         check_library()
         choose_libraries(options.libraries)
+    if options.kv_cache == "i8" and (options.decomposed or not options.fuse_attention):
+        raise ProSparseError(
+            "KV cache: i8: requires fused attention",
+            hint=f"omit {'--decomposed' if options.decomposed else '--attention unfused'}, or use --kv-cache f32",
+        )
     if options.approximate is not None:
         _check_approximation(options.approximate)
 

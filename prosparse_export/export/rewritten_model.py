@@ -7,7 +7,7 @@ from dataclasses import dataclass, field
 import onnx_ir as ir
 
 from graph_passes import FfnFormat, FfnOutcome, Format, LinearOutcome
-from prosparse_export.artifact.measured_records import ApproximationRecord
+from prosparse_export.artifact.measured_records import ApproximationRecord, KvCacheRecord
 from prosparse_export.export.predicted_speedup import TextProfile
 from prosparse_models import Checkpoint
 
@@ -29,6 +29,7 @@ class RewrittenModel:
         approximation: the manifest's record of ``--approximate``, if given.
         profile: activation sparsity by FFN from ``--profile-text``, if given.
         traced: which layers were traced, or why all were; a line for the user.
+        kv_cache: the manifest's record of an 8-bit KV cache.
     """
 
     checkpoint: Checkpoint
@@ -41,6 +42,7 @@ class RewrittenModel:
     approximation: ApproximationRecord | None = None
     profile: TextProfile | None = None
     traced: str = ""
+    kv_cache: KvCacheRecord | None = None
 
     @property
     def rewritten(self) -> tuple[FfnOutcome, ...]:

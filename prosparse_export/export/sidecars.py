@@ -52,7 +52,7 @@ def export_manifest(folder: Path, output: Path, model: RewrittenModel, options: 
         weight_format=model.weights,
         ffns=tuple(FfnRecord(**vars(outcome)) for outcome in model.outcomes),
         decomposed=options.decomposed,
-        onnxruntime=">=1.20" if fused else ">=1.18",
+        onnxruntime=">=1.27" if model.kv_cache is not None else ">=1.20" if fused else ">=1.18",
         attention=FUSED if fused else "unfused",
         attention_not_fused=tuple(model.attention),
         libraries=library_records(choose_libraries(options.libraries)) if options.copies_library else {},
@@ -60,6 +60,7 @@ def export_manifest(folder: Path, output: Path, model: RewrittenModel, options: 
             model.other_weights, tuple(part for linear in model.linears for part in parts_of(linear.module))
         ),
         overrides={name: from_json(OverrideRecord, dict(change)) for name, change in checkpoint.overrides.items()},
+        kv_cache=model.kv_cache,
         encoder=encoder_path(output).name if len(model.graphs) > 1 else None,
         calibration=_threshold_search(checkpoint.calibration),
         approximation=model.approximation,

@@ -7,12 +7,14 @@ from pathlib import Path
 import onnxruntime
 
 from prosparse_export.artifact.integrity import check_files, check_model_path
-from prosparse_export.artifact.manifest import read_manifest
+from prosparse_export.artifact.manifest import Manifest, read_manifest
 from prosparse_export.errors import ProSparseError
 from prosparse_export.runtime.operator_library import disabled_optimizers, register
 from prosparse_export.runtime.threads import default_threads
 
 __all__ = ["open_session"]
+
+_CACHE_VERSION = (1, 27)
 
 
 def open_session(
@@ -31,6 +33,8 @@ def open_session(
     """
     check_model_path(path)
     check_files(path, verify=verify)
+    manifest = read_manifest(path)
+    _check_version(path, manifest)
     options = session_options or onnxruntime.SessionOptions()
     if session_options is None:
         options.log_severity_level = 3  # errors
@@ -40,13 +44,23 @@ def open_session(
         options.intra_op_num_threads = threads
     if library:
         register(options)
-    disabled = disabled_optimizers(path, read_manifest(path), library=library)
+    disabled = disabled_optimizers(path, manifest, library=library)
     try:
         return onnxruntime.InferenceSession(
             str(path), options, providers=["CPUExecutionProvider"], disabled_optimizers=disabled
         )
     except Exception as error:  # onnxruntime's exceptions have no common base class
         raise _cannot_open(path, error) from error
+
+
+def _check_version(path: Path, manifest: Manifest | None) -> None:
+    """Raise for an 8-bit KV cache and an onnxruntime that would only say that a type is not supported."""
+    found = tuple(int(part) for part in onnxruntime.__version__.split(".")[:2])
+    if manifest is not None and manifest.kv_cache is not None and found < _CACHE_VERSION:
+        raise ProSparseError(
+            f"model: {path}: expected onnxruntime >= 1.27 for its 8-bit KV cache, got {onnxruntime.__version__}",
+            hint="upgrade onnxruntime, or export with --kv-cache f32",
+        )
 
 
 def _cannot_open(path: Path, error: Exception) -> ProSparseError:

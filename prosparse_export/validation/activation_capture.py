@@ -10,8 +10,10 @@ import numpy as np
 import onnx
 from numpy.typing import NDArray
 
+from prosparse_export.analysis.cache_scales import LayerScales
 from prosparse_export.analysis.debug_session import add_output, edited_session
 from prosparse_export.analysis.ffn_nodes import FfnNode
+from prosparse_export.runtime.cache import cache_inputs
 from prosparse_export.validation.exactness import pad_left
 from prosparse_export.validation.linear_nodes import LinearNode
 
@@ -54,6 +56,7 @@ class ActivationCapture:
         library: whether to register the operator library.
         threads: intra-op threads; None for onnxruntime's default.
         fused: the graph left-aligns the rows of a padded batch (docs/architecture.md).
+        scales: scales of an 8-bit KV cache, from `cache_scales`.
 
     Raises:
         ProSparseError: onnxruntime cannot load the graph.
@@ -68,8 +71,9 @@ class ActivationCapture:
         library: bool,
         threads: int | None,
         fused: bool,
+        scales: Sequence[LayerScales] = (),
     ) -> None:
-        self._nodes, self._linears, self._fused = nodes, linears, fused
+        self._nodes, self._linears, self._fused, self._scales = nodes, linears, fused, scales
         names = [name for node in nodes for name in (node.node.input[0], node.node.output[0])]
         names += [name for linear in linears for name in (linear.x, linear.y)]
 
@@ -90,7 +94,7 @@ class ActivationCapture:
             parts.append(self._cut(out, 0, 1, len(chunk), len(chunk)))
             past = {name: value for name, value in out.items() if name.startswith("present.")}
             begin, width = begin + len(chunk), step
-        return _joined(parts, past or {})
+        return _joined(parts, _cache(past or {}, self._scales, 0))
 
     def run_padded(self, texts: Sequence[NDArray[np.int64]]) -> list[CapturedActivations]:
         """Run texts of different lengths as one left-padded batch."""
@@ -101,12 +105,10 @@ class ActivationCapture:
     def _run(self, ids: NDArray[np.int64], mask: NDArray[np.int64], present: Values | None) -> Values:
         feeds: dict[str, NDArray[np.generic]] = {"input_ids": ids, "attention_mask": mask}
         past = 0
-        for value in self._session.get_inputs():
-            if value.name.startswith("past_key_values."):
-                empty = np.zeros((len(ids), value.shape[1], 0, value.shape[3]), np.float32)
-                name = value.name.replace("past_key_values.", "present.")
-                feeds[value.name] = empty if present is None else present[name]
-                past = feeds[value.name].shape[2]
+        for name, value in cache_inputs(self._session).items():
+            own = name.replace("past_key_values.", "present.")
+            feeds[name] = value.array(len(ids), 0) if present is None else present[own]
+            past = feeds[name].shape[2]
         if any(value.name == "position_ids" for value in self._session.get_inputs()):
             feeds["position_ids"] = np.maximum(mask.cumsum(-1) - 1, 0)[:, past:]
         names = [value.name for value in self._session.get_outputs()]
@@ -124,24 +126,33 @@ class ActivationCapture:
         at = [
             right if linear.y == "logits" else inside for linear in self._linears
         ]  # rows are padded again before lm_head
-        count = sum(name.startswith("present.") and name.endswith(".key") for name in out)
-        cache = [tuple(out[f"present.{i}.{kind}"][row][:, inside] for i in range(count)) for kind in ("key", "value")]
+        keys, values = _cache(out, self._scales, row)
         return CapturedActivations(
             tuple(of(node.node.input[0], inside) for node in self._nodes),
             tuple(of(node.node.output[0], inside) for node in self._nodes),
             tuple(of(linear.x, place) for linear, place in zip(self._linears, at, strict=True)),
             tuple(of(linear.y, place) for linear, place in zip(self._linears, at, strict=True)),
-            cache[0],
-            cache[1],
+            tuple(array[:, inside] for array in keys),
+            tuple(array[:, inside] for array in values),
             out["logits"][row, right],
         )
 
 
-def _joined(parts: Sequence[CapturedActivations], last: Values) -> CapturedActivations:
-    """Join the parts of one text; the last part has the whole cache."""
-    count = len(parts[0].keys)
-    cache = {kind: tuple(last[f"present.{i}.{kind}"][0] for i in range(count)) for kind in ("key", "value")}
-    values: dict[str, Arrays | NDArray[np.float32]] = {"keys": cache["key"], "values": cache["value"]}
+def _cache(out: Values, scales: Sequence[LayerScales], row: int) -> tuple[Arrays, Arrays]:
+    """Return one row's keys and values of every layer as float32, ``[kv_heads, tokens, head_dim]``."""
+    count = sum(name.startswith("present.") and name.endswith(".key") for name in out)
+    kinds: list[Arrays] = []
+    for place, kind in enumerate(("key", "value")):
+        arrays = [out[f"present.{i}.{kind}"][row : row + 1] for i in range(count)]
+        if scales:
+            arrays = [array.astype(np.float32) * scales[i][place] for i, array in enumerate(arrays)]
+        kinds.append(tuple(array[0] for array in arrays))
+    return kinds[0], kinds[1]
+
+
+def _joined(parts: Sequence[CapturedActivations], cache: tuple[Arrays, Arrays]) -> CapturedActivations:
+    """Join the parts of one text, with the ``cache`` after the last."""
+    values: dict[str, Arrays | NDArray[np.float32]] = {"keys": cache[0], "values": cache[1]}
     for name in (f.name for f in fields(CapturedActivations) if f.name not in ("keys", "values", "logits")):
         values[name] = tuple(map(np.concatenate, zip(*(getattr(part, name) for part in parts), strict=True)))
     logits = np.concatenate([part.logits for part in parts])

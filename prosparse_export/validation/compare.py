@@ -160,6 +160,7 @@ class _Run:
             without, with_library = QualitySum("without library"), QualitySum("with library")
             against = "PyTorch with the stored weights" if target.lossy else "PyTorch"
             against += " and thresholds" if target.approximation is not None else ""
+            against += ", KV cache rounded to 8 bits" if target.cache_scales else ""
             runs: list[Comparison] = []
             if exact is None:  # PyTorch lacks the stored weights, so the operators' function bodies are the reference
                 against = "the artifact without the library"
@@ -182,7 +183,7 @@ class _Run:
 
     def _expected(self, exact: Reference) -> Expected:
         chosen = self.options.max_abs_diff
-        bound = self.target.bound(exact.largest) if chosen is None else chosen
+        bound = self.target.bound(exact.largest) + exact.cache_rounding if chosen is None else chosen
         return Expected(exact, self.text.windows, bound, self.options)
 
     def _check_operators(self, checkpoint: Checkpoint) -> None:
@@ -227,7 +228,9 @@ class _Run:
         if not (lost and target.lossy):
             return found, ()
         checkpoint = target.load(low_memory=True)
-        return found, quantization_costs(checkpoint, target.rounded, ids, target.approximation, clock)
+        return found, quantization_costs(
+            checkpoint, target.rounded, ids, target.approximation, target.cache_scales, clock
+        )
 
     def _ids_to_explain(self, runs: Sequence[Comparison]) -> NDArray[np.int64]:
         """Return the text up to the first token beyond its bound, and at least 48 tokens where the window has them."""

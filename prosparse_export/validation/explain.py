@@ -17,6 +17,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from graph_passes import is_quantized, parts_of
+from graph_passes.quantize_kv_cache import CACHE_LEVELS
 from prosparse_export.analysis.ffn_nodes import FfnNode
 from prosparse_export.export.rounded_reference import INTEGER_STEP, as_stored, with_stored_weights
 from prosparse_export.progress import ProgressCallback, no_progress
@@ -78,7 +79,13 @@ def explain(
     for library in (True, False):
         label = f"{'with' if library else 'without'} library"
         capture = ActivationCapture(
-            target.path, nodes, linears, library=library, threads=threads, fused=target.fused_attention
+            target.path,
+            nodes,
+            linears,
+            library=library,
+            threads=threads,
+            fused=target.fused_attention,
+            scales=target.cache_scales,
         )
         waiting: list[_Case] = []
         for name, run in (("prefill", _prefill), ("token by token", _steps), ("left-padded batch", _padded)):
@@ -170,7 +177,9 @@ class _Search:
         ffns = [self._target.linears[node.module] for node in self._nodes]
         with as_stored(self._checkpoint, outside):
             modules = [parts_of(linear.module)[0] for linear in self._linears]  # packed projections share their input
-            return run_patched(self._checkpoint.model, ffns, case.captured.outputs, modules, case.ids)
+            captured = case.captured
+            cache = (captured.keys, captured.values) if self._target.cache_scales else None
+            return run_patched(self._checkpoint.model, ffns, captured.outputs, modules, case.ids, cache)
 
     def _share(self, case: _Case, layer: int) -> float:
         """Return the bound on rounding errors up to ``layer``, as a fraction of the largest value."""
@@ -189,7 +198,11 @@ class _Search:
             if layer < min(len(expected), len(actual)):
                 own = expected[layer]
                 first = actual[layer].shape[1] - own.shape[1]  # transformers keeps only a sliding window's tokens
-                beyond = _beyond(own, actual[layer][:, first:], share * np.abs(own).max(), axis=1)
+                bound = share * np.abs(own).max()
+                if scales := self._target.cache_scales:
+                    step = scales[layer][what == "values"].reshape(-1, 1, scales[layer][0].shape[-1])
+                    own, bound = _within_levels(own, step), bound + step / 2
+                beyond = _beyond(own, actual[layer][:, first:], bound, axis=1)
                 if beyond:
                     token, *numbers = beyond
                     return Finding(case.run, layer, f"{self._attention}: {what}", "", first + token, *numbers)
@@ -231,6 +244,11 @@ class _Search:
             return Finding(case.run, layer, linear.op, linear.module, *beyond) if beyond else None
 
         return compare
+
+
+def _within_levels(own: Array, step: Array) -> Array:
+    """Return values as an 8-bit cache can hold them, before rounding; larger ones are cut."""
+    return np.clip(own, -(CACHE_LEVELS + 1) * step, CACHE_LEVELS * step)
 
 
 def _beyond(

@@ -9,7 +9,7 @@ from dataclasses import dataclass
 import numpy as np
 import torch
 from numpy.typing import NDArray
-from transformers import PreTrainedModel
+from transformers import DynamicCache, PreTrainedModel
 
 from prosparse_export.quiet import quiet
 
@@ -37,6 +37,28 @@ class PatchedForward:
     logits: Array
 
 
+@dataclass(frozen=True, eq=False)
+class _Layer:
+    keys: torch.Tensor
+    values: torch.Tensor
+
+
+class _PatchedCache(DynamicCache):  # type: ignore[misc]  # transformers is untyped
+    """Returns the given keys and values, and keeps the model's own in ``own``."""
+
+    def __init__(self, keys: Sequence[Array], values: Sequence[Array]) -> None:
+        super().__init__()
+        self._given = list(zip(keys, values, strict=True))
+        self.own: list[_Layer] = []
+
+    def update(
+        self, key_states: torch.Tensor, value_states: torch.Tensor, layer_idx: int, *_: object, **__: object
+    ) -> tuple[torch.Tensor, torch.Tensor]:
+        self.own.append(_Layer(key_states, value_states))
+        keys, values = (torch.from_numpy(array[None].copy()) for array in self._given[layer_idx])
+        return keys.to(key_states.dtype), values.to(value_states.dtype)
+
+
 @torch.no_grad()
 def run_patched(
     model: PreTrainedModel,
@@ -44,6 +66,7 @@ def run_patched(
     outputs: Sequence[Array],
     watched: Sequence[str],
     ids: NDArray[np.int64],
+    cache: tuple[Sequence[Array], Sequence[Array]] | None = None,
 ) -> PatchedForward:
     """Run ``model`` with its FFNs' outputs replaced by ``outputs``.
 
@@ -55,6 +78,7 @@ def run_patched(
         outputs: output of each FFN, ``[tokens, d_model]``.
         watched: module paths of linear layers whose inputs are returned.
         ids: token ids ``[tokens]``.
+        cache: keys and values of each layer, ``[kv_heads, tokens, head_dim]``, that attention reads instead of its own.
     """
     inputs: dict[int, Array] = {}
     linear_inputs: dict[int, Array] = {}
@@ -84,8 +108,9 @@ def run_patched(
         for i, name in enumerate(watched):
             hooks.callback(model.get_submodule(name).register_forward_pre_hook(watch(linear_inputs, i)).remove)
         with quiet():
-            result = model(input_ids=torch.from_numpy(ids[None].copy()), use_cache=True)
-    layers = getattr(result.past_key_values, "layers", [])
+            patched = _PatchedCache(*cache) if cache is not None else None
+            result = model(input_ids=torch.from_numpy(ids[None].copy()), past_key_values=patched, use_cache=True)
+    layers = getattr(result.past_key_values, "own", getattr(result.past_key_values, "layers", []))
     return PatchedForward(
         inputs,
         linear_inputs,

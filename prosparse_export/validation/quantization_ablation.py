@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 
@@ -10,6 +10,7 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
+from prosparse_export.analysis.cache_scales import LayerScales
 from prosparse_export.artifact.measured_records import ApproximationRecord
 from prosparse_export.export.approximate import approximate_again
 from prosparse_export.export.rounded_reference import StoredAs, as_stored
@@ -28,8 +29,8 @@ class QuantizationCost:
     """The cost of storing one part's matrices as the artifact does, with the checkpoint's own weights elsewhere.
 
     Attributes:
-        module: the part, such as ``model.layers.2.mlp``; "" for the whole model; "the approximation" for the
-            activations dropped by --approximate.
+        module: the part, such as ``model.layers.2.mlp``; "" for the whole model; "the KV cache" for its rounding to 8
+            bits; "the approximation" for the activations dropped by --approximate.
         kl: mean KL divergence per token from the checkpoint's own weights, nats.
         how: the weight formats, such as "i4".
     """
@@ -47,6 +48,7 @@ def quantization_costs(
     rounded: Mapping[str, StoredAs],
     ids: NDArray[np.int64],
     approximation: ApproximationRecord | None,
+    scales: Sequence[LayerScales] = (),
     progress: ProgressCallback = no_progress,
 ) -> tuple[QuantizationCost, ...]:
     """Return the cost of the whole artifact, then of each part alone, in descending order.
@@ -58,6 +60,7 @@ def quantization_costs(
         rounded: the formats of the matrices that the artifact does not store in the checkpoint's own, by module path.
         ids: text ``[tokens]``; the first 128 tokens are used.
         approximation: the manifest's record of --approximate; if given, ``checkpoint`` drops activations afterwards.
+        scales: scales of an 8-bit KV cache, from `cache_scales`.
         progress: called with each stage.
     """
     ids = ids[:_TOKENS]
@@ -67,9 +70,11 @@ def quantization_costs(
         parts.setdefault(path if any(c.isdigit() for c in path) else name, {})[name] = stored
     own = _logits(checkpoint, {}, ids)
 
-    def cost(part: str, formats: Mapping[str, StoredAs], how: str) -> QuantizationCost:
+    def cost(
+        part: str, formats: Mapping[str, StoredAs], how: str, scales: Sequence[LayerScales] = ()
+    ) -> QuantizationCost:
         quality = QualitySum(part)
-        quality.add(_logits(checkpoint, formats, ids), own, np.append(ids[1:], -1))
+        quality.add(_logits(checkpoint, formats, ids, scales), own, np.append(ids[1:], -1))
         return QuantizationCost(part, quality.result().kl_mean, how)
 
     costs = []
@@ -77,21 +82,26 @@ def quantization_costs(
         progress("explain: quantization", done, len(parts) + 1)
         costs.append(cost(part, some, _formats(some)))
     how = [_formats(rounded)] if rounded else []
+    if scales:
+        how.append("KV cache in i8")
+        costs.append(cost("the KV cache", {}, "i8", scales))
     if approximation is not None:
         with as_stored(checkpoint, {}):  # FFNs are found by running the model
             approximate_again(checkpoint.model, approximation)
         how.append(f"approximated {approximation.activation}")
         costs.append(cost("the approximation", {}, how[-1]))
-    return (cost("", rounded, " and ".join(how)), *sorted(costs, key=lambda c: -c.kl))
+    return (cost("", rounded, " and ".join(how), scales), *sorted(costs, key=lambda c: -c.kl))
 
 
 def _formats(stored: Mapping[str, StoredAs]) -> str:
     return "/".join(sorted({s.weights for s in stored.values()}))
 
 
-def _logits(checkpoint: Checkpoint, formats: Mapping[str, StoredAs], ids: NDArray[np.int64]) -> NDArray[np.float32]:
+def _logits(
+    checkpoint: Checkpoint, formats: Mapping[str, StoredAs], ids: NDArray[np.int64], scales: Sequence[LayerScales] = ()
+) -> NDArray[np.float32]:
     with _rounded(checkpoint, formats):
-        return torch_forward(checkpoint.model)(ids, None, False)[0]
+        return torch_forward(checkpoint.model, scales)(ids, None, False)[0]
 
 
 @contextmanager

@@ -14,7 +14,9 @@ import torch
 from numpy.typing import NDArray
 from transformers import PreTrainedModel
 
+from prosparse_export.analysis.cache_scales import LayerScales
 from prosparse_export.errors import ProSparseError
+from prosparse_export.export.rounded_cache import RoundedCache
 from prosparse_export.progress import ProgressCallback
 from prosparse_export.quiet import quiet
 from prosparse_export.runtime.model import SparseModel
@@ -60,11 +62,13 @@ class Reference:
         file: logits in window order.
         continuations: one per prompt.
         largest: the largest absolute logit.
+        cache_rounding: see `cache_rounding`; 0 with a float32 KV cache.
     """
 
     file: LogitFile
     continuations: tuple[Continuation, ...]
     largest: float
+    cache_rounding: float = 0.0
 
     def rows(self, windows: Sequence[Window]) -> Iterator[tuple[Window, NDArray[np.float32]]]:
         """Yield each window with the logits of its tokens from `Window.first` on."""
@@ -215,12 +219,16 @@ def _reference(file: LogitFile, continuations: Sequence[Continuation]) -> Refere
     return Reference(file, tuple(continuations), largest)
 
 
-def torch_forward(model: PreTrainedModel) -> Forward:
-    """Return ``model`` as a `Forward`."""
+def torch_forward(model: PreTrainedModel, scales: Sequence[LayerScales] = ()) -> Forward:
+    """Return ``model`` as a `Forward`; with ``scales``, from `cache_scales`, its KV cache is rounded to 8 bits."""
 
     def forward(ids: NDArray[np.int64], cache: Any, keep: bool) -> tuple[NDArray[np.float32], Any]:
+        if scales and cache is None:
+            cache = RoundedCache(scales)
         with quiet(), torch.no_grad():
-            result = model(input_ids=torch.from_numpy(ids[None].copy()), past_key_values=cache, use_cache=keep)
+            result = model(
+                input_ids=torch.from_numpy(ids[None].copy()), past_key_values=cache, use_cache=keep or bool(scales)
+            )
         return result.logits[0].float().numpy(), result.past_key_values if keep else None
 
     return forward

@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 
 from prosparse_export.export.approximate import approximate_again
+from prosparse_export.export.rounded_cache import cache_rounding
 from prosparse_export.export.rounded_reference import as_stored
 from prosparse_export.runtime.model import SparseModel
 from prosparse_export.validation import reference as ref
@@ -54,7 +56,18 @@ class ReferenceRuns:
         with as_stored(checkpoint, target.formats):
             if target.approximation is not None:
                 approximate_again(checkpoint.model, target.approximation)
-            return original, self._run(ref.torch_forward(checkpoint.model), "PyTorch, stored weights", None)
+            forward = ref.torch_forward(checkpoint.model, target.cache_scales)
+            stored = self._run(forward, "PyTorch, stored weights", None)
+            if target.cache_scales:
+                stored = replace(stored, cache_rounding=self._cache_rounding(checkpoint, stored))
+            return original, stored
+
+    def _cache_rounding(self, checkpoint: Checkpoint, rounded: ref.Reference) -> float:
+        """Return `cache_rounding` on the first window."""
+        self._clock("PyTorch, float32 KV cache")
+        window, logits = next(iter(rounded.rows(self._text.windows)))
+        unrounded, _ = ref.torch_forward(checkpoint.model)(window.ids, None, False)
+        return cache_rounding(logits, unrounded[window.first :])
 
     def dense_baseline(self, original: ref.Reference, quality: QualitySum) -> ref.Reference:
         """Run the artifact without the library and add its logits, against ``original``, to ``quality``."""

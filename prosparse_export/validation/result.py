@@ -26,8 +26,8 @@ class Validation:
         max_abs_diff: bound on a logit's difference in ``comparisons``.
         exact_against: the dense model with the stored weights.
         quality: the runs without and with the library, against PyTorch with the checkpoint's own weights.
-        lossy: the stored weights are rounded or activations are dropped, so ``quality`` shows a cost that
-            ``comparisons`` does not.
+        lossy: the stored weights or the KV cache are rounded or activations are dropped, so ``quality`` shows a cost
+            that ``comparisons`` does not.
         greedy_match: for each prompt, greedy tokens with the library before the first that differs from PyTorch's.
         greedy_tokens: tokens generated for each prompt.
         sparsity: the artifact's activation sparsity; None without sparse operators.

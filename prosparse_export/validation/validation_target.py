@@ -9,6 +9,7 @@ from typing import Any
 
 import onnx
 
+from prosparse_export.analysis.cache_scales import LayerScales, cache_scales
 from prosparse_export.analysis.ffn_nodes import FfnNode, ffn_nodes, read_graph
 from prosparse_export.artifact.integrity import check_files, sha256_file
 from prosparse_export.artifact.manifest import FfnRecord, ModelFolderSource, require_manifest
@@ -42,13 +43,14 @@ class ValidationTarget:
         rounded: those of ``formats`` that differ from the checkpoint's own.
         crossings: expected threshold crossings by rounding, see `threshold_crossings`.
         weights: weight format of the FFNs.
-        lossy: the stored weights are rounded, or activations are dropped.
+        lossy: the stored weights or the KV cache are rounded, or activations are dropped.
         fused_attention: the graph left-aligns the rows of a padded batch (docs/architecture.md).
         sources: SHA-256 of the model folder's files, by name.
         positions: the longest context in config.json; None if not stated.
         overrides: --activation and --threshold of the export.
         trust: whether Python code in the folder may run.
         approximation: the manifest's record of --approximate; None without it.
+        cache_scales: scales of an 8-bit KV cache by layer; empty for float32.
     """
 
     folder: Path
@@ -67,6 +69,7 @@ class ValidationTarget:
     overrides: dict[str, Any]
     trust: bool
     approximation: ApproximationRecord | None
+    cache_scales: list[LayerScales]
 
     @property
     def outside(self) -> dict[str, StoredAs]:
@@ -130,13 +133,16 @@ def open_target(folder: Path, path: Path, *, trust: bool = False) -> ValidationT
         rounded={name: stored for name, stored in formats.items() if stored.weights != own},
         crossings=threshold_crossings(manifest),
         weights=manifest.weight_format or "f32",
-        lossy=any(stored.weights != own for stored in formats.values()) or manifest.approximation is not None,
+        lossy=any(stored.weights != own for stored in formats.values())
+        or manifest.approximation is not None
+        or manifest.kv_cache is not None,
         fused_attention=manifest.fused_attention,
         sources=source.sha256,
         positions=context_length(path.parent),
         overrides={name: override.used for name, override in manifest.overrides.items()},
         trust=trust,
         approximation=manifest.approximation,
+        cache_scales=cache_scales(graph, path.parent),
     )
 
 

@@ -126,17 +126,67 @@ def test_fuses(mask: list[list[int]]) -> None:
     assert not FuseGroupQueryAttentionPass()(model).modified
 
 
+WINDOW = [
+    ("seen = Unsq", "first = Sub (rows, window)\nnear = Greater (columns, first)\nseen = Unsq"),
+    ("both = And (causal, seen)", "here = And (causal, near)\nboth = And (here, seen)"),
+]
+
+
+def assert_fused(model: ir.Model, mask: list[list[int]]) -> ir.Node:
+    """Assert that attention is fused, with the same logits; return the operator."""
+    expected = evaluate(model, **feeds(mask))[0]
+    reasons: list[str] = []
+    assert FuseGroupQueryAttentionPass(reasons)(model).modified, reasons
+    ir.passes.common.RemoveUnusedNodesPass()(model)
+    actual = evaluate(model, **feeds(mask))[0]
+    real = np.array(mask) == 1
+    np.testing.assert_allclose(actual[real], expected[real], rtol=0, atol=1e-4)
+    (node,) = (node for node in model.graph if node.op_type == "GroupQueryAttention")
+    return node
+
+
+@pytest.mark.parametrize("window", [1, 2, 3])
+def test_a_sliding_window_becomes_an_attribute(window: int) -> None:
+    model = attention(*WINDOW, window=np.int64(window))
+    node = assert_fused(model, [[1] * 6, [0, 0, 1, 1, 1, 1]])
+    assert node.attributes.get_int("local_window_size", -1) == window
+
+
+CAPPED = """router = MatMul (hidden, w_head)
+expert = Softmax (router)
+largest = ReduceMax <keepdims = 1> (expert, minus_one)
+mixture = Add (hidden, largest)
+l1 = MatMul (mixture, w_head)
+l2 = Div (l1, scale)
+l3 = Tanh (l2)
+logits = Mul (l3, scale)"""
+
+
+def test_capped_logits_a_router_and_a_reshape_before_the_heads_are_merged() -> None:
+    merge = "heads = Transpose <perm = [0, 2, 1, 3]> ({})"
+    model = attention(
+        (merge.format("mixed"), f"same = Reshape (mixed, q_merged)\n{merge.format('same')}"),
+        ("logits = MatMul (hidden, w_head)", CAPPED),
+        q_merged=np.array([0, HEADS, -1, DIM]),
+    )
+    shapes = {"mixed": ["b", HEADS, "s", DIM], "same": ["b", HEADS, "s", DIM], "expert": ["b", "s", WIDTH]}
+    for node in model.graph:
+        if node.outputs[0].name in shapes:
+            node.outputs[0].shape = ir.Shape(shapes[node.outputs[0].name])
+    assert_fused(model, [[1] * 4, [0, 1, 1, 1]])
+
+
 NOT_FUSED = {
-    "a sliding window": (
+    "another comparison": (
         [
             ("seen = Unsq", "near = Greater (columns, rows)\nseen = Unsq"),
             ("both = And (causal, seen)", "here = And (causal, near)\nboth = And (here, seen)"),
         ],
-        "its mask is more than causality and padding: expected 1 comparison, got 2",
+        "its mask is more than causality, padding and a sliding window: expected 1 comparison, got 2",
     ),
     "no padding": (
         [("both = And (causal, seen)", "both = Identity (causal)")],
-        "its mask is more than causality and padding: expected 1 comparison, got 1",
+        "its mask is more than causality, padding and a sliding window: expected 1 comparison, got 1",
     ),
     "a positional bias": (
         [("bias = Where", "b0 = Where"), ("tokens = ", "bias = Add (b0, slopes)\ntokens = ")],

@@ -1,0 +1,152 @@
+"""``--kv-cache i8`` on the demo model: PyTorch with a rounded cache, batches, chunks, memory, errors."""
+
+from __future__ import annotations
+
+import shutil
+from collections.abc import Callable
+from pathlib import Path
+from subprocess import CompletedProcess
+
+import numpy as np
+import onnx
+import onnxruntime
+import pytest
+import torch
+from conftest import DEMO
+from numpy.typing import NDArray
+from onnx import numpy_helper
+
+from prosparse_export import ExportOptions, ProSparseError, export_model, load
+from prosparse_export.analysis.cache_scales import cache_scales
+from prosparse_export.analysis.ffn_nodes import read_graph
+from prosparse_export.artifact.manifest import require_manifest
+from prosparse_export.export.rounded_cache import RoundedCache, cache_rounding
+from prosparse_export.export.rounded_reference import format_bound
+from prosparse_export.runtime import session
+from prosparse_export.runtime.decode_loop import PREFILL_TOKENS
+from prosparse_export.runtime.model import SparseModel
+from prosparse_export.validation import ValidationOptions, validate
+from prosparse_export.validation.exactness import generate_greedily, pad_left
+from prosparse_models import load_checkpoint
+
+pytestmark = [
+    pytest.mark.integration,
+    pytest.mark.skipif(
+        tuple(map(int, onnxruntime.__version__.split(".")[:2])) < (1, 27), reason="needs onnxruntime 1.27"
+    ),
+]
+NEW = 24
+
+
+@pytest.fixture(scope="module")
+def path(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    output = tmp_path_factory.mktemp("i8") / "demo.onnx"
+    return export_model(DEMO, output, ExportOptions(kv_cache="i8")).path
+
+
+@pytest.fixture(scope="module")
+def model(path: Path) -> SparseModel:
+    return load(path, threads=1)
+
+
+def pytorch(path: Path, ids: list[int]) -> tuple[NDArray[np.float32], float]:
+    """PyTorch's logits with a rounded cache, and the bound on a logit's difference."""
+    scales = cache_scales(read_graph(path), path.parent)
+    model = load_checkpoint(DEMO).model
+    with torch.no_grad():
+        found = model(input_ids=torch.tensor([ids]), past_key_values=RoundedCache(scales), use_cache=True)
+        own = model(input_ids=torch.tensor([ids])).logits[0].numpy()
+    logits = found.logits[0].numpy()
+    return logits, format_bound({}, float(np.abs(logits).max())) + cache_rounding(logits, own)
+
+
+def texts(*lengths: int) -> list[list[int]]:
+    rng = np.random.default_rng(0)
+    return [rng.integers(3, 4096, length).tolist() for length in lengths]
+
+
+def test_the_manifest_says_so(path: Path) -> None:
+    manifest = require_manifest(path)
+    assert manifest.onnxruntime == ">=1.27"
+    assert manifest.kv_cache is not None
+    assert (manifest.kv_cache.format, manifest.kv_cache.scale_per, manifest.kv_cache.layers) == ("i8", "channel", 5)
+    types = {value.name: value.type for value in load(path).session.get_inputs()}
+    assert types["past_key_values.0.key"] == "tensor(int8)"
+
+
+@pytest.mark.parametrize("library", [True, False])
+def test_logits_equal_pytorchs_with_a_rounded_cache(path: Path, library: bool) -> None:
+    (ids,) = texts(90)
+    expected, bound = pytorch(path, ids)
+    model = load(path, threads=1, library=library)
+    whole, _ = model.forward(np.array([ids]), np.ones((1, 90), np.int64))
+    assert np.abs(whole[0] - expected).max() <= bound
+    decoder = model.decoder(1, 90)
+    steps = [decoder.prefill(np.array([ids[:70]]), np.ones((1, 70), np.int64))[0].copy()]
+    steps += [decoder.step(np.array([token]))[0].copy() for token in ids[70:-1]]
+    assert np.abs(np.stack(steps) - expected[69:-1]).max() <= bound
+    typical = np.abs(whole[0] - expected).mean()  # entries on another level are few, and none in most runs
+    assert typical <= bound / 50
+
+
+def test_batches_and_chunks(model: SparseModel, path: Path) -> None:
+    prompts = texts(PREFILL_TOKENS + 90, 40, PREFILL_TOKENS + 3)
+    together = generate_greedily(model, [np.array(prompt) for prompt in prompts], NEW)
+    alone = [generate_greedily(model, [np.array(prompt)], NEW)[0] for prompt in prompts]
+    np.testing.assert_array_equal(together, alone)
+    ids, mask = pad_left([np.array(prompt) for prompt in texts(30, 21)])
+    padded, _ = model.forward(ids, mask)
+    for row, prompt in enumerate(texts(30, 21)):
+        expected, bound = pytorch(path, prompt)
+        assert np.abs(padded[row, -len(prompt) :] - expected).max() <= bound
+
+
+def test_a_token_takes_a_byte_per_value(model: SparseModel, demo_artifact: Path) -> None:
+    ids, mask = np.array(texts(9)), np.ones((1, 9), np.int64)
+    sizes = [
+        sum(array.nbytes for array in one.forward(ids, mask)[1].values.values())
+        for one in (model, load(demo_artifact, threads=1))
+    ]
+    assert 4 * sizes[0] == sizes[1]
+
+
+def test_validate(path: Path) -> None:
+    result = validate(DEMO, path, ValidationOptions(tokens=512, greedy=16, step_tokens=64, operator_tokens=32))
+    assert result.passed, [check for check in result.checks if not check.passed]
+    assert result.lossy
+    assert result.exact_against == "PyTorch with the stored weights, KV cache rounded to 8 bits"
+    assert abs(result.quality[1].perplexity_increase) < 1e-3
+
+
+def test_a_wrong_scale_is_found(path: Path, tmp_path: Path) -> None:
+    """Values of layer 2 stored with a scale that clips them."""
+    proto = read_graph(path)
+    scale = next(tensor for tensor in proto.graph.initializer if tensor.name == "past_key_values.2.value.scale")
+    scale.CopyFrom(numpy_helper.from_array(numpy_helper.to_array(scale) / 8, scale.name))
+    shutil.copytree(path.parent, tmp_path / "broken")
+    broken_path = tmp_path / "broken" / path.name
+    onnx.save(proto, broken_path)
+    (ids,) = texts(60)
+    broken = load(broken_path, threads=1).forward(np.array([ids]), np.ones((1, 60), np.int64))[0][0]
+    expected, bound = pytorch(path, ids)
+    assert np.abs(broken - expected).max() > bound
+
+
+def test_older_onnxruntimes_get_an_error(path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(session.onnxruntime, "__version__", "1.26.0")
+    with pytest.raises(
+        ProSparseError, match=r"expected onnxruntime >= 1\.27 for its 8-bit KV cache, got 1\.26\.0"
+    ) as error:
+        load(path)
+    assert error.value.hint == "upgrade onnxruntime, or export with --kv-cache f32"
+
+
+@pytest.mark.parametrize("option", ["--attention", "--decomposed"])
+def test_it_requires_fused_attention(
+    option: str, run_cli: Callable[..., CompletedProcess[str]], tmp_path: Path
+) -> None:
+    arguments = ["--attention", "unfused"] if option == "--attention" else ["--decomposed"]
+    result = run_cli(DEMO, tmp_path / "m.onnx", "--kv-cache", "i8", *arguments, "-q")
+    assert result.returncode == 1
+    assert "error: KV cache: i8: requires fused attention" in result.stderr
+    assert f"hint: omit {' '.join(arguments)}" in result.stderr
