@@ -4,9 +4,14 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 
-from prosparse_export.artifact.measured_records import ApproximationRecord, PredictedSpeedup, ThresholdSearch
+from prosparse_export.artifact.measured_records import (
+    ApproximationRecord,
+    KvCacheRecord,
+    PredictedSpeedup,
+    ThresholdSearch,
+)
 
-__all__ = ["describe_approximation", "describe_calibration", "describe_speedup"]
+__all__ = ["describe_approximation", "describe_calibration", "describe_kv_cache", "describe_speedup"]
 
 
 def describe_speedup(predicted: PredictedSpeedup | None) -> Iterator[str]:
@@ -31,6 +36,12 @@ def describe_approximation(recorded: ApproximationRecord) -> str:
         f"{recorded.perplexity_tokens} held-out tokens of the profile text; "
         f"activation sparsity {recorded.sparsity:.1%}"
     )
+
+
+def describe_kv_cache(recorded: KvCacheRecord) -> str:
+    """Return the storage of an 8-bit KV cache as one line."""
+    source = ", ".join(recorded.texts) or "random tokens"
+    return f"KV cache: {recorded.format}, a scale per {recorded.scale_per} from {recorded.tokens} tokens of {source}"
 
 
 def describe_calibration(search: ThresholdSearch) -> str:

@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING
 import click
 
 from prosparse_export.cli.command import CONTEXT, ProSparseCommand
-from prosparse_export.cli.describe import describe_approximation, describe_calibration
+from prosparse_export.cli.describe import describe_approximation, describe_calibration, describe_kv_cache
 from prosparse_export.cli.display import stages
 
 if TYPE_CHECKING:
@@ -116,6 +116,8 @@ def _manifest_lines(path: Path, manifest: Manifest) -> Iterator[str]:
     yield f"{path}: {name}, {manifest.weight_format or 'unchanged'} weights"
     if manifest.attention is not None:
         yield f"attention: {manifest.attention}; onnxruntime {manifest.onnxruntime}"
+    if manifest.kv_cache is not None:
+        yield describe_kv_cache(manifest.kv_cache)
     yield f"sparse FFNs: {len(manifest.rewritten)}, not rewritten: {len(manifest.not_rewritten)}"
     if manifest.already_sparse:
         yield f"sparse before optimizing: {', '.join(f'{n} in {w}' for w, n in manifest.already_sparse.items())}"

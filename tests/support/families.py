@@ -65,7 +65,6 @@ class Family:
 
 
 FATRELU = {"hidden_act": "fatrelu", "hidden_act_param": 0.01}
-WINDOW = "its mask is more than causality and padding"
 GATED, UNGATED = "SparseGatedFFNF32", "SparseFFNF32"
 
 
@@ -101,7 +100,7 @@ FAMILIES = [
         lambda: hf.MistralForCausalLM(hf.MistralConfig(**grouped(hidden_act="relu", sliding_window=8))),
         GATED,
         "relu",
-        attention=WINDOW,
+        packed=True,
     ),
     Family(
         "Mistral with FATReLU",
@@ -142,7 +141,6 @@ FAMILIES = [
         GATED,
         "relu",
         ffns=2,
-        attention=WINDOW,
     ),
     Family(
         "Gemma 3n",
@@ -156,7 +154,6 @@ FAMILIES = [
                 "activation is Gelu (tanh), not a ReLU",
             }
         ),
-        attention=WINDOW,
         router=".altup",
     ),
     Family("OPT", lambda: hf.OPTForCausalLM(hf.OPTConfig(**opt())), UNGATED, "relu", packed=True),
@@ -172,7 +169,6 @@ FAMILIES = [
         lambda: hf.GPTNeoXForCausalLM(hf.GPTNeoXConfig(**sizes(hidden_act="relu"))),
         UNGATED,
         "relu",
-        attention="the heads are not merged",
     ),
     Family(
         "Falcon (ReluFalcon-40B)",
@@ -195,7 +191,6 @@ FAMILIES = [
         lambda: hf.NemotronForCausalLM(hf.NemotronConfig(**grouped(hidden_act="relu2"))),
         UNGATED,
         "relu2",
-        attention="the heads are not merged",
     ),
     Family("Arcee AFM", arcee, UNGATED, "relu2", packed=True),
     Family(
@@ -203,14 +198,12 @@ FAMILIES = [
         lambda: hf.NanoChatForCausalLM(hf.NanoChatConfig(**grouped(hidden_act="relu2"))),
         UNGATED,
         "relu2",
-        attention="the first output is not computed by lm_head's MatMul",
     ),
     Family(
         "Persimmon",
         lambda: hf.PersimmonForCausalLM(hf.PersimmonConfig(**sizes(hidden_act="relu2"))),
         UNGATED,
         "relu2",
-        attention="the heads are not merged",
     ),
     Family(
         "Jais-2",
@@ -235,7 +228,7 @@ FAMILIES = [
         "",
         "",
         reasons=frozenset({"mixture of experts: weights are selected per token at run time"}),
-        attention="no mask is added to the scores",
+        packed=True,
     ),
     Family(
         "BERT-type encoder",

@@ -18,6 +18,7 @@ from prosparse_export.artifact.manifest import (
 from prosparse_export.artifact.measured_records import (
     ApproximationRecord,
     FailedCheck,
+    KvCacheRecord,
     LayerSpeedup,
     OutputCheck,
     PredictedSpeedup,
@@ -47,6 +48,7 @@ FULL = Manifest(
     already_sparse={"f32": 2},
     linears=LinearRecord("i8", ("lm_head",)),
     overrides={"activation": OverrideRecord("relu", "silu"), "threshold": OverrideRecord(0.03)},
+    kv_cache=KvCacheRecord("i8", "channel", 2, {"t": "00"}, 64),
     encoder="m.encoder.onnx",
     calibration=ThresholdSearch("energy dropped", 0.01, 41.5, 100, (0.01,), TRIAL, (TRIAL,)),
     approximation=ApproximationRecord("silu", 0.5, (0.1,), {"t": "00"}, 64, 64, 20.0, 25.0, 0.5, (0.5,)),

@@ -20,7 +20,7 @@ FATRELU = Manifest(ModelFolderSource("float32", {}), {}, {"": 20}, "f32", (repla
 
 def run_check(manifest: Manifest, difference: float, monkeypatch: pytest.MonkeyPatch) -> None:
     """Check logits up to 1 that differ by ``difference``."""
-    pairs = [("logits", np.array([1.0 + difference]), np.array([1.0]))]
+    pairs = [("logits", np.array([1.0 + difference]), np.array([1.0]), 0.0)]
     monkeypatch.setattr(check_logits, "_decoder", lambda *_, **__: pairs)
     monkeypatch.setattr(check_logits, "_encoder_decoder", lambda *_, **__: pairs)
     monkeypatch.setattr(check_logits, "with_stored_weights", lambda *_: None)

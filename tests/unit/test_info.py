@@ -56,6 +56,7 @@ def test_every_section(tmp_path: Path) -> None:
     for line in (
         "m.onnx: llama, i4 weights",
         "attention: GroupQueryAttention; onnxruntime >=1.20",
+        "KV cache: i8, a scale per channel from 64 tokens of t",
         "sparse FFNs: 1, not rewritten: 1",
         "LOSSY: silu approximated, 50% of the neurons kept: perplexity 20 -> 25 (+25.00%)",
         "calibrated: 0.01 of each layer's energy dropped",
