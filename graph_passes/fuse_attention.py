@@ -16,7 +16,7 @@ from onnx_ir import tape
 from graph_passes.left_align_rows import left_align_rows, lm_head
 from graph_passes.patterns.attention_mask import attention_window
 from graph_passes.patterns.linear import constant_array, unscaled
-from graph_passes.patterns.merged_heads import merged_heads
+from graph_passes.patterns.merged_heads import attention_output, merged_heads
 from graph_passes.patterns.standard_nodes import producer
 
 __all__ = ["FuseGroupQueryAttentionPass"]
@@ -105,7 +105,7 @@ def _match(softmax: ir.Node) -> _Attention | str:
     values = _cache(uses[0].node.inputs[1])
     if keys is None or values is None:
         return "keys or values are not a Concat of a cache input and new entries"
-    output = _output(uses[0].node.outputs[0])
+    output = attention_output(uses[0].node.outputs[0])
     if output is None:
         return "the heads are not merged by Transpose and Reshape"
     kv_shape, q_shape = keys.inputs[0].shape, q.shape  # type: ignore[union-attr]
@@ -163,34 +163,6 @@ def _cache(value: ir.Value | None) -> ir.Node | None:
         return None
     past, present = node.inputs[0], node.outputs[0]
     return node if past is not None and past.is_graph_input() and present.is_graph_output() else None
-
-
-def _keeps_heads(old: ir.Value, new: ir.Value) -> bool:
-    """Return whether a Reshape keeps ``[batch, heads, sequence, head_dim]``."""
-    return old.shape is not None and new.shape is not None and list(old.shape)[1:] == list(new.shape)[1:]
-
-
-def _output(value: ir.Value) -> ir.Value | None:
-    """Follow ``Where(nothing attended, 0, .)``, Transpose and Reshape to ``[batch, sequence, heads * head_dim]``."""
-    for wanted in ("Where", "same shape", "Transpose", "Reshape"):
-        uses = list(value.uses())
-        if len(uses) != 1 or value.is_graph_output():
-            return None
-        node = uses[0].node
-        if wanted == "Where" and node.op_type == "Where" and uses[0].idx == 2:
-            value = node.outputs[0]  # only padding attends to nothing, and nothing attends to padding
-        elif wanted == "same shape":
-            if node.op_type == "Reshape" and _keeps_heads(value, node.outputs[0]):
-                value = node.outputs[0]
-        elif wanted == "Transpose" and node.op_type == "Transpose":
-            if list(node.attributes.get_ints("perm", [])) != [0, 2, 1, 3]:
-                return None
-            value = node.outputs[0]
-        elif wanted == "Reshape" and node.op_type == "Reshape":
-            value = node.outputs[0]
-        elif wanted != "Where":
-            return None
-    return value
 
 
 def _rewrite(graph: ir.Graph, found: _Attention, seqlens: ir.Value, total: ir.Value) -> None:

@@ -11,6 +11,7 @@ from graph_passes.custom_ops import DOMAIN
 from graph_passes.formats import FfnFormat, Format
 from graph_passes.fuse_attention import FuseGroupQueryAttentionPass
 from graph_passes.fuse_linear import FuseLinearPass, LinearOutcome
+from graph_passes.fuse_multi_head_attention import FuseMultiHeadAttentionPass
 from graph_passes.fuse_norms import FuseSkipRmsNormPass
 from graph_passes.fuse_rotary import FuseRotaryEmbeddingPass
 from graph_passes.fuse_sparse_ffn import FuseSparseFfnPass
@@ -28,6 +29,7 @@ def export_pipeline(
     not_fused: list[str] | None = None,
     *,
     fuse_attention: bool = True,
+    decoder_only: bool = True,
     weights: FfnFormat = "f32",
     other_weights: Format = "f32",
     linears: list[LinearOutcome] | None = None,
@@ -42,6 +44,8 @@ def export_pipeline(
         not_fused: receives one line per attention that was not fused.
         fuse_attention: use onnxruntime's attention, RoPE and norm operators. Without them the graph is standard ONNX
             except for the FFNs, and prefill can continue a batch of any size.
+        decoder_only: attention has a KV cache and becomes GroupQueryAttention. Otherwise, in encoders and
+            encoder-decoders, it becomes MultiHeadAttention.
         weights: format of the FFNs' matrices.
         other_weights: format of the other matrices: attention, lm_head, embedding.
         linears: receives one entry per matrix stored in ``other_weights``, unless that is f32.
@@ -50,7 +54,9 @@ def export_pipeline(
         positions: context length in tokens, if it is known.
     """
     fusions: list[ir.passes.PassBase] = []
-    if fuse_attention:
+    if fuse_attention and not decoder_only:
+        fusions = [FuseMultiHeadAttentionPass(not_fused)]
+    elif fuse_attention:
         fusions = [
             FuseRotaryEmbeddingPass(),
             FuseGroupQueryAttentionPass(not_fused),  # after RoPE, whose Reshape and Transpose it removes

@@ -87,9 +87,14 @@ def write_gguf(checkpoint: Path, path: Path, kind: str) -> Path:
 
 
 class LlamaCpp:
-    """A GGUF file in llama.cpp, through its C interface; logits of the last token only."""
+    """A GGUF file in llama.cpp, through its C interface; logits of the last token only.
 
-    def __init__(self, path: Path, threads: int, context: int, *, repacked: bool = True) -> None:
+    ``cache_8_bits``: KV cache in q8_0, which needs flash attention, instead of float16.
+    """
+
+    def __init__(
+        self, path: Path, threads: int, context: int, *, repacked: bool = True, cache_8_bits: bool = False
+    ) -> None:
         import llama_cpp
 
         self._c = llama_cpp
@@ -100,6 +105,9 @@ class LlamaCpp:
         self._model = llama_cpp.llama_model_load_from_file(str(path).encode(), model)
         options = llama_cpp.llama_context_default_params()
         options.n_ctx, options.n_batch, options.n_ubatch = context, 512, 512
+        if cache_8_bits:
+            options.type_k = options.type_v = llama_cpp.GGML_TYPE_Q8_0
+            options.flash_attn_type = llama_cpp.LLAMA_FLASH_ATTN_TYPE_ENABLED
         options.n_threads = options.n_threads_batch = threads
         self._context = llama_cpp.llama_init_from_model(self._model, options)
         if not self._context:

@@ -16,7 +16,7 @@ from engines.onnxruntime_dense import GenAi, write_dense
 from engines.ours import Ours
 from graph_passes import is_quantized
 
-__all__ = ["Loaded", "candidates", "opened"]
+__all__ = ["Loaded", "candidates", "opened", "resident"]
 
 
 @dataclass(frozen=True)
@@ -90,15 +90,16 @@ def opened(name: str, path: Path, threads: int, context: int, *, llama_repacked:
     """Load an engine."""
     makers: dict[str, Callable[[], Engine]] = {
         "ours": lambda: Ours(path, threads),
+        "ours, 8-bit cache": lambda: Ours(path, threads),
         "dense baseline": lambda: Ours(path, threads, dense=True),
         "onnxruntime": lambda: Ours(path, threads, library=False),
     }
     if name == "onnxruntime-genai":
         makers[name] = lambda: GenAi(path.parent, threads)
-    elif name == "llama.cpp":
+    elif name.startswith("llama.cpp"):
         from engines.llama_cpp import LlamaCpp
 
-        makers[name] = lambda: LlamaCpp(path, threads, context, repacked=llama_repacked)
+        makers[name] = lambda: LlamaCpp(path, threads, context, repacked=llama_repacked, cache_8_bits="q8_0" in name)
     elif name == "OpenVINO":
         from engines.openvino import OpenVino
 

@@ -21,6 +21,7 @@ from prosparse_export.errors import ProSparseError
 
 __all__ = [
     "FUSED",
+    "FUSED_WITHOUT_CACHE",
     "MANIFEST",
     "FfnRecord",
     "FileRecord",
@@ -37,6 +38,7 @@ __all__ = [
 
 MANIFEST = "prosparse.json"
 FUSED = "GroupQueryAttention"
+FUSED_WITHOUT_CACHE = "MultiHeadAttention"
 _FORMAT = 2
 
 
@@ -162,7 +164,8 @@ class Manifest:
         ffns: every FFN found in the graph.
         decomposed: written in standard ONNX operators (``--decomposed``).
         onnxruntime: version range that runs it; None if unknown.
-        attention: ``GroupQueryAttention`` or ``unfused``; None if it was not examined.
+        attention: ``GroupQueryAttention``, ``MultiHeadAttention`` (encoders, encoder-decoders) or ``unfused``; None if
+            it was not examined.
         attention_not_fused: one line for each attention that was not fused.
         already_sparse: sparse operators that ``prosparse optimize`` found in its input, counted by weight format.
         linears: the other matrices; None if they stay as in the source.

@@ -51,11 +51,11 @@ def rewrite_decoder(
     outcomes: list[FfnOutcome] = []
     attention: list[str] = []
     linears: list[LinearOutcome] = []
-    has_cache = checkpoint.model.get_output_embeddings() is not None  # GroupQueryAttention needs one
     export_pipeline(
         outcomes,
         attention,
-        fuse_attention=options.fuse_attention and has_cache and not options.decomposed,
+        fuse_attention=options.fuse_attention and not options.decomposed,
+        decoder_only=checkpoint.model.get_output_embeddings() is not None,
         weights=weights,
         other_weights=other_weights,
         linears=linears,

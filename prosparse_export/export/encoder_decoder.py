@@ -31,7 +31,7 @@ def is_encoder_decoder(folder: Path) -> bool:
 def rewrite_encoder_decoder(folder: Path, options: ExportOptions, progress: ProgressCallback) -> RewrittenModel:
     """Load the model in ``folder``, trace encoder and decoder, and rewrite their FFNs.
 
-    Attention is not fused, and matrices outside the FFNs stay float32.
+    Attention becomes MultiHeadAttention, and matrices outside the FFNs stay float32.
 
     Raises:
         ProSparseError: the model cannot be loaded or traced, or an option does not apply to encoder-decoders.
@@ -45,6 +45,11 @@ def rewrite_encoder_decoder(folder: Path, options: ExportOptions, progress: Prog
         raise ProSparseError(
             f"profile text: {folder}: expected a decoder-only model, got an encoder-decoder",
             hint="omit --profile-text: it predicts the speed of decoder-only models",
+        )
+    if options.kv_cache != "f32":
+        raise ProSparseError(
+            f"KV cache: {options.kv_cache}: {folder}: expected a decoder-only model, got an encoder-decoder",
+            hint="use --kv-cache f32",
         )
     if options.other_weights not in (None, "f32"):
         raise ProSparseError(
@@ -63,8 +68,15 @@ def rewrite_encoder_decoder(folder: Path, options: ExportOptions, progress: Prog
     encoder, decoder = trace_encoder_decoder(checkpoint.model)
     progress("rewrite", 0, 0)
     outcomes: list[FfnOutcome] = []
+    attention: list[str] = []
     for graph in (encoder, decoder):
-        export_pipeline(outcomes, fuse_attention=False, weights=weights, decomposed=options.decomposed)(graph)
-    attention = ["encoder-decoder: attention is not fused"]
+        export_pipeline(
+            outcomes,
+            attention,
+            fuse_attention=options.fuse_attention and not options.decomposed,
+            decoder_only=False,
+            weights=weights,
+            decomposed=options.decomposed,
+        )(graph)
     traced = "traced all layers: encoder-decoders are traced whole"
     return RewrittenModel(checkpoint, [decoder, encoder], outcomes, attention, weights, "f32", traced=traced)

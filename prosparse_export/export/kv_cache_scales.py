@@ -23,7 +23,7 @@ from prosparse_models.loading.tokenizer import load_tokenizer
 
 __all__ = ["CacheScales", "find_cache_scales"]
 
-_FLOPS = 8e12  # about a minute or two on two cores
+_FLOPS = 4e12  # about a minute on two cores
 _LEAST_TOKENS, _MOST_TOKENS, _ROW = 512, 8192, 1024
 _MARGIN = 1.0
 _SMALLEST = 1e-3  # of a tensor's largest scale: for channels that are 0 on the text

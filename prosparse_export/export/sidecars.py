@@ -15,6 +15,7 @@ from prosparse_export.artifact.json_records import from_json
 from prosparse_export.artifact.libraries import library_in_artifact
 from prosparse_export.artifact.manifest import (
     FUSED,
+    FUSED_WITHOUT_CACHE,
     FfnRecord,
     LinearRecord,
     Manifest,
@@ -40,7 +41,8 @@ _PACKAGES = ("prosparse-export", "torch", "transformers", "onnx", "onnx-ir", "on
 def export_manifest(folder: Path, output: Path, model: RewrittenModel, options: ExportOptions) -> Manifest:
     """Return the manifest of ``model``, exported from ``folder`` to ``output``; hashes of its files come later."""
     checkpoint, graph = model.checkpoint, model.graphs[0]
-    fused = any(node.op_type == FUSED for node in graph.graph)
+    found = {node.op_type for model_graph in model.graphs for node in model_graph.graph}
+    attention = next((name for name in (FUSED, FUSED_WITHOUT_CACHE) if name in found), "unfused")
     return Manifest(
         source=ModelFolderSource(
             model_type=checkpoint.config.get("model_type"),
@@ -52,8 +54,8 @@ def export_manifest(folder: Path, output: Path, model: RewrittenModel, options: 
         weight_format=model.weights,
         ffns=tuple(FfnRecord(**vars(outcome)) for outcome in model.outcomes),
         decomposed=options.decomposed,
-        onnxruntime=">=1.27" if model.kv_cache is not None else ">=1.20" if fused else ">=1.18",
-        attention=FUSED if fused else "unfused",
+        onnxruntime=">=1.27" if model.kv_cache is not None else ">=1.18" if attention == "unfused" else ">=1.20",
+        attention=attention,
         attention_not_fused=tuple(model.attention),
         libraries=library_records(choose_libraries(options.libraries)) if options.copies_library else {},
         linears=LinearRecord(
