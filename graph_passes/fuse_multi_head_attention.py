@@ -50,22 +50,17 @@ class _Attention:
     q: ir.Value  # [batch, heads, queries, head_dim]
     k: ir.Value  # [batch, heads, keys, head_dim]
     v: ir.Value
-    bias: ir.Value | None
+    biases: tuple[ir.Value, ...]
     scale: float
     heads: int
     output: ir.Value  # [batch, queries, heads * head_dim]
 
 
 def _match(softmax: ir.Node) -> _Attention | str:
-    value, bias = softmax.inputs[0], None
-    added = producer(value, "Add")
-    found = _scores(value)
-    for scores, other in () if added is None else (added.inputs, added.inputs[::-1]):
-        if found is None and (found := _scores(scores)) is not None:
-            bias = other
+    found = _scores(softmax.inputs[0])
     if found is None:
         return "the scores are not a MatMul of queries and keys"
-    matmul, scale = found
+    matmul, scale, biases = found
     q, q_scale = unscaled(matmul.inputs[0])
     turned, k_scale = unscaled(matmul.inputs[1])
     k = _transposed(turned)
@@ -81,15 +76,23 @@ def _match(softmax: ir.Node) -> _Attention | str:
     heads = _heads(q)
     if heads is None:
         return "the number of heads is unknown"
-    if bias is not None and (bias.shape is None or bias.shape.rank() != 4):
+    if any(bias.shape is None or bias.shape.rank() != 4 for bias in biases):
         return "the mask does not have 4 dimensions"
-    return _Attention(q, k, v, bias, scale * q_scale * k_scale, heads, output)
+    return _Attention(q, k, v, biases, scale * q_scale * k_scale, heads, output)
 
 
-def _scores(value: ir.Value | None) -> tuple[ir.Node, float] | None:
-    value, scale = unscaled(value)
-    matmul = producer(value, "MatMul")
-    return None if matmul is None else (matmul, scale)
+def _scores(value: ir.Value | None) -> tuple[ir.Node, float, tuple[ir.Value, ...]] | None:
+    """Return the MatMul, the scale and the biases of ``scale * MatMul(q, k^T) + bias + ...``, or None."""
+    inner, scale = unscaled(value)
+    matmul = producer(inner, "MatMul")
+    if matmul is not None:
+        return matmul, scale, ()
+    added = producer(value, "Add")
+    for scores, bias in () if added is None else (added.inputs, added.inputs[::-1]):
+        found = _scores(scores)
+        if found is not None and bias is not None:
+            return found[0], found[1], (*found[2], bias)
+    return None
 
 
 def _transposed(value: ir.Value | None) -> ir.Value | None:
@@ -115,7 +118,9 @@ def _rewrite(graph: ir.Graph, found: _Attention) -> None:
     q = merged_heads(new, found.q)
     sources = split_heads_source(found.k), split_heads_source(found.v)
     k, v = sources if None not in sources else (found.k, found.v)  # 3 dimensions, or 4 as in a cache
-    bias = found.bias
+    bias = found.biases[0] if found.biases else None
+    for other in found.biases[1:]:
+        bias = new.op("Add", [bias, other])
     if bias is not None:
         one = new.op("Constant", [], {"value_ints": [1, 1]})
         queries = new.op("Shape", [found.q], {"start": 2, "end": 3})

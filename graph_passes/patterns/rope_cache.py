@@ -13,8 +13,8 @@ from graph_passes.patterns.standard_nodes import producer
 __all__ = ["RopeCaches", "rope_cache"]
 
 _MOST_FREQUENCIES = 4096
-# Per cache: 131,072 positions with head_dim 128. For a million positions it would be half of a small model's file.
-_MOST_BYTES = 32 << 20
+# Per cache: 131,072 positions take 32 MiB with head_dim 128 and 64 MiB with 256.
+_MOST_BYTES = 128 << 20
 _KEEPS_POSITIONS = frozenset({"Cast", "Unsqueeze", "GatherElements", "Identity"})
 
 

@@ -16,6 +16,7 @@ from numpy.typing import NDArray
 from transformers import PreTrainedModel
 
 from graph_passes import LinearOutcome, export_pipeline, parts_of
+from graph_passes.patterns import rope_cache as rope_cache_module
 from graph_passes.patterns.rope_cache import rope_cache
 from graph_passes.weights.packed_names import packed_name
 from prosparse_export.export.trace import trace
@@ -172,11 +173,17 @@ def test_three_projections_stay_where_no_longest_text_is_known() -> None:
     assert all(node.inputs[1] is None for node in attentions(learned))
 
 
-def test_three_projections_stay_where_tables_would_be_large() -> None:
-    graphs = [passed(traced("grouped queries")[1], positions=positions) for positions in (1 << 20, (1 << 20) + 1)]
+def test_three_projections_stay_where_tables_would_be_large(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(rope_cache_module, "_MOST_BYTES", LONGEST * DIM // 2 * 4)
+    graphs = [passed(traced("grouped queries")[1], positions=positions) for positions in (LONGEST, LONGEST + 1)]
     sizes = [sum("prosparse.rotary" in name for name in graph.graph.initializers) for graph in graphs]
-    assert sizes == [2, 0]  # head_dim 16: caches of 32 MiB
+    assert sizes == [2, 0]
     assert [node.inputs[1] is None for graph in graphs for node in attentions(graph)] == [True] * 2 + [False] * 2
+
+
+@pytest.mark.parametrize(("positions", "width"), [(131_072, 64), (131_072, 128)])
+def test_contexts_of_131072_tokens_have_a_cos_sin_cache(positions: int, width: int) -> None:
+    assert positions * width * 4 <= rope_cache_module._MOST_BYTES
 
 
 def test_angles_that_depend_on_the_text_stay_in_the_graph() -> None:

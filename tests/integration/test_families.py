@@ -65,7 +65,7 @@ def measure(family: Family) -> Measured:
             result.rewritten,
             result.not_rewritten,
             result.attention_not_fused,
-            result.manifest.fused_attention,
+            result.manifest.attention != "unfused",
             packed,
             shapes,
             reference.sparsity,
