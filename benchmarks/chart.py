@@ -1,9 +1,10 @@
 """Draw the charts of README and docs/performance from benchmarks/results, for light and dark pages.
 
-python benchmarks/chart.py             # docs/images/{engines,engines-narrow,sparsity}-{light,dark}.svg
+python benchmarks/chart.py             # docs/images/{engines,engines-narrow,sparsity,contexts}-{light,dark}.svg
 
 `engines`: decode and prefill of one model in tokens/s, by engine, where the longest prompt is the case that we lose.
 `sparsity`: speedup of one FFN over its dense baseline, by activation sparsity, with the limit set by bytes read.
+`contexts`: tokens/s and resident memory against the context, by engine (compare_contexts.py).
 """
 
 from __future__ import annotations
@@ -85,6 +86,29 @@ def sparsity_figure(results: Mapping[str, Any], theme: Theme) -> Figure:
     return figure
 
 
+def contexts_figure(results: Mapping[str, Any], theme: Theme) -> Figure:
+    """Two panels against the context: decode speed, and resident memory; one line per engine and KV cache."""
+    session = next(session for session in results["sessions"] if session["suite"] == "contexts")
+    names = list(dict.fromkeys(run["engine"] for run in session["runs"]))
+    figure, panels = plt.subplots(1, 2, figsize=(8.4, 3.4))
+    for axes, title, value in (
+        (panels[0], "Decode, tokens/s", lambda run: run["tokens_per_second"]["median"]),
+        (panels[1], "Resident memory, MB", lambda run: run["resident_megabytes"]),
+    ):
+        for name, color in zip(names, LINES, strict=False):
+            points = [(run["context"], value(run)) for run in session["runs"] if run["engine"] == name]
+            label = name.replace("ours", "prosparse-export")
+            axes.plot(*zip(*points, strict=True), "o-", ms=3.5, linewidth=1.4, color=color, label=label)
+        axes.set_title(title, loc="left", color=theme["text"], fontsize=11)
+        axes.set_xlabel("context, tokens", color=theme["text"])
+        axes.set_ylim(0)
+        axes.grid(color=theme["grid"], linewidth=0.6)
+        _style(axes, theme)
+    panels[0].legend(frameon=False, labelcolor=theme["text"], fontsize=8)
+    figure.tight_layout(w_pad=2.5)
+    return figure
+
+
 def _style(axes: Axes, theme: Theme) -> None:
     axes.tick_params(colors=theme["text"], length=0)
     for name, spine in axes.spines.items():
@@ -110,6 +134,7 @@ def main(machine: str, model: str, weights: str, output: Path) -> None:
             ("engines", engines_figure(results, model, weights, theme)),
             ("engines-narrow", engines_figure(results, model, weights, theme, stacked=True)),
             ("sparsity", sparsity_figure(results, theme)),
+            ("contexts", contexts_figure(results, theme)),
         ):
             path = output / f"{stem}-{name}.svg"
             figure.savefig(path, transparent=True, metadata={"Date": None, "Creator": None})

@@ -48,8 +48,9 @@ class FuseMultiHeadAttentionPass(ir.passes.InPlacePass):
 @dataclass(frozen=True)
 class _Attention:
     q: ir.Value  # [batch, heads, queries, head_dim]
-    k: ir.Value  # [batch, heads, keys, head_dim]
-    v: ir.Value
+    k: ir.Value  # [batch, keys, heads * head_dim], or [batch, heads, keys, head_dim] as in a cache
+    v: ir.Value  # likewise
+    length: ir.Value  # has the number of keys in dimension 2
     biases: tuple[ir.Value, ...]
     scale: float
     heads: int
@@ -64,6 +65,7 @@ def _match(softmax: ir.Node) -> _Attention | str:
     q, q_scale = unscaled(matmul.inputs[0])
     turned, k_scale = unscaled(matmul.inputs[1])
     k = _transposed(turned)
+    split = _split_and_transposed(turned)
     uses = list(softmax.outputs[0].uses())
     if len(uses) != 1 or uses[0].node.op_type != "MatMul" or uses[0].idx != 0:
         return "the attention weights are used outside the MatMul with the values"
@@ -71,14 +73,21 @@ def _match(softmax: ir.Node) -> _Attention | str:
     output = attention_output(uses[0].node.outputs[0])
     if output is None:
         return "the heads are not merged by Transpose and Reshape"
-    if q is None or k is None or v is None or len({_heads(q), _heads(k), _heads(v)}) != 1:
-        return "queries, keys and values do not have the same number of heads"
+    if v is None or (k is None and split is None):
+        return "the keys are not transposed"
     heads = _heads(q)
-    if heads is None:
-        return "the number of heads is unknown"
+    if heads is None or heads != _heads(v) or heads != (_heads(k) if k is not None else _heads(turned)):
+        return "queries, keys and values do not have the same number of heads"
+    sources = split if k is None else split_heads_source(k), split_heads_source(v)
+    if sources[0] is not None and sources[1] is not None:
+        k, source = sources
+    elif k is not None:
+        source = v
+    else:
+        return "keys and values have different layouts"
     if any(bias.shape is None or bias.shape.rank() != 4 for bias in biases):
         return "the mask does not have 4 dimensions"
-    return _Attention(q, k, v, biases, scale * q_scale * k_scale, heads, output)
+    return _Attention(q, k, source, v, biases, scale * q_scale * k_scale, heads, output)  # type: ignore[arg-type]
 
 
 def _scores(value: ir.Value | None) -> tuple[ir.Node, float, tuple[ir.Value, ...]] | None:
@@ -108,6 +117,16 @@ def _transposed(value: ir.Value | None) -> ir.Value | None:
     return merged.inputs[0]
 
 
+def _split_and_transposed(value: ir.Value) -> ir.Value | None:
+    """Return ``[batch, keys, heads * head_dim]`` if ``value`` is it split into heads and transposed to k^T at once."""
+    node = producer(value, "Transpose")
+    split = producer(node.inputs[0], "Reshape") if node is not None else None
+    if node is None or split is None or list(node.attributes.get_ints("perm", [])) != [0, 2, 3, 1]:
+        return None
+    source = split.inputs[0]
+    return source if source is not None and source.shape is not None and source.shape.rank() == 3 else None
+
+
 def _heads(value: ir.Value) -> int | None:
     shape = value.shape
     return shape[1] if shape is not None and shape.rank() == 4 and isinstance(shape[1], int) else None
@@ -116,19 +135,17 @@ def _heads(value: ir.Value) -> int | None:
 def _rewrite(graph: ir.Graph, found: _Attention) -> None:
     new = tape.Tape()
     q = merged_heads(new, found.q)
-    sources = split_heads_source(found.k), split_heads_source(found.v)
-    k, v = sources if None not in sources else (found.k, found.v)  # 3 dimensions, or 4 as in a cache
     bias = found.biases[0] if found.biases else None
     for other in found.biases[1:]:
         bias = new.op("Add", [bias, other])
     if bias is not None:
         one = new.op("Constant", [], {"value_ints": [1, 1]})
         queries = new.op("Shape", [found.q], {"start": 2, "end": 3})
-        keys = new.op("Shape", [found.k], {"start": 2, "end": 3})
+        keys = new.op("Shape", [found.length], {"start": 2, "end": 3})
         bias = new.op("Expand", [bias, new.op("Concat", [one, queries, keys], {"axis": 0})])
     result = new.op(
         "MultiHeadAttention",
-        [q, k, v, None, None, bias] if bias is not None else [q, k, v],
+        [q, found.k, found.v, None, None, bias] if bias is not None else [q, found.k, found.v],
         {"num_heads": found.heads, "scale": found.scale},
         domain="com.microsoft",
     )

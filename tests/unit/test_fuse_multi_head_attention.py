@@ -57,6 +57,9 @@ FUSED: dict[str, list[tuple[str, str]]] = {
     "one": [("near = Add (scaled, relative)\n", ""), ("Add (near, bias)", "Add (bias, scaled)")],
     "none": UNBIASED,
     "keys and values from a cache": CACHED,
+    "keys split into heads and transposed at once": [
+        ("turned = Transpose <perm = [0, 1, 3, 2]> (k)", "turned = Transpose <perm = [0, 2, 3, 1]> (k2)")
+    ],
 }
 OTHERS = {
     "the scores are not a MatMul of queries and keys": [
@@ -68,7 +71,7 @@ OTHERS = {
     "the heads are not merged by Transpose and Reshape": [
         ("heads = Transpose <perm = [0, 2, 1, 3]>", "heads = Transpose <perm = [0, 1, 2, 3]>")
     ],
-    "queries, keys and values do not have the same number of heads": [("(q, turned)", "(q, w)")],
+    "the keys are not transposed": [("(q, turned)", "(q, w)")],
 }
 
 
@@ -86,6 +89,8 @@ def attention(changes: list[tuple[str, str]]) -> ir.Model:
     )
     for node in model.graph:  # the exporter's shapes have them; inference does not follow the constants
         name = str(node.outputs[0].name)
+        if name == "turned":
+            node.outputs[0].shape = ir.Shape(["b", HEADS, DIM, "t"])
         if name in SHAPES:
             node.outputs[0].shape = ir.Shape(["b", HEADS, SHAPES[name], DIM])
     return model
