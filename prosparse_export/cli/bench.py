@@ -4,9 +4,11 @@ from __future__ import annotations
 
 import json
 from pathlib import Path
+from typing import Any
 
 import click
 
+from prosparse_export.cli.bench_serve import bench_serving, serving_options
 from prosparse_export.cli.command import CONTEXT, ProSparseCommand
 from prosparse_export.cli.display import stages
 from prosparse_export.cli.output_paths import check_outputs
@@ -20,6 +22,7 @@ Examples:
   prosparse bench out/demo/demo.onnx
   prosparse bench out/7b/m.onnx --threads 2 --prefill 128 --prefill 512 --rounds 15
   prosparse bench out/7b/m.onnx --no-dense --json --plot chart.png > numbers.json
+  prosparse bench out/7b/m.onnx --serve --clients 1 --clients 8 --prompt 256 --answer 64 --plot load.png
 """
 
 
@@ -51,6 +54,7 @@ Examples:
 @click.option("--plot", "plot_file", type=click.Path(path_type=Path), help="Write a chart: PNG, SVG or PDF.")
 @click.option("--overwrite", is_flag=True, help="Replace an existing chart.")
 @click.option("-q", "--quiet", is_flag=True, help="Hide progress.")
+@serving_options
 def bench_command(
     onnx_file: Path,
     threads: int | None,
@@ -64,12 +68,17 @@ def bench_command(
     plot_file: Path | None,
     overwrite: bool,
     quiet: bool,
+    serve: bool,
+    **load: Any,
 ) -> None:
     """Time decode and prefill of the exported model ONNX_FILE, sparse against dense, in one process.
 
     The dense baseline runs the same file and kernels but computes every neuron; the two
     alternate. A speedup is the median over rounds of dense time over sparse time, so it may differ
     from the ratio of the medians. Without a tokenizer next to the model, the input is random tokens.
+
+    With --serve, time a server: new tokens per second of all clients, time to the first token, and time between
+    tokens, by number of clients (each waits for its answer) and by request rate (requests arrive at random).
     """
     check_outputs((plot_file,), overwrite=overwrite)
     if plot_file is not None and plot_file.suffix.lower() not in _PLOTS:
@@ -77,6 +86,8 @@ def bench_command(
             f"plot: {plot_file}: expected a file name ending in {', '.join(_PLOTS)}",
             hint=f"for example {plot_file.with_suffix('.png')}",
         )
+    if serve:
+        return bench_serving(onnx_file, text_file, threads, plot_file, as_json=as_json, quiet=quiet, **load)
     with stages(quiet=quiet) as progress:
         progress("start", 0, 0)
         import numpy as np

@@ -22,6 +22,7 @@ from prosparse_export.serve.service import Events, Service
 __all__ = ["chat_completions", "completions", "health", "metrics", "model", "models"]
 
 _COMPLETION_TOKENS = 16  # OpenAI's default for max_tokens of a completion; a chat continues to its end
+# Templates and tokenizers run in threads: a long prompt must not hold up the streams of others.
 _SLOW_CLIENT = 60.0  # seconds beyond the time limit of its text that a client may take to read a stream
 
 
@@ -30,7 +31,7 @@ async def completions(request: Request) -> Any:
     service: Service = request.app.state.service
     body = parse(CompletionRequest, await read_body(request))
     service.check_model(body.model)
-    prompts = [service.tokenize(prompt) for prompt in body.prompts()]
+    prompts = [await asyncio.to_thread(service.tokenize, prompt) for prompt in body.prompts()]
     limit = _COMPLETION_TOKENS if body.max_tokens is None else body.max_tokens
     jobs, events = service.submit(body, prompts, limit, body.logprobs)
     answer = _answer(service, chat=False, logprobs=body.logprobs is not None)
@@ -43,8 +44,8 @@ async def chat_completions(request: Request) -> Any:
     body = parse(ChatRequest, await read_body(request))
     service.check_model(body.model)
     tools = body.tools if body.tool_choice != "none" else None
-    prompt = service.render(body.messages, tools, body.chat_template_kwargs or {})
-    ids = service.tokenize(prompt, special=False)
+    prompt = await asyncio.to_thread(service.render, body.messages, tools, body.chat_template_kwargs or {})
+    ids = await asyncio.to_thread(service.tokenize, prompt, special=False)
     limit = body.max_tokens if body.max_completion_tokens is None else body.max_completion_tokens
     jobs, events = service.submit(body, [ids], limit, (body.top_logprobs or 0) if body.logprobs else None)
     answer = _answer(service, chat=True, logprobs=bool(body.logprobs))
