@@ -111,7 +111,7 @@ async def run(url: str, process: int, work: list[Case], clients: int, minutes: f
     memory: list[tuple[float, float]] = []
     began = time.monotonic()
     limits = httpx2.Limits(max_connections=None)
-    async with httpx2.AsyncClient(base_url=url, timeout=300, limits=limits) as http:
+    async with httpx2.AsyncClient(base_url=url, timeout=900, limits=limits) as http:
         name = (await http.get("/v1/models")).json()["data"][0]["id"]
         end = began + 60 * minutes
         tasks = [asyncio.create_task(client(http, name, work, seed, end, seen)) for seed in range(clients)]

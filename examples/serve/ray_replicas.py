@@ -29,6 +29,7 @@ class Replica:
         self._app = create_app(service)
 
     async def __call__(self, scope: Any, receive: Any, send: Any) -> None:
+        """Answer one request."""
         await self._app(scope, receive, send)
 
     def __del__(self) -> None:
