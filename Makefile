@@ -5,7 +5,7 @@ BIN := $(VENV)/bin
 DEMO := out/demo/demo.onnx
 SOURCES := $(shell find native prosparse_export graph_passes models/prosparse_models -name '*.py' -o -name '*.cc' -o -name '*.h' -o -name '*.inc' -o -name 'CMakeLists.txt')
 
-.PHONY: demo test check docs libraries clean
+.PHONY: demo test check docs libraries wheels clean
 
 demo: $(DEMO)
 	$(BIN)/prosparse validate models/demo $(DEMO)
@@ -32,6 +32,10 @@ check: $(VENV)/installed-dev
 libraries: $(VENV)/ready
 	$(BIN)/python -m pip install --quiet -r packaging/requirements.txt
 	$(BIN)/python packaging/libraries.py
+
+# Wheels of every platform and the sdist, into dist: see packaging/wheels.py.
+wheels: libraries
+	$(BIN)/python packaging/wheels.py
 
 docs: $(VENV)/installed-dev
 	$(BIN)/mkdocs serve

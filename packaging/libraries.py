@@ -27,7 +27,7 @@ TARGETS = {
     "windows-x86_64": "x86_64-windows-gnu",
     "windows-arm64": "aarch64-windows-gnu",
     "macos-arm64": "aarch64-macos.14.0",
-    "macos-x86_64": "x86_64-macos.13.4",
+    "macos-x86_64": "x86_64-macos.13.0",
 }
 
 

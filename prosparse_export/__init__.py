@@ -11,6 +11,7 @@ onnxruntime.
 
 from __future__ import annotations
 
+import contextlib
 import importlib
 from importlib.metadata import PackageNotFoundError, version
 from typing import TYPE_CHECKING
@@ -50,10 +51,11 @@ _HOME = {
     "validate": "validation",
 }
 
-try:
-    __version__ = version("prosparse-export")
-except PackageNotFoundError:  # a source tree that was not installed
-    __version__ = "0.0.0"
+__version__ = "0.0.0"  # a source tree that was not installed
+for _distribution in ("prosparse-export", "prosparse-runtime"):
+    with contextlib.suppress(PackageNotFoundError):
+        __version__ = version(_distribution)
+        break
 
 
 def __getattr__(name: str) -> object:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+import struct
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 
@@ -11,7 +12,14 @@ from prosparse_export.artifact.manifest import LibraryRecord, require_manifest
 from prosparse_export.artifact.platforms import library_file
 from prosparse_export.errors import ProSparseError
 
-__all__ = ["check_libraries", "library_in_artifact", "library_problems", "library_record", "library_version"]
+__all__ = [
+    "check_libraries",
+    "check_whole",
+    "library_in_artifact",
+    "library_problems",
+    "library_record",
+    "library_version",
+]
 
 _VERSION = re.compile(rb"prosparse_ops version ([0-9A-Za-z.+-]+)")  # native/ort/register.cc
 
@@ -34,6 +42,25 @@ def library_version(path: Path) -> str:
             hint="reinstall the package; in a checkout, build it again: make libraries",
         )
     return found[1].decode()
+
+
+def check_whole(path: Path) -> None:
+    """Check that an ELF library is not cut off: the system's loader would end the process with a bus error.
+
+    Raises:
+        ProSparseError: the file ends before its section headers, which come last.
+    """
+    with path.open("rb") as stream:
+        header = stream.read(64)
+    if len(header) < 64 or header[:6] != b"\x7fELF\2\1":  # 64 bits, little-endian; others are the loader's to judge
+        return
+    (sections,), (size, count) = struct.unpack_from("<Q", header, 40), struct.unpack_from("<2H", header, 58)
+    end, found = sections + size * count, path.stat().st_size
+    if found < end:
+        raise ProSparseError(
+            f"operator library: {path}: expected at least {end:,} bytes, got {found:,}",
+            hint="it was cut off while it was copied: copy it again, or reinstall prosparse-export",
+        )
 
 
 def library_record(platform: str, path: Path, version: str) -> LibraryRecord:

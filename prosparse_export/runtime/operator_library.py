@@ -12,6 +12,7 @@ from pathlib import Path
 
 import onnxruntime
 
+from prosparse_export.artifact.libraries import check_whole
 from prosparse_export.artifact.manifest import Manifest
 from prosparse_export.artifact.platforms import library_file, this_platform
 from prosparse_export.errors import ProSparseError
@@ -99,6 +100,7 @@ def library_info() -> LibraryInfo:
         ProSparseError: the library is missing or cannot be loaded.
     """
     path = library_path()
+    check_whole(path)
     try:
         function = ctypes.CDLL(str(path)).prosparse_ops_info
     except (OSError, AttributeError) as error:
@@ -144,6 +146,7 @@ def register(session_options: onnxruntime.SessionOptions) -> None:
     except RuntimeError:  # no such entry
         pass
     path = library_path()
+    check_whole(path)
     try:
         session_options.register_custom_ops_library(str(path))
     except Exception as error:  # onnxruntime's exceptions have no common base class

@@ -10,6 +10,7 @@ from support.manifests import SMALL
 
 from prosparse_export.artifact.libraries import (
     check_libraries,
+    check_whole,
     library_in_artifact,
     library_problems,
     library_record,
@@ -17,6 +18,7 @@ from prosparse_export.artifact.libraries import (
 )
 from prosparse_export.artifact.manifest import read_manifest, write_manifest
 from prosparse_export.errors import ProSparseError
+from prosparse_export.runtime.operator_library import library_path
 
 BYTES = b"\x7fELF\0prosparse_ops version 1.2.3rc1\0more"
 
@@ -58,3 +60,14 @@ def test_another_file_is_no_library(tmp_path: Path) -> None:
     (tmp_path / "x.so").write_bytes(b"\x7fELF nothing of ours")
     with pytest.raises(ProSparseError, match=r"expected the version of a com\.prosparse library in it, found none"):
         library_version(tmp_path / "x.so")
+
+
+def test_a_library_that_was_cut_off(tmp_path: Path) -> None:
+    library = Path(library_path())
+    if library.read_bytes()[:4] != b"\x7fELF":
+        pytest.skip("only ELF libraries are checked: the other systems' loaders fail without a signal")
+    check_whole(library)
+    cut = tmp_path / "cut.so"
+    cut.write_bytes(library.read_bytes()[:-1000])
+    with pytest.raises(ProSparseError, match=r"cut\.so: expected at least [\d,]+ bytes, got [\d,]+"):
+        check_whole(cut)

@@ -1,0 +1,73 @@
+"""examples/c/generate.c: a C program without onnxruntime's headers gives the tokens that Python gives."""
+
+from __future__ import annotations
+
+import shutil
+import struct
+import subprocess
+from collections.abc import Callable
+from pathlib import Path
+
+import onnxruntime
+import pytest
+from conftest import ROOT
+
+from prosparse_export import load
+from prosparse_export.artifact.libraries import library_in_artifact
+from prosparse_export.artifact.platforms import this_platform
+
+pytestmark = pytest.mark.integration
+
+PROMPT, COUNT = [1, 5, 9], 12
+Run = Callable[..., subprocess.CompletedProcess[str]]
+
+
+@pytest.fixture(scope="module")
+def run(demo_artifact: Path, tmp_path_factory: pytest.TempPathFactory) -> Run:
+    """Compile the example; return a function that runs it with a library and more arguments."""
+    runtime = next(Path(onnxruntime.__file__).parent.glob("capi/libonnxruntime.so.*"), None)
+    if runtime is None or shutil.which("cc") is None:
+        pytest.skip("needs a C compiler and a wheel with libonnxruntime.so (Linux)")
+    program = tmp_path_factory.mktemp("c") / "generate"
+    flags = ["-std=c11", "-O2", "-Wall", "-Wextra", "-Werror"]
+    subprocess.run(["cc", *flags, str(ROOT / "examples/c/generate.c"), "-o", str(program), "-ldl"], check=True)
+
+    def run(library: Path, *more: str) -> subprocess.CompletedProcess[str]:
+        words = [str(runtime), str(demo_artifact), str(library), str(COUNT), *map(str, PROMPT), *more]
+        return subprocess.run([str(program), *words], capture_output=True, text=True, check=False)
+
+    return run
+
+
+@pytest.fixture(scope="module")
+def expected(demo_artifact: Path) -> list[int]:
+    return [int(step[0]) for step in load(demo_artifact).stream([PROMPT], max_new_tokens=COUNT)]
+
+
+def test_the_artifacts_library(run: Run, demo_artifact: Path, expected: list[int]) -> None:
+    done = run(demo_artifact.parent / library_in_artifact(this_platform()), "--require-library")
+    assert done.returncode == 0, done.stderr
+    assert [*map(int, done.stdout.split())] == expected
+    assert done.stderr == ""
+
+
+@pytest.mark.parametrize("problem", ["missing", "another processor's", "damaged"])
+def test_a_library_that_cannot_be_used(
+    problem: str, run: Run, demo_artifact: Path, expected: list[int], tmp_path: Path
+) -> None:
+    data = bytearray((demo_artifact.parent / library_in_artifact(this_platform())).read_bytes())
+    if problem == "another processor's":
+        struct.pack_into("<H", data, 18, 243)  # e_machine: RISC-V
+    if problem == "damaged":
+        data[:64] = bytes(64)
+    library = tmp_path / "libprosparse_ops.so"
+    if problem != "missing":
+        library.write_bytes(data)
+    done = run(library)
+    assert [*map(int, done.stdout.split())] == expected  # the function bodies
+    (line,) = done.stderr.splitlines()
+    assert line.startswith(f"warning: {library}: ")
+    assert line.endswith("dense function bodies run instead")
+    done = run(library, "--require-library")
+    assert (done.returncode, done.stdout) == (1, "")
+    assert done.stderr.startswith(f"error: {library}: ")

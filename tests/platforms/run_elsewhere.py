@@ -1,0 +1,176 @@
+"""Run one artifact on other platforms: Windows under wine, aarch64 under qemu; read the libraries of macOS.
+
+    python tests/platforms/run_elsewhere.py out/demo/demo.onnx build/libraries
+
+examples/c/generate.c is compiled for each platform, loads onnxruntime's library out of that platform's wheel, registers
+the operator library and decodes greedily: the same tokens as here, also without the library, and where the library is
+another platform's or damaged. What cannot be tested for lack of a tool is printed as NOT TESTED.
+"""
+
+from __future__ import annotations
+
+import os
+import shutil
+import subprocess
+import sys
+import tempfile
+import zipfile
+from dataclasses import dataclass
+from pathlib import Path
+
+from mach_o import read_mach_o
+
+from prosparse_export import load
+from prosparse_export.artifact.platforms import LIBRARY_FILES
+from prosparse_export.runtime.operator_library import library_path
+
+ROOT = Path(__file__).parents[2]
+KEPT = ROOT / ".venv" / "runtimes" / "elsewhere"  # between runs
+PROMPT, COUNT, RUNTIME = (1, 5, 9), 12, "1.32.0"
+LINKER_EXPORTS = ("_Zn", "_Zd", "__dso_handle", "_mh_dylib_header")  # operators new and delete are weak: no conflict
+EXPORTS = {"RegisterCustomOps", "prosparse_ops_info"}
+# onnxruntime's cpuinfo does not survive a foreign /proc/cpuinfo: a Neoverse N1 with one core.
+CPUINFO = """processor\t: 0
+Features\t: fp asimd evtstrm aes pmull sha1 sha2 crc32 atomics fphp asimdhp cpuid asimdrdm lrcpc dcpop asimddp
+CPU implementer\t: 0x41
+CPU architecture: 8
+CPU variant\t: 0x3
+CPU part\t: 0xd0c
+CPU revision\t: 1
+"""
+
+
+@dataclass(frozen=True)
+class Platform:
+    """A platform that an emulator runs: its wheel's tag and runtime library, and zig's name for it."""
+
+    name: str
+    wheel: str
+    runtime: str
+    zig: str
+    link: str
+    emulator: str
+    variants: tuple[str, ...]
+
+
+PLATFORMS = (
+    Platform("windows-x86_64", "win_amd64", "onnxruntime.dll", "x86_64-windows-gnu", "-lshell32", "wine", ("",)),
+    Platform(
+        "linux-aarch64",
+        "manylinux_2_28_aarch64",
+        f"libonnxruntime.so.{RUNTIME}",
+        "aarch64-linux-gnu.2.28",
+        "-ldl",
+        "qemu-aarch64",
+        ("", "neon"),
+    ),
+)
+
+
+def fetch_runtime(platform: Platform, folder: Path) -> Path:
+    """Return onnxruntime's library for ``platform``, downloaded once into ``folder``."""
+    target = folder / platform.name / platform.runtime
+    folder.mkdir(parents=True, exist_ok=True)
+    if not target.is_file():
+        with tempfile.TemporaryDirectory() as wheels:
+            flags = ["--no-deps", "--only-binary=:all:", "--platform", platform.wheel, "--python-version", "3.12"]
+            command = [sys.executable, "-m", "pip", "download", "-q", *flags, "-d", wheels, f"onnxruntime=={RUNTIME}"]
+            subprocess.run(command, check=True)
+            (wheel,) = Path(wheels).glob("*.whl")
+            with zipfile.ZipFile(wheel) as archive:
+                data = archive.read(f"onnxruntime/capi/{platform.runtime}")
+        target.parent.mkdir(parents=True, exist_ok=True)
+        target.write_bytes(data)
+    return target
+
+
+def compile_example(platform: Platform, folder: Path) -> Path:
+    """Compile examples/c/generate.c for ``platform`` into ``folder``."""
+    target = folder / "generate.exe"
+    command = [sys.executable, "-m", "ziglang", "cc", f"--target={platform.zig}", "-std=c11", "-O2", "-s"]
+    source = str(ROOT / "examples" / "c" / "generate.c")
+    subprocess.run([*command, source, "-o", str(target), platform.link], check=True)
+    return target
+
+
+def emulator(platform: Platform, folder: Path) -> tuple[list[str], dict[str, str]]:
+    """Return the command that runs the platform's programs, and its environment."""
+    if platform.emulator == "wine":
+        environment = {"WINEPREFIX": str(KEPT / "wine"), "WINEDEBUG": "-all"}
+        subprocess.run(["wine", "wineboot", "--init"], env={**os.environ, **environment}, check=False, timeout=300)
+        return ["wine"], environment
+    system = folder / "system"
+    for name, text in {"proc/cpuinfo": CPUINFO, "possible": "0\n", "present": "0\n"}.items():
+        path = system / (name if "/" in name else f"sys/devices/system/cpu/{name}")
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_text(text)
+    (system / "lib").symlink_to("/usr/aarch64-linux-gnu/lib")
+    return ["qemu-aarch64", "-cpu", "max", "-L", str(system)], {}
+
+
+def check(platform: Platform, artifact: Path, libraries: Path, expected: list[int], scratch: Path) -> None:
+    """Run ``artifact`` on ``platform``, with and without a usable library."""
+    runtime = fetch_runtime(platform, KEPT)
+    program = compile_example(platform, scratch)
+    command, environment = emulator(platform, scratch)
+    own = libraries / platform.name / LIBRARY_FILES[platform.name]
+    model = scratch / "a folder, äöü" / artifact.name
+    shutil.copytree(artifact.parent, model.parent)
+
+    def run(library: Path, variant: str = "", *more: str) -> subprocess.CompletedProcess[str]:
+        words = [str(runtime), str(model), str(library), str(COUNT), *map(str, PROMPT), *more]
+        values = {**os.environ, **environment, **({"PROSPARSE_ISA": variant} if variant else {})}
+        return subprocess.run(
+            [*command, str(program), *words], capture_output=True, text=True, env=values, check=False, timeout=600
+        )
+
+    for variant in platform.variants:
+        done = run(own, variant, "--require-library")
+        assert done.returncode == 0, f"{platform.name}: {done.returncode}: {done.stderr}"
+        assert [*map(int, done.stdout.split())] == expected, f"{platform.name}: {done.stdout}, not {expected}"
+        print(f"{platform.name}: {COUNT} greedy tokens as here, PROSPARSE_ISA={variant or 'unset'}", flush=True)
+    damaged, other = scratch / own.name, library_path()
+    damaged.write_bytes(bytes(4096) + own.read_bytes()[4096:])
+    for problem, library in {"missing": scratch / "none", "another platform's": other, "damaged": damaged}.items():
+        done = run(library, "", "--require-library")
+        assert done.returncode == 1, f"{platform.name}, {problem}: {done.returncode}: {done.stderr}"
+        assert "error: " in done.stderr, done.stderr
+        print(f"{platform.name}: {problem} library: refused with --require-library", flush=True)
+    done = run(damaged)
+    assert [*map(int, done.stdout.split())] == expected, f"{platform.name}: dense: {done.stdout}{done.stderr}"
+    assert "dense function bodies run instead" in done.stderr, done.stderr
+    print(f"{platform.name}: damaged library: the same tokens from the function bodies", flush=True)
+
+
+def check_macos(libraries: Path) -> None:
+    """Check what macOS's loader would check."""
+    for name, processor, oldest in (("macos-arm64", "arm64", "14.0"), ("macos-x86_64", "x86_64", "13.0")):
+        found = read_mach_o(libraries / name / LIBRARY_FILES[name])
+        assert (found.processor, found.oldest) == (processor, oldest), found
+        others = [symbol for symbol in found.exports - EXPORTS if not symbol.startswith(LINKER_EXPORTS)]
+        assert found.exports >= EXPORTS, found.exports
+        assert others == [], others
+        assert set(found.needs) == {"/usr/lib/libSystem.B.dylib"}, found.needs
+        assert found.signed or processor != "arm64", "arm64 needs a signature"
+        print(f"{name}: macOS {oldest}, needs {', '.join(found.needs)}, exports {', '.join(sorted(EXPORTS))}; NOT RUN")
+
+
+def main() -> None:
+    """Check each platform whose tools are there."""
+    artifact, libraries = Path(sys.argv[1]).resolve(), Path(sys.argv[2]).resolve()
+    expected = [int(step[0]) for step in load(artifact).stream([list(PROMPT)], max_new_tokens=COUNT)]
+    for platform in PLATFORMS:
+        library = libraries / platform.name
+        if shutil.which(platform.emulator) is None or not library.is_dir():
+            missing = platform.emulator if library.is_dir() else library
+            print(f"{platform.name}: NOT TESTED: needs {missing}", file=sys.stderr)
+            continue
+        with tempfile.TemporaryDirectory() as scratch:
+            check(platform, artifact, libraries, expected, Path(scratch))
+    if (libraries / "macos-arm64").is_dir():
+        check_macos(libraries)
+    print("platforms: all that could run gave the same tokens")
+
+
+if __name__ == "__main__":
+    main()
