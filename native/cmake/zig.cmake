@@ -13,6 +13,7 @@ if(PROSPARSE_ZIG_TARGET MATCHES "^([a-z0-9_]+)-([a-z]+)")
     set(CMAKE_SYSTEM_NAME Windows)
   elseif(CMAKE_MATCH_2 STREQUAL "macos")
     set(CMAKE_SYSTEM_NAME Darwin)
+    set(CMAKE_INSTALL_NAME_TOOL /usr/bin/true)  # Apple's; CMake asks for it, and nothing here needs it
   else()
     set(CMAKE_SYSTEM_NAME Linux)
   endif()

@@ -1,6 +1,6 @@
 """What a macOS library states: processor, oldest system, libraries that it needs, symbols that it exports.
 
-Source: <mach-o/loader.h> and <mach-o/nlist.h> of Apple's SDK.
+Source: the headers "loader" and "nlist" in the folder mach-o of the macOS SDK.
 """
 
 from __future__ import annotations

@@ -11,7 +11,17 @@ from pathlib import Path
 import pytest
 
 ROOT = Path(__file__).parents[2]
-FOLDERS = ("prosparse_export", "graph_passes", "models", "native", "tests", "benchmarks", "docs")
+FOLDERS = (
+    "prosparse_export",
+    "graph_passes",
+    "models",
+    "native",
+    "tests",
+    "benchmarks",
+    "docs",
+    "packaging",
+    "examples",
+)
 FILES = [path for folder in FOLDERS for path in sorted((ROOT / folder).rglob("*"))]
 CODE = [path for path in FILES if path.suffix in (".py", ".cc", ".h", ".inc")]
 NAMES = {f"/{path.relative_to(ROOT).as_posix()}" for path in [*FILES, *ROOT.glob("*")]}
