@@ -66,6 +66,7 @@ def free_port() -> int:
 @click.option("--llama-server", type=click.Path(exists=True, path_type=Path))
 @click.option("--gguf", type=click.Path(exists=True, path_type=Path))
 @click.option("--genai", type=click.Path(exists=True, path_type=Path), help="A folder with genai_config.json.")
+@click.option("--llama-option", multiple=True, help="More options of llama-server. Repeatable.")
 @click.option("--clients", type=int, multiple=True, default=(1, 4, 16), show_default=True)
 @click.option("--per-client", type=int, default=2, show_default=True, help="Requests of each client per round.")
 @click.option("--rounds", type=int, default=3, show_default=True)
@@ -78,6 +79,7 @@ def main(
     llama_server: Path | None,
     gguf: Path | None,
     genai: Path | None,
+    llama_option: tuple[str, ...],
     clients: tuple[int, ...],
     per_client: int,
     rounds: int,
@@ -95,7 +97,7 @@ def main(
         if llama_server and gguf:
             port = free_port()
             command = [str(llama_server), "-m", str(gguf), "--port", str(port), "-t", str(threads), "-np", str(rows)]
-            command += ["-c", str(512 * rows), "--no-cache-prompt", "--host", "127.0.0.1"]
+            command += ["-c", str(512 * rows), "--no-cache-prompt", "--host", "127.0.0.1", *llama_option]
             urls["llama.cpp"] = stack.enter_context(started(command, port))
         if genai:
             port = free_port()

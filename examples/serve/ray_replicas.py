@@ -15,25 +15,18 @@ from typing import Any
 from ray import serve
 
 
-@serve.deployment
-class Replica:
-    """One server: Ray passes HTTP requests on to its ASGI application."""
+def deployment(path: Path, threads: int, max_batch: int) -> Any:
+    """Return a deployment whose replicas each open the artifact ``path``."""
 
-    def __init__(self, path: Path, threads: int, max_batch: int) -> None:
+    def application() -> Any:
         from prosparse_export.serve.app import create_app
         from prosparse_export.serve.server import ServeOptions, open_service
 
         service, _ = open_service(path, ServeOptions(threads=threads, max_batch=max_batch))
         service.engine.start()
-        self._engine = service.engine
-        self._app = create_app(service)
+        return create_app(service)
 
-    async def __call__(self, scope: Any, receive: Any, send: Any) -> None:
-        """Answer one request."""
-        await self._app(scope, receive, send)
-
-    def __del__(self) -> None:
-        self._engine.stop()
+    return serve.deployment(serve.ingress(application)())
 
 
 def main() -> None:
@@ -44,13 +37,13 @@ def main() -> None:
     parser.add_argument("--threads", type=int, default=1, help="of each replica")
     parser.add_argument("--max-batch", type=int, default=8, help="of each replica")
     arguments = parser.parse_args()
-    deployment = Replica.options(
+    replicas = deployment(arguments.onnx_file.resolve(), arguments.threads, arguments.max_batch).options(
         num_replicas=arguments.replicas,
         ray_actor_options={"num_cpus": arguments.threads},
         max_ongoing_requests=4 * arguments.max_batch,
     )
     serve.start(http_options={"host": "127.0.0.1", "port": 8000})
-    serve.run(deployment.bind(arguments.onnx_file.resolve(), arguments.threads, arguments.max_batch), blocking=True)
+    serve.run(replicas.bind(), blocking=True)
 
 
 if __name__ == "__main__":
