@@ -88,7 +88,8 @@ def sparsity_figure(results: Mapping[str, Any], theme: Theme) -> Figure:
 
 def contexts_figure(results: Mapping[str, Any], theme: Theme) -> Figure:
     """Two panels against the context: decode speed, and resident memory; one line per engine and KV cache."""
-    session = next(session for session in results["sessions"] if session["suite"] == "contexts")
+    sessions = [session for session in results["sessions"] if session["suite"] == "contexts"]
+    session = next(session for session in sessions if session["runs"][0]["model"] == "llama-2-7b")
     names = list(dict.fromkeys(run["engine"] for run in session["runs"]))
     figure, panels = plt.subplots(1, 2, figsize=(8.4, 3.4))
     for axes, title, value in (
@@ -104,7 +105,7 @@ def contexts_figure(results: Mapping[str, Any], theme: Theme) -> Figure:
         axes.set_ylim(0)
         axes.grid(color=theme["grid"], linewidth=0.6)
         _style(axes, theme)
-    panels[0].legend(frameon=False, labelcolor=theme["text"], fontsize=8)
+    panels[1].legend(frameon=False, labelcolor=theme["text"], fontsize=8, loc="upper left")
     figure.tight_layout(w_pad=2.5)
     return figure
 
