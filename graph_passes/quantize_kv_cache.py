@@ -38,7 +38,7 @@ class QuantizeKvCachePass(ir.passes.InPlacePass):
         new = tape.Tape(model.graph)
         count = 0
         for node in list(model.graph):
-            if _is_attention(node) and node.inputs[_PAST[0]].dtype == ir.DataType.FLOAT:  # type: ignore[union-attr]
+            if _is_attention(node) and "k_quant_type" not in node.attributes:
                 self._quantize(node, new)
                 count += 1
         return ir.passes.PassResult(model, modified=count > 0)
@@ -56,7 +56,8 @@ class QuantizeKvCachePass(ir.passes.InPlacePass):
             tensor = ir.tensor(values.astype(np.float32), name=f"{cache.name}.scale")
             node.replace_input_with(place, new.initializer(tensor))
             node.attributes[attribute] = ir.AttrString(attribute, "PER_CHANNEL" if per_channel else "PER_TENSOR")
-            cache.dtype = node.outputs[present].dtype = ir.DataType.INT8
+            for value in (cache, node.outputs[present]):  # new objects: copies of layers share theirs
+                value.type = ir.TensorType(ir.DataType.INT8)
         node.attributes["kv_cache_bit_width"] = ir.AttrInt64("kv_cache_bit_width", 8)
 
 
