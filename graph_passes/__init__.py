@@ -26,7 +26,8 @@ from graph_passes.simplify_trace import merge_equal, simplify_trace
 from graph_passes.stamp_layers import CannotStampError, LayerTensor, StampLayersPass
 from graph_passes.weights.group_scales import WeightRangeError
 from graph_passes.weights.packed_names import parts_of
-from graph_passes.weights.quantization import dequantize, quantize, rounded
+from graph_passes.weights.quantization import dequantize, plausible_scales, quantize, rounded
+from graph_passes.weights.weight_plan import WeightPlan
 
 __all__ = [
     "FFN_FORMATS",
@@ -50,6 +51,7 @@ __all__ = [
     "NameInterfacePass",
     "PackQkvPass",
     "StampLayersPass",
+    "WeightPlan",
     "WeightRangeError",
     "dequantize",
     "export_pipeline",
@@ -59,6 +61,7 @@ __all__ = [
     "merge_equal",
     "optimize_pipeline",
     "parts_of",
+    "plausible_scales",
     "quantize",
     "rounded",
     "simplify_trace",

@@ -21,6 +21,7 @@ __all__ = [
     "float_format",
     "format_of",
     "is_quantized",
+    "mixed_format",
 ]
 
 Format = Literal["f32", "f16", "bf16", "i8", "i4"]
@@ -107,6 +108,17 @@ def format_of(weights: FfnFormat, *, is_down: bool) -> Format:
     if weights in _MIXED:
         return _MIXED[weights][is_down]
     return weights  # type: ignore[return-value]  # only the mixed ones are not formats of a matrix
+
+
+def mixed_format(first: Format, down: Format) -> FfnFormat:
+    """Return the format of an FFN with gate_proj and up_proj in ``first`` and down_proj in ``down``.
+
+    If no operator has this combination, it is the wider of the two for all matrices.
+    """
+    for name, pair in _MIXED.items():
+        if pair == (first, down):
+            return name
+    return max(first, down, key=lambda name: FORMAT_SPECS[name].bits)
 
 
 def is_quantized(weights: FfnFormat) -> bool:

@@ -2,15 +2,20 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from itertools import groupby
 
+import numpy as np
 import onnx_ir as ir
+from numpy.typing import NDArray
 from onnx_ir import tape
 
 from graph_passes import custom_ops, formats, function_bodies
 from graph_passes.patterns.linear import Linear, find_linears, module_scope
+from graph_passes.weights.packed_names import PART_WIDTHS, packed_name, parts_of
 from graph_passes.weights.quantized_gather import gathered_rows
 from graph_passes.weights.store_weight import WeightStore
+from graph_passes.weights.weight_plan import WeightPlan
 from graph_passes.weights.weight_source import Weight, is_parameter
 
 __all__ = ["FuseLinearPass", "LinearOutcome"]
@@ -43,24 +48,28 @@ class FuseLinearPass(ir.passes.InPlacePass):
     2. ``Gather(W, input_ids)`` gathers stored rows and converts them to float32 with standard operators. A matrix that
        both use (tied embeddings) is stored once.
 
+    3. A packed projection whose parts have different formats becomes one ``Linear*`` for each run of equal formats,
+       and Concat.
+
     In f32 the MatMuls stay, because onnxruntime's are as fast. They and their matrices are named after the PyTorch
     modules, so that validation finds them.
 
     Args:
-        weights: the format.
+        weights: the format, or that of each matrix.
         outcomes: one entry per matrix is appended here, in graph order.
     """
 
-    def __init__(self, weights: formats.Format, outcomes: list[LinearOutcome] | None = None) -> None:
+    def __init__(self, weights: formats.Format | WeightPlan, outcomes: list[LinearOutcome] | None = None) -> None:
         super().__init__()
-        self._weights = weights
+        self._plan = WeightPlan.of(weights) if isinstance(weights, str) else weights
         self._names: set[str | None] = set()
         self._outcomes = outcomes if outcomes is not None else []
+        self._slices: dict[
+            tuple[ir.Value, int], tuple[Weight, ir.Value | None]
+        ] = {}  # a module that runs twice is stored once
 
     def call(self, model: ir.Model) -> ir.passes.PassResult:
         """Rewrite ``model``."""
-        if self._weights == "f32":
-            return ir.passes.PassResult(model, modified=_name_matmuls(model.graph))
         store = WeightStore(model.graph)
         before = len(self._outcomes)
         self._names = {node.name for node in model.graph}
@@ -68,35 +77,83 @@ class FuseLinearPass(ir.passes.InPlacePass):
         for node in list(model.graph):
             if node.op_type == "Gather" and node.domain == "" and node.attributes.get_int("axis", 0) == 0:
                 self._embedding(model.graph, node, store)
+        used: set[formats.Format] = set()
         for linear in find_linears(model.graph).values():
-            if linear.weight.kind == "float" and linear.weight.matmul_type == ir.DataType.FLOAT:
+            weights = {self._plan.linear_format(part) for part in parts_of(_module(linear))}
+            is_float32 = linear.weight.kind == "float" and linear.weight.matmul_type == ir.DataType.FLOAT
+            if is_float32 and "f32" not in weights:
                 x = replaced.get(linear.x, linear.x)
                 replaced[linear.output] = self._linear(model.graph, linear, x, store)
-        if replaced:
-            body = function_bodies.function(
-                custom_ops.linear(self._weights), model.opset_imports.get("", custom_ops.OPSET), ""
-            )
+                used |= weights
+        for stored in sorted(used):
+            opset = model.opset_imports.get("", custom_ops.OPSET)
+            body = function_bodies.function(custom_ops.linear(stored), opset, "")
             model.functions[body.identifier()] = body
             model.opset_imports[custom_ops.DOMAIN] = custom_ops.VERSION
-        return ir.passes.PassResult(model, modified=len(self._outcomes) > before)
+        named = _name_matmuls(model.graph)
+        return ir.passes.PassResult(model, modified=named or len(self._outcomes) > before)
 
     def _linear(self, graph: ir.Graph, linear: Linear, x: ir.Value, store: WeightStore) -> ir.Value:
         old = linear.output
-        module = linear.module or (linear.weight.value.name or "").removesuffix(".weight")
-        name = custom_ops.linear(self._weights)
         new = tape.Tape()
-        inputs = [x, *store.neuron_major(linear.weight, module, self._weights, in_major=linear.in_major)]
+        runs = [self._stored(new, part, weights, x, store) for part, weights in self._runs(linear)]
+        y = runs[0] if len(runs) == 1 else new.op("Concat", runs, {"axis": -1})
+        y.type, y.shape = old.type, old.shape
+        last = old.producer()
+        assert last is not None
+        ir.convenience.replace_nodes_and_values(graph, last, [last], list(new.nodes), [old], [y])
+        return y
+
+    def _runs(self, linear: Linear) -> list[tuple[Linear, formats.Format]]:
+        """Return the parts of a packed projection that share a format; usually the projection itself."""
+        module = _module(linear)
+        parts = parts_of(module)
+        chosen = [self._plan.linear_format(part) for part in parts]
+        widths = [int(width) for width in linear.matmul.metadata_props.get(PART_WIDTHS, "").split()]
+        if len(set(chosen)) == 1 or not widths:
+            return [(replace(linear, module=module), max(chosen, key=lambda name: formats.FORMAT_SPECS[name].bits))]
+        runs, first = [], 0
+        for weights, run in groupby(range(len(parts)), key=lambda i: chosen[i]):
+            indices = list(run)
+            end = first + sum(widths[i] for i in indices)
+            name = packed_name([parts[i] for i in indices]) if len(indices) > 1 else parts[indices[0]]
+            runs.append((self._slice(linear, name, first, end), weights))
+            first = end
+        return runs
+
+    def _slice(self, linear: Linear, module: str, first: int, end: int) -> Linear:
+        """Return outputs ``first`` to ``end`` of a projection as a projection of their own."""
+        source, rows = linear.weight, not linear.in_major
+        key = (source.value, first)
+        if key not in self._slices:
+
+            def read() -> NDArray[np.generic]:
+                matrix = source.read()
+                return matrix[first:end] if rows else matrix[:, first:end]
+
+            shape = (end - first, source.shape[1]) if rows else (source.shape[0], end - first)
+            name = f"{module}.weight"
+            tensor = ir.LazyTensor(lambda: ir.tensor(read()), dtype=source.dtype, shape=ir.Shape(shape), name=name)
+            weight = replace(source, value=ir.Value(name=name, const_value=tensor), shape=shape, read=read)
+            self._slices[key] = weight, _bias_slice(linear.bias, f"{module}.bias", first, end)
+        weight, bias = self._slices[key]
+        return replace(linear, module=module, bias=bias, weight=weight)
+
+    def _stored(
+        self, new: tape.Tape, linear: Linear, weights: formats.Format, x: ir.Value, store: WeightStore
+    ) -> ir.Value:
+        """Record the operator for a projection."""
+        name, module = custom_ops.linear(weights), linear.module
+        importance = self._plan.importance.get(parts_of(module)[0])
+        inputs = [x]
+        inputs += store.neuron_major(linear.weight, module, weights, in_major=linear.in_major, importance=importance)
         inputs.append(store.bias(linear.bias, linear.d_out))
         node_name = module if module not in self._names else None  # a module may run twice
         self._names.add(module)
         y = new.op(
             name, inputs, domain=custom_ops.DOMAIN, name=node_name, metadata_props={"pkg.prosparse.module": module}
         )
-        y.type, y.shape = old.type, old.shape
-        last = old.producer()
-        assert last is not None
-        ir.convenience.replace_nodes_and_values(graph, last, [last], list(new.nodes), [old], [y])
-        self._outcomes.append(LinearOutcome(module, name, linear.d_in, linear.d_out, self._weights))
+        self._outcomes.append(LinearOutcome(module, name, linear.d_in, linear.d_out, weights))
         return y
 
     def _embedding(self, graph: ir.Graph, node: ir.Node, store: WeightStore) -> None:
@@ -104,19 +161,35 @@ class FuseLinearPass(ir.passes.InPlacePass):
         tensor = table.const_value if table is not None and is_parameter(table) else None
         if tensor is None or table is None or ids is None or tensor.dtype != ir.DataType.FLOAT:
             return
-        shape = tuple(tensor.shape.numpy())
-        is_quantized = formats.is_quantized(self._weights)
-        if len(shape) != 2 or not _are_tokens(ids) or (is_quantized and shape[1] % formats.QUANT_GROUP):
-            return
         module = module_scope(node) or (table.name or "").removesuffix(".weight")
+        weights = self._plan.linear_format(module)
+        shape = tuple(tensor.shape.numpy())
+        is_quantized = formats.is_quantized(weights)
+        if weights == "f32" or len(shape) != 2 or not _are_tokens(ids):
+            return
+        if is_quantized and shape[1] % formats.QUANT_GROUP:
+            return
         weight = Weight(table, (shape[0], shape[1]), tensor.dtype, "float", tensor.numpy)
-        stored = store.neuron_major(weight, module, self._weights, in_major=False)
+        importance = self._plan.importance.get(module)
+        stored = store.neuron_major(weight, module, weights, in_major=False, importance=importance)
         old = node.outputs[0]
         new = tape.Tape()
-        rows = gathered_rows(new, stored, ids, self._weights, shape[1])
+        rows = gathered_rows(new, stored, ids, weights, shape[1])
         rows.type, rows.shape = old.type, old.shape
         ir.convenience.replace_nodes_and_values(graph, node, [node], list(new.nodes), [old], [rows])
-        self._outcomes.append(LinearOutcome(module, "Gather", *shape, self._weights))
+        self._outcomes.append(LinearOutcome(module, "Gather", *shape, weights))
+
+
+def _module(linear: Linear) -> str:
+    return linear.module or (linear.weight.value.name or "").removesuffix(".weight")
+
+
+def _bias_slice(bias: ir.Value | None, name: str, first: int, end: int) -> ir.Value | None:
+    if bias is None or bias.const_value is None:
+        return None
+    return ir.Value(
+        name=name, const_value=ir.tensor(bias.const_value.numpy().reshape(-1)[first:end].astype(np.float32))
+    )
 
 
 def _name_matmuls(graph: ir.Graph) -> bool:

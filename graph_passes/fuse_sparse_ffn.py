@@ -12,6 +12,7 @@ from graph_passes import custom_ops, formats, function_bodies
 from graph_passes.patterns.ffn_pattern import FfnMatch, FfnOutcome, find_ffns
 from graph_passes.patterns.linear import Linear
 from graph_passes.weights.store_weight import WeightStore
+from graph_passes.weights.weight_plan import WeightPlan
 
 __all__ = ["FuseSparseFfnPass"]
 
@@ -32,20 +33,20 @@ class FuseSparseFfnPass(ir.passes.InPlacePass):
 
     Args:
         outcomes: receives one entry per FFN, in graph order.
-        weights: format of the FFNs' matrices. None keeps their float type, and does not rewrite FFNs with integer
-            weights, because converting those to our integer formats would round again.
+        weights: format of the FFNs' matrices, or of each matrix. None keeps their float type, and does not rewrite
+            FFNs with integer weights, because converting those to our integer formats would round again.
         dense: FFNs that stay dense: reasons by the module path of down_proj.
     """
 
     def __init__(
         self,
         outcomes: list[FfnOutcome] | None = None,
-        weights: formats.FfnFormat | None = "f32",
+        weights: formats.FfnFormat | WeightPlan | None = "f32",
         dense: Mapping[str, str] | None = None,
     ) -> None:
         super().__init__()
         self._outcomes = outcomes
-        self._weights = weights
+        self._plan = WeightPlan.of(weights) if isinstance(weights, str) else weights
         self._dense = dense or {}
 
     def call(self, model: ir.Model) -> ir.passes.PassResult:
@@ -55,7 +56,10 @@ class FuseSparseFfnPass(ir.passes.InPlacePass):
         store = WeightStore(model.graph)
         replaced: dict[ir.Value, ir.Value] = {}  # old and new outputs: the next FFN may read them
         for match in find_ffns(model.graph):
-            weights: formats.FfnFormat | None = self._weights or _own_format(match)
+            plan = self._plan or _own_plan(match)
+            is_whole = match.up is not None and match.down is not None
+            modules = [linear.module for linear in _linears(match)]
+            weights = plan.ffn_format(modules) if plan is not None and is_whole else plan and plan.ffn
             stays_dense = self._dense.get(match.down.module, "") if match.down is not None else ""
             reason = match.reason or stays_dense or ("" if weights is not None else _integer_weights(match))
             name = ""
@@ -63,11 +67,12 @@ class FuseSparseFfnPass(ir.passes.InPlacePass):
                 kind = custom_ops.sparse_ffn if match.gate is None else custom_ops.sparse_gated_ffn
                 reason = _add_body(bodies, model, kind(weights), match.activation, opset)
                 if not reason:
+                    assert plan is not None
                     name = kind(weights)
                     assert match.up is not None
                     assert match.down is not None
                     x = replaced.get(match.up.x, match.up.x)
-                    replaced[match.down.output] = _rewrite(model.graph, match, x, name, weights, store)
+                    replaced[match.down.output] = _rewrite(model.graph, match, x, name, weights, plan, store)
             if self._outcomes is not None:
                 self._outcomes.append(_outcome(replace(match, reason=reason), name))
         for body in bodies.values():
@@ -76,13 +81,13 @@ class FuseSparseFfnPass(ir.passes.InPlacePass):
         return ir.passes.PassResult(model, modified=bool(replaced))
 
 
-def _own_format(match: FfnMatch) -> formats.Format | None:
-    """Return the float format that stores all matrices of an FFN exactly, or None if they are integers."""
+def _own_plan(match: FfnMatch) -> WeightPlan | None:
+    """Return the plan that stores all matrices of an FFN exactly, in one float format, or None if they are integers."""
     kinds = {(linear.weight.kind, linear.weight.dtype) for linear in _linears(match)}
     if any(kind != "float" for kind, _ in kinds):
         return None
     dtypes = {dtype for _, dtype in kinds}
-    return (formats.float_format(dtypes.pop()) if len(dtypes) == 1 else None) or "f32"
+    return WeightPlan.of((formats.float_format(dtypes.pop()) if len(dtypes) == 1 else None) or "f32")
 
 
 def _integer_weights(match: FfnMatch) -> str:
@@ -139,7 +144,13 @@ def _outcome(match: FfnMatch, op: str) -> FfnOutcome:
 
 
 def _rewrite(
-    graph: ir.Graph, match: FfnMatch, x: ir.Value, name: str, weights: formats.FfnFormat, store: WeightStore
+    graph: ir.Graph,
+    match: FfnMatch,
+    x: ir.Value,
+    name: str,
+    weights: formats.FfnFormat,
+    plan: WeightPlan,
+    store: WeightStore,
 ) -> ir.Value:
     assert match.up is not None
     assert match.down is not None
@@ -157,7 +168,14 @@ def _rewrite(
         module = linear.module or f"{ffn}.{role}"
         is_down = role == "down_proj"
         stored = formats.format_of(weights, is_down=is_down)
-        inputs += store.neuron_major(linear.weight, module, stored, in_major=linear.in_major, is_down=is_down)
+        inputs += store.neuron_major(
+            linear.weight,
+            module,
+            stored,
+            in_major=linear.in_major,
+            is_down=is_down,
+            importance=None if is_down else plan.importance.get(module),  # down_proj's columns are outputs
+        )
         inputs.append(store.bias(linear.bias, linear.d_out))
     y = new.op(
         name,

@@ -12,7 +12,7 @@ from onnx_ir import tape
 
 from graph_passes.patterns.linear import SCOPES, Linear, find_linears, unscaled
 from graph_passes.patterns.rope_cache import RopeCaches
-from graph_passes.weights.packed_names import packed_name
+from graph_passes.weights.packed_names import PART_WIDTHS, packed_name
 
 __all__ = ["PackQkvPass"]
 
@@ -129,7 +129,7 @@ def _rewrite(graph: ir.Graph, node: ir.Node, found: _Packable, packed: dict[tupl
     new = tape.Tape()
     if not parts[0].in_major:
         matrix = new.op("Transpose", [matrix], {"perm": [1, 0]})
-    scope = {SCOPES: repr(["", found.name, "linear"])}
+    scope = {SCOPES: repr(["", found.name, "linear"]), PART_WIDTHS: " ".join(str(part.d_out) for part in parts)}
     y = new.op("MatMul", [parts[0].x, matrix], metadata_props=scope)
     if bias is not None:
         y = new.op("Add", [y, bias], metadata_props=scope)

@@ -8,7 +8,7 @@ import onnx_ir as ir
 from onnx_ir.passes import common
 
 from graph_passes.custom_ops import DOMAIN
-from graph_passes.formats import FfnFormat, Format
+from graph_passes.formats import FfnFormat
 from graph_passes.fuse_attention import FuseGroupQueryAttentionPass
 from graph_passes.fuse_linear import FuseLinearPass, LinearOutcome
 from graph_passes.fuse_multi_head_attention import FuseMultiHeadAttentionPass
@@ -20,6 +20,7 @@ from graph_passes.keep_logits import KeepLogitsPass
 from graph_passes.name_interface import NameInterfacePass
 from graph_passes.pack_qkv import PackQkvPass
 from graph_passes.patterns.ffn_pattern import FfnOutcome
+from graph_passes.weights.weight_plan import WeightPlan
 
 __all__ = ["export_pipeline", "optimize_pipeline"]
 
@@ -30,8 +31,7 @@ def export_pipeline(
     *,
     fuse_attention: bool = True,
     decoder_only: bool = True,
-    weights: FfnFormat = "f32",
-    other_weights: Format = "f32",
+    plan: WeightPlan | None = None,
     linears: list[LinearOutcome] | None = None,
     dense: Mapping[str, str] | None = None,
     decomposed: bool = False,
@@ -46,13 +46,13 @@ def export_pipeline(
             except for the FFNs, and prefill can continue a batch of any size.
         decoder_only: attention has a KV cache and becomes GroupQueryAttention. Otherwise, in encoders and
             encoder-decoders, it becomes MultiHeadAttention.
-        weights: format of the FFNs' matrices.
-        other_weights: format of the other matrices: attention, lm_head, embedding.
-        linears: receives one entry per matrix stored in ``other_weights``, unless that is f32.
+        plan: format of each matrix; None for f32.
+        linears: receives one entry per matrix outside the FFNs that is stored in another format than f32.
         dense: FFNs that stay dense: reasons by the module path of down_proj.
         decomposed: write standard ONNX instead of our operators.
         positions: context length in tokens, if it is known.
     """
+    plan = plan or WeightPlan.of("f32")
     fusions: list[ir.passes.PassBase] = []
     if fuse_attention and not decoder_only:
         fusions = [FuseMultiHeadAttentionPass(not_fused)]
@@ -67,11 +67,11 @@ def export_pipeline(
     return ir.passes.Sequential(
         NameInterfacePass(),  # first: it also makes the number of KV heads an integer
         common.CommonSubexpressionEliminationPass(),  # so that layers share the mask, cos and sin
-        FuseSparseFfnPass(outcomes, weights, dense),
+        FuseSparseFfnPass(outcomes, plan, dense),
         *fusions,
         common.RemoveUnusedNodesPass(),  # MatMuls of the replaced FFNs
         KeepLogitsPass(),
-        FuseLinearPass(other_weights, linears),  # after attention, whose patterns start from MatMul
+        FuseLinearPass(plan, linears),  # after attention, whose patterns start from MatMul
         *([InlineOperatorsPass()] if decomposed else []),
         common.RemoveUnusedNodesPass(),  # leftovers of the fusions, with their initializers
         common.ClearMetadataAndDocStringPass(),  # after the FFN pass, which reads module paths from it

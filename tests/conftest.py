@@ -64,7 +64,9 @@ def demo_f16(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def _export_demo(folder: Path, weights: FfnFormat) -> Path:
     from prosparse_export.export import ExportOptions, export_model  # torch takes seconds to import
 
-    return export_model(DEMO, folder / "demo.onnx", ExportOptions(weights=weights)).path
+    return export_model(
+        DEMO, folder / "demo.onnx", ExportOptions(weights=weights, other_weights="i4" if weights == "i4i8" else None)
+    ).path
 
 
 @pytest.fixture

@@ -14,7 +14,7 @@ from numpy.typing import NDArray
 from graph_passes.formats import FormatSpec
 from prosparse_export.errors import ProSparseError
 
-__all__ = ["WeightRangeError", "group_scales"]
+__all__ = ["WeightRangeError", "are_plausible", "group_scales", "round_to_integers"]
 
 Array = NDArray[np.float32]
 
@@ -29,6 +29,8 @@ _MORE_FACTORS: Mapping[int, tuple[float, ...]] = {  # importance may favor small
     4: (1.0, 0.55, 0.65, 0.75, 0.85, 0.92, -0.55, -0.65, -0.75, -0.85, -0.92, -1.0, -1.08),
 }
 _DAMAGED = "the checkpoint is damaged, or its training diverged; use another one"
+# Of the scale that maps the largest weight to the last integer: a candidate, refined for one weight rounded to 1.
+_LEAST, _MOST = 0.25, 1.7
 _TINY = np.float32(1e-30)  # a divisor for groups whose integers are all 0
 
 
@@ -75,6 +77,20 @@ def group_scales(weight: Array, spec: FormatSpec, importance: Array | None = Non
     with np.errstate(over="ignore"):
         scales: NDArray[np.float16] = best.astype(np.float16)
     return np.where(np.isfinite(scales), scales, first.astype(np.float16))
+
+
+def are_plausible(weight: Array, scales: NDArray[np.float16], spec: FormatSpec) -> bool:
+    """Return whether a search may have chosen ``scales`` for ``weight``, whatever the importance of its errors.
+
+    Args:
+        weight: ``[32, groups]``.
+        scales: ``[groups]``.
+        spec: an integer format.
+    """
+    first = np.abs(_largest_to_last(weight, spec))
+    size = np.abs(scales.astype(np.float32))
+    slack = first * np.float32(2.0**-10) + np.float32(2.0**-24)  # float16, subnormal too
+    return bool(((size >= _LEAST * first - slack) & (size <= _MOST * first + slack)).all())
 
 
 def round_to_integers(weight: Array, scales: NDArray[np.floating], spec: FormatSpec, out: Array) -> None:

@@ -4,7 +4,10 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-__all__ = ["packed_name", "parts_of"]
+__all__ = ["PART_WIDTHS", "packed_name", "parts_of"]
+
+PART_WIDTHS = "pkg.prosparse.part_widths"
+"""Metadata of the MatMul of a packed projection: d_out of each part, separated by spaces."""
 
 
 def packed_name(modules: Sequence[str]) -> str:

@@ -15,15 +15,18 @@ import numpy as np
 from numpy.typing import NDArray
 
 from graph_passes.formats import FORMAT_SPECS, QUANT_GROUP, Format, FormatSpec
-from graph_passes.weights.group_scales import group_scales, round_to_integers
+from graph_passes.weights.group_scales import are_plausible, group_scales, round_to_integers
 
-__all__ = ["dequantize", "quantize", "rounded", "scales_of", "unpack"]
+__all__ = ["dequantize", "plausible_scales", "quantize", "rounded", "scales_of", "unpack"]
 
 _WEIGHTS = 1 << 16  # rounded at a time, so that they stay in a core's cache
 
 
 def quantize(
-    weight: NDArray[np.float32], weights: Format, importance: NDArray[np.float32] | None = None
+    weight: NDArray[np.float32],
+    weights: Format,
+    importance: NDArray[np.float32] | None = None,
+    scales: NDArray[np.float16] | None = None,
 ) -> tuple[NDArray[np.int8 | np.uint8], NDArray[np.float16]]:
     """Return integers and scales of ``weight``.
 
@@ -32,6 +35,7 @@ def quantize(
         weights: an integer format.
         importance: ``[cols]``, the weight of each column's squared error when scales are chosen, such as the mean
             square of its input; None for 1.
+        scales: ``[rows, groups]``: round with these instead of choosing.
 
     Returns:
         Integers and float16 scales ``[rows, groups]``, groups = ceil(cols / 32). i8: int8 ``[rows, cols]``. i4: uint8
@@ -43,10 +47,10 @@ def quantize(
     spec = FORMAT_SPECS[weights]
     rows, cols = weight.shape
     integers: NDArray[np.int8 | np.uint8] = np.empty((rows, spec.stored_columns(cols)), spec.dtype)
-    scales = np.empty((rows, spec.groups(cols)), np.float16)
+    used = np.empty((rows, spec.groups(cols)), np.float16)
 
     def part(rows: slice) -> None:
-        values, scales[rows] = _rounded_part(weight[rows], spec, importance)
+        values, used[rows] = _rounded_part(weight[rows], spec, importance, None if scales is None else scales[rows])
         if spec.bits == 4:
             unsigned = (values.astype(np.int8) + np.int8(8)).view(np.uint8)
             integers[rows] = unsigned[:, ::2] | unsigned[:, 1::2] << 4
@@ -54,7 +58,7 @@ def quantize(
             integers[rows] = values[:, :cols]
 
     _in_parts(weight.shape, part)
-    return integers, scales
+    return integers, used
 
 
 def dequantize(integers: NDArray[np.int8 | np.uint8], scales: NDArray[np.float16], cols: int) -> NDArray[np.float32]:
@@ -75,9 +79,15 @@ def unpack(packed: NDArray[np.uint8]) -> NDArray[np.int8]:
 
 
 def rounded(
-    weight: NDArray[np.float32], weights: Format, importance: NDArray[np.float32] | None = None
+    weight: NDArray[np.float32], weights: Format, scales: NDArray[np.float16] | None = None
 ) -> NDArray[np.float32]:
-    """Return ``weight`` rounded to a format: for integers, ``dequantize(*quantize(...))`` without packing."""
+    """Return ``weight`` rounded to a format: for integers, ``dequantize(*quantize(...))`` without packing.
+
+    Args:
+        weight: ``[rows, cols]``.
+        weights: the format.
+        scales: ``[rows, groups]``, for integer formats; None to choose them.
+    """
     spec = FORMAT_SPECS[weights]
     if not spec.group:
         with np.errstate(over="ignore"):  # becomes infinite
@@ -86,8 +96,8 @@ def rounded(
     cols = weight.shape[1]
 
     def part(rows: slice) -> None:
-        values, scales = _rounded_part(weight[rows], spec, importance)
-        np.multiply(values[:, :cols], _each_column(scales, cols), out=result[rows])
+        values, used = _rounded_part(weight[rows], spec, None, None if scales is None else scales[rows])
+        np.multiply(values[:, :cols], _each_column(used, cols), out=result[rows])
 
     _in_parts(weight.shape, part)
     return result
@@ -108,6 +118,26 @@ def scales_of(
     return scales
 
 
+def plausible_scales(weight: NDArray[np.float32], weights: Format, scales: NDArray[np.float16]) -> bool:
+    """Return whether `quantize` may have chosen ``scales`` for ``weight`` with some importance.
+
+    Args:
+        weight: ``[rows, cols]``.
+        weights: an integer format.
+        scales: ``[rows, groups]``.
+    """
+    spec = FORMAT_SPECS[weights]
+    if scales.shape != (len(weight), spec.groups(weight.shape[1])):
+        return False
+    found: list[bool] = []
+
+    def part(rows: slice) -> None:
+        found.append(are_plausible(_grouped(weight[rows], spec), scales[rows].reshape(-1), spec))
+
+    _in_parts(weight.shape, part)
+    return all(found)
+
+
 def _in_parts(shape: tuple[int, ...], part: Callable[[slice], None]) -> None:
     """Call ``part`` for all rows, some at a time, on every core: NumPy releases the GIL while it computes."""
     rows, cols = shape
@@ -118,13 +148,17 @@ def _in_parts(shape: tuple[int, ...], part: Callable[[slice], None]) -> None:
 
 
 def _rounded_part(
-    part: NDArray[np.float32], spec: FormatSpec, importance: NDArray[np.float32] | None
+    part: NDArray[np.float32],
+    spec: FormatSpec,
+    importance: NDArray[np.float32] | None,
+    scales: NDArray[np.float16] | None,
 ) -> tuple[NDArray[np.float32], NDArray[np.float16]]:
     """Return the integers of some rows, ``[rows, 32 * groups]``, as floats, and their scales, ``[rows, groups]``."""
     grouped = _grouped(part, spec)
-    scales = group_scales(grouped, spec, _importance(importance, spec, part.shape))
-    round_to_integers(grouped, scales, spec, grouped)
-    return grouped.T.reshape(len(part), -1), scales.reshape(len(part), -1)
+    if scales is None:
+        scales = group_scales(grouped, spec, _importance(importance, spec, part.shape)).reshape(len(part), -1)
+    round_to_integers(grouped, scales.reshape(-1), spec, grouped)
+    return grouped.T.reshape(len(part), -1), scales
 
 
 def _grouped(part: NDArray[np.float32], spec: FormatSpec) -> NDArray[np.float32]:

@@ -24,7 +24,14 @@ class WeightStore:
         self._biases: dict[tuple[int, int], ir.Value] = {}
 
     def neuron_major(
-        self, source: Weight, module: str, weights: Format, *, in_major: bool, is_down: bool = False
+        self,
+        source: Weight,
+        module: str,
+        weights: Format,
+        *,
+        in_major: bool,
+        is_down: bool = False,
+        importance: NDArray[np.float32] | None = None,
     ) -> list[ir.Value]:
         """Return the initializers that store ``source`` as ``[d_ff, d_model]``; the existing one if it already fits.
 
@@ -34,6 +41,7 @@ class WeightStore:
             weights: the format.
             in_major: ``source`` is ``[d_in, d_out]``.
             is_down: the layer is a down_proj, whose inputs are the neurons.
+            importance: of the columns as stored, see `quantize`.
         """
         transposed = is_down != in_major
         spec = FORMAT_SPECS[weights]
@@ -47,7 +55,7 @@ class WeightStore:
             if source.packed is not None and spec.group and not transposed:
                 tensors = repacked_tensors(source.packed, shape, weights, name)
             else:
-                tensors = stored_tensors(_reader(source, transposed=transposed), shape, weights, name)
+                tensors = stored_tensors(_reader(source, transposed=transposed), shape, weights, name, importance)
             self._stored[key] = [self._add(tensor) for tensor in tensors]
         return self._stored[key]
 
@@ -60,7 +68,7 @@ class WeightStore:
             return self._graph.initializers[name]
         tensor = value.const_value
         assert tensor is not None
-        if tensor.dtype == ir.DataType.FLOAT and tuple(tensor.shape.numpy()) == (width,):
+        if value.is_initializer() and tensor.dtype == ir.DataType.FLOAT and tuple(tensor.shape.numpy()) == (width,):
             return value
         key = (id(value), width)
         if key not in self._biases:

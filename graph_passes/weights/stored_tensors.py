@@ -20,7 +20,11 @@ T = TypeVar("T")
 
 
 def stored_tensors(
-    read: Callable[[], NDArray[np.float32]], shape: tuple[int, int], weights: Format, name: str
+    read: Callable[[], NDArray[np.float32]],
+    shape: tuple[int, int],
+    weights: Format,
+    name: str,
+    importance: NDArray[np.float32] | None = None,
 ) -> list[ir.LazyTensor]:
     """Return the tensors that store a matrix: the weights and, for integer formats, the scales.
 
@@ -31,6 +35,7 @@ def stored_tensors(
         shape: rows and columns.
         weights: the format.
         name: name of the weights; the scales are ``name`` + "_scale".
+        importance: as in `quantize`.
     """
     spec = FORMAT_SPECS[weights]
     if not spec.group:
@@ -38,12 +43,12 @@ def stored_tensors(
     kept: list[NDArray[np.float16]] = []  # computed with the integers, and mostly written next
 
     def integers() -> Array:
-        result, scales = _naming(name, lambda: quantize(read(), weights))
+        result, scales = _naming(name, lambda: quantize(read(), weights, importance))
         kept[:] = [scales]
         return result
 
     def scales() -> Array:
-        return kept.pop() if kept else _naming(name, lambda: scales_of(read(), weights))
+        return kept.pop() if kept else _naming(name, lambda: scales_of(read(), weights, importance))
 
     return _integers_and_scales(integers, scales, shape, spec, name)
 

@@ -13,6 +13,7 @@ from prosparse_export.artifact.measured_records import (
     KvCacheRecord,
     OutputCheck,
     PredictedSpeedup,
+    RoundingRecord,
     ThresholdSearch,
     ValidationRecord,
 )
@@ -146,10 +147,16 @@ class LinearRecord:
     Attributes:
         weight_format: how they are stored.
         modules: their PyTorch module paths.
+        exceptions: formats of those of ``modules`` that are stored in another one.
     """
 
     weight_format: str
     modules: tuple[str, ...] = ()
+    exceptions: dict[str, str] = field(default_factory=dict)
+
+    def format_of(self, module: str) -> str:
+        """Return how ``module``'s matrix is stored."""
+        return self.exceptions.get(module, self.weight_format)
 
 
 @dataclass(frozen=True)
@@ -160,7 +167,8 @@ class Manifest:
         source: what the artifact was made from.
         versions: packages that made it.
         opset_imports: opset version by domain.
-        weight_format: format of the rewritten FFNs' weights; None if they keep the source's float type.
+        weight_format: format of the rewritten FFNs' weights; None if they keep the source's float type. Operator names
+            in ``ffns`` state each FFN's own.
         ffns: every FFN found in the graph.
         decomposed: written in standard ONNX operators (``--decomposed``).
         onnxruntime: version range that runs it; None if unknown.
@@ -169,6 +177,7 @@ class Manifest:
         attention_not_fused: one line for each attention that was not fused.
         already_sparse: sparse operators that ``prosparse optimize`` found in its input, counted by weight format.
         linears: the other matrices; None if they stay as in the source.
+        rounding: how scales and formats of i8 and i4 were chosen; None for float formats.
         overrides: settings of config.json that were replaced.
         kv_cache: how an 8-bit KV cache is scaled; None for float32.
         encoder: file name of the encoder; the graph is the decoder of an encoder-decoder.
@@ -193,6 +202,7 @@ class Manifest:
     attention_not_fused: tuple[str, ...] = ()
     already_sparse: dict[str, int] = field(default_factory=dict)
     linears: LinearRecord | None = None
+    rounding: RoundingRecord | None = None
     overrides: dict[str, OverrideRecord] = field(default_factory=dict)
     kv_cache: KvCacheRecord | None = None
     encoder: str | None = None

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Literal
 
 __all__ = [
@@ -13,6 +13,7 @@ __all__ = [
     "OutputCheck",
     "PredictedSpeedup",
     "QualityRecord",
+    "RoundingRecord",
     "SparsityRecord",
     "ThresholdSearch",
     "ThresholdTrial",
@@ -81,6 +82,22 @@ class ThresholdSearch:
     hidden_act_param: float | tuple[float, ...]
     chosen: ThresholdTrial
     trials: tuple[ThresholdTrial, ...]
+
+
+@dataclass(frozen=True)
+class RoundingRecord:
+    """What the scales and formats of i8 and i4 matrices were chosen on.
+
+    Attributes:
+        texts: SHA-256 of the token ids of each text, by name.
+        tokens: tokens that the inputs' mean squares were measured on; 0 if all errors weigh the same.
+        costs: KL divergence in nats that the format of a matrix below would cost in i4, by module path; empty unless
+            a size or a perplexity was asked for.
+    """
+
+    texts: dict[str, str]
+    tokens: int
+    costs: dict[str, float] = field(default_factory=dict)
 
 
 @dataclass(frozen=True)

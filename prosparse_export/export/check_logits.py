@@ -49,7 +49,7 @@ def check_logits(checkpoint: Checkpoint, path: Path, manifest: Manifest, *, libr
     Raises:
         ProSparseError: they differ beyond rounding.
     """
-    formats = stored_formats(manifest)
+    formats = stored_formats(manifest, path)
     if manifest.encoder is not None:
         with_stored_weights(checkpoint.model, formats)
         pairs = _encoder_decoder(checkpoint.model, path, library=library)

@@ -7,19 +7,19 @@ from pathlib import Path
 
 import onnx_ir as ir
 
-from graph_passes import FfnFormat, FfnOutcome, LinearOutcome, export_pipeline, format_of
+from graph_passes import FfnOutcome, LinearOutcome, export_pipeline
 from graph_passes.quantize_kv_cache import QuantizeKvCachePass, rotated_dims
 from prosparse_export.artifact.measured_records import ApproximationRecord, KvCacheRecord
 from prosparse_export.artifact.model_settings import context_in
 from prosparse_export.errors import ProSparseError
 from prosparse_export.export.approximate import approximate
+from prosparse_export.export.choose_formats import plan_weights
 from prosparse_export.export.kv_cache_scales import find_cache_scales
 from prosparse_export.export.lazy_initializers import place_weights
 from prosparse_export.export.load import load_model_folder
 from prosparse_export.export.options import ExportOptions
 from prosparse_export.export.predicted_speedup import profile_ffns, unprofitable_ffns
 from prosparse_export.export.rewritten_model import RewrittenModel
-from prosparse_export.export.rounded_reference import checkpoint_format
 from prosparse_export.export.trace import Trace, trace
 from prosparse_export.progress import ProgressCallback
 from prosparse_export.text import read_text
@@ -45,8 +45,7 @@ def rewrite_decoder(
     checkpoint, traced, approximation = _traced(folder, options, progress)
     graph = traced.graph
     profile = profile_ffns(checkpoint, folder, texts, progress) if texts else None
-    weights: FfnFormat = options.weights or checkpoint_format(checkpoint.weight_dtype)
-    other_weights = options.other_weights or format_of(weights, is_down=False)
+    plan, rounding = plan_weights(checkpoint, folder, options, texts, progress)
     progress("rewrite", 0, 0)
     outcomes: list[FfnOutcome] = []
     attention: list[str] = []
@@ -56,10 +55,9 @@ def rewrite_decoder(
         attention,
         fuse_attention=options.fuse_attention and not options.decomposed,
         decoder_only=checkpoint.model.get_output_embeddings() is not None,
-        weights=weights,
-        other_weights=other_weights,
+        plan=plan,
         linears=linears,
-        dense=unprofitable_ffns(profile, weights) if profile is not None else None,
+        dense=unprofitable_ffns(profile, plan.ffn) if profile is not None else None,
         decomposed=options.decomposed,
         positions=context_in(checkpoint.config),
     )(graph)
@@ -69,9 +67,9 @@ def rewrite_decoder(
         [graph],
         outcomes,
         attention,
-        weights,
-        other_weights,
+        plan,
         linears,
+        rounding,
         approximation,
         profile,
         traced=traced.summary,

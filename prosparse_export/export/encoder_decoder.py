@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from graph_passes import FfnFormat, FfnOutcome, export_pipeline
+from graph_passes import FfnOutcome, WeightPlan, export_pipeline
 from prosparse_export.errors import ProSparseError
 from prosparse_export.export.load import load_model_folder
 from prosparse_export.export.options import ExportOptions
@@ -63,7 +63,7 @@ def rewrite_encoder_decoder(folder: Path, options: ExportOptions, progress: Prog
         threshold=options.threshold,
         encoder_decoder=True,
     )
-    weights: FfnFormat = options.weights or checkpoint_format(checkpoint.weight_dtype)
+    plan = WeightPlan(options.weights or checkpoint_format(checkpoint.weight_dtype), "f32")
     progress("trace", 0, 0)
     encoder, decoder = trace_encoder_decoder(checkpoint.model)
     progress("rewrite", 0, 0)
@@ -75,8 +75,8 @@ def rewrite_encoder_decoder(folder: Path, options: ExportOptions, progress: Prog
             attention,
             fuse_attention=options.fuse_attention and not options.decomposed,
             decoder_only=False,
-            weights=weights,
+            plan=plan,
             decomposed=options.decomposed,
         )(graph)
     traced = "traced all layers: encoder-decoders are traced whole"
-    return RewrittenModel(checkpoint, [decoder, encoder], outcomes, attention, weights, "f32", traced=traced)
+    return RewrittenModel(checkpoint, [decoder, encoder], outcomes, attention, plan, traced=traced)

@@ -6,8 +6,8 @@ from dataclasses import dataclass, field
 
 import onnx_ir as ir
 
-from graph_passes import FfnFormat, FfnOutcome, Format, LinearOutcome
-from prosparse_export.artifact.measured_records import ApproximationRecord, KvCacheRecord
+from graph_passes import FfnOutcome, LinearOutcome, WeightPlan
+from prosparse_export.artifact.measured_records import ApproximationRecord, KvCacheRecord, RoundingRecord
 from prosparse_export.export.predicted_speedup import TextProfile
 from prosparse_models import Checkpoint
 
@@ -23,9 +23,9 @@ class RewrittenModel:
         graphs: the graph, or the decoder followed by the encoder; emptied once written, to free their weights.
         outcomes: one per FFN.
         attention: reasons why attention was not fused.
-        linears: linear projections outside the FFNs that were stored in ``other_weights``.
-        weights: storage format of the rewritten FFNs.
-        other_weights: storage format of the other matrices.
+        plan: how its matrices are stored.
+        linears: matrices outside the FFNs that were stored in another format than f32.
+        rounding: what the choice of scales and formats was measured on; None for float formats.
         approximation: the manifest's record of ``--approximate``, if given.
         profile: activation sparsity by FFN from ``--profile-text``, if given.
         traced: which layers were traced, or why all were; a line for the user.
@@ -36,9 +36,9 @@ class RewrittenModel:
     graphs: list[ir.Model]
     outcomes: list[FfnOutcome]
     attention: list[str]
-    weights: FfnFormat
-    other_weights: Format
+    plan: WeightPlan
     linears: list[LinearOutcome] = field(default_factory=list)
+    rounding: RoundingRecord | None = None
     approximation: ApproximationRecord | None = None
     profile: TextProfile | None = None
     traced: str = ""

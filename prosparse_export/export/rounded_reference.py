@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Mapping
 from contextlib import AbstractContextManager, nullcontext
+from pathlib import Path
 from typing import NamedTuple, cast
 
 import numpy as np
@@ -13,7 +14,19 @@ from numpy.typing import NDArray
 from transformers import PreTrainedModel
 from transformers.pytorch_utils import Conv1D
 
-from graph_passes import FORMAT_SPECS, FfnFormat, Format, float_format, format_of, is_quantized, quantize, rounded
+from graph_passes import (
+    FORMAT_SPECS,
+    FfnFormat,
+    Format,
+    float_format,
+    format_of,
+    is_quantized,
+    plausible_scales,
+    quantize,
+    rounded,
+)
+from graph_passes.custom_ops import format_in
+from prosparse_export.analysis.stored_scales import StoredScales, stored_scales
 from prosparse_export.artifact.manifest import Manifest
 from prosparse_models import Checkpoint
 
@@ -63,8 +76,12 @@ def format_bound(formats: Mapping[str, StoredAs], largest: float, crossings: flo
 
 def threshold_crossings(manifest: Manifest) -> float:
     """Return the fraction of active neurons whose z may cross a threshold above 0 by rounding, summed over FFNs."""
-    step = INTEGER_STEP if is_quantized(_ffn_format(manifest)) else _FLOAT_STEP
-    return sum(2 * step * _HAZARD for ffn in manifest.rewritten if ffn.threshold > 0)
+    steps = [
+        INTEGER_STEP if is_quantized(format_in(ffn.op)) else _FLOAT_STEP
+        for ffn in manifest.rewritten
+        if ffn.threshold > 0
+    ]
+    return sum(2 * step * _HAZARD for step in steps)
 
 
 class StoredAs(NamedTuple):
@@ -73,38 +90,56 @@ class StoredAs(NamedTuple):
     Attributes:
         weights: the format.
         is_down: whether it is a down_proj, stored transposed.
+        scales: where the artifact stores its scales; None for float formats, tied matrices, and to choose them anew.
     """
 
     weights: Format
     is_down: bool
+    scales: StoredScales | None = None
 
 
-def _ffn_format(manifest: Manifest) -> FfnFormat:
-    return cast("FfnFormat", manifest.weight_format or "f32")
+def stored_formats(manifest: Manifest, path: Path) -> dict[str, StoredAs]:
+    """Return how each matrix is stored that is not stored as float32, by module path.
 
-
-def stored_formats(manifest: Manifest) -> dict[str, StoredAs]:
-    """Return how each matrix is stored that is not stored as float32, by module path, as prosparse.json says."""
+    Formats are those in prosparse.json; scales are read from the artifact ``path``.
+    """
+    scales = stored_scales(path)
     formats: dict[str, StoredAs] = {}
-    weights = _ffn_format(manifest)
     for ffn in manifest.rewritten:
+        weights = format_in(ffn.op)
         for name in ffn.linears:
             is_down = name == ffn.linears[-1]
-            formats[name] = StoredAs(format_of(weights, is_down=is_down), is_down)
+            formats[name] = StoredAs(format_of(weights, is_down=is_down), is_down, scales.get(name))
     if manifest.linears is not None:
-        others = StoredAs(cast("Format", manifest.linears.weight_format), is_down=False)
-        formats.update(dict.fromkeys(manifest.linears.modules, others))
+        for name in manifest.linears.modules:
+            own = cast("Format", manifest.linears.format_of(name))
+            formats[name] = StoredAs(own, is_down=False, scales=scales.get(name))
     return {name: stored for name, stored in formats.items() if stored.weights != "f32"}
+
+
+def _with_tied_scales(model: PreTrainedModel, formats: Mapping[str, StoredAs]) -> dict[str, StoredAs]:
+    """Return ``formats`` with the scales of matrices that are stored under the name of a module they are tied to."""
+    by_weight = {model.get_submodule(name).weight: stored.scales for name, stored in formats.items() if stored.scales}
+    return {
+        name: stored._replace(scales=stored.scales or by_weight.get(model.get_submodule(name).weight))
+        for name, stored in formats.items()
+    }
 
 
 def _rounding(model: PreTrainedModel, formats: Mapping[str, StoredAs]) -> Callable[[str, torch.Tensor], torch.Tensor]:
     """Return a function from a parameter's path and values to its values as stored."""
     in_major = {name for name, module in model.named_modules() if isinstance(module, Conv1D)}
+    formats = _with_tied_scales(model, formats)
 
     def change(path: str, weight: torch.Tensor) -> torch.Tensor:
         module = path.removesuffix(".weight")
         stored = formats.get(module) if module != path else None
-        return weight if stored is None else _rounded(weight, stored, transposed=module in in_major)
+        if stored is None:
+            return weight
+        transposed = stored.is_down != (module in in_major)
+        rows = weight.shape[1 if transposed else 0]
+        scales = None if stored.scales is None else _part_scales(model, stored.scales, rows)
+        return _rounded(weight, stored.weights, scales, transposed=transposed)
 
     return change
 
@@ -147,32 +182,51 @@ def with_stored_weights(model: PreTrainedModel, formats: Mapping[str, StoredAs])
         others = sharing[id(layer.weight)]
         if id(layer.weight) in done:  # tied, and stored once
             continue
-        if len({formats.get(other) for other in others}) > 1:  # tied here, but the artifact rounds one of them alone
+        kinds = {None if (tied := formats.get(other)) is None else tied[:2] for other in others}
+        if len(kinds) > 1:  # tied here, but the artifact rounds one of them alone
             layer.weight = torch.nn.Parameter(layer.weight.detach().clone(), requires_grad=False)
         done.add(id(layer.weight))
         layer.weight.copy_(change(f"{name}.weight", layer.weight))
 
 
-def _rounded(weight: torch.Tensor, stored: StoredAs, *, transposed: bool) -> torch.Tensor:
-    spec = FORMAT_SPECS[stored.weights]
+def _part_scales(model: PreTrainedModel, scales: StoredScales, rows: int) -> NDArray[np.float16]:
+    """Return the ``rows`` of ``scales`` that belong to one of the modules packed into a matrix."""
+    first = sum(_rows(model.get_submodule(name)) for name in scales.before)
+    return scales.read()[first : first + rows]
+
+
+def _rows(module: torch.nn.Module) -> int:
+    return int(module.weight.shape[1 if isinstance(module, Conv1D) else 0])  # type: ignore[index]
+
+
+def _rounded(
+    weight: torch.Tensor, weights: Format, scales: NDArray[np.float16] | None, *, transposed: bool
+) -> torch.Tensor:
+    spec = FORMAT_SPECS[weights]
     if not spec.group:
         return weight.to(getattr(torch, spec.dtype.name)).to(weight.dtype)
-    turn = stored.is_down != transposed
-    matrix = weight.T if turn else weight
-    result = torch.from_numpy(rounded(matrix.detach().float().numpy(), stored.weights))
-    return (result.T if turn else result).to(weight.dtype)
+    matrix = (weight.T if transposed else weight).detach().float().numpy()
+    result = torch.from_numpy(rounded(matrix, weights, scales))
+    return (result.T if transposed else result).to(weight.dtype)
 
 
-def stored_arrays(weight: torch.Tensor, weights: FfnFormat, *, is_down: bool) -> list[NDArray[np.generic]]:
+def stored_arrays(
+    weight: torch.Tensor, weights: FfnFormat, *, is_down: bool, scales: NDArray[np.generic] | None = None
+) -> list[NDArray[np.generic]]:
     """Return what an artifact stores for a matrix: weights and, for integer formats, scales.
 
     Args:
         weight: as PyTorch has it, ``[out, in]``.
         weights: the format of the matrix or of its FFN.
         is_down: whether it is a down_proj, stored transposed.
+        scales: those in the artifact, ``[rows, groups]``: they depend on the text that an export measured. If no
+            search can have chosen them, others are returned.
     """
     matrix = (weight.T if is_down else weight).float().numpy()
     own = format_of(weights, is_down=is_down)
     if is_quantized(own):
-        return list(quantize(matrix, own))
+        known = cast("NDArray[np.float16] | None", scales)
+        if known is not None and not plausible_scales(matrix, own, known):
+            known = None
+        return list(quantize(matrix, own, scales=known))
     return [matrix.astype(FORMAT_SPECS[own].dtype)]

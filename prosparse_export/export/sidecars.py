@@ -51,22 +51,27 @@ def export_manifest(folder: Path, output: Path, model: RewrittenModel, options: 
         ),
         versions={name: version(name) for name in _PACKAGES},
         opset_imports=dict(sorted(graph.opset_imports.items())),
-        weight_format=model.weights,
+        weight_format=model.plan.ffn,
         ffns=tuple(FfnRecord(**vars(outcome)) for outcome in model.outcomes),
         decomposed=options.decomposed,
         onnxruntime=">=1.27" if model.kv_cache is not None else ">=1.18" if attention == "unfused" else ">=1.20",
         attention=attention,
         attention_not_fused=tuple(model.attention),
         libraries=library_records(choose_libraries(options.libraries)) if options.copies_library else {},
-        linears=LinearRecord(
-            model.other_weights, tuple(part for linear in model.linears for part in parts_of(linear.module))
-        ),
+        linears=_linear_record(model),
+        rounding=model.rounding,
         overrides={name: from_json(OverrideRecord, dict(change)) for name, change in checkpoint.overrides.items()},
         kv_cache=model.kv_cache,
         encoder=encoder_path(output).name if len(model.graphs) > 1 else None,
         calibration=_threshold_search(checkpoint.calibration),
         approximation=model.approximation,
     )
+
+
+def _linear_record(model: RewrittenModel) -> LinearRecord:
+    formats: dict[str, str] = {part: linear.weights for linear in model.linears for part in parts_of(linear.module)}
+    exceptions = {part: weights for part, weights in formats.items() if weights != model.plan.other}
+    return LinearRecord(model.plan.other, tuple(formats), exceptions)
 
 
 def _threshold_search(record: Mapping[str, Any] | None) -> ThresholdSearch | None:

@@ -145,7 +145,7 @@ class _Search:
         self._quantized_matrices = sum(is_quantized(stored.weights) for stored in target.outside.values())
         self._kept: list[tuple[Array, Array]] | None = None
         if checkpoint.weights is None:  # read before rounding in place: rounding twice may differ from rounding once
-            self._kept = [load_linear(checkpoint, linear)[1:] for linear in linears]
+            self._kept = [load_linear(checkpoint, linear, target.initializer)[1:] for linear in linears]
             with_stored_weights(checkpoint.model, target.outside)
 
     def look(self, cases: Sequence[_Case], findings: dict[str, Finding]) -> None:
@@ -211,7 +211,8 @@ class _Search:
     def _ffn(self, i: int) -> Compare:
         node = self._nodes[i]
         linears = self._target.linears[node.module]
-        weights = cache(lambda: load_weights(self._checkpoint.model, linears, node, self._checkpoint.weights)[1])
+        model, files, read = self._checkpoint.model, self._checkpoint.weights, self._target.initializer
+        weights = cache(lambda: load_weights(model, linears, node, files, read)[1])
 
         def compare(case: _Case, patched: PatchedForward, share: float) -> Finding | None:
             x = case.captured.inputs[i]
@@ -230,7 +231,8 @@ class _Search:
         linear = self._linears[i]
         layer = layer_of(linear.module)
         kept = self._kept
-        weights = cache(lambda: load_linear(self._checkpoint, linear)[1:] if kept is None else kept[i])
+        read = self._target.initializer
+        weights = cache(lambda: load_linear(self._checkpoint, linear, read)[1:] if kept is None else kept[i])
 
         def compare(case: _Case, patched: PatchedForward, share: float) -> Finding | None:
             x, own = case.captured.linear_inputs[i], patched.linear_inputs[i]

@@ -5,7 +5,7 @@ The rule for an active neuron is written out here, independent of the one that k
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -13,7 +13,7 @@ from numpy.typing import NDArray
 from transformers import PreTrainedModel
 from transformers.pytorch_utils import Conv1D
 
-from graph_passes import dequantize
+from graph_passes import dequantize, is_quantized
 from graph_passes.formats import QUANT_GROUP
 from prosparse_export.analysis.ffn_nodes import FfnNode
 from prosparse_export.export.rounded_reference import stored_arrays
@@ -37,7 +37,11 @@ def gamma(n: int) -> float:
 
 
 def load_weights(
-    model: PreTrainedModel, linears: Sequence[str], node: FfnNode, weights: FileWeights | None = None
+    model: PreTrainedModel,
+    linears: Sequence[str],
+    node: FfnNode,
+    weights: FileWeights | None,
+    read: Callable[[str], NDArray[np.generic]],
 ) -> tuple[dict[str, NDArray[np.generic]], Weights]:
     """Return the initializers that the artifact should have for an FFN, by input name, and their float64 values.
 
@@ -46,9 +50,11 @@ def load_weights(
         linears: module paths of the FFN's linear layers, down_proj last.
         node: the operator.
         weights: reads the matrices that ``model`` has placeholders for.
+        read: returns an initializer of the artifact; called for scales, which depend on how it was exported.
     """
     roles = ["gate", "up", "down"] if node.gated else ["up", "down"]
     inputs = iter(node.node.input[1:])
+    quantized = is_quantized(node.weights)
     stored: dict[str, NDArray[np.generic]] = {}
     exact: dict[str, Array] = {}
     for role, path in zip(roles, linears, strict=True):
@@ -56,8 +62,10 @@ def load_weights(
         matrix = layer.weight.detach() if weights is None else weights.values(layer.weight)
         if isinstance(layer, Conv1D):  # [d_in, d_out]
             matrix = matrix.T
-        arrays = stored_arrays(matrix, node.weights, is_down=role == "down")
-        stored |= {next(inputs): array for array in arrays}
+        names = [next(inputs) for _ in range(2 if quantized else 1)]
+        scales = read(names[1]) if quantized else None
+        arrays = stored_arrays(matrix, node.weights, is_down=role == "down", scales=scales)
+        stored |= dict(zip(names, arrays, strict=True))
         columns = matrix.shape[0 if role == "down" else 1]
         exact[role] = stored_values(arrays, columns).astype(np.float64)
         width = columns if role == "down" else len(arrays[0])

@@ -18,7 +18,6 @@ from numpy.typing import NDArray
 from graph_passes.custom_ops import DOMAIN
 from graph_passes.formats import Format, is_quantized
 from graph_passes.patterns.linear import find_linears
-from prosparse_export.analysis.ffn_nodes import initializer
 from prosparse_export.analysis.graph_bytes import initializer_bytes
 from prosparse_export.export.rounded_reference import stored_arrays
 from prosparse_export.progress import ProgressCallback
@@ -121,7 +120,7 @@ def check_operators(
         for i, node in enumerate(nodes):
             progress("operators", i, total)
             modules = target.linears[node.module]
-            stored, exact = load_weights(checkpoint.model, modules, node, checkpoint.weights)
+            stored, exact = load_weights(checkpoint.model, modules, node, checkpoint.weights, target.initializer)
             rounds = is_quantized(node.weights)
             x = captured.inputs[i].astype(np.float64)
             expected = exact_ffn(x, exact, node.activation, node.threshold, rounds=rounds)
@@ -129,7 +128,7 @@ def check_operators(
             results.append(_check(node.layer, node.module, node.node.op_type, captured.outputs[i], expected, wrong))
         for i, linear in enumerate(linears):
             progress("operators", len(nodes) + i, total)
-            stored, matrix, bias = load_linear(checkpoint, linear)
+            stored, matrix, bias = load_linear(checkpoint, linear, target.initializer)
             x = captured.linear_inputs[i].astype(np.float64)
             expected = exact_linear(x, matrix, bias, rounds=is_quantized(linear.weights))
             wrong = _compare(target, stored, seen)
@@ -163,7 +162,7 @@ def _compare(
         if name in seen:
             continue
         try:
-            actual = initializer(target.graph, target.path.parent, name)
+            actual = target.initializer(name)
         except KeyError:
             seen[name] = False
             continue
@@ -187,7 +186,7 @@ def _outside_operators(
             checkpoint.model, tensor.name, target.positions or (tensor.dims[0] if tensor.dims else 0)
         )
         if caches:
-            own_cache = initializer(target.graph, target.path.parent, tensor.name)
+            own_cache = target.initializer(tensor.name)
             yield {tensor.name: next((c for c in caches if np.array_equal(c, own_cache)), caches[0])}
             continue
         match = _STORED_NAME.fullmatch(tensor.name)
@@ -196,7 +195,9 @@ def _outside_operators(
             continue
         own = parameters[path]
         values = own.detach() if checkpoint.weights is None else checkpoint.weights.values(own)
-        arrays: Sequence[NDArray[np.generic]] = (
-            stored_arrays(values, cast("Format", match[2]), is_down=False) if match else [values.float().numpy()]
-        )
+        arrays: Sequence[NDArray[np.generic]] = [values.float().numpy()]
+        if match:
+            weights = cast("Format", match[2])
+            scales = target.initializer(f"{tensor.name}_scale") if is_quantized(weights) else None
+            arrays = stored_arrays(values, weights, is_down=False, scales=scales)
         yield dict(zip([tensor.name, f"{tensor.name}_scale"], arrays, strict=False))

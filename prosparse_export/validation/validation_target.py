@@ -7,10 +7,12 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import onnx
+from numpy.typing import NDArray
 
 from prosparse_export.analysis.cache_scales import LayerScales, cache_scales
-from prosparse_export.analysis.ffn_nodes import FfnNode, ffn_nodes, read_graph
+from prosparse_export.analysis.ffn_nodes import FfnNode, ffn_nodes, initializer, read_graph
 from prosparse_export.artifact.integrity import check_files, sha256_file
 from prosparse_export.artifact.manifest import FfnRecord, ModelFolderSource, require_manifest
 from prosparse_export.artifact.measured_records import ApproximationRecord
@@ -77,6 +79,14 @@ class ValidationTarget:
         inside = {name for names in self.linears.values() for name in names}
         return {name: stored for name, stored in self.formats.items() if name not in inside}
 
+    def initializer(self, name: str) -> NDArray[np.generic]:
+        """Return the value of an initializer.
+
+        Raises:
+            KeyError: the graph has no initializer of that name.
+        """
+        return initializer(self.graph, self.path.parent, name)
+
     def bound(self, largest: float) -> float:
         """Return the bound on a logit's difference; ``largest`` is the largest absolute logit."""
         return format_bound(self.formats, largest, self.crossings)
@@ -122,7 +132,7 @@ def open_target(folder: Path, path: Path, *, trust: bool = False) -> ValidationT
     _check_sources(folder, path, source.sha256)
     ffns = manifest.rewritten
     own = checkpoint_format(source.weight_dtype)
-    formats = stored_formats(manifest)
+    formats = stored_formats(manifest, path)
     return ValidationTarget(
         folder=folder,
         path=path,

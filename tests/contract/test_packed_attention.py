@@ -15,7 +15,7 @@ import transformers as hf
 from numpy.typing import NDArray
 from transformers import PreTrainedModel
 
-from graph_passes import LinearOutcome, export_pipeline, parts_of
+from graph_passes import LinearOutcome, WeightPlan, export_pipeline, parts_of
 from graph_passes.patterns import rope_cache as rope_cache_module
 from graph_passes.patterns.rope_cache import rope_cache
 from graph_passes.weights.packed_names import packed_name
@@ -131,7 +131,7 @@ def assert_pytorchs(model: PreTrainedModel, graph: ir.Model) -> None:
 def test_packed(kind: str, weights: Any) -> None:
     model, graph = traced(kind)
     linears: list[LinearOutcome] = []
-    graph = passed(graph, positions=LONGEST, other_weights=weights, weights=weights, linears=linears)
+    graph = passed(graph, positions=LONGEST, plan=WeightPlan.of(weights), linears=linears)
     nodes = attentions(graph)
     assert len(nodes) == LAYERS
     for layer, node in enumerate(nodes):
@@ -205,7 +205,7 @@ def test_angles_that_depend_on_the_text_stay_in_the_graph() -> None:
 
 def test_matrices_lie_one_after_the_other() -> None:
     model, graph = traced("biases")
-    graph = passed(graph, positions=LONGEST, other_weights="f16").graph
+    graph = passed(graph, positions=LONGEST, plan=WeightPlan("f32", "f16")).graph
     own = model.model.layers[1].self_attn
     name = "model.layers.1.self_attn.q_proj+k_proj+v_proj"
     stored = graph.initializers[f"{name}.weight.f16"].const_value

@@ -12,7 +12,7 @@ import torch
 from numpy.typing import NDArray
 from transformers import LlamaConfig, LlamaForCausalLM
 
-from graph_passes import export_pipeline
+from graph_passes import WeightPlan, export_pipeline
 from prosparse_export.export.trace import trace
 
 PASSES = [pytest.param(i, id=type(p).__name__) for i, p in enumerate(export_pipeline([]).passes)]
@@ -37,7 +37,7 @@ def traced() -> ir.Model:
 
 def pipeline() -> ir.passes.Sequential:
     """Every pass with something to do."""
-    return export_pipeline([], other_weights="f16", positions=64)
+    return export_pipeline([], plan=WeightPlan("f32", "f16"), positions=64)
 
 
 def before_pass(traced: ir.Model, index: int) -> ir.Model:

@@ -160,7 +160,7 @@ def test_i4_decomposed(swiglu: Path, text: Path, tmp_path: Path) -> None:
     assert {node.domain for node in proto.graph.node} == {""}
     ids = np.random.default_rng(0).integers(3, vocabulary(), (1, 20))
     model = approximated_model(swiglu, result.manifest.approximation.thresholds)
-    with_stored_weights(model, stored_formats(result.manifest))  # type: ignore[arg-type]
+    with_stored_weights(model, stored_formats(result.manifest, result.path))  # type: ignore[arg-type]
     with torch.no_grad():
         expected = model(input_ids=torch.from_numpy(ids)).logits.numpy()
     actual, _ = load(result.path, library=False).forward(ids, np.ones_like(ids))

@@ -43,7 +43,7 @@ def test_neuron_dropped_that_the_text_never_uses(demo_folder: Path, demo_artifac
     assert_named(check(demo_folder, changed(demo_artifact, tmp_path, edit)), LAYER, "SparseGatedFFNBF16")
 
 
-@pytest.mark.parametrize(("scales", "name"), [(2, "gate_proj.weight.i4_scale"), (8, "down_proj.weight_t.i8_scale")])
+@pytest.mark.parametrize(("scales", "name"), [(2, "gate_proj.weight.i4"), (8, "down_proj.weight_t.i8")])
 def test_one_wrong_scale(scales: int, name: str, demo_folder: Path, demo_i4i8: Path, tmp_path: Path) -> None:
     def edit(model: onnx.ModelProto) -> None:
         change_weight(model, ffn_node(model).input[scales], lambda s: s.__setitem__((5, 1), s[5, 1] * np.float16(1.25)))
@@ -54,16 +54,15 @@ def test_one_wrong_scale(scales: int, name: str, demo_folder: Path, demo_i4i8: P
 
 
 def test_one_wrong_scale_outside_the_ffns(demo_folder: Path, demo_i4i8: Path, tmp_path: Path) -> None:
-    """In attention's output projection; every logit stays within its bound."""
+    """In attention's output projection: the integers are not the nearest ones for it."""
 
     def edit(model: onnx.ModelProto) -> None:
         node = next(n for n in model.graph.node if n.name == f"model.layers.{LAYER}.self_attn.o_proj")
-        change_weight(model, node.input[2], lambda s: s.__setitem__((5, 1), s[5, 1] * np.float16(1.02)))
+        change_weight(model, node.input[2], lambda s: s.__setitem__((5, 1), s[5, 1] * np.float16(1.25)))
 
     result = check(demo_folder, changed(demo_i4i8, tmp_path, edit))
-    assert all(c.passed for c in result.comparisons)
     assert_named(result, LAYER, "LinearI4")
-    assert result.findings[0].run.endswith("o_proj.weight.i4_scale")
+    assert result.findings[0].run.endswith("o_proj.weight.i4")
 
 
 @pytest.mark.parametrize("part", ["q_proj", "k_proj", "v_proj"])
@@ -76,11 +75,11 @@ def test_one_wrong_scale_in_packed_projections(part: str, demo_folder: Path, dem
         rows = next(tuple(t.dims) for t in model.graph.initializer if t.name == node.input[2])[0]
         each = rows // (heads + 2 * kv_heads)
         row = {"q_proj": 0, "k_proj": heads, "v_proj": heads + kv_heads}[part] * each + 1
-        change_weight(model, node.input[2], lambda s: s.__setitem__((row, 1), s[row, 1] * np.float16(1.02)))
+        change_weight(model, node.input[2], lambda s: s.__setitem__((row, 1), s[row, 1] * np.float16(1.25)))
 
     result = check(demo_folder, changed(demo_i4i8, tmp_path, edit))
     assert_named(result, LAYER, "LinearI4")
-    assert result.findings[0].run.endswith(f"{packed}.weight.i4_scale")
+    assert result.findings[0].run.endswith(f"{packed}.weight.i4")
 
 
 @pytest.mark.parametrize("fault", ["cos", "sin", "fewer rows than positions"])

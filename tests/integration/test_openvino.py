@@ -174,7 +174,7 @@ def test_openvino_runs_whole_models(
     result = export_model(folder, tmp_path / "out" / "m.onnx", options)
     assert len(result.rewritten) == 1
     reference = load_checkpoint(folder).model
-    with_stored_weights(reference, stored_formats(result.manifest))
+    with_stored_weights(reference, stored_formats(result.manifest, result.path))
     ids = np.random.default_rng(0).integers(3, VOCAB, (2, 10))
     mask = np.ones_like(ids)
     mask[1, :4], ids[1, :4] = 0, 0

@@ -100,7 +100,8 @@ def test_what_was_computed_from_a_placeholder_is_named(folder: Path) -> None:
 def test_matrices_outside_the_ffns_are_stored_once_in_the_format(i4: Path) -> None:
     model = onnx.load(i4, load_external_data=False)
     kinds = [node.op_type for node in model.graph.node]
-    assert kinds.count("LinearI4") == 2 * 2 + 1
+    assert kinds.count("LinearI4") == 2 * 2  # q_proj and k_proj, o_proj
+    assert kinds.count("LinearI8") == 2 + 1  # v_proj, lm_head
     assert kinds.count("SparseGatedFFNI4") == 2
     assert kinds.count("MatMul") <= 1  # the rotary angles
     head = next(node for node in model.graph.node if node.name == "lm_head")

@@ -7,8 +7,9 @@ import onnx_ir as ir
 import pytest
 from support.graphs import evaluate, graph_of, ops, set_module
 
-from graph_passes import FORMATS, Format, FuseLinearPass, LinearOutcome
-from graph_passes.weights.quantization import rounded
+from graph_passes import FORMATS, Format, FuseLinearPass, LinearOutcome, WeightPlan
+from graph_passes.weights.packed_names import PART_WIDTHS
+from graph_passes.weights.quantization import rounded, scales_of
 
 D_IN, D_OUT = 32, 64
 RNG = np.random.default_rng(0)
@@ -99,3 +100,29 @@ def test_in_f32_it_only_names_matmuls() -> None:
     assert next(node.name for node in model.graph) == "model.o_proj"
     assert list(model.graph.initializers) == ["model.o_proj.weight_t"]
     assert not FuseLinearPass("f32")(model).modified
+
+
+@pytest.mark.parametrize("bias", [False, True])
+def test_a_packed_projection_is_cut_where_formats_differ(bias: bool) -> None:
+    nodes = "z = MatMul (x, w)\ny = Add (z, b)" if bias else "y = MatMul (x, w)"
+    packed = "a.q_proj+k_proj+v_proj"
+    model = set_module(graph_of(nodes, INPUT, OUTPUT, w=W, b=B), y=packed, z=packed)
+    next(node for node in model.graph if node.op_type == "MatMul").metadata_props[PART_WIDTHS] = "32 16 16"
+    outcomes: list[LinearOutcome] = []
+    importance = {"a.q_proj": RNG.uniform(0, 2, D_IN).astype(np.float32)}
+    FuseLinearPass(WeightPlan("f32", "i4", {"a.v_proj": "i8"}, importance), outcomes)(model)
+    ir.passes.common.RemoveUnusedNodesPass()(model)
+    assert ops(model) == ["LinearI4", "LinearI8", "Concat"]
+    assert [(o.module, o.d_out, o.weights) for o in outcomes] == [("a.q_proj+k_proj", 48, "i4"), ("a.v_proj", 16, "i8")]
+    scales = scales_of(W.T[:48], "i4", importance["a.q_proj"])
+    assert (scales != scales_of(W.T[:48], "i4")).any()
+    stored = np.concatenate([rounded(W.T[:48], "i4", scales), rounded(W.T[48:], "i8")])
+    expected = X.astype(np.float64) @ stored.T + (B if bias else 0)
+    bound = 2 * (D_IN + 2) * 2.0**-24 * (np.abs(X) @ np.abs(stored).T + np.abs(B))
+    assert (np.abs(evaluate(model, x=X)[0] - expected) <= bound).all()
+
+
+def test_formats_by_module() -> None:
+    model = set_module(graph_of("y = MatMul (x, w)", INPUT, OUTPUT, w=W), y="model.lm_head")
+    FuseLinearPass(WeightPlan("i4", "i4", {"model.lm_head": "f32"}))(model)
+    assert ops(model) == ["MatMul"]

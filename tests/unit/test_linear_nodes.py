@@ -71,6 +71,10 @@ def test_are_linear() -> None:
     assert not are_linear(model, ["other"])
 
 
+def unread(name: str) -> np.ndarray:
+    raise AssertionError(f"a float matrix has no scales: {name}")
+
+
 def node(module: str, *, transposed: bool, bias: str) -> LinearNode:
     return LinearNode(module, "MatMul", "f32", 0, "x", "y", ("w",), transposed, bias)
 
@@ -80,12 +84,12 @@ def test_expected_initializers(transposed: bool) -> None:
     model = Model()
     checkpoint = SimpleNamespace(model=model, weights=None)
     first, second, bare = (layer.weight.detach().numpy() for layer in (model.first, model.second, model.bare))
-    expected, matrix, bias = load_linear(checkpoint, node("first+bare", transposed=transposed, bias="b"))
+    expected, matrix, bias = load_linear(checkpoint, node("first+bare", transposed=transposed, bias="b"), unread)
     np.testing.assert_array_equal(matrix, np.concatenate([first, bare]))
     np.testing.assert_array_equal(bias, np.concatenate([model.first.bias.detach().numpy(), np.zeros(OUT)]))
     np.testing.assert_array_equal(expected["w"], matrix.T if transposed else matrix)
     np.testing.assert_array_equal(expected["b"], bias)
-    expected, matrix, _ = load_linear(checkpoint, node("second", transposed=transposed, bias=""))
+    expected, matrix, _ = load_linear(checkpoint, node("second", transposed=transposed, bias=""), unread)
     np.testing.assert_array_equal(matrix, second)
     assert list(expected) == ["w"]
 

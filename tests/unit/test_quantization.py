@@ -7,7 +7,7 @@ import pytest
 
 from graph_passes.formats import FORMAT_SPECS, QUANT_GROUP, Format
 from graph_passes.weights.group_scales import WeightRangeError
-from graph_passes.weights.quantization import dequantize, quantize, rounded, scales_of, unpack
+from graph_passes.weights.quantization import dequantize, plausible_scales, quantize, rounded, scales_of, unpack
 
 INTEGERS: list[Format] = ["i8", "i4"]
 HALF_ULP = 2.0**-11  # of float16, relative
@@ -108,3 +108,25 @@ def test_float_formats_round_to_their_precision(weights: Format, bits: int) -> N
     assert (change <= np.abs(weight.astype(np.float64)) * 2.0**-bits).all()
     np.testing.assert_array_equal(rounded(weight, "f32"), weight)
     assert np.isinf(rounded(np.full((1, 1), 1e6, np.float32), "f16")).all()
+
+
+@pytest.mark.parametrize("weights", INTEGERS)
+def test_given_scales_are_used(weights: Format) -> None:
+    weight = matrix()
+    importance = np.random.default_rng(1).exponential(size=70).astype(np.float32)
+    stored, scales = quantize(weight, weights, importance)
+    np.testing.assert_array_equal(scales_of(weight, weights, importance), scales)
+    np.testing.assert_array_equal(quantize(weight, weights, scales=scales)[0], stored)
+    np.testing.assert_array_equal(rounded(weight, weights, scales), dequantize(stored, scales, 70))
+
+
+@pytest.mark.parametrize("weights", INTEGERS)
+@pytest.mark.parametrize("factor", [1.0, 0.1, 3.0, 0.0, np.nan])
+def test_plausible_scales(weights: Format, factor: float) -> None:
+    weight = matrix()
+    weight[3] = 0.0
+    importance = 10 ** np.random.default_rng(1).uniform(-4, 4, 70).astype(np.float32)
+    scales = scales_of(weight, weights, importance)
+    scales[7, 1] *= np.float16(factor)
+    assert plausible_scales(weight, weights, scales) == (factor == 1.0)
+    assert not plausible_scales(weight, weights, scales[:, :2])

@@ -1,0 +1,49 @@
+"""The scales of an artifact's quantized matrices, by module path."""
+
+from __future__ import annotations
+
+import re
+from pathlib import Path
+from typing import NamedTuple
+
+import numpy as np
+import onnx
+from numpy.typing import NDArray
+
+from graph_passes import parts_of
+from prosparse_export.analysis.ffn_nodes import initializer, read_graph
+
+__all__ = ["StoredScales", "stored_scales"]
+
+_NAME = re.compile(r"(.+)\.weight(?:_t)?\.(?:i8|i4)(?:\.\d+)?_scale")
+
+
+class StoredScales(NamedTuple):
+    """Where an artifact stores the scales of a module's matrix.
+
+    Attributes:
+        path: the artifact.
+        name: the initializer.
+        before: modules whose rows precede in it: those packed into the same matrix.
+    """
+
+    path: Path
+    name: str
+    before: tuple[str, ...]
+
+    def read(self) -> NDArray[np.float16]:
+        """Return the whole initializer, ``[rows, groups]``."""
+        array: NDArray[np.float16] = initializer(read_graph(self.path), self.path.parent, self.name)  # type: ignore[assignment]
+        return array
+
+
+def stored_scales(path: Path, graph: onnx.ModelProto | None = None) -> dict[str, StoredScales]:
+    """Return where the artifact ``path`` stores scales, by module path. Tied matrices are under one of their names."""
+    found = {}
+    for tensor in (graph or read_graph(path)).graph.initializer:
+        match = _NAME.fullmatch(tensor.name)
+        if match:
+            parts = parts_of(match[1])
+            for place, part in enumerate(parts):
+                found[part] = StoredScales(path, tensor.name, tuple(parts[:place]))
+    return found
