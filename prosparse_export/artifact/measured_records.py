@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from typing import Literal
 
 __all__ = [
@@ -91,13 +91,10 @@ class RoundingRecord:
     Attributes:
         texts: SHA-256 of the token ids of each text, by name.
         tokens: tokens that the inputs' mean squares were measured on; 0 if all errors weigh the same.
-        costs: KL divergence in nats that the format of a matrix below would cost in i4, by module path; empty unless
-            a size or a perplexity was asked for.
     """
 
     texts: dict[str, str]
     tokens: int
-    costs: dict[str, float] = field(default_factory=dict)
 
 
 @dataclass(frozen=True)

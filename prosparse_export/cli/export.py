@@ -57,14 +57,16 @@ Examples:
     default="checkpoint",
     show_default=True,
     help="Storage format of the sparse FFNs. checkpoint: the checkpoint's float type. i8, i4: integers with one scale "
-    "per 32 weights; smaller and faster, but rounded. i4i8: i4, with down_proj in i8.",
+    "per 32 weights; smaller and faster, but rounded. i4i8: i4, with down_proj in i8. i4 and "
+    "i4i8 keep the embedding, lm_head and narrow v_proj in i8.",
 )
 @click.option(
     "--other-weights",
     type=FormatChoice("same", ffn=False),
     default="same",
     show_default=True,
-    help="Storage format of attention, lm_head and embedding. same: as --weights, and i4 for i4i8.",
+    help="Storage format of attention, lm_head and embedding. same: as --weights (i4 for i4i8), "
+    "with some matrices in i8.",
 )
 @click.option(
     "--kv-cache",

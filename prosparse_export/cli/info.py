@@ -119,6 +119,7 @@ def _manifest_lines(path: Path, manifest: Manifest) -> Iterator[str]:
     if manifest.kv_cache is not None:
         yield describe_kv_cache(manifest.kv_cache)
     yield f"sparse FFNs: {len(manifest.rewritten)}, not rewritten: {len(manifest.not_rewritten)}"
+    yield from _rounding_lines(manifest)
     if manifest.already_sparse:
         yield f"sparse before optimizing: {', '.join(f'{n} in {w}' for w, n in manifest.already_sparse.items())}"
     if manifest.approximation is not None:
@@ -139,6 +140,21 @@ def _library_lines(folder: Path, manifest: Manifest) -> Iterator[str]:
         yield f"library {record.version} for {name}: {record.file} ({record.bytes:,} bytes{state})"
     if manifest.libraries and this_platform() not in manifest.libraries:
         yield f"no library for this platform, {this_platform()}"
+
+
+def _rounding_lines(manifest: Manifest) -> Iterator[str]:
+    """Yield the matrices that are not stored in the common format, and what their rounding was measured on."""
+    if manifest.linears is not None and manifest.linears.exceptions:
+        names: dict[str, list[str]] = {}
+        for module, weights in manifest.linears.exceptions.items():
+            kind = module.rpartition(".")[2]
+            names.setdefault(weights, []).append(kind)
+        for weights, kinds in names.items():
+            counts = ", ".join(f"{kind} ({kinds.count(kind)})" for kind in dict.fromkeys(kinds))
+            yield f"in {weights}: {counts}; other linear layers in {manifest.linears.weight_format}"
+    if manifest.rounding is not None and manifest.rounding.tokens:
+        texts = ", ".join(manifest.rounding.texts)
+        yield f"rounding errors weighted by inputs: {manifest.rounding.tokens} tokens of {texts}"
 
 
 def _is_current(path: Path, validated: ValidatedFiles, *, verify: bool) -> bool:

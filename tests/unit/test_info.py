@@ -58,6 +58,8 @@ def test_every_section(tmp_path: Path) -> None:
         "attention: GroupQueryAttention; onnxruntime >=1.20",
         "KV cache: i8, a scale per channel from 64 tokens of t",
         "sparse FFNs: 1, not rewritten: 1",
+        "in i8: lm_head (1); other linear layers in i4",
+        "rounding errors weighted by inputs: 64 tokens of t",
         "LOSSY: silu approximated, 50% of the neurons kept: perplexity 20 -> 25 (+25.00%)",
         "calibrated: 0.01 of each layer's energy dropped",
         "exported with: torch 2.9",
