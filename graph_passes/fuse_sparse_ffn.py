@@ -59,7 +59,9 @@ class FuseSparseFfnPass(ir.passes.InPlacePass):
             plan = self._plan or _own_plan(match)
             is_whole = match.up is not None and match.down is not None
             modules = [linear.module for linear in _linears(match)]
-            weights = plan.ffn_format(modules) if plan is not None and is_whole else plan and plan.ffn
+            weights: formats.FfnFormat | None = None
+            if plan is not None:
+                weights = plan.ffn_format(modules) if is_whole else plan.ffn
             stays_dense = self._dense.get(match.down.module, "") if match.down is not None else ""
             reason = match.reason or stays_dense or ("" if weights is not None else _integer_weights(match))
             name = ""
