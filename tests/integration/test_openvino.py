@@ -7,10 +7,10 @@ import subprocess
 import sys
 import venv
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
-import onnx_ir as ir
 import onnxruntime
 import pytest
 import torch
@@ -24,6 +24,7 @@ from support.onnx_text import D_FF, D_MODEL, model
 from prosparse_export import ExportOptions, OptimizeOptions, export_model, optimize_file
 from prosparse_export.export import decoder
 from prosparse_export.export.rounded_reference import stored_formats, with_stored_weights
+from prosparse_export.export.trace import Trace
 from prosparse_export.progress import no_progress
 from prosparse_models import Checkpoint, load_checkpoint
 
@@ -141,19 +142,19 @@ IN_4_BITS = [(name, "i4") for name in ("unaligned", "LLaMA (ReluLLaMA)", "OPT")]
 
 
 @pytest.fixture(scope="module")
-def traced(tmp_path_factory: pytest.TempPathFactory) -> Callable[[str], tuple[Path, Checkpoint, ir.Model]]:
+def traced(tmp_path_factory: pytest.TempPathFactory) -> Callable[[str], tuple[Path, Checkpoint, Trace]]:
     """Return a function from a model's name to its folder, checkpoint and traced graph, made once."""
 
     @functools.cache
-    def trace(name: str) -> tuple[Path, Checkpoint, ir.Model]:
+    def trace(name: str) -> tuple[Path, Checkpoint, Trace]:
         folder = tmp_path_factory.mktemp("model") / "m"
         if name == "unaligned":
             unaligned(folder)
         else:
             family(name).save(folder)
-        checkpoint, graph, _ = decoder._traced(folder, ExportOptions(), no_progress)
+        checkpoint, found, _ = decoder._traced(folder, ExportOptions(), no_progress)
         assert checkpoint.weights is not None  # an export does not round what stays in its files
-        return folder, checkpoint, graph
+        return folder, checkpoint, found
 
     return trace
 
@@ -162,14 +163,14 @@ def traced(tmp_path_factory: pytest.TempPathFactory) -> Callable[[str], tuple[Pa
 def test_openvino_runs_whole_models(
     name: str,
     stored: str,
-    traced: Callable[[str], tuple[Path, Checkpoint, ir.Model]],
+    traced: Callable[[str], tuple[Path, Checkpoint, Trace]],
     python: Path,
     tmp_path: Path,
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     """Two prompts, one left-padded; then one more token with the KV cache, as one graph of standard ONNX."""
-    folder, checkpoint, graph = traced(name)
-    monkeypatch.setattr(decoder, "_traced", lambda *_: (checkpoint, graph.clone(), None))
+    folder, checkpoint, found = traced(name)
+    monkeypatch.setattr(decoder, "_traced", lambda *_: (checkpoint, replace(found, graph=found.graph.clone()), None))
     options = ExportOptions(decomposed=True, weights=stored)  # type: ignore[arg-type]
     result = export_model(folder, tmp_path / "out" / "m.onnx", options)
     assert len(result.rewritten) == 1

@@ -193,7 +193,7 @@ def test_unknown_paths_and_methods(server: Server) -> None:
 
 
 def test_large_headers_are_refused(server: Server) -> None:
-    answer = httpx2.get(f"{server.url}/health", headers={"x-large": "a" * 100_000})
+    answer = httpx2.get(f"{server.url}/health", headers={"x-large": "a" * 20_000})
     assert answer.status_code == 431
     assert answer.json()["error"]["code"] == "headers_too_large"
 

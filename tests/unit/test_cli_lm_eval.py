@@ -4,11 +4,11 @@ from __future__ import annotations
 
 import pytest
 
-from prosparse_export.cli import lm_eval, training
+from prosparse_export.cli import extras, lm_eval
 
 
 def test_missing_extra(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
-    monkeypatch.setattr(training, "find_spec", lambda name: None)
+    monkeypatch.setattr(extras, "find_spec", lambda name: None)
     with pytest.raises(SystemExit) as caught:
         lm_eval.main()
     assert caught.value.code == 1
