@@ -187,7 +187,7 @@ def test_context_empty_prompt_and_other_bad_input(model: SparseModel) -> None:
 
 def test_without_a_manifest_or_a_context_length(demo_artifact: Path, model: SparseModel, tmp_path: Path) -> None:
     for path in demo_artifact.parent.iterdir():
-        if path.name not in ("prosparse.json", "config.json"):
+        if path.is_file() and path.name not in ("prosparse.json", "config.json"):
             shutil.copyfile(path, tmp_path / path.name)
     other = replace(load(tmp_path / demo_artifact.name, threads=1), stop=frozenset())
     assert (other.in_place, other.context) == (False, None)
