@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 import subprocess
 import sys
 from dataclasses import replace
@@ -54,8 +55,7 @@ def test_validation_fails_where_it_should(demo_folder: Path, demo_artifact: Path
 
 
 def test_validation_fails_on_a_changed_weight(demo_folder: Path, demo_artifact: Path, tmp_path: Path) -> None:
-    for path in demo_artifact.parent.iterdir():
-        (tmp_path / path.name).write_bytes(path.read_bytes())
+    shutil.copytree(demo_artifact.parent, tmp_path, dirs_exist_ok=True)
     model = onnx.load(tmp_path / demo_artifact.name)
     weight = next(i for i in model.graph.initializer if i.name == "model.layers.2.mlp.gate_proj.weight.bf16")
     array = onnx.numpy_helper.to_array(weight).copy()

@@ -148,7 +148,7 @@ def test_leaves_other_attention_alone(nodes: str, changes: list[tuple[str, str]]
     assert ops(model) == before
 
 
-@pytest.mark.parametrize("positions", [None, (32 << 20) // (DIM // 2 * 4) + 1], ids=["unknown", "too many"])
+@pytest.mark.parametrize("positions", [None, (128 << 20) // (DIM // 2 * 4) + 1], ids=["unknown", "too many"])
 def test_rope_needs_a_context_length_with_a_small_cache(positions: int | None) -> None:
     model = attention(PROJECTIONS + ROPE + ROTATE)
     before = ops(model)
