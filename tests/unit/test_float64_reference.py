@@ -13,6 +13,7 @@ from prosparse_export.validation.float64_reference import exact_ffn, gamma
 
 IMPORTS = {
     "graph_passes.dequantize",
+    "graph_passes.is_quantized",
     "graph_passes.formats.QUANT_GROUP",
     "prosparse_export.analysis.ffn_nodes.FfnNode",
     "prosparse_export.export.rounded_reference.stored_arrays",
