@@ -79,7 +79,7 @@ def read_layers(
     """
     scope = re.compile(rf"'{re.escape(path)}\.(\d+)'")
     layers = [LayerGraph(layer) for layer in traced]
-    place = {node: _place(node, scope) for node in graph}
+    place = _places(graph, scope)
     for node, position in place.items():
         if any(attribute.type in _SUBGRAPHS for attribute in node.attributes.values()):
             raise CannotStampError(f"{node.op_type} {node.name} contains a graph")
@@ -108,9 +108,23 @@ def read_layers(
 _SUBGRAPHS = (ir.AttributeType.GRAPH, ir.AttributeType.GRAPHS)
 
 
-def _place(node: ir.Node, scope: re.Pattern[str]) -> int | None:
-    match = scope.search(node.metadata_props.get(SCOPES, ""))
-    return int(match[1]) if match else None
+def _places(graph: ir.Graph, scope: re.Pattern[str]) -> dict[ir.Node, int | None]:
+    """Return the layer that each node is part of: by its module path, or because it lies between nodes of a layer."""
+    place: dict[ir.Node, int | None] = {}
+    after: dict[ir.Node, int] = {}  # nodes without a layer's path that read something of a layer
+    for node in graph:
+        match = scope.search(node.metadata_props.get(SCOPES, ""))
+        place[node] = int(match[1]) if match else None
+        if match is None:
+            producers = [value.producer() for value in node.inputs if value is not None]
+            sources = [after.get(p, place[p]) for p in producers if p is not None]
+            found = [source for source in sources if source is not None]
+            if found:
+                after[node] = max(found)
+    for node in reversed(list(after)):
+        if any(place[user] == after[node] for value in node.outputs for user, _ in value.uses()):
+            place[node] = after[node]
+    return place
 
 
 def _check_owner(

@@ -5,7 +5,7 @@ from __future__ import annotations
 import numpy as np
 import onnx_ir as ir
 import pytest
-from support.layered_graphs import NODES, layered, owned
+from support.layered_graphs import NODES, SCOPES, layered, owned
 
 from graph_passes.patterns.layer_copies import CannotStampError, carried_value, read_layers
 
@@ -42,6 +42,16 @@ def test_copies_take_one_value_from_the_layer_before() -> None:
 def test_what_is_no_copy(nodes: dict[int, str], reason: str) -> None:
     with pytest.raises(CannotStampError, match=reason):
         compare(layered(TRACED, nodes=nodes))
+
+
+def test_a_node_between_those_of_a_layer_belongs_to_it() -> None:
+    model = layered(TRACED)
+    for node in model.graph:
+        if node.op_type in ("Tanh", "ReduceMean"):
+            del node.metadata_props[SCOPES]
+    first, last = read_layers(model.graph, "model.layers", TRACED, owned(model, TRACED))
+    assert len(first.nodes) == len(last.nodes) == 7
+    assert compare(model) == "h0"
 
 
 def test_a_value_that_every_layer_reads_is_not_carried() -> None:
