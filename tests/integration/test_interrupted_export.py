@@ -15,15 +15,14 @@ pytestmark = pytest.mark.integration
 # Writing and checking a tiny model take milliseconds: hold them, so that the signal arrives in time.
 _SLOW = """
 import time
-from prosparse_export.artifact import writer
-from prosparse_export.export import check_logits
+from prosparse_export.export import export
 def slow(real):
     def held(*arguments, **options):
         time.sleep(20)
         return real(*arguments, **options)
     return held
-writer.write_artifact = slow(writer.write_artifact)
-check_logits.check_logits = slow(check_logits.check_logits)
+export.write_artifact = slow(export.write_artifact)
+export.check_logits = slow(export.check_logits)
 from prosparse_export.cli import export_command
 export_command()
 """
