@@ -12,6 +12,7 @@ import torch
 from numpy.typing import NDArray
 from transformers.pytorch_utils import Conv1D
 
+from prosparse_export.artifact.model_settings import context_in
 from prosparse_export.export.rounded_reference import as_stored
 from prosparse_export.progress import ProgressCallback
 from prosparse_export.quiet import quiet
@@ -101,7 +102,7 @@ def input_moments(checkpoint: Checkpoint, documents: Sequence[Document], progres
         for name, module in model.named_modules()
         if isinstance(module, torch.nn.Linear | Conv1D)
     ]
-    rows = [torch.from_numpy(row) for row in _rows(documents)]
+    rows = [torch.from_numpy(row) for row in _rows(documents, min(_ROW, context_in(checkpoint.config) or _ROW))]
     at_once = len(rows) if checkpoint.weights is not None else 1  # weights in files are read once
     try:
         with quiet(), as_stored(checkpoint, {}):
@@ -120,10 +121,10 @@ def input_moments(checkpoint: Checkpoint, documents: Sequence[Document], progres
     return InputMoments(found, tuple(documents), sum(row.numel() for row in rows))
 
 
-def _rows(documents: Sequence[Document]) -> list[NDArray[np.int64]]:
-    """Cut the text into rows of equal length, so that they can run as a batch."""
+def _rows(documents: Sequence[Document], longest: int) -> list[NDArray[np.int64]]:
+    """Cut the text into rows of equal length, at most ``longest``, so that they can run as a batch."""
     ids = np.concatenate([document.ids for document in documents])
-    length = min(_ROW, len(ids))
+    length = min(longest, len(ids))
     return list(ids[: len(ids) // length * length].reshape(-1, length))
 
 
