@@ -2,17 +2,22 @@
 
     python benchmarks/random_checkpoint.py llama-2-7b out/random-7b --sparsity 0.89
     python benchmarks/export_scale.py out/random-7b out/7b-i4/m.onnx --weights i4
+    python benchmarks/export_scale.py models/demo out/timed/m.onnx --against ../earlier --rounds 3
 
+With --against, another checkout of the project exports the same model in turns, and only times are printed. Both use
+the operator library of this environment unless PROSPARSE_OPS_LIBRARY and EARLIER_OPS_LIBRARY name one each.
 Anonymous memory (RssAnon) is what the export holds; pages of mapped files (RssFile) go when others need room. Linux.
 """
 
 from __future__ import annotations
 
+import os
 import subprocess
 import sys
 import threading
 import time
 from pathlib import Path
+from statistics import median
 
 import click
 
@@ -23,9 +28,44 @@ EVERY = 0.02  # seconds between samples
 @click.argument("model_dir", type=click.Path(path_type=Path, exists=True))
 @click.argument("output", type=click.Path(path_type=Path))
 @click.argument("options", nargs=-1)
-def main(model_dir: Path, output: Path, options: tuple[str, ...]) -> None:
+@click.option("--against", type=click.Path(path_type=Path, exists=True, file_okay=False), help="Another checkout.")
+@click.option("--rounds", type=click.IntRange(min=1), default=3, show_default=True, help="With --against.")
+def main(model_dir: Path, output: Path, options: tuple[str, ...], against: Path | None, rounds: int) -> None:
     """Export MODEL_DIR to OUTPUT, with OPTIONS of prosparse-export, and print what it took."""
-    command = [sys.executable, "-m", "prosparse_export", "export", str(model_dir), str(output), "--overwrite", *options]
+    if against is None:
+        measure(command_for(model_dir, output, options), output)
+    else:
+        compare(model_dir, output, options, against, rounds)
+
+
+def command_for(model_dir: Path, output: Path, options: tuple[str, ...]) -> list[str]:
+    """Return the command that exports a model."""
+    return [sys.executable, "-m", "prosparse_export", "export", str(model_dir), str(output), "--overwrite", *options]
+
+
+def compare(model_dir: Path, output: Path, options: tuple[str, ...], against: Path, rounds: int) -> None:
+    """Time exports by this checkout and by another one in turns, each into a folder of its own."""
+    trees = {"here": Path(__file__).parents[1], "earlier": against}
+    times: dict[str, list[float]] = {name: [] for name in trees}
+    for _ in range(rounds):
+        for name, tree in trees.items():
+            environment = {**os.environ, "PYTHONPATH": os.pathsep.join([str(tree), str(tree / "models")])}
+            if name == "earlier" and (library := os.environ.get("EARLIER_OPS_LIBRARY")):
+                environment["PROSPARSE_OPS_LIBRARY"] = library
+            command = command_for(model_dir.resolve(), output.resolve().parent / name / output.name, options)
+            began = time.perf_counter()  # -m imports from the working directory first
+            result = subprocess.run(command, env=environment, cwd=tree, capture_output=True, text=True)
+            if result.returncode:
+                raise SystemExit(result.stderr)
+            times[name].append(time.perf_counter() - began)
+    for name, seconds in times.items():
+        print(f"{name:8} {median(seconds):7.1f} s  [{min(seconds):.1f}, {max(seconds):.1f}]")
+    ratios = [before / now for now, before in zip(times["here"], times["earlier"], strict=True)]
+    print(f"speedup  {median(ratios):7.2f}    [{min(ratios):.2f}, {max(ratios):.2f}], {rounds} rounds in turns")
+
+
+def measure(command: list[str], output: Path) -> None:
+    """Print the time and the peak memory of each stage of an export."""
     began = time.perf_counter()
     process = subprocess.Popen(command, stderr=subprocess.PIPE, text=True)
     stages: list[tuple[float, str]] = []
