@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING
 import click
 
 from prosparse_export.cli.command import CONTEXT, ProSparseCommand
+from prosparse_export.cli.sampling_options import sampling_options
 
 if TYPE_CHECKING:
     from prosparse_export.runtime.chat import Chat
@@ -34,20 +35,7 @@ _HELP = "/reset forgets the conversation, /exit or Ctrl-D ends; Ctrl-C stops a r
 @click.argument("onnx_file", type=click.Path(path_type=Path))
 @click.option("--system", help="System message that begins the conversation.")
 @click.option("-n", "--max-new-tokens", type=click.IntRange(min=1), help="Tokens per reply.  [default: as many as fit]")
-@click.option(
-    "--temperature", type=click.FloatRange(min=0.0), default=0.0, show_default=True, help="0 means greedy decoding."
-)
-@click.option(
-    "--top-k",
-    type=click.IntRange(min=0),
-    default=0,
-    show_default=True,
-    help="Sample from the top k tokens; 0 means all.",
-)
-@click.option(
-    "--top-p", type=click.FloatRange(0.0, 1.0, min_open=True), default=1.0, show_default=True, help="Nucleus sampling."
-)
-@click.option("--seed", type=click.IntRange(min=0), help="Random seed for sampling.")
+@sampling_options
 @click.option("--chat-template", type=click.Path(path_type=Path), help="Jinja file to use instead of the model's.")
 @click.option("--threads", type=click.IntRange(min=1), help="Intra-op threads.  [default: one per physical core]")
 def chat_command(

@@ -9,6 +9,7 @@ from pathlib import Path
 import click
 
 from prosparse_export.cli.command import CONTEXT, ProSparseCommand
+from prosparse_export.cli.sampling_options import sampling_options
 from prosparse_export.errors import ProSparseError
 
 __all__ = ["generate_command"]
@@ -42,20 +43,7 @@ Examples:
 )
 @click.option("--chat", is_flag=True, help="PROMPT is a message to the assistant: apply the model's chat template.")
 @click.option("--stop", multiple=True, help="Stop at this text. Repeatable.")
-@click.option(
-    "--temperature", type=click.FloatRange(min=0.0), default=0.0, show_default=True, help="0 means greedy decoding."
-)
-@click.option(
-    "--top-k",
-    type=click.IntRange(min=0),
-    default=0,
-    show_default=True,
-    help="Sample from the top k tokens; 0 means all.",
-)
-@click.option(
-    "--top-p", type=click.FloatRange(0.0, 1.0, min_open=True), default=1.0, show_default=True, help="Nucleus sampling."
-)
-@click.option("--seed", type=click.IntRange(min=0), help="Random seed for sampling.")
+@sampling_options
 @click.option("--threads", type=click.IntRange(min=1), help="Intra-op threads.  [default: one per physical core]")
 @click.option("--spinning/--no-spinning", default=True, show_default=True, help="Let idle threads spin.")
 @click.option("--library/--no-library", default=True, show_default=True, help="Use the sparse kernels.")

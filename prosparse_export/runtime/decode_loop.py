@@ -24,6 +24,7 @@ from numpy.typing import NDArray
 from prosparse_export.errors import ProSparseError
 from prosparse_export.runtime.cache import CacheBuffers, cache_inputs
 from prosparse_export.runtime.sampling import Sampler
+from prosparse_export.runtime.session import run_bound
 
 __all__ = ["PREFILL_TOKENS", "Decoder", "decode_tokens"]
 
@@ -118,7 +119,7 @@ class Decoder:
             self._bind_inputs(io, ids[:, begin:end], mask[:, :end], positions[:, begin:end])
             io.bind_output(self._logits_name, "cpu")
             self._bind_cache(io)
-            self._run(io)
+            run_bound(self._session, io, self._path)
             results = io.get_outputs()
             self._keep(results)
             logits = results[0].numpy()[:, -1:]
@@ -149,7 +150,7 @@ class Decoder:
         if not self._in_place:
             self._mask = np.concatenate([self._mask, self._ones], axis=1)
             self._step.bind_ortvalue_input("attention_mask", _bound(self._mask))
-        self._run(self._step)
+        run_bound(self._session, self._step, self._path)
         if not self._in_place:
             self._keep(self._step.get_outputs())
             self._bind_cache(self._step)
@@ -207,15 +208,6 @@ class Decoder:
     def _keep(self, outputs: list[onnxruntime.OrtValue]) -> None:
         if not self._in_place:
             self._cache = dict(zip(self._present, outputs[1:], strict=True))
-
-    def _run(self, io: onnxruntime.IOBinding) -> None:
-        try:
-            self._session.run_with_iobinding(io)
-        except Exception as error:  # onnxruntime's exceptions have no common base class
-            raise ProSparseError(
-                f"model: {self._path}: {' '.join(str(error).split())}",
-                hint="check the token ids, free memory, and the files: `prosparse info ONNX_FILE --verify`",
-            ) from error
 
 
 def decode_tokens(

@@ -16,6 +16,7 @@ from numpy.typing import NDArray
 from prosparse_export.errors import ProSparseError
 from prosparse_export.runtime.cache import CacheBuffers, cache_inputs
 from prosparse_export.runtime.model import SparseModel
+from prosparse_export.runtime.session import run_bound
 
 __all__ = ["Block", "RowBatch"]
 
@@ -82,7 +83,7 @@ class RowBatch:
             np.ones((1, end), np.int64),
             np.arange(begin, end, dtype=np.int64)[None],
         )
-        self._run(io)
+        run_bound(self._session, io, self._path)
         self._mask[row, begin:end] = 1
         self.lengths[row] = end
         logits: NDArray[np.float32] = io.get_outputs()[0].numpy()[0, -1]
@@ -104,7 +105,7 @@ class RowBatch:
             self._positions[row, 0] = slot
             self._mask[row, slot] = 1
         io, logits = self._step(count)
-        self._run(io)
+        run_bound(self._session, io, self._path)
         for row in range(count):
             self.lengths[row] += 1
         if logits is None:  # the first step of this size: its output tells the vocabulary's size
@@ -181,12 +182,3 @@ class RowBatch:
         if self._cache.reserve(tokens):
             self._steps.clear()
             self._mask = np.pad(self._mask, ((0, 0), (0, self._cache.slots - self._mask.shape[1])))
-
-    def _run(self, io: onnxruntime.IOBinding) -> None:
-        try:
-            self._session.run_with_iobinding(io)
-        except Exception as error:  # onnxruntime's exceptions have no common base class
-            raise ProSparseError(
-                f"model: {self._path}: {' '.join(str(error).split())}",
-                hint="check the token ids, free memory, and the files: `prosparse info ONNX_FILE --verify`",
-            ) from error

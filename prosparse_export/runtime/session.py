@@ -12,7 +12,7 @@ from prosparse_export.errors import ProSparseError
 from prosparse_export.runtime.operator_library import disabled_optimizers, register
 from prosparse_export.runtime.threads import default_threads
 
-__all__ = ["open_session"]
+__all__ = ["open_session", "run_bound"]
 
 _CACHE_VERSION = (1, 27)
 
@@ -51,6 +51,21 @@ def open_session(
         )
     except Exception as error:  # onnxruntime's exceptions have no common base class
         raise _cannot_open(path, error) from error
+
+
+def run_bound(session: onnxruntime.InferenceSession, io: onnxruntime.IOBinding, path: Path) -> None:
+    """Run a session on bound inputs and outputs.
+
+    Raises:
+        ProSparseError: onnxruntime fails.
+    """
+    try:
+        session.run_with_iobinding(io)
+    except Exception as error:  # onnxruntime's exceptions have no common base class
+        raise ProSparseError(
+            f"model: {path}: {' '.join(str(error).split())}",
+            hint="check the token ids, free memory, and the files: `prosparse info ONNX_FILE --verify`",
+        ) from error
 
 
 def _check_version(path: Path, manifest: Manifest | None) -> None:

@@ -34,7 +34,7 @@ def test_values(function: str, exact: np.ufunc, prefix: str) -> None:
     for cache, factor, scale in zip(caches, (1.0, 0.5), (1.0, 1.5), strict=True):
         angles = np.arange(100)[:, None] * (FREQUENCIES * factor).numpy().astype(np.float64)
         assert cache.shape == (100, 3)
-        # The angle, its function and the product are rounded to float32: 2^-24 of at most 99, of 1, and of the scale.
+        # Rounded to float32: the angle, its cosine or sine, and that times the scale: 2^-24 of 99, 1, and scale.
         bound = scale * (np.abs(angles) + 4) * 2.0**-24
         assert (np.abs(cache - scale * exact(angles)) <= bound).all()
 
