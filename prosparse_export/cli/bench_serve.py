@@ -83,12 +83,14 @@ def bench_serving(
         progress("start", 0, 0)
         import numpy as np
 
+        from prosparse_export.artifact.integrity import check_model_path
         from prosparse_export.artifact.model_settings import require_tokenizer
         from prosparse_export.bench.serving import LoadOptions, launched, run_load
         from prosparse_export.bench.serving.render import as_text, plot
         from prosparse_export.text import default_text, read_text
 
         text = default_text() if text_file is None else read_text(text_file)
+        check_model_path(onnx_file)
         ids = np.asarray(require_tokenizer(onnx_file.parent).encode(text, add_special_tokens=False).ids, np.int64)
         options = LoadOptions(clients, rate, requests, prompt, answer, spread, seed, api_key if url else None)
         with contextlib.ExitStack() as stack:

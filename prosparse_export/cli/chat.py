@@ -54,10 +54,12 @@ def chat_command(
     Each reply sees the whole conversation. /reset forgets it, /exit or Ctrl-D ends, Ctrl-C stops a reply.
     """
     from prosparse_export.artifact.chat_template import require_chat_template
+    from prosparse_export.artifact.integrity import check_model_path
     from prosparse_export.runtime.chat import Chat
     from prosparse_export.runtime.model import SparseModel
     from prosparse_export.runtime.sampling import Sampling
 
+    check_model_path(onnx_file)
     template = require_chat_template(onnx_file.parent, chat_template)
     model = SparseModel.open(onnx_file, threads=threads)
     chat = Chat(model, template, Sampling(temperature, top_k, top_p, seed), max_new_tokens, system)
