@@ -74,6 +74,8 @@ def contents(wheel: Path, tag: str, *, runtime: bool) -> Iterator[tuple[str, byt
             data = archive.read(name)
             if name.endswith("/RECORD"):
                 continue  # WheelFile writes it
+            if runtime and name.startswith("optimum/"):
+                continue  # its command exports
             if name.endswith(".dist-info/WHEEL"):
                 lines = [line for line in data.decode().splitlines() if line and not line.startswith("Tag:")]
                 data = "\n".join([*lines, *(f"Tag: py3-none-{t}" for t in tag.split(".")), ""]).encode()
