@@ -21,6 +21,7 @@ import onnx_ir as ir
 from prosparse_export.artifact.integrity import sha256_file
 from prosparse_export.artifact.libraries import library_in_artifact
 from prosparse_export.artifact.manifest import MANIFEST, FileRecord
+from prosparse_export.artifact.platforms import LIBRARY_FILES
 from prosparse_export.atomic_write import disk_errors
 from prosparse_export.errors import ProSparseError
 from prosparse_export.progress import ProgressCallback, no_progress
@@ -157,12 +158,21 @@ def _check_alone(output: Path) -> None:
 
 def _recorded_files(manifest: Path) -> list[str]:
     """Return the files that a manifest of any format lists; nothing if it is missing or not JSON."""
+    return _recorded_names(manifest, "files")
+
+
+def _recorded_libraries(manifest: Path) -> list[str]:
+    """Return the paths of the libraries that a manifest lists; of our platforms only, whatever paths it states."""
+    return [library_in_artifact(name) for name in _recorded_names(manifest, "libraries") if name in LIBRARY_FILES]
+
+
+def _recorded_names(manifest: Path, key: str) -> list[str]:
     try:
         values = json.loads(manifest.read_text(encoding="utf-8"))
     except (OSError, ValueError):
         return []
-    files = values.get("files") if isinstance(values, dict) else None
-    return list(files) if isinstance(files, dict) else []
+    found = values.get(key) if isinstance(values, dict) else None
+    return list(found) if isinstance(found, dict) else []
 
 
 def _make_parents(folder: Path) -> list[Path]:
@@ -193,12 +203,13 @@ def _publish(staging: Path, output: Path, *, overwrite: bool) -> None:
                 hint="choose an empty folder or pass --overwrite",
             )
     _check_folders(names, output.parent)
+    old = [name for name in _recorded_libraries(output.parent / MANIFEST) if name not in names] if overwrite else []
     replaced = staging / ".replaced"
     moved: list[str] = []
     placed: list[Path] = []
     made: list[Path] = []
     try:
-        for name in reversed(names):  # the old graph first: it must never be next to new weights
+        for name in (*reversed(names), *old):  # the old graph first: it must never be next to new weights
             if (output.parent / name).exists():
                 (replaced / name).parent.mkdir(parents=True, exist_ok=True)
                 moved.append(name)
@@ -207,6 +218,10 @@ def _publish(staging: Path, output: Path, *, overwrite: bool) -> None:
             made += _make_parents((output.parent / name).parent)
             placed.append(output.parent / name)
             os.replace(staging / name, output.parent / name)
+        for name in old:
+            with contextlib.suppress(OSError):  # not empty: it has a file that is not ours
+                (output.parent / name).parent.rmdir()
+                (output.parent / name).parent.parent.rmdir()
     except BaseException:
         with _uninterrupted():
             for path in placed:
@@ -215,6 +230,7 @@ def _publish(staging: Path, output: Path, *, overwrite: bool) -> None:
                 folder.rmdir()
             for name in sorted(moved, key=lambda name: name == output.name):
                 if (replaced / name).exists():  # else the interruption came before it was moved
+                    (output.parent / name).parent.mkdir(parents=True, exist_ok=True)
                     os.replace(replaced / name, output.parent / name)
         raise
 

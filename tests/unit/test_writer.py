@@ -66,6 +66,45 @@ def test_an_overwrite_replaces_all(tmp_path: Path) -> None:
     assert contents(tmp_path) == {"m.onnx": "new", "m.onnx.data": "new", "extra": "new", **KEPT}
 
 
+WITH_LIBRARIES = {
+    **OLD,
+    "prosparse.json": json.dumps(
+        {"files": {"m.onnx": {}}, "libraries": {"linux-x86_64": {}, "macos-arm64": {}, "../x": {}}}
+    ),
+    "lib/linux-x86_64/libprosparse_ops.so": "old",
+    "lib/macos-arm64/libprosparse_ops.dylib": "old",
+    "lib/macos-arm64/notes.txt": "the user's",
+}
+NEW = {"m.onnx": "new", "m.onnx.data": "new", "prosparse.json": "{}"}
+
+
+def test_an_overwrite_removes_libraries_of_the_old_artifact_only(tmp_path: Path) -> None:
+    fill(tmp_path, WITH_LIBRARIES)
+    with artifact_folder(tmp_path / "m.onnx", overwrite=True) as staging:
+        fill(staging, NEW)
+    assert contents(tmp_path) == {**KEPT, **NEW, "lib/macos-arm64/notes.txt": "the user's"}
+    assert not (tmp_path / "lib" / "linux-x86_64").exists()  # the empty folder too
+
+
+@pytest.mark.parametrize("at", range(8))
+def test_an_interrupted_overwrite_leaves_the_old_libraries(
+    at: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    fill(tmp_path, WITH_LIBRARIES)
+    move, calls = os.replace, []
+
+    def interrupted(source: Path, target: Path) -> None:
+        calls.append(target)
+        if len(calls) == at + 1:
+            raise KeyboardInterrupt
+        move(source, target)
+
+    monkeypatch.setattr(os, "replace", interrupted)
+    with pytest.raises(KeyboardInterrupt), artifact_folder(tmp_path / "m.onnx", overwrite=True) as staging:
+        fill(staging, NEW)
+    assert contents(tmp_path) == WITH_LIBRARIES
+
+
 def test_new_folders_disappear_after_a_failure(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     move = os.replace
 
