@@ -7,13 +7,14 @@ from __future__ import annotations
 
 from typing import Annotated, Any, Literal, TypeVar
 
-from pydantic import BaseModel, ConfigDict, Field, StringConstraints, ValidationError
+from pydantic import BaseModel, ConfigDict, Field, StringConstraints, ValidationError, model_validator
 
 from prosparse_export.serve.errors import ApiError, invalid
 
 __all__ = ["ChatRequest", "CompletionRequest", "Message", "parse"]
 
 _MOST_CHOICES = 128
+_ALTERNATIVES = ("str", "constrained-str")  # pydantic's names for a union's texts; no field is called so
 _NonEmpty = Annotated[str, StringConstraints(min_length=1)]
 _TokenIds = Annotated[list[Annotated[int, Field(ge=0)]], Field(min_length=1)]
 _Stops = Annotated[list[_NonEmpty], Field(max_length=16)]
@@ -40,6 +41,12 @@ class _JsonSchema(_Strict):
 class _ResponseFormat(_Strict):
     type: Literal["text", "json_object", "json_schema"]
     json_schema: _JsonSchema | None = None
+
+    @model_validator(mode="after")
+    def _has_schema(self) -> _ResponseFormat:
+        if self.type == "json_schema" and self.json_schema is None:
+            raise ValueError("expected json_schema beside type json_schema")
+        return self
 
     def schema_to_follow(self) -> dict[str, Any] | None:
         """Return the JSON schema of the answer, or None for any text."""
@@ -163,5 +170,5 @@ def _first(error: ValidationError) -> ApiError:
 
 def _path(location: tuple[int | str, ...]) -> str:
     """Return the field's path, without the names of a union's alternatives."""
-    branches = [part for part in location if isinstance(part, str) and ("[" in part or part == "constrained-str")]
+    branches = [part for part in location if isinstance(part, str) and ("[" in part or part in _ALTERNATIVES)]
     return ".".join(str(part) for part in location if part not in branches)

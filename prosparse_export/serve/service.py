@@ -26,6 +26,8 @@ __all__ = ["Events", "Service"]
 Events: TypeAlias = "asyncio.Queue[tuple[int, Event]]"
 """Events of a request's texts, each with the number of its choice."""
 
+_RESERVED = {"messages", "tools", "add_generation_prompt", "self"}  # the last: it is render's own argument
+
 
 @dataclass(frozen=True)
 class Service:
@@ -110,9 +112,10 @@ class Service:
                 "messages",
                 "no_chat_template",
             )
-        reserved = {"messages", "tools", "add_generation_prompt"} & values.keys()
+        reserved = _RESERVED & values.keys()
         if reserved:
-            raise invalid(f"chat_template_kwargs: {sorted(reserved)[0]} is set by the server", "chat_template_kwargs")
+            message = f"chat_template_kwargs: {sorted(reserved)[0]} is set by the server"
+            raise invalid(message, "chat_template_kwargs", "invalid_value")
         try:
             return template.render([message.for_template() for message in messages], tools=tools, **values)
         except ChatTemplateError as error:
