@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib.util
 import os
 import subprocess
 import sys
@@ -21,8 +22,10 @@ LOADER = ROOT / "tests" / "producers" / "load_in_optimum.py"
 
 
 def optimum_cli(*words: object) -> subprocess.CompletedProcess[str]:
-    """Run optimum-cli with this checkout's registration, installed or not."""
-    paths = [str(ROOT / "packaging" / "namespace"), *filter(None, [os.environ.get("PYTHONPATH")])]
+    """Run optimum-cli with our registration: the installed one, else this checkout's (both at once would collide)."""
+    installed = importlib.util.find_spec("optimum.commands.register.register_prosparse") is not None
+    ours = [] if installed else [str(ROOT / "packaging" / "namespace")]
+    paths = [*ours, *filter(None, [os.environ.get("PYTHONPATH")])]
     command = [str(Path(sysconfig.get_path("scripts")) / "optimum-cli"), "export", "prosparse", *map(str, words)]
     environment = {**os.environ, "PYTHONPATH": os.pathsep.join(paths)}
     return subprocess.run(command, capture_output=True, text=True, check=False, env=environment)
