@@ -43,7 +43,7 @@ def create_app(service: Service) -> ASGIApp:
 
 
 class _Gate:
-    """Checks headers and key of every request, and counts answers by endpoint and status.
+    """Checks headers and key of every request, bounds the requests that run, and counts answers by endpoint and status.
 
     Args:
         app: answers the requests that pass.
@@ -53,6 +53,7 @@ class _Gate:
     def __init__(self, app: ASGIApp, service: Service) -> None:
         self._app, self._service = app, service
         self._keys = [key.encode() for key in service.keys]
+        self._running, self._most = 0, 4 * (service.rows + service.max_queue) + 16
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         if scope["type"] != "http":
@@ -70,7 +71,15 @@ class _Gate:
         if self._keys and scope["path"] not in _OPEN and not self._has_key(scope):
             error = ApiError(401, "Incorrect API key provided", code="invalid_api_key", headers=_BEARER)
             return await _api_error(None, error)(scope, receive, counted)
-        return await self._app(scope, receive, counted)
+        if self._running >= self._most and scope["path"] not in _OPEN:  # a full server is healthy
+            message = f"The server answers {self._running} requests already"
+            error = ApiError(503, message, code="too_many_requests", headers={"Retry-After": "1"})
+            return await _api_error(None, error)(scope, receive, counted)
+        self._running += 1
+        try:
+            return await self._app(scope, receive, counted)
+        finally:
+            self._running -= 1
 
     def _has_key(self, scope: Scope) -> bool:
         sent = dict(scope["headers"]).get(b"authorization", b"")

@@ -20,10 +20,11 @@ from prosparse_export.serve.engine import Engine
 from prosparse_export.serve.memory import MemoryNeeds, available_bytes, check_memory, memory_needs
 from prosparse_export.serve.metrics import Metrics
 from prosparse_export.serve.prefix_cache import PrefixCache
+from prosparse_export.serve.protocol import HttpProtocol
 from prosparse_export.serve.scheduler import Scheduler
 from prosparse_export.serve.service import Service
 
-__all__ = ["ServeOptions", "open_service", "serve"]
+__all__ = ["ServeOptions", "open_service", "serve", "uvicorn_config"]
 
 _UNKNOWN_CONTEXT = 2048
 
@@ -127,19 +128,6 @@ def serve(service: Service, options: ServeOptions, ready: Callable[[str], None])
     Raises:
         ProSparseError: the address cannot be used.
     """
-    config = uvicorn.Config(
-        create_app(service),
-        log_level="info" if options.log_requests else "warning",
-        access_log=options.log_requests,
-        server_header=False,
-        proxy_headers=False,
-        h11_max_incomplete_event_size=MAX_HEADERS,
-        http="h11",
-        ws="none",
-        lifespan="off",
-        limit_concurrency=4 * (options.max_batch + options.max_queue) + 16,
-        timeout_graceful_shutdown=max(1, round(options.drain)),
-    )
     with _listen(options) as listener:
         host, port = listener.getsockname()[:2]
         service.engine.start()
@@ -147,9 +135,25 @@ def serve(service: Service, options: ServeOptions, ready: Callable[[str], None])
         try:
             # uvicorn raises the signal again once it has shut down in order: that is what was asked for
             with contextlib.suppress(KeyboardInterrupt, SystemExit):
-                uvicorn.Server(config).run(sockets=[listener])
+                uvicorn.Server(uvicorn_config(service, options)).run(sockets=[listener])
         finally:
             service.engine.stop()
+
+
+def uvicorn_config(service: Service, options: ServeOptions) -> uvicorn.Config:
+    """Return how uvicorn runs the application."""
+    return uvicorn.Config(
+        create_app(service),
+        log_level="info" if options.log_requests else "warning",
+        access_log=options.log_requests,
+        server_header=False,
+        proxy_headers=False,
+        h11_max_incomplete_event_size=MAX_HEADERS,
+        http=HttpProtocol,
+        ws="none",
+        lifespan="off",
+        timeout_graceful_shutdown=max(1, round(options.drain)),
+    )
 
 
 def _listen(options: ServeOptions) -> socket.socket:
