@@ -16,6 +16,7 @@ from typing import Any
 from tokenizers import Tokenizer
 
 from prosparse_export.serve.job import Done, TokenLogprobs
+from prosparse_export.serve.tool_calls import split_tool_calls
 
 __all__ = ["Answer", "Choice", "usage"]
 
@@ -37,10 +38,11 @@ class Answer:
         tokenizer: for the texts of tokens in log probabilities.
         chat: a chat completion, not a completion.
         logprobs: log probabilities were asked for.
+        tools: the request has tools, so a whole chat completion may have calls.
     """
 
-    def __init__(self, name: str, tokenizer: Tokenizer, *, chat: bool, logprobs: bool) -> None:
-        self._chat, self._wants_logprobs = chat, logprobs
+    def __init__(self, name: str, tokenizer: Tokenizer, *, chat: bool, logprobs: bool, tools: bool = False) -> None:
+        self._chat, self._wants_logprobs, self._tools = chat, logprobs, tools
         self._tokens = _TokenTexts(tokenizer)
         self._head = {"id": f"{'chatcmpl' if chat else 'cmpl'}-{uuid.uuid4().hex}", "created": int(time.time())}
         self._model = name
@@ -78,9 +80,15 @@ class Answer:
     def _choice(self, number: int, choice: Choice) -> dict[str, Any]:
         assert choice.done is not None
         told = self._logprobs(choice.logprobs, 0) if self._wants_logprobs else None
-        rest = {"index": number, "logprobs": told, "finish_reason": choice.done.reason}
+        rest: dict[str, Any] = {"index": number, "logprobs": told, "finish_reason": choice.done.reason}
         if self._chat:
-            return {"message": {"role": "assistant", "content": choice.text, "refusal": None}, **rest}
+            content, calls = split_tool_calls(choice.text) if self._tools else (choice.text, [])
+            message: dict[str, Any] = {"role": "assistant", "content": content, "refusal": None}
+            if calls:
+                message["tool_calls"] = calls
+                if choice.done.reason == "stop":
+                    rest["finish_reason"] = "tool_calls"
+            return {"message": message, **rest}
         return {"text": choice.text, **rest}
 
     def _chunk(self, number: int, content: object, logprobs: object, reason: str | None) -> dict[str, Any]:

@@ -48,7 +48,7 @@ async def chat_completions(request: Request) -> Any:
     ids = await asyncio.to_thread(service.tokenize, prompt, special=False)
     limit = body.max_tokens if body.max_completion_tokens is None else body.max_completion_tokens
     jobs, events = service.submit(body, [ids], limit, (body.top_logprobs or 0) if body.logprobs else None)
-    answer = _answer(service, chat=True, logprobs=bool(body.logprobs))
+    answer = _answer(service, chat=True, logprobs=bool(body.logprobs), tools=bool(tools))
     return await _respond(request, body, jobs, events, answer, len(ids))
 
 
@@ -87,9 +87,9 @@ def _model(service: Service) -> dict[str, Any]:
     }
 
 
-def _answer(service: Service, *, chat: bool, logprobs: bool) -> Answer:
+def _answer(service: Service, *, chat: bool, logprobs: bool, tools: bool = False) -> Answer:
     assert service.model.tokenizer is not None
-    return Answer(service.name, service.model.tokenizer, chat=chat, logprobs=logprobs)
+    return Answer(service.name, service.model.tokenizer, chat=chat, logprobs=logprobs, tools=tools)
 
 
 async def _respond(

@@ -10,6 +10,7 @@ from typing import Annotated, Any, Literal, TypeVar
 from pydantic import BaseModel, ConfigDict, Field, StringConstraints, ValidationError, model_validator
 
 from prosparse_export.serve.errors import ApiError, invalid
+from prosparse_export.serve.tool_calls import for_template
 
 __all__ = ["ChatRequest", "CompletionRequest", "Message", "parse"]
 
@@ -121,10 +122,12 @@ class Message(BaseModel):
     content: str | list[_Part] | None = None
 
     def for_template(self) -> dict[str, Any]:
-        """Return the message with its content as one string."""
+        """Return the message with its content as one string and the arguments of tool calls as objects."""
         values = self.model_dump(exclude_none=True)
         if isinstance(self.content, list):
             values["content"] = "".join(part.text for part in self.content)
+        if "tool_calls" in values:
+            values["tool_calls"] = for_template(values["tool_calls"])
         return {"content": "", **values}
 
 
