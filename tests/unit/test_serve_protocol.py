@@ -19,7 +19,7 @@ from support.http_service import Texts, make_service
 from prosparse_export.serve import protocol, read_body
 from prosparse_export.serve.app import create_app
 from prosparse_export.serve.errors import ApiError
-from prosparse_export.serve.server import ServeOptions, uvicorn_config
+from prosparse_export.serve.server import ServeOptions, listen, uvicorn_config
 
 SECONDS = 0.5
 
@@ -150,3 +150,21 @@ def test_requests_beyond_the_limit() -> None:
         last.cancel()
 
     asyncio.run(scenario())
+
+
+def test_connections_send_tokens_at_once() -> None:
+    async def scenario() -> int:
+        set_by: asyncio.Future[int] = asyncio.get_running_loop().create_future()
+
+        def accepted(_: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+            connection = writer.get_extra_info("socket")
+            set_by.set_result(connection.getsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY))
+            writer.close()
+
+        with listen(ServeOptions(port=0)) as listener:
+            async with await asyncio.start_server(accepted, sock=listener):
+                _, writer = await asyncio.open_connection(*listener.getsockname())
+                writer.close()
+                return await asyncio.wait_for(set_by, 5)
+
+    assert asyncio.run(scenario()) != 0
