@@ -34,14 +34,9 @@ def contents(folder: Path) -> dict[str, str]:
     return {path.relative_to(folder).as_posix(): path.read_text() for path in folder.rglob("*") if path.is_file()}
 
 
-@pytest.mark.parametrize("at", range(2 * len(OLD)))
-@pytest.mark.parametrize("error", [KeyboardInterrupt, OSError])
-def test_an_interrupted_overwrite_leaves_the_old_artifact(
-    at: int, error: type[BaseException], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    folder = tmp_path / "out"
-    fill(folder, OLD)
-    move, calls = os.replace, []
+def interrupt_move(monkeypatch: pytest.MonkeyPatch, at: int, error: type[BaseException]) -> list[Path]:
+    """Let move number ``at`` raise; return the targets of all moves, as they come."""
+    move, calls = os.replace, list[Path]()
 
     def interrupted(source: Path, target: Path) -> None:
         calls.append(target)
@@ -50,6 +45,17 @@ def test_an_interrupted_overwrite_leaves_the_old_artifact(
         move(source, target)
 
     monkeypatch.setattr(os, "replace", interrupted)
+    return calls
+
+
+@pytest.mark.parametrize("at", range(2 * len(OLD)))
+@pytest.mark.parametrize("error", [KeyboardInterrupt, OSError])
+def test_an_interrupted_overwrite_leaves_the_old_artifact(
+    at: int, error: type[BaseException], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    folder = tmp_path / "out"
+    fill(folder, OLD)
+    calls = interrupt_move(monkeypatch, at, error)
     with (
         pytest.raises((KeyboardInterrupt, ProSparseError)),
         artifact_folder(folder / "m.onnx", overwrite=True) as staging,
@@ -91,15 +97,7 @@ def test_an_interrupted_overwrite_leaves_the_old_libraries(
     at: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     fill(tmp_path, WITH_LIBRARIES)
-    move, calls = os.replace, []
-
-    def interrupted(source: Path, target: Path) -> None:
-        calls.append(target)
-        if len(calls) == at + 1:
-            raise KeyboardInterrupt
-        move(source, target)
-
-    monkeypatch.setattr(os, "replace", interrupted)
+    interrupt_move(monkeypatch, at, KeyboardInterrupt)
     with pytest.raises(KeyboardInterrupt), artifact_folder(tmp_path / "m.onnx", overwrite=True) as staging:
         fill(staging, NEW)
     assert contents(tmp_path) == WITH_LIBRARIES
