@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import onnx_ir as ir
+
 from graph_passes.formats import FFN_FORMATS, FORMATS, FfnFormat, Format
 
 __all__ = [
@@ -13,6 +15,7 @@ __all__ = [
     "format_in",
     "linear",
     "names",
+    "operators_of",
     "sparse_ffn",
     "sparse_gated_ffn",
     "without_format",
@@ -46,6 +49,12 @@ def names() -> tuple[str, ...]:
     """Return the names of all operators."""
     ffns = tuple(kind(weights) for kind in (sparse_gated_ffn, sparse_ffn) for weights in FFN_FORMATS)
     return (*ffns, *(linear(weights) for weights in FORMATS))
+
+
+def operators_of(*models: ir.Model) -> tuple[str, ...]:
+    """Return the names of our operators that the graphs use, in alphabetical order."""
+    nodes = (node for model in models for node in model.graph.all_nodes())
+    return tuple(sorted({node.op_type for node in nodes if node.domain == DOMAIN}))
 
 
 def format_in(op: str) -> FfnFormat:

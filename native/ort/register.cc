@@ -50,7 +50,7 @@ PROSPARSE_EXPORT prosparse::ort::Status* RegisterCustomOps(OrtSessionOptions* op
 // Read from the file without loading it (prosparse_export/artifact/libraries.py). volatile keeps the text in one piece.
 static const char* const volatile version_mark = "prosparse_ops version " PROSPARSE_VERSION;
 
-// JSON: version, isa_compiled, isa_supported, isa_used (null if PROSPARSE_ISA cannot run), error.
+// JSON: version, operators, isa_compiled, isa_supported, isa_used (null if PROSPARSE_ISA cannot run), error.
 PROSPARSE_EXPORT const char* prosparse_ops_info(void) {
   thread_local std::string text;  // valid until the thread's next call
   try {
@@ -59,7 +59,11 @@ PROSPARSE_EXPORT const char* prosparse_ops_info(void) {
     std::string error;
     for (const char c : choice.error) error += c == '"' || c == '\\' ? '\'' : c;
     const char* const version = version_mark + std::strlen("prosparse_ops version ");
-    text = std::string("{\"version\": \"") + version + "\", \"isa_compiled\": [" +
+    std::string operators;
+    for (const auto* const* op = prosparse::ort::custom_ops(); *op != nullptr; ++op) {
+      operators += std::string(operators.empty() ? "\"" : ", \"") + (*op)->GetName(*op) + "\"";
+    }
+    text = std::string("{\"version\": \"") + version + "\", \"operators\": [" + operators + "], \"isa_compiled\": [" +
            prosparse::variant_names(false, "\"") + "], \"isa_supported\": [" + prosparse::variant_names(true, "\"") +
            "], \"isa_used\": " + used + ", \"error\": " + (error.empty() ? "null" : "\"" + error + "\"") + "}";
     return text.c_str();

@@ -11,10 +11,17 @@ int main() {
   size_t cases = 0;
 #if defined(__x86_64__) && defined(__GNUC__) && !defined(__clang__)
   ++cases;  // our reading of CPUID against gcc's
-  CHECK(has_avx2() == (__builtin_cpu_supports("avx2") && __builtin_cpu_supports("fma")), "AVX2");
-  CHECK(has_avx512() == (__builtin_cpu_supports("avx512bw") && __builtin_cpu_supports("avx512vl")), "AVX-512");
+  const bool avx2 = __builtin_cpu_supports("avx2") && __builtin_cpu_supports("fma") && __builtin_cpu_supports("f16c");
+  CHECK(has_avx2() == avx2, "AVX2");
+  const bool avx512 = __builtin_cpu_supports("avx512f") && __builtin_cpu_supports("avx512bw") &&
+                      __builtin_cpu_supports("avx512dq") && __builtin_cpu_supports("avx512vl");
+  CHECK(has_avx512() == avx512, "AVX-512");
   CHECK(has_vnni() == (has_avx512() && __builtin_cpu_supports("avx512vnni")), "VNNI");
   CHECK(is_intel() == (__builtin_cpu_is("intel") != 0), "vendor");
+#if defined(PROSPARSE_AMX)  // the operating system may deny what the processor has
+  const bool amx = __builtin_cpu_supports("amx-tile") && __builtin_cpu_supports("amx-bf16");
+  CHECK(!has_amx() || (has_vnni() && amx), "AMX");
+#endif
 #endif
   for (const Variant& variant : compiled_variants()) {
     const Choice choice = choose_variant(variant.kernels->isa);

@@ -167,6 +167,7 @@ class Manifest:
         source: what the artifact was made from.
         versions: packages that made it.
         opset_imports: opset version by domain.
+        operators: names of our operators in the graphs.
         weight_format: format of the rewritten FFNs' weights; None if they keep the source's float type. Operator names
             in ``ffns`` state each FFN's own.
         ffns: every FFN found in the graph.
@@ -194,6 +195,7 @@ class Manifest:
     source: ModelFolderSource | OnnxFileSource
     versions: dict[str, str]
     opset_imports: dict[str, int]
+    operators: tuple[str, ...] = ()
     weight_format: str | None = None
     ffns: tuple[FfnRecord, ...] = ()
     decomposed: bool = False

@@ -87,7 +87,7 @@ def generate_command(
     from prosparse_export.runtime.sampling import Sampling
 
     if library:
-        problem = usable_library(required=require_library)
+        problem = usable_library(onnx_file, required=require_library)
         library = problem is None
         if problem is not None:
             click.echo(f"{problem}; running without it, densely", err=True)

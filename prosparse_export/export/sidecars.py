@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from graph_passes import parts_of
+from graph_passes.custom_ops import operators_of
 from prosparse_export.artifact.genai_config import GENAI_CONFIG, genai_config
 from prosparse_export.artifact.integrity import sha256_file
 from prosparse_export.artifact.json_records import from_json
@@ -51,6 +52,7 @@ def export_manifest(folder: Path, output: Path, model: RewrittenModel, options: 
         ),
         versions={name: version(name) for name in _PACKAGES},
         opset_imports=dict(sorted(graph.opset_imports.items())),
+        operators=operators_of(*model.graphs),
         weight_format=model.plan.ffn,
         ffns=tuple(FfnRecord(**vars(outcome)) for outcome in model.outcomes),
         decomposed=options.decomposed,

@@ -11,7 +11,7 @@ from pathlib import Path
 import onnx_ir as ir
 
 from graph_passes import FfnFormat, FfnOutcome, optimize_pipeline
-from graph_passes.custom_ops import DOMAIN, format_in, names
+from graph_passes.custom_ops import DOMAIN, format_in, names, operators_of
 from prosparse_export.artifact.integrity import missing_model, sha256_file
 from prosparse_export.artifact.manifest import FfnRecord, FileRecord, Manifest, OnnxFileSource, write_manifest
 from prosparse_export.artifact.measured_records import OutputCheck
@@ -173,6 +173,7 @@ def _manifest(
         source=OnnxFileSource(source.name, sha256_file(source), model.producer_name or ""),
         versions={name: version(name) for name in ("prosparse-export", "onnx", "onnx-ir", "onnxruntime")},
         opset_imports=dict(sorted(model.opset_imports.items())),
+        operators=operators_of(model),
         ffns=tuple(FfnRecord(**vars(outcome)) for outcome in outcomes),
         decomposed=options.decomposed,
         already_sparse=dict(sorted(Counter(already).items())),

@@ -13,7 +13,7 @@ from pathlib import Path
 import onnxruntime
 
 from prosparse_export.artifact.libraries import check_whole
-from prosparse_export.artifact.manifest import Manifest
+from prosparse_export.artifact.manifest import Manifest, read_manifest
 from prosparse_export.artifact.platforms import library_file, this_platform
 from prosparse_export.errors import ProSparseError
 
@@ -22,6 +22,7 @@ __all__ = [
     "ISA_HINT",
     "LibraryInfo",
     "check_library",
+    "check_operators",
     "disabled_optimizers",
     "library_folders",
     "library_info",
@@ -43,6 +44,7 @@ class LibraryInfo:
     Attributes:
         path: the shared library.
         version: its version.
+        operators: the operators that it implements.
         isa_compiled: compiled variants, best first.
         isa_supported: the variants that this machine can run.
         isa_used: the variant that will run; None if PROSPARSE_ISA names one that cannot.
@@ -51,6 +53,7 @@ class LibraryInfo:
 
     path: Path
     version: str
+    operators: tuple[str, ...]
     isa_compiled: tuple[str, ...]
     isa_supported: tuple[str, ...]
     isa_used: str | None
@@ -114,6 +117,7 @@ def library_info() -> LibraryInfo:
     return LibraryInfo(
         path=path,
         version=values["version"],
+        operators=tuple(values.get("operators", ())),
         isa_compiled=tuple(values["isa_compiled"]),
         isa_supported=tuple(values["isa_supported"]),
         isa_used=values["isa_used"],
@@ -130,6 +134,27 @@ def check_library() -> None:
     library = library_info()
     if library.isa_used is None:
         raise ProSparseError(f"operator library: {library.path}: {library.error}", hint=ISA_HINT)
+
+
+def check_operators(path: Path, manifest: Manifest | None) -> None:
+    """Check that the library implements the operators of the artifact ``path``.
+
+    onnxruntime would run the function bodies of the others, densely and without a word.
+
+    Raises:
+        ProSparseError: it lacks some; names them.
+    """
+    if manifest is None or not manifest.operators:
+        return
+    library = library_info()
+    missing = sorted(set(manifest.operators) - set(library.operators))
+    if missing:
+        raise ProSparseError(
+            f"operator library: {library.path}: expected the operators of {path}, got version {library.version} "
+            f"without {', '.join(missing)}",
+            hint=f"install prosparse-export {manifest.versions.get('prosparse-export', '')} or newer (in a checkout: "
+            "`pip install .`); `prosparse generate --no-library` runs the function bodies, densely",
+        )
 
 
 def register(session_options: onnxruntime.SessionOptions) -> None:
@@ -157,8 +182,10 @@ def register(session_options: onnxruntime.SessionOptions) -> None:
     session_options.add_session_config_entry(_MARK, "1")
 
 
-def usable_library(*, required: bool) -> str | None:
-    """Check the operator library; return None if it can run, else why not, so that a caller can run densely.
+def usable_library(path: Path, *, required: bool) -> str | None:
+    """Check the operator library for the artifact ``path``; return None if it can run, else why not.
+
+    So a caller can run densely.
 
     Raises:
         ProSparseError: it cannot run, and ``required``, PROSPARSE_OPS_LIBRARY or PROSPARSE_ISA asks for it: a forced
@@ -166,6 +193,7 @@ def usable_library(*, required: bool) -> str | None:
     """
     try:
         check_library()
+        check_operators(path, read_manifest(path))
     except ProSparseError as error:
         if required or os.environ.get("PROSPARSE_OPS_LIBRARY") or os.environ.get("PROSPARSE_ISA"):
             raise

@@ -9,7 +9,7 @@ import onnxruntime
 from prosparse_export.artifact.integrity import check_files, check_model_path
 from prosparse_export.artifact.manifest import Manifest, read_manifest
 from prosparse_export.errors import ProSparseError
-from prosparse_export.runtime.operator_library import disabled_optimizers, register
+from prosparse_export.runtime.operator_library import check_operators, disabled_optimizers, register
 from prosparse_export.runtime.threads import default_threads
 
 __all__ = ["open_session", "run_bound"]
@@ -29,7 +29,7 @@ def open_session(
     """Check the artifact's files and return a session; for the arguments see `SparseModel.open`.
 
     Raises:
-        ProSparseError: a file is missing or damaged, or onnxruntime cannot open it.
+        ProSparseError: a file is missing or damaged, the library lacks an operator, or onnxruntime cannot open it.
     """
     check_model_path(path)
     check_files(path, verify=verify)
@@ -44,6 +44,7 @@ def open_session(
         options.intra_op_num_threads = threads
     if library:
         register(options)
+        check_operators(path, manifest)
     disabled = disabled_optimizers(path, manifest, library=library)
     try:
         return onnxruntime.InferenceSession(

@@ -15,6 +15,7 @@ import onnx
 import onnxruntime
 import pytest
 from numpy.typing import NDArray
+from support import operator_cases
 from support.graphs import weights_model
 from support.kernels import U, gamma, session
 
@@ -248,6 +249,16 @@ def test_register_is_idempotent_and_per_object() -> None:
         onnxruntime.InferenceSession(model.SerializeToString(), options)
     with pytest.raises(Exception, match="SparseFFNF32"):
         onnxruntime.InferenceSession(model.SerializeToString(), onnxruntime.SessionOptions())
+
+
+def test_the_library_states_the_operators_that_it_registers() -> None:
+    assert sorted(library_info().operators) == sorted(custom_ops.names())
+    for kind, weights in operator_cases.CASES:  # without function bodies only the library can run them
+        inputs, _ = operator_cases.make(kind, weights, 32, 32, np.random.default_rng(0))
+        attributes = {} if kind == "linear" else {"activation": "relu", "threshold": 0.0}
+        model = weights_model(operator_cases.KINDS[kind](weights), inputs, 2, **attributes)
+        del model.functions[:]
+        session(model, library=True)
 
 
 def test_library_exports_two_names_only() -> None:

@@ -40,6 +40,7 @@ FULL = Manifest(
     source=ModelFolderSource("float16", {"config.json": "00"}, "llama"),
     versions={"torch": "2.9"},
     opset_imports={"": 20, "com.prosparse": 1},
+    operators=("LinearI4", "SparseGatedFFNI4"),
     weight_format="i4",
     ffns=(SPARSE, DENSE),
     decomposed=True,

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from dataclasses import replace
 from pathlib import Path
 from types import SimpleNamespace
@@ -9,15 +10,19 @@ from types import SimpleNamespace
 import onnx
 import onnxruntime
 import pytest
+from support.manifests import SMALL
 
+from prosparse_export.artifact.manifest import read_manifest, write_manifest
 from prosparse_export.errors import ProSparseError
-from prosparse_export.runtime import operator_library
+from prosparse_export.runtime import operator_library, session
 from prosparse_export.runtime.operator_library import (
     check_library,
+    check_operators,
     disabled_optimizers,
     library_info,
     library_path,
     register,
+    usable_library,
 )
 
 
@@ -69,6 +74,50 @@ def test_a_variant_that_cannot_run(monkeypatch: pytest.MonkeyPatch) -> None:
     with pytest.raises(ProSparseError, match="PROSPARSE_ISA=x cannot run here") as caught:
         check_library()
     assert "unset PROSPARSE_ISA" in str(caught.value.hint)
+
+
+@pytest.fixture
+def older_library(monkeypatch: pytest.MonkeyPatch) -> None:
+    older = replace(library_info(), version="0.0.9", operators=("SparseGatedFFNF32",))
+    monkeypatch.setattr(operator_library, "library_info", lambda: older)
+    monkeypatch.delenv("PROSPARSE_OPS_LIBRARY", raising=False)
+    monkeypatch.delenv("PROSPARSE_ISA", raising=False)
+
+
+@pytest.fixture
+def newer_artifact(tmp_path: Path) -> Path:
+    manifest = replace(SMALL, operators=("LinearI4", "SparseGatedFFNF32"), versions={"prosparse-export": "0.2.0"})
+    write_manifest(tmp_path, manifest)
+    return tmp_path / "m.onnx"
+
+
+@pytest.mark.usefixtures("older_library")
+def test_a_library_that_lacks_an_operator(newer_artifact: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    expected = rf".*: expected the operators of {newer_artifact}, got version 0\.0\.9 without LinearI4$"
+    with pytest.raises(ProSparseError, match=expected) as caught:
+        check_operators(newer_artifact, read_manifest(newer_artifact))
+    assert "install prosparse-export 0.2.0 or newer" in str(caught.value.hint)
+    assert re.match(expected, usable_library(newer_artifact, required=False) or "")  # then it runs densely
+    with pytest.raises(ProSparseError, match=expected):
+        usable_library(newer_artifact, required=True)
+    monkeypatch.setenv("PROSPARSE_ISA", "scalar")
+    with pytest.raises(ProSparseError, match=expected):
+        usable_library(newer_artifact, required=False)
+
+
+@pytest.mark.usefixtures("older_library")
+def test_a_session_refuses_it(newer_artifact: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    newer_artifact.write_bytes(b"")
+    monkeypatch.setattr(session, "check_files", lambda *_, **__: None)
+    with pytest.raises(ProSparseError, match=r"without LinearI4$"):
+        session.open_session(newer_artifact)
+
+
+@pytest.mark.usefixtures("older_library")
+def test_operators_that_an_older_library_knows(newer_artifact: Path) -> None:
+    check_operators(newer_artifact, None)
+    check_operators(newer_artifact, SMALL)
+    check_operators(newer_artifact, replace(SMALL, operators=("SparseGatedFFNF32",)))
 
 
 def test_registering_twice_has_no_effect() -> None:
