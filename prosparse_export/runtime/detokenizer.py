@@ -9,7 +9,7 @@ from tokenizers.decoders import DecodeStream
 
 from prosparse_export.errors import ProSparseError
 
-__all__ = ["Detokenizer", "stop_strings"]
+__all__ = ["Detokenizer", "partial_match", "stop_strings"]
 
 
 def stop_strings(stop: str | Sequence[str]) -> tuple[str, ...]:
@@ -53,7 +53,7 @@ class Detokenizer:
         if found:
             self.ended, self._held = True, ""
             return text[: min(found)]
-        begin = min((_partial_match(text, stop) for stop in self._stop), default=len(text))
+        begin = min((partial_match(text, stop) for stop in self._stop), default=len(text))
         self._held = text[begin:]
         return text[:begin]
 
@@ -63,7 +63,7 @@ class Detokenizer:
         return text
 
 
-def _partial_match(text: str, stop: str) -> int:
+def partial_match(text: str, stop: str) -> int:
     """Return the start of the longest suffix of ``text`` that is a prefix of ``stop``, or the length of ``text``."""
     for at in range(max(0, len(text) - len(stop) + 1), len(text)):
         if stop.startswith(text[at:]):

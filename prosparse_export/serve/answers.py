@@ -16,7 +16,7 @@ from typing import Any
 from tokenizers import Tokenizer
 
 from prosparse_export.serve.job import Done, TokenLogprobs
-from prosparse_export.serve.tool_calls import split_tool_calls
+from prosparse_export.serve.tool_calls import Call, CallSplitter
 
 __all__ = ["Answer", "Choice", "usage"]
 
@@ -38,7 +38,7 @@ class Answer:
         tokenizer: for the texts of tokens in log probabilities.
         chat: a chat completion, not a completion.
         logprobs: log probabilities were asked for.
-        tools: the request has tools, so a whole chat completion may have calls.
+        tools: the request has tools, so an answer may have calls.
     """
 
     def __init__(self, name: str, tokenizer: Tokenizer, *, chat: bool, logprobs: bool, tools: bool = False) -> None:
@@ -47,6 +47,7 @@ class Answer:
         self._head = {"id": f"{'chatcmpl' if chat else 'cmpl'}-{uuid.uuid4().hex}", "created": int(time.time())}
         self._model = name
         self._offsets: dict[int, int] = {}
+        self._splitters: dict[int, CallSplitter] = {}
 
     def whole(self, choices: Sequence[Choice], prompt_tokens: int) -> dict[str, Any]:
         """Return the answer without streaming."""
@@ -58,16 +59,34 @@ class Answer:
         """Return the chunk that begins a choice, if there is one."""
         return self._chunk(number, {"role": "assistant", "content": ""}, None, None) if self._chat else None
 
-    def chunk(self, number: int, text: str, logprobs: TokenLogprobs | None) -> dict[str, Any]:
-        """Return the chunk of a piece of text."""
-        found = [] if logprobs is None else [logprobs]
-        told = self._logprobs(found, self._offsets.get(number, 0)) if self._wants_logprobs else None
+    def chunks(self, number: int, text: str, logprobs: TokenLogprobs | None) -> list[dict[str, Any]]:
+        """Return the chunks of a piece of text: none if it tells nothing yet."""
+        told = None
+        if self._wants_logprobs and logprobs is not None:
+            told = self._logprobs([logprobs], self._offsets.get(number, 0))
         self._offsets[number] = self._offsets.get(number, 0) + len(text)
-        return self._chunk(number, {"content": text} if self._chat else text, told, None)
+        calls = self._splitter(number).calls
+        parts = self._splitter(number).add(text) if self._tools else [text] * bool(text)
+        chunks = []
+        for part in parts or [""] * (told is not None):
+            chunks.append(self._chunk(number, self._delta(part, calls), told, None))
+            calls, told = calls + isinstance(part, dict), None
+        return chunks
 
-    def last_chunk(self, number: int, done: Done) -> dict[str, Any]:
-        """Return the chunk that ends a choice."""
-        return self._chunk(number, {} if self._chat else "", None, done.reason)
+    def last_chunks(self, number: int, done: Done) -> list[dict[str, Any]]:
+        """Return the chunks that end a choice."""
+        splitter = self._splitter(number)
+        rest = [self._chunk(number, self._delta(part, 0), None, None) for part in splitter.end()]
+        return [*rest, self._chunk(number, {} if self._chat else "", None, _reason(done, splitter))]
+
+    def _delta(self, part: str | Call, calls: int) -> object:
+        """Return the content of a chunk; ``calls`` is the number of the choice's calls before it."""
+        if isinstance(part, dict):
+            return {"tool_calls": [{"index": calls, **part}]}
+        return {"content": part} if self._chat else part
+
+    def _splitter(self, number: int) -> CallSplitter:
+        return self._splitters.setdefault(number, CallSplitter())
 
     def usage_chunk(self, choices: Sequence[Choice], prompt_tokens: int) -> dict[str, Any]:
         """Return the chunk that counts tokens."""
@@ -82,13 +101,13 @@ class Answer:
         told = self._logprobs(choice.logprobs, 0) if self._wants_logprobs else None
         rest: dict[str, Any] = {"index": number, "logprobs": told, "finish_reason": choice.done.reason}
         if self._chat:
-            content, calls = split_tool_calls(choice.text) if self._tools else (choice.text, [])
-            message: dict[str, Any] = {"role": "assistant", "content": content, "refusal": None}
-            if calls:
-                message["tool_calls"] = calls
-                if choice.done.reason == "stop":
-                    rest["finish_reason"] = "tool_calls"
-            return {"message": message, **rest}
+            message: dict[str, Any] = {"role": "assistant", "content": choice.text, "refusal": None}
+            splitter = CallSplitter()
+            parts = [*splitter.add(choice.text), *splitter.end()] if self._tools else []
+            if splitter.calls:
+                message["content"] = "".join(part for part in parts if isinstance(part, str)) or None
+                message["tool_calls"] = [part for part in parts if isinstance(part, dict)]
+            return {"message": message, **rest, "finish_reason": _reason(choice.done, splitter)}
         return {"text": choice.text, **rest}
 
     def _chunk(self, number: int, content: object, logprobs: object, reason: str | None) -> dict[str, Any]:
@@ -114,6 +133,10 @@ class Answer:
     def _one(self, token: int, logprob: float) -> dict[str, Any]:
         text = self._tokens.text(token)
         return {"token": text, "logprob": logprob, "bytes": list(text.encode())}
+
+
+def _reason(done: Done, splitter: CallSplitter) -> str:
+    return "tool_calls" if done.reason == "stop" and splitter.calls else done.reason
 
 
 def usage(choices: Sequence[Choice], prompt_tokens: int) -> dict[str, Any]:

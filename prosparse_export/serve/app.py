@@ -78,6 +78,8 @@ class _Gate:
         self._running += 1
         try:
             return await self._app(scope, receive, counted)
+        except Exception:  # `_bug` has answered; uvicorn would log it again
+            _log.exception("%s %s failed", scope["method"], scope["path"])
         finally:
             self._running -= 1
 
@@ -100,6 +102,5 @@ def _http_error(request: Request, error: Any) -> Response:
     return _api_error(request, ApiError(error.status_code, message, headers=error.headers))
 
 
-def _bug(request: Request, error: Exception) -> Response:
-    _log.error("%s %s failed", request.method, request.url.path, exc_info=error)
+def _bug(request: Request, _: Exception) -> Response:
     return _api_error(request, ApiError(500, "The server failed; its log says why"))

@@ -22,7 +22,7 @@ from prosparse_export.serve.service import Events, Service
 __all__ = ["chat_completions", "completions", "health", "metrics", "model", "models"]
 
 _COMPLETION_TOKENS = 16  # OpenAI's default for max_tokens of a completion; a chat continues to its end
-# Templates and tokenizers run in threads: a long prompt must not hold up the streams of others.
+# Templates, tokenizers and grammars run in threads: a long prompt must not hold up the streams of others.
 _SLOW_CLIENT = 60.0  # seconds beyond the time limit of its text that a client may take to read a stream
 
 
@@ -33,7 +33,8 @@ async def completions(request: Request) -> Any:
     service.check_model(body.model)
     prompts = [await asyncio.to_thread(service.tokenize, prompt) for prompt in body.prompts()]
     limit = _COMPLETION_TOKENS if body.max_tokens is None else body.max_tokens
-    jobs, events = service.submit(body, prompts, limit, body.logprobs)
+    grammar = await asyncio.to_thread(service.compile_grammar, body)
+    jobs, events = service.submit(body, prompts, limit, body.logprobs, grammar)
     answer = _answer(service, chat=False, logprobs=body.logprobs is not None)
     return await _respond(request, body, jobs, events, answer, sum(map(len, prompts)))
 
@@ -43,11 +44,12 @@ async def chat_completions(request: Request) -> Any:
     service: Service = request.app.state.service
     body = parse(ChatRequest, await read_body(request))
     service.check_model(body.model)
-    tools = body.tools if body.tool_choice != "none" else None
+    tools = [tool.model_dump(exclude_unset=True) for tool in body.tools_to_use] or None
     prompt = await asyncio.to_thread(service.render, body.messages, tools, body.chat_template_kwargs or {})
     ids = await asyncio.to_thread(service.tokenize, prompt, special=False)
     limit = body.max_tokens if body.max_completion_tokens is None else body.max_completion_tokens
-    jobs, events = service.submit(body, [ids], limit, (body.top_logprobs or 0) if body.logprobs else None)
+    grammar = await asyncio.to_thread(service.compile_grammar, body)
+    jobs, events = service.submit(body, [ids], limit, (body.top_logprobs or 0) if body.logprobs else None, grammar)
     answer = _answer(service, chat=True, logprobs=bool(body.logprobs), tools=bool(tools))
     return await _respond(request, body, jobs, events, answer, len(ids))
 
@@ -165,9 +167,11 @@ async def _stream(count: int, events: Events, answer: Answer, prompt_tokens: int
             return
         if isinstance(event, Done):
             choices[number].done = event
-            yield _event(answer.last_chunk(number, event))
-        elif event.text or event.logprobs is not None:
-            yield _event(answer.chunk(number, event.text, event.logprobs))
+            chunks = answer.last_chunks(number, event)
+        else:
+            chunks = answer.chunks(number, event.text, event.logprobs)
+        for chunk in chunks:
+            yield _event(chunk)
     if prompt_tokens is not None:
         yield _event(answer.usage_chunk(choices, prompt_tokens))
     yield "data: [DONE]\n\n"

@@ -14,7 +14,7 @@ from numpy.typing import NDArray
 from prosparse_export.errors import ProSparseError
 from prosparse_export.runtime.detokenizer import Detokenizer
 from prosparse_export.runtime.sampling import Sampler
-from prosparse_export.serve.json_grammar import JsonMatcher
+from prosparse_export.serve.grammar import Matcher
 
 __all__ = ["Done", "Event", "Failed", "FinishReason", "Job", "Piece", "TokenLogprobs"]
 
@@ -47,7 +47,7 @@ class Done:
     """The text has ended.
 
     Attributes:
-        reason: "stop" for an end token, a stop string, or a complete JSON value; "length" for the limit of tokens.
+        reason: "stop" for an end token, a stop string, or the end of the grammar; "length" for the limit of tokens.
         completion_tokens: tokens generated, the end token included.
         cached_tokens: tokens of the prompt that were copied from the prefix cache.
     """
@@ -98,7 +98,7 @@ class Job:
     text: Detokenizer
     emit: Callable[[Event], None]
     top_logprobs: int | None = None
-    grammar: JsonMatcher | None = None
+    grammar: Matcher | None = None
     deadline: float = math.inf
     cancelled: bool = False
     tokens: list[int] = field(default_factory=list)

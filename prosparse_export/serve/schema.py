@@ -7,10 +7,21 @@ from __future__ import annotations
 
 from typing import Annotated, Any, Literal, TypeVar
 
-from pydantic import BaseModel, ConfigDict, Field, StringConstraints, ValidationError, model_validator
+from pydantic import (
+    BaseModel,
+    ConfigDict,
+    Field,
+    StringConstraints,
+    ValidationError,
+    ValidationInfo,
+    field_validator,
+    model_validator,
+)
+from pydantic_core import PydanticCustomError
 
 from prosparse_export.serve.errors import ApiError, invalid
 from prosparse_export.serve.tool_calls import for_template
+from prosparse_export.serve.tool_schema import Tool, ToolChoice, Tools, check_choice, check_tools
 
 __all__ = ["ChatRequest", "CompletionRequest", "Message", "parse"]
 
@@ -21,6 +32,8 @@ _TokenIds = Annotated[list[Annotated[int, Field(ge=0)]], Field(min_length=1)]
 _Stops = Annotated[list[_NonEmpty], Field(max_length=16)]
 _Zero = Annotated[float, Field(ge=0, le=0)]
 _None = Annotated[dict[str, Any], Field(max_length=0)]
+_NOT_TEXT = ("image_url", "input_audio", "file")
+_UNSUPPORTED = "unsupported_content"
 
 
 class _Strict(BaseModel):
@@ -113,6 +126,15 @@ class _Part(_Strict):
     type: Literal["text"]
     text: str
 
+    @model_validator(mode="before")
+    @classmethod
+    def _is_text(cls, value: Any) -> Any:
+        if isinstance(value, dict) and value.get("type") in _NOT_TEXT:
+            raise PydanticCustomError(
+                _UNSUPPORTED, "this model reads text, got a part of type {type}", {"type": value["type"]}
+            )
+        return value
+
 
 class Message(BaseModel):
     """A message; fields that a template may know are passed on."""
@@ -138,10 +160,28 @@ class ChatRequest(_Request):
     max_completion_tokens: int | None = Field(None, ge=1)
     logprobs: bool | None = False
     top_logprobs: int | None = Field(None, ge=0, le=20)
-    tools: list[dict[str, Any]] | None = None
-    tool_choice: Literal["auto", "none"] | None = None
+    tools: Tools | None = None
+    tool_choice: ToolChoice | None = None
     parallel_tool_calls: bool | None = None
     chat_template_kwargs: dict[str, Any] | None = None
+
+    @field_validator("tools")
+    @classmethod
+    def _different_tools(cls, tools: list[Tool] | None) -> list[Tool] | None:
+        check_tools(tools or [])
+        return tools
+
+    @field_validator("tool_choice")
+    @classmethod
+    def _known_tool(cls, choice: ToolChoice | None, info: ValidationInfo) -> ToolChoice | None:
+        if "tools" in info.data:  # else they are wrong themselves
+            check_choice(choice, info.data["tools"])
+        return choice
+
+    @property
+    def tools_to_use(self) -> list[Tool]:
+        """The tools that an answer may call."""
+        return [] if self.tool_choice == "none" else self.tools or []
 
 
 _Model = TypeVar("_Model", bound=_Request)
@@ -162,7 +202,10 @@ def parse(kind: type[_Model], body: bytes) -> _Model:
 def _first(error: ValidationError) -> ApiError:
     """Return the first error as an answer."""
     problems = error.errors(include_url=False, include_input=False)
-    problem, path = problems[0], _path(problems[0]["loc"])
+    problem = next((found for found in problems if found["type"] == _UNSUPPORTED), problems[0])
+    path = _path(problem["loc"])
+    if problem["type"] == _UNSUPPORTED:
+        return invalid(f"{path}: {problem['msg']}", path, _UNSUPPORTED)
     if problem["type"] == "json_invalid":
         return invalid(f"The body is not valid JSON: {problem['msg']}", code="invalid_json")
     if problem["type"] == "extra_forbidden":

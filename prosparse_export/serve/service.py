@@ -16,10 +16,11 @@ from prosparse_export.runtime.model import SparseModel
 from prosparse_export.runtime.sampling import Sampler, Sampling
 from prosparse_export.serve.engine import Engine, QueueFullError
 from prosparse_export.serve.errors import ApiError, invalid, of_error
+from prosparse_export.serve.grammar import Grammars, Matcher, json_grammar
 from prosparse_export.serve.job import Event, Job
-from prosparse_export.serve.json_grammar import JsonGrammars
 from prosparse_export.serve.metrics import Metrics
 from prosparse_export.serve.schema import ChatRequest, CompletionRequest, Message
+from prosparse_export.serve.tool_grammar import tool_grammar
 
 __all__ = ["Events", "Service"]
 
@@ -62,9 +63,9 @@ class Service:
     created: int = field(default_factory=lambda: int(time.time()))
 
     @cached_property
-    def _grammars(self) -> JsonGrammars:
+    def _grammars(self) -> Grammars:
         assert self.model.tokenizer is not None
-        return JsonGrammars(self.model.tokenizer, self.model.stop)
+        return Grammars(self.model.tokenizer, self.model.stop)
 
     def check_model(self, name: str) -> None:
         """Refuse requests for another model.
@@ -121,8 +122,27 @@ class Service:
         except ChatTemplateError as error:
             raise of_error(error, 400, code="chat_template_failed") from error
 
+    def compile_grammar(self, request: CompletionRequest | ChatRequest) -> Matcher | None:
+        """Return what restricts the answer's tokens, or None if any text may be one. It may take a second.
+
+        Raises:
+            ApiError: a JSON schema is wrong, or uses what llguidance does not support.
+        """
+        schema = request.response_format.schema_to_follow() if request.response_format else None
+        lark, field = None if schema is None else json_grammar(schema), "response_format"
+        if isinstance(request, ChatRequest) and request.tools_to_use:
+            parallel = request.parallel_tool_calls is not False
+            lark = tool_grammar(request.tools_to_use, request.tool_choice, parallel=parallel, answer=schema)
+            field = "tools" if schema is None else "tools or response_format"
+        if lark is None:
+            return None
+        try:
+            return self._grammars.matcher(lark, field)
+        except ProSparseError as error:
+            raise of_error(error, 400, code="invalid_json_schema") from error
+
     def submit(self, request: CompletionRequest | ChatRequest, prompts: Sequence[Sequence[int]], limit: int | None,
-               top_logprobs: int | None) -> tuple[list[Job], Events]:  # fmt: skip
+               top_logprobs: int | None, grammar: Matcher | None = None) -> tuple[list[Job], Events]:  # fmt: skip
         """Queue ``request.n`` texts for each prompt; return them and the queue that their events arrive in.
 
         Args:
@@ -130,12 +150,12 @@ class Service:
             prompts: token ids.
             limit: maximum number of new tokens; None for as many as fit.
             top_logprobs: as in `Job`.
+            grammar: from `compile_grammar`.
 
         Raises:
-            ApiError: a prompt is too long, the schema is wrong, or the queue is full.
+            ApiError: a prompt is too long, or the queue is full.
         """
         loop, events = asyncio.get_running_loop(), asyncio.Queue[tuple[int, Event]]()
-        schema = request.response_format.schema_to_follow() if request.response_format else None
         temperature = 1.0 if request.temperature is None else request.temperature
         sampling = Sampling(temperature, request.top_k or 0, request.top_p or 1.0, request.seed)
         assert self.model.tokenizer is not None
@@ -152,18 +172,12 @@ class Service:
                         text=Detokenizer(self.model.tokenizer, request.stops),
                         emit=lambda event, number=number: _send(loop, events, (number, event)),  # type: ignore[misc]
                         top_logprobs=top_logprobs,
-                        grammar=None if schema is None else self._matcher(schema),
+                        grammar=None if grammar is None else grammar.copy(),
                         deadline=time.monotonic() + self.timeout,
                     )
                 )
         self._queue(jobs)
         return jobs, events
-
-    def _matcher(self, schema: Mapping[str, Any]) -> Any:
-        try:
-            return self._grammars.matcher(schema)
-        except ProSparseError as error:
-            raise of_error(error, 400, code="invalid_json_schema") from error
 
     def _queue(self, jobs: Sequence[Job]) -> None:
         if len(jobs) > self.max_queue:

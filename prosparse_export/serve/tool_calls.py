@@ -6,25 +6,75 @@ Source: NousResearch's Hermes function calling format; OpenAI's API reference, "
 from __future__ import annotations
 
 import json
-import re
 import uuid
-from typing import Any
+from typing import Any, TypeAlias
 
-__all__ = ["for_template", "split_tool_calls"]
+from prosparse_export.runtime.detokenizer import partial_match
 
-_CALL = re.compile(r"<tool_call>(.*?)</tool_call>", re.DOTALL)
+__all__ = ["BEGIN", "END", "Call", "CallSplitter", "for_template"]
+
+BEGIN, END = "<tool_call>", "</tool_call>"
+Call: TypeAlias = dict[str, Any]
+"""A call as OpenAI's interface has it: id, type, and function with name and arguments."""
 
 
-def split_tool_calls(text: str) -> tuple[str | None, list[dict[str, Any]]]:
-    """Return the text around the calls (None if there is none), and the calls as OpenAI's interface has them.
+class CallSplitter:
+    """Separates a text, as it arrives, into text and calls.
 
-    A text with a call that cannot be read is returned whole, without calls: the client sees what the model wrote.
+    A call is told when it is complete, since only then it is known to be one: what cannot be read as a call stays text.
+    Whitespace before a call is dropped, and around calls without text.
+
+    Attributes:
+        calls: number of calls so far.
     """
-    calls = [_call(found) for found in _CALL.findall(text)]
-    read = [call for call in calls if call is not None]
-    if not read or len(read) < len(calls):
-        return text, []
-    return _CALL.sub("", text).strip() or None, read
+
+    def __init__(self) -> None:
+        self.calls = 0
+        self._held = ""  # it may become a call
+        self._space = ""  # it is text, unless a call follows
+        self._told = False
+
+    def add(self, text: str) -> list[str | Call]:
+        """Return what is certain now: pieces of text, none of them empty, and calls."""
+        self._held += text
+        found: list[str | Call] = []
+        while self._held:
+            if not self._held.startswith(BEGIN):
+                at = self._held.find(BEGIN)
+                at = partial_match(self._held, BEGIN) if at < 0 else at
+                found += self._text(self._take(at))
+                if not self._held.startswith(BEGIN):
+                    break
+            end = self._held.find(END)
+            if end < 0:
+                break
+            part = self._take(end + len(END))
+            call = _call(part[len(BEGIN) : -len(END)])
+            if call is None:
+                found += self._text(part)
+                continue
+            self.calls, self._space = self.calls + 1, ""
+            found.append(call)
+        return found
+
+    def end(self) -> list[str]:
+        """Return the rest, which is no call."""
+        rest = self._text(self._take(len(self._held)))
+        space, self._space = self._space, ""
+        return rest + [space] * bool(space and (self._told or not self.calls))
+
+    def _take(self, length: int) -> str:
+        part, self._held = self._held[:length], self._held[length:]
+        return part
+
+    def _text(self, text: str) -> list[str]:
+        text = self._space + text
+        body = text.rstrip()
+        self._space = text[len(body) :]
+        if self.calls and not self._told:
+            body = body.lstrip()
+        self._told |= bool(body)
+        return [body] * bool(body)
 
 
 def for_template(calls: Any) -> Any:
@@ -48,7 +98,7 @@ def _with_object(call: Any) -> Any:
     return {**call, "function": {**function, "arguments": value}} if isinstance(value, dict) else call
 
 
-def _call(text: str) -> dict[str, Any] | None:
+def _call(text: str) -> Call | None:
     try:
         value = json.loads(text)
     except (ValueError, RecursionError):

@@ -9,6 +9,7 @@ import time
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
+from typing import Any
 
 import httpx2
 import openai
@@ -143,6 +144,25 @@ def test_answers_in_json(client: openai.OpenAI, schema: dict[str, object] | None
     assert schema is None or choice.finish_reason == "stop"
 
 
+def test_a_call_of_a_tool(client: openai.OpenAI) -> None:
+    parameters = {"type": "object", "properties": {"city": {"enum": ["Paris", "Rome"]}}, "required": ["city"]}
+    parameters |= {"additionalProperties": False}
+    request: dict[str, Any] = {
+        "model": "demo",
+        "messages": [{"role": "user", "content": "The weather"}],
+        "tools": [{"type": "function", "function": {"name": "weather", "parameters": parameters}}],
+        "tool_choice": {"type": "function", "function": {"name": "weather"}},
+        "temperature": 0,
+    }
+    choice = client.chat.completions.create(**request).choices[0]
+    (call,) = choice.message.tool_calls
+    assert (choice.finish_reason, call.function.name) == ("tool_calls", "weather")
+    assert json.loads(call.function.arguments)["city"] in ("Paris", "Rome")
+    with client.chat.completions.stream(**request) as stream:
+        (streamed,) = stream.get_final_completion().choices[0].message.tool_calls or []
+    assert streamed.function.arguments == call.function.arguments
+
+
 def test_models(client: openai.OpenAI) -> None:
     assert [model.id for model in client.models.list()] == ["demo"]
     assert client.models.retrieve("demo").owned_by == "prosparse-export"
@@ -201,7 +221,8 @@ def test_large_headers_are_refused(server: Server) -> None:
 def test_a_full_queue(server: Server, client: openai.OpenAI) -> None:
     body = {**LONG, "n": 12, "max_tokens": 600, "stream": True}
     with httpx2.stream("POST", f"{server.url}/v1/completions", json=body, timeout=60) as first:
-        next(first.iter_lines())
+        lines = first.iter_lines()  # kept: the stream is closed with its iterator
+        next(lines)
         with pytest.raises(openai.RateLimitError) as caught:
             client.completions.create(model="demo", prompt="A", n=12, max_tokens=4)
     assert int(caught.value.response.headers["retry-after"]) >= 1

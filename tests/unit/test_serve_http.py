@@ -14,6 +14,7 @@ from support.http_service import Texts, client_of, make_service
 
 from prosparse_export.errors import ProSparseError
 from prosparse_export.serve import read_body
+from prosparse_export.serve.app import create_app
 from prosparse_export.serve.job import Done, Failed, Piece
 
 PROMPT = {"model": "words", "prompt": "one two"}
@@ -141,6 +142,8 @@ def test_bad_completions(
     assert not texts.jobs
 
 
+TEXT, IMAGE = {"type": "text", "text": "one"}, {"type": "image_url", "image_url": {"url": "data:,"}}
+TOOL = {"type": "function", "function": {"name": "f"}}
 BAD_CHATS: list[tuple[dict[str, Any], str, str | None]] = [
     ({"messages": []}, "invalid_value", "messages"),
     ({"messages": [{"role": "user", "content": 5}]}, "invalid_value", "messages.0.content"),
@@ -149,7 +152,14 @@ BAD_CHATS: list[tuple[dict[str, Any], str, str | None]] = [
     ({"chat_template_kwargs": {"zero": 0}}, "chat_template_failed", None),
     ({"chat_template_kwargs": {"messages": []}}, "invalid_value", "chat_template_kwargs"),
     ({"chat_template_kwargs": {"self": 1}}, "invalid_value", "chat_template_kwargs"),
+    ({"messages": [{"role": "user", "content": [TEXT, IMAGE]}]}, "unsupported_content", "messages.0.content.1"),
+    ({"messages": [{"role": "user", "content": [TEXT, {"type": "shout"}]}]}, "invalid_value", "messages.0.content"),
     ({"tool_choice": "required"}, "invalid_value", "tool_choice"),
+    ({"tool_choice": "some", "tools": [TOOL]}, "invalid_value", "tool_choice"),
+    ({"tool_choice": {**TOOL, "function": {"name": "g"}}, "tools": [TOOL]}, "invalid_value", "tool_choice"),
+    ({"tools": [TOOL, TOOL]}, "invalid_value", "tools"),
+    ({"tools": [{**TOOL, "function": {"name": "f g"}}]}, "invalid_value", "tools.0.function.name"),
+    ({"tools": [{**TOOL, "function": {"name": "f", "kind": 1}}]}, "unknown_parameter", "tools.0.function.kind"),
     ({"max_completion_tokens": -5}, "invalid_value", "max_completion_tokens"),
     ({"top_logprobs": 21}, "invalid_value", "top_logprobs"),
 ]
@@ -241,11 +251,13 @@ def log() -> Iterator[io.StringIO]:
     logger.disabled = before[1]
 
 
-def test_a_bug_is_logged_and_not_told(client: TestClient, texts: Texts, log: io.StringIO) -> None:
+def test_a_bug_is_logged_once_and_not_told(texts: Texts, log: io.StringIO) -> None:
     texts.submit = lambda jobs: {}["secret"]  # type: ignore[assignment,misc]
+    client = TestClient(create_app(make_service(texts)))  # raises what uvicorn would log again
     message = check_error(client.post("/v1/completions", json=PROMPT), 500, None)
     assert "secret" not in message
-    assert "KeyError: 'secret'" in log.getvalue()
+    assert log.getvalue().count("KeyError: 'secret'") == log.getvalue().count("Traceback") == 1
+    assert "POST /v1/completions failed" in log.getvalue()
 
 
 def test_a_stopped_engine(client: TestClient, texts: Texts) -> None:

@@ -1,4 +1,4 @@
-"""Tool calls in whole chat completions."""
+"""Tool calls in chat completions, whole and streamed."""
 
 from __future__ import annotations
 
@@ -8,10 +8,11 @@ from typing import Any
 import pytest
 from support.http_service import Texts, client_of, make_service
 
-from prosparse_export.serve.job import Done, FinishReason, Piece
-from prosparse_export.serve.tool_calls import for_template, split_tool_calls
+from prosparse_export.serve.job import Done, FinishReason, Piece, TokenLogprobs
+from prosparse_export.serve.tool_calls import Call, CallSplitter, for_template
 
 CALL = '<tool_call>\n{"name": "weather", "arguments": {"city": "Zürich", "days": 2}}\n</tool_call>'
+PROBABILITY = TokenLogprobs((1, -0.5), ())
 TOOLS = [{"type": "function", "function": {"name": "weather", "parameters": {"type": "object"}}}]
 
 
@@ -34,24 +35,57 @@ def test_a_call() -> None:
     assert json.loads(call["function"]["arguments"]) == {"city": "Zürich", "days": 2}
 
 
-def test_text_and_two_calls() -> None:
-    content, calls = split_tool_calls(f"I look.\n{CALL}\n{CALL}")
-    assert content == "I look."
-    assert len({call["id"] for call in calls}) == 2
+def split(text: str, size: int = 10**6) -> tuple[str, list[Call]]:
+    """The text, joined, and the calls of a text that arrives in pieces."""
+    splitter = CallSplitter()
+    parts = [part for at in range(0, len(text), size) for part in splitter.add(text[at : at + size])]
+    parts += splitter.end()
+    assert all(parts)
+    calls = [part for part in parts if isinstance(part, dict)]
+    assert splitter.calls == len(calls)
+    return "".join(part for part in parts if isinstance(part, str)), calls
+
+
+@pytest.mark.parametrize("size", [1, 2, 7, 11, 10**6])
+@pytest.mark.parametrize(
+    ("text", "content", "count"),
+    [
+        (f"I look.\n{CALL}\n{CALL}", "I look.", 2),
+        (f"  {CALL}\n\n{CALL}\n", "", 2),
+        (f"\n{CALL} then {CALL}  .", "then  .", 2),
+        (" I say <b> \n", " I say <b> \n", 0),
+        (f"<tool_{CALL}<tool_call", "<tool_<tool_call", 1),
+        ("<tool_call>a</tool_call> \n" + CALL, "<tool_call>a</tool_call>", 1),
+        (f"{CALL}\n<tool_call>{{", "<tool_call>{", 1),
+    ],
+)
+def test_text_and_calls(text: str, content: str, count: int, size: int) -> None:
+    found, calls = split(text, size)
+    assert (found, len(calls)) == (content, count)
+    assert len({call["id"] for call in calls}) == count
+
+
+def test_text_is_told_as_soon_as_it_is_certain() -> None:
+    splitter = CallSplitter()
+    assert splitter.add("I look. <to") == ["I look."]
+    assert splitter.add("ols> \n") == [" <tools>"]
+    assert splitter.add(CALL[:-1]) == []
+    assert len(splitter.add(">")) == 1
 
 
 def test_arguments_that_are_text_already_or_missing() -> None:
-    _, (call,) = split_tool_calls('<tool_call>{"name": "a", "arguments": "{\\"b\\": 1}"}</tool_call>')
+    _, (call,) = split('<tool_call>{"name": "a", "arguments": "{\\"b\\": 1}"}</tool_call>')
     assert call["function"]["arguments"] == '{"b": 1}'
-    _, (call,) = split_tool_calls('<tool_call>{"name": "a"}</tool_call>')
+    _, (call,) = split('<tool_call>{"name": "a"}</tool_call>')
     assert call["function"]["arguments"] == "{}"
 
 
 @pytest.mark.parametrize("inner", ["{", "[]", "5", '{"name": 5}', '{"name": "a", "arguments": 5}', "[" * 100_000])
 def test_calls_that_cannot_be_read_stay_text(inner: str) -> None:
     text = f"<tool_call>{inner}</tool_call>"
-    assert split_tool_calls(text) == (text, [])
-    assert split_tool_calls(CALL + text) == (CALL + text, [])
+    assert split(text) == (text, [])
+    found, calls = split(text + CALL + text)
+    assert (found, len(calls)) == (text + text, 1)
 
 
 def test_an_unfinished_call_stays_text() -> None:
@@ -68,10 +102,37 @@ def test_without_tools_nothing_is_parsed(fields: dict[str, Any]) -> None:
     assert choice["finish_reason"] == "stop"
 
 
-def test_a_stream_has_the_text() -> None:
-    lines = ask(CALL, stream=True).text.strip().split("\n\n")
-    chunks = [json.loads(line.removeprefix("data: ")) for line in lines[:-1]]
-    assert "".join(chunk["choices"][0]["delta"].get("content", "") for chunk in chunks) == CALL
+def stream(text: str, reason: FinishReason = "stop") -> list[Any]:
+    lines = ask(text, reason, stream=True).text.strip().split("\n\n")
+    assert lines[-1] == "data: [DONE]"
+    return [json.loads(line.removeprefix("data: "))["choices"][0] for line in lines[:-1]]
+
+
+def test_a_stream_of_text_and_calls() -> None:
+    choices = stream(f"So:\n{CALL}\n{CALL}")
+    deltas = [choice["delta"] for choice in choices]
+    calls = [call for delta in deltas for call in delta.get("tool_calls", [])]
+    assert "".join(delta.get("content", "") for delta in deltas) == "So:"
+    assert [call["index"] for call in calls] == [0, 1]
+    assert json.loads(calls[0]["function"]["arguments"]) == {"city": "Zürich", "days": 2}
+    assert calls[0]["id"] != calls[1]["id"]
+    assert [choice["finish_reason"] for choice in choices] == [None] * (len(choices) - 1) + ["tool_calls"]
+
+
+def test_a_stream_that_ends_in_a_call() -> None:
+    choices = stream(CALL[:-5], "length")
+    assert "".join(choice["delta"].get("content", "") for choice in choices) == CALL[:-5]
+    assert choices[-1]["finish_reason"] == "length"
+
+
+def test_log_probabilities_of_a_call() -> None:
+    texts = Texts()
+    texts.events = [Piece(CALL[:20], PROBABILITY), Piece(CALL[20:], PROBABILITY), Done("stop", 2, 0)]
+    request = {"model": "words", "messages": [{"role": "user", "content": "one"}], "tools": TOOLS, "logprobs": True}
+    answer = client_of(make_service(texts)).post("/v1/chat/completions", json={**request, "stream": True})
+    chunks = [json.loads(line.removeprefix("data: ")) for line in answer.text.strip().split("\n\n")[:-1]]
+    told = [len((chunk["choices"][0]["logprobs"] or {"content": []})["content"]) for chunk in chunks]
+    assert told == [0, 1, 1, 0]  # the first begins the message, the last ends it
 
 
 def test_calls_and_their_results_reach_the_template() -> None:
