@@ -11,7 +11,7 @@ from numpy.typing import NDArray
 from onnx_ir import tape
 
 from graph_passes.patterns.linear import SCOPES, Linear, find_linears, unscaled
-from graph_passes.patterns.rope_cache import RopeCaches
+from graph_passes.patterns.rope_cache import MOST_BYTES, RopeCaches
 from graph_passes.weights.packed_names import PART_WIDTHS, packed_name
 
 __all__ = ["PackQkvPass"]
@@ -33,11 +33,13 @@ class PackQkvPass(ir.passes.InPlacePass):
 
     Args:
         positions: context length in tokens, or None if it is unknown, which rules out a cos/sin cache.
+        warnings: receives a line if cos/sin caches would be too large.
     """
 
-    def __init__(self, positions: int | None = None) -> None:
+    def __init__(self, positions: int | None = None, warnings: list[str] | None = None) -> None:
         super().__init__()
         self._positions = positions
+        self._warnings = warnings
 
     def call(self, model: ir.Model) -> ir.passes.PassResult:
         """Rewrite ``model``."""
@@ -52,6 +54,13 @@ class PackQkvPass(ir.passes.InPlacePass):
                 if found is not None:
                     _rewrite(graph, node, found, packed)
                     count += 1
+        if caches.too_large and self._warnings is not None:
+            size = -(-caches.too_large >> 20)
+            self._warnings.append(
+                f"RoPE: cos/sin caches for {self._positions} positions would take {size} MiB each; the most is "
+                f"{MOST_BYTES >> 20}: cosines are computed in every call, and q_proj, k_proj and v_proj "
+                "stay separate"
+            )
         return ir.passes.PassResult(model, modified=count > 0)
 
 

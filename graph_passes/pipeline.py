@@ -36,6 +36,7 @@ def export_pipeline(
     dense: Mapping[str, str] | None = None,
     decomposed: bool = False,
     positions: int | None = None,
+    warnings: list[str] | None = None,
 ) -> ir.passes.Sequential:
     """Return the passes of an export, in order.
 
@@ -51,6 +52,7 @@ def export_pipeline(
         dense: FFNs that stay dense: reasons by the module path of down_proj.
         decomposed: write standard ONNX instead of our operators.
         positions: context length in tokens, if it is known.
+        warnings: receives what makes the graph slower than it could be.
     """
     plan = plan or WeightPlan.of("f32")
     fusions: list[ir.passes.PassBase] = []
@@ -61,7 +63,7 @@ def export_pipeline(
             FuseRotaryEmbeddingPass(),
             FuseGroupQueryAttentionPass(not_fused),  # after RoPE, whose Reshape and Transpose it removes
             common.RemoveUnusedNodesPass(),  # the former readers of q, k and v
-            PackQkvPass(positions),
+            PackQkvPass(positions, warnings),
             FuseSkipRmsNormPass(),
         ]
     return ir.passes.Sequential(

@@ -10,11 +10,12 @@ from onnx_ir import tape
 from graph_passes.patterns.linear import constant_array, scalar_constant
 from graph_passes.patterns.standard_nodes import producer
 
-__all__ = ["RopeCaches", "rope_cache"]
+__all__ = ["MOST_BYTES", "RopeCaches", "rope_cache"]
 
 _MOST_FREQUENCIES = 4096
-# Per cache: 131,072 positions take 32 MiB with head_dim 128 and 64 MiB with 256.
-_MOST_BYTES = 128 << 20
+MOST_BYTES = 128 << 20
+"""Of a cache: 131,072 positions take 32 MiB with head_dim 128 and 64 MiB with 256."""
+
 _KEEPS_POSITIONS = frozenset({"Cast", "Unsqueeze", "GatherElements", "Identity"})
 
 
@@ -24,11 +25,15 @@ class RopeCaches:
     Args:
         graph: receives the initializers.
         positions: rows of a cache, or None if the context length is unknown.
+
+    Attributes:
+        too_large: bytes of the largest cache that was not built because of its size; 0 if there was none.
     """
 
     def __init__(self, graph: ir.Graph, positions: int | None) -> None:
         self._graph = graph
         self._positions = positions
+        self.too_large = 0
         self._made: dict[tuple[str, bytes, float], ir.Value] = {}
 
     def cache(self, per_token: ir.Value | None, function: str) -> ir.Value | None:
@@ -45,7 +50,8 @@ class RopeCaches:
         if found is None or self._positions is None:
             return None
         frequencies, scale = found
-        if self._positions * frequencies.nbytes > _MOST_BYTES:
+        if (size := self._positions * frequencies.nbytes) > MOST_BYTES:
+            self.too_large = max(size, self.too_large)
             return None
         key = (function, frequencies.tobytes(), scale)
         if key not in self._made:

@@ -172,6 +172,8 @@ def export_command(
 
 
 def _print_result(result: ExportResult, *, verbose: bool, as_json: bool) -> None:
+    for line in result.warnings:
+        click.echo(f"warning: {line}", err=True)
     if verbose:
         click.echo(result.traced, err=True)
         for outcome in (*result.rewritten, *result.not_rewritten):

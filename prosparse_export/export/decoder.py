@@ -50,6 +50,7 @@ def rewrite_decoder(
     outcomes: list[FfnOutcome] = []
     attention: list[str] = []
     linears: list[LinearOutcome] = []
+    warnings: list[str] = []
     export_pipeline(
         outcomes,
         attention,
@@ -60,6 +61,7 @@ def rewrite_decoder(
         dense=unprofitable_ffns(profile, plan.ffn) if profile is not None else None,
         decomposed=options.decomposed,
         positions=context_in(checkpoint.config),
+        warnings=warnings,
     )(graph)
     kv_cache = _quantize_cache(graph, checkpoint, folder, options, texts, attention, progress)
     result = RewrittenModel(
@@ -74,6 +76,7 @@ def rewrite_decoder(
         profile,
         traced=traced.summary,
         kv_cache=kv_cache,
+        warnings=warnings,
     )
     if approximation is not None and len(result.rewritten) < len(approximation.thresholds):
         found = result.not_rewritten

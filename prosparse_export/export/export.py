@@ -34,6 +34,7 @@ class ExportResult:
         attention_not_fused: reasons why attention was not fused, one per layer.
         manifest: contents of prosparse.json.
         traced: how many layers were traced, or why all were.
+        warnings: what makes the graph slower than it could be; lines for the user.
     """
 
     path: Path
@@ -42,6 +43,7 @@ class ExportResult:
     attention_not_fused: tuple[str, ...]
     manifest: Manifest
     traced: str = ""
+    warnings: tuple[str, ...] = ()
 
 
 def export_model(
@@ -79,7 +81,15 @@ def export_model(
             manifest = replace(manifest, predicted_speedup=speedup)
             write_manifest(staging, manifest)
         progress("publish", 0, 0)
-    return ExportResult(output, model.rewritten, model.not_rewritten, tuple(model.attention), manifest, model.traced)
+    return ExportResult(
+        output,
+        model.rewritten,
+        model.not_rewritten,
+        tuple(model.attention),
+        manifest,
+        model.traced,
+        tuple(model.warnings),
+    )
 
 
 def _write(

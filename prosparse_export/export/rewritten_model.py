@@ -30,6 +30,7 @@ class RewrittenModel:
         profile: activation sparsity by FFN from ``--profile-text``, if given.
         traced: which layers were traced, or why all were; a line for the user.
         kv_cache: the manifest's record of an 8-bit KV cache.
+        warnings: what makes the graph slower than it could be; lines for the user.
     """
 
     checkpoint: Checkpoint
@@ -43,6 +44,7 @@ class RewrittenModel:
     profile: TextProfile | None = None
     traced: str = ""
     kv_cache: KvCacheRecord | None = None
+    warnings: list[str] = field(default_factory=list)
 
     @property
     def rewritten(self) -> tuple[FfnOutcome, ...]:

@@ -4,9 +4,11 @@ from __future__ import annotations
 
 import shutil
 from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from subprocess import CompletedProcess
 
+import httpx2
 import numpy as np
 import onnx
 import onnxruntime
@@ -15,6 +17,7 @@ import torch
 from conftest import DEMO
 from numpy.typing import NDArray
 from onnx import numpy_helper
+from support.server import serving
 
 from prosparse_export import ExportOptions, ProSparseError, export_model, load
 from prosparse_export.analysis.cache_scales import cache_scales
@@ -116,6 +119,24 @@ def test_validate(path: Path) -> None:
     assert result.lossy
     assert result.exact_against == "PyTorch with the stored weights, KV cache rounded to 8 bits"
     assert abs(result.quality[1].perplexity_increase) < 1e-3
+
+
+def test_a_server_writes_the_same_texts(path: Path, model: SparseModel) -> None:
+    """Rows of different lengths, and prompts whose beginning comes from the prefix cache."""
+    prompts = [
+        "The river flows through the old town and " * 9,
+        "The river flows through the old town and " * 8,
+        "Water",
+    ]
+    texts = [model.generate(prompt, max_new_tokens=NEW) for prompt in prompts]
+
+    def ask(prompt: str) -> str:
+        body = {"model": "demo", "prompt": prompt, "max_tokens": NEW, "temperature": 0}
+        answer = httpx2.post(f"{server.url}/v1/completions", json=body, timeout=60).json()
+        return str(answer["choices"][0]["text"])
+
+    with serving(path, "--max-batch", 3) as server, ThreadPoolExecutor(3) as pool:
+        assert [list(pool.map(ask, prompts)) for _ in range(2)] == [texts, texts]
 
 
 def test_a_wrong_scale_is_found(path: Path, tmp_path: Path) -> None:

@@ -152,6 +152,9 @@ def test_leaves_other_attention_alone(nodes: str, changes: list[tuple[str, str]]
 def test_rope_needs_a_context_length_with_a_small_cache(positions: int | None) -> None:
     model = attention(PROJECTIONS + ROPE + ROTATE)
     before = ops(model)
-    assert not PackQkvPass(positions)(model).modified
+    warnings: list[str] = []
+    assert not PackQkvPass(positions, warnings)(model).modified
     assert ops(model) == before
+    said = [f"RoPE: cos/sin caches for {positions} positions would take 129 MiB each; the most is 128: "]
+    assert [line[: len(said[0])] for line in warnings] == (said if positions else [])
     assert packed(attention(PROJECTIONS + ATTENTION), positions)  # without RoPE there is no cache

@@ -96,6 +96,30 @@ def test_the_graph() -> None:
     assert not QuantizeKvCachePass(PER_CHANNEL)(model).modified
 
 
+def test_nodes_that_share_type_objects() -> None:
+    """As copies of a layer do: a value with an object of theirs keeps its type."""
+    model = attention()
+    (node,) = model.graph
+    copy = ir.node("GroupQueryAttention", node.inputs, node.attributes, num_outputs=3, domain=node.domain)
+    model.graph.append(copy)
+    own = {"past_k": "other_k", "past_v": "other_v"}
+    for place, name in zip((3, 4), own.values(), strict=True):
+        value = ir.Value(name=name, type=node.inputs[place].type, shape=node.inputs[place].shape)
+        model.graph.inputs.append(value)
+        copy.replace_input_with(place, value)
+    for result, alike in zip(copy.outputs, node.outputs, strict=True):
+        result.type = alike.type
+    bystander = node.inputs[0]
+    assert bystander is not None
+    bystander.type = node.inputs[3].type
+    scales = PER_CHANNEL | {own[name]: scales for name, scales in PER_CHANNEL.items()}
+    assert QuantizeKvCachePass(scales)(model).modified
+    for one in (node, copy):
+        assert [value.dtype for value in (*one.inputs[3:5], *one.outputs[1:])] == [ir.DataType.INT8] * 4
+        assert one.outputs[0].dtype == ir.DataType.FLOAT
+    assert bystander.dtype == ir.DataType.FLOAT
+
+
 ROTATE = "r = com.microsoft.RotaryEmbedding{} (k, rows, cos, sin)\n"
 
 
