@@ -35,46 +35,52 @@ Examples:
 )
 @click.option("--name", help="The model's name in requests.  [default: the file's, without .onnx]")
 @click.option(
-    "--max-batch", type=click.IntRange(min=1), default=8, show_default=True, help="Texts that decode at a time."
+    "--max-batch", type=click.IntRange(min=1), default=8, show_default=True, help="Sequences that decode together."
 )
 @click.option(
-    "--max-queue", type=click.IntRange(min=1), default=64, show_default=True, help="Texts that may wait; then 429."
+    "--max-queue", type=click.IntRange(min=1), default=64, show_default=True, help="Sequences that may wait; then 429."
 )
-@click.option("--context", type=click.IntRange(min=2), help="Tokens per text, prompt included.  [default: the model's]")
+@click.option(
+    "--context", type=click.IntRange(min=2), help="Tokens per sequence, prompt included.  [default: the model's]"
+)
 @click.option(
     "--chunk",
     type=click.IntRange(min=1),
     default=64,
     show_default=True,
-    help="Tokens of a prompt per step while other texts decode.",
+    help="Prompt tokens per step while other sequences decode.",
 )
 @click.option(
     "--prefix-cache",
     type=click.IntRange(min=0),
     default=256,
     show_default=True,
-    help="MB for keys and values of earlier prompts; 0 means none.",
+    help="MB for keys and values of earlier prompts; 0 turns it off.",
 )
 @click.option(
-    "--timeout", type=click.FloatRange(min=1), default=600, show_default=True, help="Seconds until a text is given up."
+    "--timeout",
+    type=click.FloatRange(min=1),
+    default=600,
+    show_default=True,
+    help="Seconds for a sequence, waiting included; then status 408.",
 )
 @click.option(
     "--drain",
     type=click.FloatRange(min=1),
     default=30,
     show_default=True,
-    help="Seconds for running requests to end after SIGINT or SIGTERM.",
+    help="Seconds for running requests to finish after SIGINT or SIGTERM.",
 )
 @click.option(
     "--api-key",
     "keys",
     multiple=True,
     envvar="PROSPARSE_API_KEY",
-    help="Accept requests with this key only. Repeatable. The environment variable keeps it out of `ps`.",
+    help="Accept only requests with this key. Repeatable. PROSPARSE_API_KEY sets it without showing it in `ps`.",
 )
 @click.option("--chat-template", type=click.Path(path_type=Path), help="Jinja file to use instead of the model's.")
 @click.option("--threads", type=click.IntRange(min=1), help="Intra-op threads.  [default: one per physical core]")
-@click.option("--log-requests", is_flag=True, help="Print a line per request.")
+@click.option("--log-requests", is_flag=True, help="Log one line per request.")
 def serve_command(
     onnx_file: Path,
     host: str,
@@ -95,7 +101,8 @@ def serve_command(
     """Serve the exported model ONNX_FILE with OpenAI's HTTP interface and continuous batching.
 
     Endpoints: /v1/chat/completions, /v1/completions, /v1/models, /health, /metrics. A decode step runs all
-    texts at once; new ones join between steps. Ctrl-C or SIGTERM stops accepting and lets running requests end.
+    sequences at once; new ones join between steps. After Ctrl-C or SIGTERM, running requests finish and new ones are
+    rejected.
     """
     require_packages("llguidance", "prometheus_client", "pydantic", "starlette", "uvicorn", extra="serve")
     from prosparse_export.serve.server import ServeOptions, open_service, serve
@@ -117,7 +124,7 @@ def serve_command(
         log_requests=log_requests,
     )
     service, needs = open_service(onnx_file, options)
-    click.echo(f"memory: {needs}", err=True)
+    click.echo(f"memory: at most {needs}", err=True)
     if not keys and host not in ("127.0.0.1", "::1", "localhost"):
-        click.echo(f"warning: anyone who can reach {host} may use this server: set PROSPARSE_API_KEY", err=True)
+        click.echo(f"warning: anyone who can reach {host} can use this server: set PROSPARSE_API_KEY", err=True)
     serve(service, options, lambda url: click.echo(f"serving {service.name} at {url}/v1", err=True))

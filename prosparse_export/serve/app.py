@@ -66,13 +66,13 @@ class _Gate:
             await send(message)
 
         if sum(len(name) + len(value) for name, value in scope["headers"]) > MAX_HEADERS:
-            error = ApiError(431, f"The headers have more than {MAX_HEADERS} bytes", code="headers_too_large")
+            error = ApiError(431, f"The request headers exceed {MAX_HEADERS} bytes", code="headers_too_large")
             return await _api_error(None, error)(scope, receive, counted)
         if self._keys and scope["path"] not in _OPEN and not self._has_key(scope):
             error = ApiError(401, "Incorrect API key provided", code="invalid_api_key", headers=_BEARER)
             return await _api_error(None, error)(scope, receive, counted)
         if self._running >= self._most and scope["path"] not in _OPEN:  # a full server is healthy
-            message = f"The server answers {self._running} requests already"
+            message = f"The server is already handling {self._running} requests"
             error = ApiError(503, message, code="too_many_requests", headers={"Retry-After": "1"})
             return await _api_error(None, error)(scope, receive, counted)
         self._running += 1
@@ -103,4 +103,4 @@ def _http_error(request: Request, error: Any) -> Response:
 
 
 def _bug(request: Request, _: Exception) -> Response:
-    return _api_error(request, ApiError(500, "The server failed; its log says why"))
+    return _api_error(request, ApiError(500, "Internal server error; see the server's log"))

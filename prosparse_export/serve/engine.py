@@ -74,9 +74,10 @@ class Engine:
             QueueFullError: there is no room for them.
         """
         with self._wake:
-            if len(self._waiting) + len(jobs) > self._max_queue:
+            waiting = len(self._waiting) + len(jobs)
+            if waiting > self._max_queue:
                 raise QueueFullError(
-                    f"queue: expected at most {self._max_queue} waiting texts, got {len(self._waiting) + len(jobs)}",
+                    f"queue: expected at most {self._max_queue} waiting sequences, got {waiting}",
                     hint="retry later",
                 )
             self._waiting.extend(jobs)
@@ -92,10 +93,10 @@ class Engine:
             try:
                 self._scheduler.tick(self._waiting)
             except ProSparseError as error:
-                _log.error("all running texts failed: %s", error)
+                _log.error("all running sequences failed: %s", error)
                 self._scheduler.fail(error)
             except Exception:
-                _log.exception("all running texts failed")
+                _log.exception("all running sequences failed")
                 self._scheduler.fail(ProSparseError("generation failed", hint="see the server's log"))
         stopping = ProSparseError("the server is shutting down", hint="send the request to another replica")
         self._scheduler.fail(stopping, 503)

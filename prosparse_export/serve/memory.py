@@ -43,7 +43,7 @@ class MemoryNeeds:
             "prefix cache": self.prefixes,
             "scratch": self.scratch,
         }
-        return ", ".join(f"{name} {_gb(size)}" for name, size in parts.items()) + f"; at most {_gb(self.total)}"
+        return f"{_gb(self.total)} ({', '.join(f'{name} {_gb(size)}' for name, size in parts.items())})"
 
 
 def memory_needs(path: Path, *, rows: int, capacity: int, token_bytes: int, prefixes: int) -> MemoryNeeds:

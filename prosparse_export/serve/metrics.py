@@ -21,21 +21,23 @@ class Metrics:
         self._requests = Counter(
             "prosparse_requests", "Requests by endpoint and HTTP status.", ["endpoint", "status"], registry=registry
         )
-        self._prompt = Counter("prosparse_prompt_tokens", "Tokens of prompts.", registry=registry)
+        self._prompt = Counter("prosparse_prompt_tokens", "Prompt tokens.", registry=registry)
         self._cached = Counter(
-            "prosparse_cached_prompt_tokens", "Tokens of prompts copied from the prefix cache.", registry=registry
+            "prosparse_cached_prompt_tokens", "Prompt tokens copied from the prefix cache.", registry=registry
         )
-        self._generated = Counter("prosparse_generated_tokens", "New tokens.", registry=registry)
+        self._generated = Counter("prosparse_generated_tokens", "Generated tokens.", registry=registry)
         self._first = Histogram(
             "prosparse_time_to_first_token_seconds",
-            "From arrival to the first token.",
+            "Seconds from arrival to the first token.",
             buckets=_SECONDS,
             registry=registry,
         )
         self._steps = Histogram(
-            "prosparse_decode_step_seconds", "One decode step.", buckets=_STEP_SECONDS, registry=registry
+            "prosparse_decode_step_seconds", "Seconds of a decode step.", buckets=_STEP_SECONDS, registry=registry
         )
-        self._rows = Histogram("prosparse_decode_step_rows", "Texts per decode step.", buckets=_ROWS, registry=registry)
+        self._rows = Histogram(
+            "prosparse_decode_step_rows", "Sequences per decode step.", buckets=_ROWS, registry=registry
+        )
 
     def watch(self, name: str, help_text: str, read: Callable[[], int]) -> None:
         """Add a gauge whose value is read when the metrics are."""

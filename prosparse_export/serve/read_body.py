@@ -37,5 +37,5 @@ async def read_body(request: Request) -> bytes:
     except ClientDisconnect as error:
         raise ApiError(499, "The client closed the connection") from error
     if size > MAX_BODY:
-        raise ApiError(413, f"The body has more than {MAX_BODY} bytes", code="body_too_large")
+        raise ApiError(413, f"The request body exceeds {MAX_BODY} bytes", code="body_too_large")
     return b"".join(parts)

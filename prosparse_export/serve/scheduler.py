@@ -141,7 +141,7 @@ class Scheduler:
         except NotFiniteError as error:
             job.emit(Failed(error))
         except Exception as error:  # of the tokenizer or the grammar, from this job's input
-            _log.exception("a text failed")
+            _log.exception("a sequence failed")
             job.emit(Failed(ProSparseError(f"generation failed: {type(error).__name__}", hint="see the server's log")))
         return True
 
@@ -162,7 +162,7 @@ class Scheduler:
 def _is_over(job: Job, now: float) -> bool:
     if not job.cancelled and now >= job.deadline:
         error = ProSparseError(
-            "request: the time limit was reached before the text ended",
+            "request: the time limit was reached before the answer was complete",
             hint="ask for fewer tokens, or serve with a larger --timeout",
         )
         job.emit(Failed(error, 408))

@@ -99,8 +99,8 @@ def open_service(path: Path, options: ServeOptions) -> tuple[Service, MemoryNeed
         metrics=metrics,
     )
     engine = Engine(scheduler, options.max_queue)
-    metrics.watch("prosparse_running_texts", "Texts that have a row.", lambda: engine.running)
-    metrics.watch("prosparse_waiting_texts", "Texts in the queue.", lambda: engine.waiting)
+    metrics.watch("prosparse_running_sequences", "Sequences in the batch.", lambda: engine.running)
+    metrics.watch("prosparse_waiting_sequences", "Sequences in the queue.", lambda: engine.waiting)
     service = Service(
         name=options.name or path.stem,
         model=model,

@@ -181,7 +181,7 @@ class Service:
 
     def _queue(self, jobs: Sequence[Job]) -> None:
         if len(jobs) > self.max_queue:
-            raise invalid(f"n: expected at most {self.max_queue} texts per request, got {len(jobs)}", "n")
+            raise invalid(f"n: expected at most {self.max_queue} sequences per request, got {len(jobs)}", "n")
         try:
             self.engine.submit(jobs)
         except QueueFullError as error:

@@ -260,14 +260,14 @@ def wait_until_idle(server: Server) -> None:
 def test_metrics(server: Server, client: openai.OpenAI) -> None:
     client.completions.create(model="demo", prompt="Water", max_tokens=3)
     text = httpx2.get(f"{server.url}/metrics").text
-    for name in ("requests_total", "generated_tokens_total", "time_to_first_token_seconds_count", "running_texts"):
+    for name in ("requests_total", "generated_tokens_total", "time_to_first_token_seconds_count", "running_sequences"):
         assert f"prosparse_{name}" in text
     assert 'prosparse_requests_total{endpoint="completions",status="200"}' in text
 
 
 def test_keys(demo_artifact: Path) -> None:
     with serving(demo_artifact, PROSPARSE_API_KEY="one two") as server:
-        assert "memory: weights" in server.log
+        assert "memory: at most" in server.log
         right = openai.OpenAI(base_url=f"{server.url}/v1", api_key="two", max_retries=0)
         assert right.completions.create(model="demo", prompt="A", max_tokens=2).choices[0].text
         wrong = openai.OpenAI(base_url=f"{server.url}/v1", api_key="three", max_retries=0)
