@@ -7,11 +7,13 @@ import os
 import shutil
 import subprocess
 import sysconfig
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 import pytest
+from support.onnxruntime_header import download_headers
 
 if TYPE_CHECKING:
     from graph_passes import FfnFormat
@@ -27,17 +29,32 @@ def demo_folder() -> Path:
     return DEMO
 
 
-@pytest.fixture(scope="session")
-def demo_artifact(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """The demo model, exported by the command line in a separate process, once for all workers of pytest-xdist."""
+@contextmanager
+def _once(tmp_path_factory: pytest.TempPathFactory, name: str) -> Iterator[Path]:
+    """A folder that all workers of pytest-xdist share, locked, so that one of them fills it."""
     base = tmp_path_factory.getbasetemp()
-    shared = (base.parent if "PYTEST_XDIST_WORKER" in os.environ else base) / "shared-demo"
+    shared = (base.parent if "PYTEST_XDIST_WORKER" in os.environ else base) / f"shared-{name}"
     shared.mkdir(exist_ok=True)
     with (shared / "lock").open("w") as lock:
         fcntl.flock(lock, fcntl.LOCK_EX)
+        yield shared
+
+
+@pytest.fixture(scope="session")
+def demo_artifact(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The demo model, exported by the command line in a separate process, once for all workers."""
+    with _once(tmp_path_factory, "demo") as shared:
         if not (shared / "out" / "demo.onnx").exists():
             subprocess.run([*COMMAND, str(DEMO), str(shared / "out" / "demo.onnx"), "-q"], check=True)
     return Path(shutil.copytree(shared / "out", tmp_path_factory.mktemp("demo") / "out")) / "demo.onnx"
+
+
+@pytest.fixture(scope="session")
+def onnxruntime_headers(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The folder of onnxruntime_c_api.h and onnxruntime_cxx_api.h, downloaded once for all workers."""
+    with _once(tmp_path_factory, "headers") as shared:
+        found = next(shared.glob("x/**/onnxruntime_c_api.h"), None)
+        return download_headers(shared) if found is None else found.parent
 
 
 @pytest.fixture(scope="session")

@@ -1,4 +1,4 @@
-"""examples/c/generate.c: a C program without onnxruntime's headers gives the tokens that Python gives."""
+"""examples/c and examples/cpp: programs in C, without onnxruntime's headers, and in C++ give Python's tokens."""
 
 from __future__ import annotations
 
@@ -23,11 +23,17 @@ Run = Callable[..., subprocess.CompletedProcess[str]]
 
 
 @pytest.fixture(scope="module")
-def run(demo_artifact: Path, tmp_path_factory: pytest.TempPathFactory) -> Run:
-    """Compile the example; return a function that runs it with a library and more arguments."""
-    runtime = next(Path(onnxruntime.__file__).parent.glob("capi/libonnxruntime.so.*"), None)
-    if runtime is None or shutil.which("cc") is None:
+def runtime() -> Path:
+    """onnxruntime's library in its wheel."""
+    found = next(Path(onnxruntime.__file__).parent.glob("capi/libonnxruntime.so.*"), None)
+    if found is None or shutil.which("cc") is None:
         pytest.skip("needs a C compiler and a wheel with libonnxruntime.so (Linux)")
+    return found
+
+
+@pytest.fixture(scope="module")
+def run(demo_artifact: Path, runtime: Path, tmp_path_factory: pytest.TempPathFactory) -> Run:
+    """Compile the example; return a function that runs it with a library and more arguments."""
     program = tmp_path_factory.mktemp("c") / "generate"
     flags = ["-std=c11", "-O2", "-Wall", "-Wextra", "-Werror"]
     subprocess.run(["cc", *flags, str(ROOT / "examples/c/generate.c"), "-o", str(program), "-ldl"], check=True)
@@ -71,3 +77,26 @@ def test_a_library_that_cannot_be_used(
     done = run(library, "--require-library")
     assert (done.returncode, done.stdout) == (1, "")
     assert done.stderr.startswith(f"error: {library}: ")
+
+
+def test_cpp(
+    demo_artifact: Path, runtime: Path, onnxruntime_headers: Path, expected: list[int], tmp_path: Path
+) -> None:
+    (tmp_path / "libonnxruntime.so.1").symlink_to(runtime)  # the name that programs look for
+    program = tmp_path / "generate"
+    flags = ["-std=c++17", "-O1", "-Wall", "-Wextra", "-Werror", f"-isystem{onnxruntime_headers}"]
+    source = str(ROOT / "examples/cpp/generate.cc")
+    command = ["c++", *flags, source, str(runtime), f"-Wl,-rpath,{tmp_path}", "-o", str(program)]
+    subprocess.run(command, check=True)
+
+    def run(library: object) -> subprocess.CompletedProcess[str]:
+        words = [str(demo_artifact), str(library), str(COUNT), *map(str, PROMPT)]
+        return subprocess.run([str(program), *words], capture_output=True, text=True, check=False)
+
+    for library in (demo_artifact.parent / library_in_artifact(this_platform()), "-"):
+        done = run(library)
+        assert (done.returncode, done.stderr) == (0, "")
+        assert [*map(int, done.stdout.split())] == expected
+    done = run(tmp_path / "none")
+    assert (done.returncode, done.stdout) == (1, "")
+    assert done.stderr.startswith("error: ")
