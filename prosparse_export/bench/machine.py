@@ -13,7 +13,7 @@ __all__ = ["describe_machine", "resident_bytes"]
 
 def describe_machine(threads: int) -> str:
     """Return processor, instruction set, number of threads and onnxruntime's version."""
-    parts = [_processor(), f"ISA {library_info().isa_used}", f"{threads} threads"]
+    parts = [_processor(), f"ISA {library_info().isa_used}", f"{threads} thread{'s' if threads > 1 else ''}"]
     return ", ".join([*parts, f"onnxruntime {onnxruntime.__version__}"])
 
 

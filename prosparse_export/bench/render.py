@@ -33,7 +33,8 @@ def as_text(result: BenchResult) -> str:
         ),
         "",
         "other operators, us/token: " + ", ".join(f"{op} {time:.0f}" for op, time in others),
-        f"outside onnxruntime: {loop.outside_microseconds.median:.1f} us of {loop.microseconds.median:.0f} us/token,"
+        f"outside onnxruntime's call: {loop.outside_microseconds.median:.1f} us"
+        f" of {loop.microseconds.median:.0f} us/token,"
         f" {loop.outside_share.median:.2%} [{loop.outside_share.low:.2%}, {loop.outside_share.high:.2%}];"
         f" a loop over forward() takes {_spread(loop.unbound_ratio, 'x')} as long",
         "",

@@ -190,11 +190,11 @@ def _speed(axes: Axes, report: Report) -> None:
     axes.bar(place, measured, color="#9ecae1", edgecolor="#08519c", width=0.6, label="measured, quartiles")
     axes.errorbar(place, measured, yerr=np.maximum(spread, 0), fmt="none", ecolor="black", elinewidth=1, capsize=2)
     ceilings = [layer.ceiling for layer in report.layers]
-    axes.plot(place, ceilings, "D", color=_COLORS[1], ms=4, label="ceiling: weights read")
+    axes.plot(place, ceilings, "D", color=_COLORS[1], ms=4, label="max speedup by weights read")
     axes.axhline(1, color="black", linewidth=0.8)
     axes.set_ylim(0, max(1.5, *(1.25 * value for value in (*ceilings, *(m for m in measured if m == m)))))
     axes.set_xlabel("layer")
-    axes.set_ylabel("speedup over dense")
+    axes.set_ylabel("speedup over function body")
     _legend(axes, ncols=2)
     axes.grid(visible=False, axis="x")
     if len(place) <= 12:

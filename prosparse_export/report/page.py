@@ -16,15 +16,17 @@ _CAPTIONS = {
     "layers": "Bars: active neurons, mean over all tokens. Black: spread over tokens, thin from 5 to 95%, thick from "
     "25 to 75%, with a white tick at the median. Labels: activation sparsity, the fraction of exact zeros at "
     "down_proj's input. With dReLU it includes zeros of up_proj's ReLU, although those neurons' weights are read.",
-    "histogram": "Active neurons per token. Compute time follows this distribution, not only its mean.",
-    "neurons": "Neurons above the upper line are hot, below the lower line rare. Past a curve's end, all are dead.",
+    "histogram": "How many neurons are active per token. Compute time depends on the distribution, not only its mean.",
+    "neurons": "Neurons above the upper line are hot, those below the lower line rare. Where a curve ends, all "
+    "remaining neurons are dead: no token activates them.",
     "positions": "Mean over all windows, by position in the window. The first positions average over few tokens.",
     "texts": "The same model on each text.",
-    "kept": "Active neurons that were also active for the previous token. Anything above the dashed line could be "
-    "gained by caching their weights.",
-    "speed": "Dense is the operator's ONNX function body on stock onnxruntime in float32, alternating with the sparse "
-    "kernel in one process. The ceiling counts weights read in the same format: 3 / (1 + 2a) with a fraction a of "
-    "active neurons, or 2 / (1 + a) for an ungated FFN. Narrower formats can exceed it; small layers may not reach it.",
+    "kept": "Active neurons that were also active for the previous token. Caching their weights can gain at most what "
+    "lies above the dashed line.",
+    "speed": "Time of the operator's ONNX function body (stock onnxruntime, float32) over that of the sparse kernel, "
+    "alternating in one process. Unlike the dense baseline of prosparse bench, the body does not run our kernels. The "
+    "maximum counts weights read in the same format: 3 / (1 + 2a) with a fraction a of active neurons, or 2 / (1 + a) "
+    "for an ungated FFN. Formats narrower than float32 can exceed it; small layers may not reach it.",
     "calibration": "Trials of prosparse calibrate before the export. Chosen: {search.search_parameter} "
     "{search.chosen.value:.4g}, sparsity {sparsity:.2f}%, perplexity {search.chosen.perplexity:.4g} within a budget "
     "of {search.perplexity_limit:.4g}.",

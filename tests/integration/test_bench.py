@@ -152,7 +152,7 @@ def test_table_with_and_without_a_dense_baseline(result: BenchResult) -> None:
     text = as_text(result)
     assert "model.layers.4.mlp" in text
     assert "dense baseline" in text
-    assert "outside onnxruntime: " in text
+    assert "outside onnxruntime's call: " in text
     assert "of the maximum" in text
     alone = replace(result, reached=None, timings=tuple(replace(t, dense=None, ratio=None) for t in result.timings))
     assert "of the maximum" not in as_text(alone)

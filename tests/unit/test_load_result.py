@@ -20,7 +20,7 @@ def test_throughput_and_latencies() -> None:
     assert (point.first_token.p50, point.between_tokens.p50) == (pytest.approx(1.0), pytest.approx(0.2))
     assert point.first_token.p99 == pytest.approx(1.49)
     text = as_text(LoadResult("http://h/v1", "m", (point,)))
-    assert "2 clients" in text
+    assert "clients: 2" in text
     assert "1000 / 1450 / 1490" in text
 
 

@@ -39,7 +39,7 @@ def launched(path: Path, options: Sequence[str]) -> Iterator[str]:
                 return
         raise ProSparseError(
             f"serve: {path}: the server did not start: {' '.join(' '.join(lines).split())}",
-            hint="start it alone: prosparse serve",
+            hint="run `prosparse serve` by itself to see why",
         )
     finally:
         process.terminate()

@@ -50,7 +50,7 @@ def run_load(
     except httpx2.HTTPError as error:
         raise ProSparseError(
             f"serve: {url}: {str(error) or type(error).__name__}",
-            hint="check that the server runs and has this address",
+            hint="check that a server runs at this address",
         ) from error
 
 
@@ -65,7 +65,7 @@ async def _run(url: str, ids: NDArray[np.int64], options: LoadOptions, progress:
         points: list[Point] = []
         loads = [*((c, "clients") for c in options.clients), *((r, "requests/s") for r in options.rates)]
         for number, (value, load) in enumerate(loads):
-            progress(f"{value:g} {load}", number, len(loads))
+            progress(f"{load}: {value:g}", number, len(loads))
             rng = np.random.default_rng(options.seed)
             work = _work(ids, options, max(options.requests, int(value) if load == "clients" else 1), rng)
             closed = load == "clients"

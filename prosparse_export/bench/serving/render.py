@@ -19,7 +19,7 @@ def as_text(result: LoadResult) -> str:
 
 
 def _line(point: Point) -> str:
-    load = f"{point.value:g} {point.load}"
+    load = f"{point.load}: {point.value:g}"
     numbers = f"{point.requests:>10}{point.refused:>9}{point.tokens_per_second:>10.1f}"
     return f"{load:>16}{numbers}{_milliseconds(point.first_token):>32}{_milliseconds(point.between_tokens):>24}"
 
