@@ -24,9 +24,9 @@ from graph_passes.patterns.ffn_pattern import FfnOutcome
 from graph_passes.pipeline import export_pipeline, optimize_pipeline
 from graph_passes.simplify_trace import merge_equal, simplify_trace
 from graph_passes.stamp_layers import CannotStampError, LayerTensor, StampLayersPass
-from graph_passes.weights.group_scales import WeightRangeError
+from graph_passes.weights.group_scales import WeightRangeError, search_factors
 from graph_passes.weights.packed_names import parts_of
-from graph_passes.weights.quantization import dequantize, plausible_scales, quantize, rounded
+from graph_passes.weights.quantization import Rounding, dequantize, plausible_scales, quantize, rounded
 from graph_passes.weights.weight_plan import WeightPlan
 
 __all__ = [
@@ -50,6 +50,7 @@ __all__ = [
     "LinearOutcome",
     "NameInterfacePass",
     "PackQkvPass",
+    "Rounding",
     "StampLayersPass",
     "WeightPlan",
     "WeightRangeError",
@@ -64,5 +65,6 @@ __all__ = [
     "plausible_scales",
     "quantize",
     "rounded",
+    "search_factors",
     "simplify_trace",
 ]

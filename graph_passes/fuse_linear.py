@@ -70,7 +70,7 @@ class FuseLinearPass(ir.passes.InPlacePass):
 
     def call(self, model: ir.Model) -> ir.passes.PassResult:
         """Rewrite ``model``."""
-        store = WeightStore(model.graph)
+        store = WeightStore(model.graph, self._plan.rounding)
         before = len(self._outcomes)
         self._names = {node.name for node in model.graph}
         replaced: dict[ir.Value, ir.Value] = {}

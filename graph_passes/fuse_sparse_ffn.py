@@ -53,7 +53,7 @@ class FuseSparseFfnPass(ir.passes.InPlacePass):
         """Rewrite ``model``."""
         opset = model.opset_imports.get("", custom_ops.OPSET)
         bodies: dict[str, ir.Function] = {}
-        store = WeightStore(model.graph)
+        store = WeightStore(model.graph, self._plan.rounding if self._plan is not None else None)
         replaced: dict[ir.Value, ir.Value] = {}  # old and new outputs: the next FFN may read them
         for match in find_ffns(model.graph):
             plan = self._plan or _own_plan(match)

@@ -20,6 +20,7 @@ from graph_passes.keep_logits import KeepLogitsPass
 from graph_passes.name_interface import NameInterfacePass
 from graph_passes.pack_qkv import PackQkvPass
 from graph_passes.patterns.ffn_pattern import FfnOutcome
+from graph_passes.weights.quantization import Rounding
 from graph_passes.weights.weight_plan import WeightPlan
 
 __all__ = ["export_pipeline", "optimize_pipeline"]
@@ -83,7 +84,11 @@ def export_pipeline(
 
 
 def optimize_pipeline(
-    outcomes: list[FfnOutcome], *, weights: FfnFormat | None = None, decomposed: bool = False
+    outcomes: list[FfnOutcome],
+    *,
+    weights: FfnFormat | None = None,
+    decomposed: bool = False,
+    rounding: Rounding | None = None,
 ) -> ir.passes.Sequential:
     """Return the passes for a third-party file, in order. Its inputs and outputs do not change.
 
@@ -91,12 +96,13 @@ def optimize_pipeline(
         outcomes: receives one entry per FFN.
         weights: format of the FFNs' matrices; None keeps their float type.
         decomposed: write standard ONNX instead of our operators.
+        rounding: as in `quantize`.
     """
     return ir.passes.Sequential(
         common.InlinePass(lambda function: function.domain != DOMAIN),  # an FFN may span functions
         common.LiftConstantsToInitializersPass(lift_all_constants=False),  # weights may be Constant nodes
         common.ShapeInferencePass(),  # recognizing a bias needs ranks
-        FuseSparseFfnPass(outcomes, weights),
+        FuseSparseFfnPass(outcomes, WeightPlan.of(weights, rounding) if weights is not None else None),
         *([InlineOperatorsPass()] if decomposed else []),
         common.RemoveUnusedNodesPass(),
         common.TopologicalSortPass(),

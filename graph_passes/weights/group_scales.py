@@ -1,7 +1,7 @@
 """Choose the scale of each quantization group: the one with the smallest squared error among several candidates.
 
 Every operation is elementwise or adds in a fixed order, so that all processors choose the same scales:
-``prosparse validate`` computes them again.
+``prosparse validate`` computes them again, and native/src/round_weights.inc repeats them, bit by bit.
 """
 
 from __future__ import annotations
@@ -14,7 +14,7 @@ from numpy.typing import NDArray
 from graph_passes.formats import FormatSpec
 from prosparse_export.errors import ProSparseError
 
-__all__ = ["WeightRangeError", "are_plausible", "group_scales", "round_to_integers"]
+__all__ = ["WeightRangeError", "are_plausible", "group_scales", "round_to_integers", "search_factors"]
 
 Array = NDArray[np.float32]
 
@@ -44,6 +44,11 @@ class WeightRangeError(ProSparseError):
         self.detail = detail
 
 
+def search_factors(spec: FormatSpec, *, weighted: bool) -> tuple[float, ...]:
+    """Return the factors that `group_scales` tries, in order; ``weighted``: with importance."""
+    return (_MORE_FACTORS if weighted else _FACTORS)[spec.bits]
+
+
 def group_scales(weight: Array, spec: FormatSpec, importance: Array | None = None) -> NDArray[np.float16]:
     """Return the scale of each group, ``[groups]``.
 
@@ -59,12 +64,18 @@ def group_scales(weight: Array, spec: FormatSpec, importance: Array | None = Non
     Raises:
         WeightRangeError: a weight is not finite, or its scale is too large for float16.
     """
+    if weight.shape[1] == 1:  # NumPy adds a single column in another order
+        importance = None if importance is None else np.repeat(importance, 2, 1)
+        return group_scales(np.repeat(weight, 2, 1), spec, importance)[:1]
+    assert spec.levels is not None
     first = _largest_to_last(weight, spec)
     weighted = weight if importance is None else weight * importance
     integers, work = np.empty_like(weight), np.empty_like(weight)
     best, gain = first, np.zeros_like(first)
-    for factor in (_FACTORS if importance is None else _MORE_FACTORS)[spec.bits]:
-        round_to_integers(weight, first * np.float32(factor), spec, integers)
+    for factor in search_factors(spec, weighted=importance is not None):
+        np.multiply(weight, _inverse(first * np.float32(factor)), out=integers)
+        np.clip(integers, *spec.levels, out=integers)
+        np.rint(integers, out=integers)
         along = np.multiply(integers, weighted, out=work).sum(0)
         np.multiply(integers, integers, out=work)
         size = (work if importance is None else np.multiply(work, importance, out=work)).sum(0)
@@ -101,6 +112,15 @@ def round_to_integers(weight: Array, scales: NDArray[np.floating], spec: FormatS
     np.divide(weight, divisor, out=out)
     np.rint(out, out=out)
     np.clip(out, *spec.levels, out=out)
+    np.add(out, np.float32(0), out=out)  # integers have no -0
+
+
+def _inverse(scales: Array) -> Array:
+    """Return ``1 / scales``; 0 for scales below float32's normal numbers, which may have no inverse."""
+    normal = np.abs(scales) >= np.finfo(np.float32).tiny
+    inverse: Array = np.zeros_like(scales)
+    np.divide(np.float32(1), scales, out=inverse, where=normal)
+    return inverse
 
 
 def _largest_to_last(weight: Array, spec: FormatSpec) -> Array:
@@ -111,6 +131,7 @@ def _largest_to_last(weight: Array, spec: FormatSpec) -> Array:
     with np.errstate(over="ignore", invalid="ignore"):  # reported below
         peak = np.where(most >= -least, most, least)
         scales: Array = peak / np.float32(low) if -low > high else np.abs(peak) / np.float32(high)
+        scales += np.float32(0)  # of the two zeros, NumPy's maximum may return either
         finite = np.isfinite(scales.astype(np.float16)).all()
     if not finite:
         if not np.isfinite(weight).all():

@@ -10,6 +10,7 @@ from __future__ import annotations
 import os
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
+from typing import Any, Protocol
 
 import numpy as np
 from numpy.typing import NDArray
@@ -17,9 +18,30 @@ from numpy.typing import NDArray
 from graph_passes.formats import FORMAT_SPECS, QUANT_GROUP, Format, FormatSpec
 from graph_passes.weights.group_scales import are_plausible, group_scales, round_to_integers
 
-__all__ = ["dequantize", "plausible_scales", "quantize", "rounded", "scales_of", "unpack"]
+__all__ = ["Rounding", "dequantize", "plausible_scales", "quantize", "rounded", "scales_of", "unpack"]
 
 _WEIGHTS = 1 << 16  # rounded at a time, so that they stay in a core's cache
+
+
+class Rounding(Protocol):
+    """Another implementation of what this module computes, with the same bits.
+
+    Each method returns None for what it leaves to this module: weights or scales that are not finite or out of range,
+    and types that it does not know. ``weight`` is ``[rows, cols]``, any float dtype, any strides.
+    """
+
+    def scales(
+        self, weight: NDArray[Any], spec: FormatSpec, importance: NDArray[np.float32] | None
+    ) -> NDArray[np.float16] | None:
+        """Return what `scales_of` returns."""
+
+    def integers(
+        self, weight: NDArray[Any], spec: FormatSpec, scales: NDArray[np.float16]
+    ) -> NDArray[np.int8 | np.uint8] | None:
+        """Return the integers of `quantize` for these scales."""
+
+    def values(self, weight: NDArray[Any], spec: FormatSpec, scales: NDArray[np.float16]) -> NDArray[np.float32] | None:
+        """Return what `rounded` returns for these scales."""
 
 
 def quantize(
@@ -27,6 +49,7 @@ def quantize(
     weights: Format,
     importance: NDArray[np.float32] | None = None,
     scales: NDArray[np.float16] | None = None,
+    rounding: Rounding | None = None,
 ) -> tuple[NDArray[np.int8 | np.uint8], NDArray[np.float16]]:
     """Return integers and scales of ``weight``.
 
@@ -36,6 +59,7 @@ def quantize(
         importance: ``[cols]``, the weight of each column's squared error when scales are chosen, such as the mean
             square of its input; None for 1.
         scales: ``[rows, groups]``: round with these instead of choosing.
+        rounding: computes the same, faster.
 
     Returns:
         Integers and float16 scales ``[rows, groups]``, groups = ceil(cols / 32). i8: int8 ``[rows, cols]``. i4: uint8
@@ -46,6 +70,11 @@ def quantize(
     """
     spec = FORMAT_SPECS[weights]
     rows, cols = weight.shape
+    if rounding is not None:
+        chosen = rounding.scales(weight, spec, importance) if scales is None else scales
+        found = None if chosen is None else rounding.integers(weight, spec, chosen)
+        if chosen is not None and found is not None:
+            return found, chosen
     integers: NDArray[np.int8 | np.uint8] = np.empty((rows, spec.stored_columns(cols)), spec.dtype)
     used = np.empty((rows, spec.groups(cols)), np.float16)
 
@@ -79,19 +108,28 @@ def unpack(packed: NDArray[np.uint8]) -> NDArray[np.int8]:
 
 
 def rounded(
-    weight: NDArray[np.float32], weights: Format, scales: NDArray[np.float16] | None = None
+    weight: NDArray[np.float32],
+    weights: Format,
+    scales: NDArray[np.float16] | None = None,
+    rounding: Rounding | None = None,
 ) -> NDArray[np.float32]:
     """Return ``weight`` rounded to a format: for integers, ``dequantize(*quantize(...))`` without packing.
 
     Args:
-        weight: ``[rows, cols]``.
+        weight: ``[rows, cols]``, any float dtype.
         weights: the format.
         scales: ``[rows, groups]``, for integer formats; None to choose them.
+        rounding: computes the same, faster.
     """
     spec = FORMAT_SPECS[weights]
     if not spec.group:
         with np.errstate(over="ignore"):  # becomes infinite
             return weight.astype(spec.dtype).astype(np.float32)
+    if rounding is not None:
+        chosen = rounding.scales(weight, spec, None) if scales is None else scales
+        found = None if chosen is None else rounding.values(weight, spec, chosen)
+        if found is not None:
+            return found
     result = np.empty(weight.shape, np.float32)
     cols = weight.shape[1]
 
@@ -104,10 +142,16 @@ def rounded(
 
 
 def scales_of(
-    weight: NDArray[np.float32], weights: Format, importance: NDArray[np.float32] | None = None
+    weight: NDArray[np.float32],
+    weights: Format,
+    importance: NDArray[np.float32] | None = None,
+    rounding: Rounding | None = None,
 ) -> NDArray[np.float16]:
     """Return the scales that `quantize` returns, without the integers."""
     spec = FORMAT_SPECS[weights]
+    found = None if rounding is None else rounding.scales(weight, spec, importance)
+    if found is not None:
+        return found
     scales = np.empty((len(weight), spec.groups(weight.shape[1])), np.float16)
 
     def part(rows: slice) -> None:

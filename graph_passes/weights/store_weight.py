@@ -9,6 +9,7 @@ import onnx_ir as ir
 from numpy.typing import NDArray
 
 from graph_passes.formats import FORMAT_SPECS, Format
+from graph_passes.weights.quantization import Rounding
 from graph_passes.weights.stored_tensors import repacked_tensors, stored_tensors
 from graph_passes.weights.weight_source import Weight
 
@@ -16,10 +17,16 @@ __all__ = ["WeightStore"]
 
 
 class WeightStore:
-    """The weights that one run of a pass adds to ``graph``. A matrix that two FFNs share is stored once."""
+    """The weights that one run of a pass adds to ``graph``. A matrix that two FFNs share is stored once.
 
-    def __init__(self, graph: ir.Graph) -> None:
+    Args:
+        graph: the graph.
+        rounding: as in `quantize`.
+    """
+
+    def __init__(self, graph: ir.Graph, rounding: Rounding | None = None) -> None:
         self._graph = graph
+        self._rounding = rounding
         self._stored: dict[tuple[int, bool, Format], list[ir.Value]] = {}
         self._biases: dict[tuple[int, int], ir.Value] = {}
 
@@ -55,7 +62,8 @@ class WeightStore:
             if source.packed is not None and spec.group and not transposed:
                 tensors = repacked_tensors(source.packed, shape, weights, name)
             else:
-                tensors = stored_tensors(_reader(source, transposed=transposed), shape, weights, name, importance)
+                read = _reader(source, transposed=transposed)
+                tensors = stored_tensors(read, shape, weights, name, importance, self._rounding)
             self._stored[key] = [self._add(tensor) for tensor in tensors]
         return self._stored[key]
 

@@ -11,7 +11,7 @@ from numpy.typing import NDArray
 
 from graph_passes.formats import FORMAT_SPECS, Format, FormatSpec
 from graph_passes.weights.group_scales import WeightRangeError
-from graph_passes.weights.quantization import quantize, scales_of, unpack
+from graph_passes.weights.quantization import Rounding, quantize, scales_of, unpack
 
 __all__ = ["repacked_tensors", "stored_tensors"]
 
@@ -25,6 +25,7 @@ def stored_tensors(
     weights: Format,
     name: str,
     importance: NDArray[np.float32] | None = None,
+    rounding: Rounding | None = None,
 ) -> list[ir.LazyTensor]:
     """Return the tensors that store a matrix: the weights and, for integer formats, the scales.
 
@@ -36,6 +37,7 @@ def stored_tensors(
         weights: the format.
         name: name of the weights; the scales are ``name`` + "_scale".
         importance: as in `quantize`.
+        rounding: as in `quantize`.
     """
     spec = FORMAT_SPECS[weights]
     if not spec.group:
@@ -43,12 +45,12 @@ def stored_tensors(
     kept: list[NDArray[np.float16]] = []  # computed with the integers, and mostly written next
 
     def integers() -> Array:
-        result, scales = _naming(name, lambda: quantize(read(), weights, importance))
+        result, scales = _naming(name, lambda: quantize(read(), weights, importance, rounding=rounding))
         kept[:] = [scales]
         return result
 
     def scales() -> Array:
-        return kept.pop() if kept else _naming(name, lambda: scales_of(read(), weights, importance))
+        return kept.pop() if kept else _naming(name, lambda: scales_of(read(), weights, importance, rounding))
 
     return _integers_and_scales(integers, scales, shape, spec, name)
 

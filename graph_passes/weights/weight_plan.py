@@ -9,6 +9,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from graph_passes.formats import FORMAT_SPECS, FfnFormat, Format, format_of, mixed_format
+from graph_passes.weights.quantization import Rounding
 
 __all__ = ["WeightPlan"]
 
@@ -23,17 +24,19 @@ class WeightPlan:
         exceptions: formats of single matrices, by module path.
         importance: mean square of each input channel, ``[d_in]``, by module path: the weight of a column's rounding
             errors. Matrices without one are rounded with equal weights.
+        rounding: as in `quantize`.
     """
 
     ffn: FfnFormat
     other: Format
     exceptions: Mapping[str, Format] = field(default_factory=dict)
     importance: Mapping[str, NDArray[np.float32]] = field(default_factory=dict)
+    rounding: Rounding | None = None
 
     @classmethod
-    def of(cls, weights: FfnFormat) -> WeightPlan:
+    def of(cls, weights: FfnFormat, rounding: Rounding | None = None) -> WeightPlan:
         """Return the plan that stores every matrix in one format (i4 for those outside FFNs in i4i8)."""
-        return cls(weights, format_of(weights, is_down=False))
+        return cls(weights, format_of(weights, is_down=False), rounding=rounding)
 
     def linear_format(self, module: str) -> Format:
         """Return the format of a matrix outside the rewritten FFNs."""

@@ -1,9 +1,10 @@
-// What the shared library exports: onnxruntime's entry point, and a description of the build.
+// What the shared library exports: onnxruntime's entry point, a description of the build, and rounding for Python.
 #include <cstdlib>
 #include <cstring>
 #include <string>
 
 #include "../src/dispatch.h"
+#include "../src/round_weights.h"
 #include "custom_op.h"
 #include "status.h"
 
@@ -69,5 +70,25 @@ PROSPARSE_EXPORT const char* prosparse_ops_info(void) {
     return text.c_str();
   } catch (...) {
     return "{\"error\": \"out of memory\"}";
+  }
+}
+
+// For prosparse_export/runtime/weight_rounding.py, which has the same structs: a change of theirs renames the
+// functions. 0: done. 1: left undone, see round_weights.h, or memory ran out.
+PROSPARSE_EXPORT int prosparse_search_scales(const prosparse::SourceWeights* weights,
+                                             const prosparse::ScaleSearch* search, uint16_t* scales, unsigned threads) {
+  try {
+    return prosparse::search_scales(*weights, *search, scales, threads) ? 0 : 1;
+  } catch (...) {
+    return 1;
+  }
+}
+
+PROSPARSE_EXPORT int prosparse_round_weights(const prosparse::SourceWeights* weights, const uint16_t* scales,
+                                             const prosparse::RoundedWeights* rounded, unsigned threads) {
+  try {
+    return prosparse::round_weights(*weights, scales, *rounded, threads) ? 0 : 1;
+  } catch (...) {
+    return 1;
   }
 }

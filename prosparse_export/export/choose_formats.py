@@ -14,6 +14,7 @@ from prosparse_export.export.input_moments import calibration_documents, input_m
 from prosparse_export.export.options import ExportOptions
 from prosparse_export.export.rounded_reference import checkpoint_format
 from prosparse_export.progress import ProgressCallback
+from prosparse_export.runtime.weight_rounding import library_rounding
 from prosparse_models import Checkpoint
 
 __all__ = ["plan_by_rule", "plan_weights"]
@@ -61,7 +62,7 @@ def plan_by_rule(checkpoint: Checkpoint, options: ExportOptions) -> WeightPlan:
     weights: FfnFormat = options.weights or checkpoint_format(checkpoint.weight_dtype)
     other = options.other_weights or format_of(weights, is_down=False)
     exceptions = _exceptions(checkpoint) if other == "i4" and options.other_weights is None else {}
-    return WeightPlan(weights, other, exceptions)
+    return WeightPlan(weights, other, exceptions, rounding=library_rounding())
 
 
 def _quantizes(plan: WeightPlan) -> bool:

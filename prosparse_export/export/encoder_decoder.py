@@ -12,6 +12,7 @@ from prosparse_export.export.rewritten_model import RewrittenModel
 from prosparse_export.export.rounded_reference import checkpoint_format
 from prosparse_export.export.trace_encoder_decoder import trace_encoder_decoder
 from prosparse_export.progress import ProgressCallback
+from prosparse_export.runtime.weight_rounding import library_rounding
 from prosparse_models import CheckpointError
 from prosparse_models.loading.model_config import read_model_config
 
@@ -63,7 +64,8 @@ def rewrite_encoder_decoder(folder: Path, options: ExportOptions, progress: Prog
         threshold=options.threshold,
         encoder_decoder=True,
     )
-    plan = WeightPlan(options.weights or checkpoint_format(checkpoint.weight_dtype), "f32")
+    weights = options.weights or checkpoint_format(checkpoint.weight_dtype)
+    plan = WeightPlan(weights, "f32", rounding=library_rounding())
     progress("trace", 0, 0)
     encoder, decoder = trace_encoder_decoder(checkpoint.model)
     progress("rewrite", 0, 0)

@@ -28,6 +28,7 @@ from graph_passes import (
 from graph_passes.custom_ops import format_in
 from prosparse_export.analysis.stored_scales import StoredScales, stored_scales
 from prosparse_export.artifact.manifest import Manifest
+from prosparse_export.runtime.weight_rounding import library_rounding
 from prosparse_models import Checkpoint
 
 __all__ = [
@@ -206,7 +207,7 @@ def _rounded(
     if not spec.group:
         return weight.to(getattr(torch, spec.dtype.name)).to(weight.dtype)
     matrix = (weight.T if transposed else weight).detach().float().numpy()
-    result = torch.from_numpy(rounded(matrix, weights, scales))
+    result = torch.from_numpy(rounded(matrix, weights, scales, library_rounding()))
     return (result.T if transposed else result).to(weight.dtype)
 
 
@@ -228,5 +229,5 @@ def stored_arrays(
         known = cast("NDArray[np.float16] | None", scales)
         if known is not None and not plausible_scales(matrix, own, known):
             known = None
-        return list(quantize(matrix, own, scales=known))
+        return list(quantize(matrix, own, scales=known, rounding=library_rounding()))
     return [matrix.astype(FORMAT_SPECS[own].dtype)]

@@ -23,6 +23,7 @@ from prosparse_export.progress import ProgressCallback, no_progress
 from prosparse_export.quiet import quiet
 from prosparse_export.runtime.installed_libraries import choose_libraries, library_records
 from prosparse_export.runtime.operator_library import check_library
+from prosparse_export.runtime.weight_rounding import library_rounding
 
 __all__ = ["OptimizeOptions", "OptimizeResult", "optimize_file"]
 
@@ -104,7 +105,9 @@ def optimize_file(
         progress("rewrite", 0, 0)
         outcomes: list[FfnOutcome] = []
         with quiet():  # onnx's shape inference warns about other exporters' files
-            optimize_pipeline(outcomes, weights=options.weights, decomposed=options.decomposed)(model)
+            optimize_pipeline(
+                outcomes, weights=options.weights, decomposed=options.decomposed, rounding=library_rounding()
+            )(model)
         rewritten = tuple(o for o in outcomes if not o.reason)
         not_rewritten = tuple(o for o in outcomes if o.reason)
         if not rewritten and not already and not options.allow_dense:
