@@ -38,7 +38,7 @@ def attention_window(bias: ir.Value) -> int | str:
     window = _window(comparisons) if reads_mask and len(comparisons) == 2 else None
     if window is None:
         return (
-            "its mask is more than causality, padding and a sliding window: "
+            "its mask is not limited to causality, padding and a sliding window: "
             f"expected 1 comparison, got {len(comparisons)}"
         )
     return window

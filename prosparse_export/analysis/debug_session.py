@@ -71,7 +71,7 @@ def edited_session(
             return onnxruntime.InferenceSession(name, options, providers=providers, disabled_optimizers=disabled)
         except Exception as error:
             raise ProSparseError(
-                f"model: {path}: onnxruntime {onnxruntime.__version__} cannot open it with more outputs: "
+                f"model: {path}: onnxruntime {onnxruntime.__version__} cannot open it with added outputs: "
                 + " ".join(str(error).split()),
                 hint="export the model again",
             ) from error

@@ -59,7 +59,7 @@ def check_whole(path: Path) -> None:
     if found < end:
         raise ProSparseError(
             f"operator library: {path}: expected at least {end:,} bytes, got {found:,}",
-            hint="it was cut off while it was copied: copy it again, or reinstall prosparse-export",
+            hint="the file is truncated: copy it again, or reinstall prosparse-export",
         )
 
 

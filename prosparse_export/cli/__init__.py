@@ -24,7 +24,7 @@ __all__ = ["export_command", "main"]
 @click.group(context_settings=CONTEXT)
 @click.version_option(__version__, prog_name="prosparse-export")
 def main() -> None:
-    """Export activation-sparse transformers to ONNX, check them, run them."""
+    """Train activation-sparse transformers, export them to ONNX, validate them, and run them on CPUs."""
 
 
 for _command in (

@@ -31,11 +31,17 @@ Examples:
     cls=ProSparseCommand,
     context_settings=CONTEXT,
     epilog=_EXAMPLES,
-    short_help="Time decode and prefill, sparse against dense.",
+    short_help="Time decode and prefill against the dense baseline.",
 )
 @click.argument("onnx_file", type=click.Path(path_type=Path))
-@click.option("--threads", type=click.IntRange(min=1), help="Intra-op threads.  [default: one per core]")
-@click.option("--context", type=click.IntRange(min=1), default=128, show_default=True, help="Tokens in the cache.")
+@click.option("--threads", type=click.IntRange(min=1), help="Intra-op threads.  [default: one per physical core]")
+@click.option(
+    "--context",
+    type=click.IntRange(min=1),
+    default=128,
+    show_default=True,
+    help="Tokens in the KV cache before decode.",
+)
 @click.option("--tokens", type=click.IntRange(min=1), default=16, show_default=True, help="Tokens to decode per round.")
 @click.option(
     "--prefill",
@@ -77,7 +83,7 @@ def bench_command(
     alternate. A speedup is the median over rounds of dense time over sparse time, so it may differ
     from the ratio of the medians. Without a tokenizer next to the model, the input is random tokens.
 
-    With --serve, time a server: new tokens per second of all clients, time to the first token, and time between
+    With --serve, time a server: generated tokens per second, time to the first token, and time between
     tokens, by number of clients (each waits for its answer) and by request rate (requests arrive at random).
     """
     check_outputs((plot_file,), overwrite=overwrite)

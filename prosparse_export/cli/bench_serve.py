@@ -17,7 +17,9 @@ __all__ = ["bench_serving", "serving_options"]
 
 _Function = TypeVar("_Function", bound=Callable[..., Any])
 _OPTIONS = (
-    click.option("--serve", is_flag=True, help="Time prosparse serve under load instead. The options below need it."),
+    click.option(
+        "--serve", is_flag=True, help="Time prosparse serve under load instead. The options below require it."
+    ),
     click.option("--url", help="Time this server (with /v1) instead of starting one.  [default: start one]"),
     click.option(
         "--clients",
@@ -25,28 +27,45 @@ _OPTIONS = (
         multiple=True,
         default=(1, 4, 16),
         show_default=True,
-        help="Clients that wait for their answers. Repeatable.",
+        help="Concurrent clients; each waits for its answer before it asks again. Repeatable.",
     ),
     click.option(
-        "--rate", type=click.FloatRange(min=0, min_open=True), multiple=True, help="Requests per second. Repeatable."
+        "--rate",
+        type=click.FloatRange(min=0, min_open=True),
+        multiple=True,
+        help="Requests per second, at random times. Repeatable.",
     ),
-    click.option("--requests", type=click.IntRange(min=1), default=32, show_default=True, help="Requests per load."),
     click.option(
-        "--prompt", type=click.IntRange(min=1), default=128, show_default=True, help="Tokens of a prompt, median."
+        "--requests",
+        type=click.IntRange(min=1),
+        default=32,
+        show_default=True,
+        help="Requests per number of clients, and per rate.",
     ),
     click.option(
-        "--answer", type=click.IntRange(min=1), default=64, show_default=True, help="Tokens of an answer, median."
+        "--prompt", type=click.IntRange(min=1), default=128, show_default=True, help="Median prompt length in tokens."
+    ),
+    click.option(
+        "--answer", type=click.IntRange(min=1), default=64, show_default=True, help="Median answer length in tokens."
     ),
     click.option(
         "--spread",
         type=click.FloatRange(min=0),
         default=0.5,
         show_default=True,
-        help="Standard deviation of the lengths' logarithm; 0 means fixed lengths.",
+        help="Standard deviation of the logarithm of lengths; 0 means fixed lengths.",
     ),
-    click.option("--max-batch", type=click.IntRange(min=1), default=16, show_default=True, help="Of the server."),
-    click.option("--seed", type=click.IntRange(min=0), default=0, show_default=True, help="Of prompts and lengths."),
-    click.option("--api-key", envvar="PROSPARSE_API_KEY", help="Of the server at --url."),
+    click.option(
+        "--max-batch",
+        type=click.IntRange(min=1),
+        default=16,
+        show_default=True,
+        help="--max-batch of the server that is started.",
+    ),
+    click.option(
+        "--seed", type=click.IntRange(min=0), default=0, show_default=True, help="Random seed of prompts and lengths."
+    ),
+    click.option("--api-key", envvar="PROSPARSE_API_KEY", help="API key of the server at --url, or PROSPARSE_API_KEY."),
 )
 
 

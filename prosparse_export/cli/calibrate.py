@@ -36,17 +36,21 @@ Examples:
 @click.argument("model_dir", type=click.Path(path_type=Path))
 @click.argument("out_dir", type=click.Path(path_type=Path), required=False)
 @click.option(
-    "--text", type=click.Path(path_type=Path), multiple=True, required=True, help="Calibration text. Repeatable."
+    "--text",
+    type=click.Path(path_type=Path),
+    multiple=True,
+    required=True,
+    help="Calibration text: .txt, .md, .json, .jsonl, .parquet, or a folder of them. Repeatable.",
 )
-@click.option("--text-column", default="text", show_default=True, help="Text column of .jsonl and .parquet.")
-@click.option("--tokens", type=click.IntRange(min=2), default=65_536, show_default=True, help="Tokens to use.")
+@click.option("--text-column", default="text", show_default=True, help="Text column of .json, .jsonl and .parquet.")
+@click.option("--tokens", type=click.IntRange(min=2), default=65_536, show_default=True, help="Tokens of text to use.")
 @click.option("--context", type=click.IntRange(min=2), default=512, show_default=True, help="Tokens per sequence.")
 @click.option(
     "--budget",
     type=click.FloatRange(min=0),
     default=1.0,
     show_default=True,
-    help="Allowed perplexity increase in %.",
+    help="Allowed perplexity increase, in percent.",
 )
 @click.option("--per-layer", is_flag=True, help="One threshold per layer instead of one for all.")
 @click.option(
@@ -54,7 +58,7 @@ Examples:
 )
 @click.option("--in-place", is_flag=True, help="Write the threshold into MODEL_DIR/config.json.")
 @click.option("--overwrite", is_flag=True, help="Replace OUT_DIR.")
-@click.option("--threads", type=click.IntRange(min=1), help="CPU threads for PyTorch.  [default: one per core]")
+@click.option("--threads", type=click.IntRange(min=1), help="CPU threads for PyTorch.  [default: PyTorch's]")
 @click.option("--trust-remote-code", is_flag=True, help="Run Python code from MODEL_DIR. Review it first.")
 @click.option("-q", "--quiet", is_flag=True, help="Hide progress.")
 @click.option("--json", "as_json", is_flag=True, help="Print JSON.")

@@ -22,7 +22,7 @@ Examples:
   prosparse chat out/7b/m.onnx
   prosparse chat out/7b/m.onnx --system "Answer in one sentence." --temperature 0.7 --seed 1
 """
-_HELP = "/reset forgets the conversation, /exit or Ctrl-D ends; Ctrl-C stops a reply"
+_HELP = "/reset clears the conversation, /exit or Ctrl-D quits, Ctrl-C stops a reply"
 
 
 @click.command(
@@ -36,7 +36,7 @@ _HELP = "/reset forgets the conversation, /exit or Ctrl-D ends; Ctrl-C stops a r
 @click.option("--system", help="System message that begins the conversation.")
 @click.option("-n", "--max-new-tokens", type=click.IntRange(min=1), help="Tokens per reply.  [default: as many as fit]")
 @sampling_options
-@click.option("--chat-template", type=click.Path(path_type=Path), help="Jinja file to use instead of the model's.")
+@click.option("--chat-template", type=click.Path(path_type=Path), help="Jinja template to use instead of the model's.")
 @click.option("--threads", type=click.IntRange(min=1), help="Intra-op threads.  [default: one per physical core]")
 def chat_command(
     onnx_file: Path,
@@ -51,7 +51,7 @@ def chat_command(
 ) -> None:
     """Talk to the exported model ONNX_FILE, which needs a chat template.
 
-    Each reply sees the whole conversation. /reset forgets it, /exit or Ctrl-D ends, Ctrl-C stops a reply.
+    Each reply sees the whole conversation. /reset clears it, /exit or Ctrl-D quits, Ctrl-C stops a reply.
     """
     from prosparse_export.artifact.chat_template import require_chat_template
     from prosparse_export.artifact.integrity import check_model_path
@@ -67,7 +67,7 @@ def chat_command(
     while (line := _read_line()) is not None:
         if line == "/reset":
             chat.reset()
-            click.echo("the conversation is forgotten", err=True)
+            click.echo("conversation cleared", err=True)
         elif line.startswith("/"):
             click.echo(_HELP, err=True)
         elif line:

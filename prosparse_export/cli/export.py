@@ -41,7 +41,7 @@ Examples:
     short_help="Export a model folder to ONNX.",
 )
 @click.argument("model_dir", type=click.Path(path_type=Path))
-@click.argument("output", type=click.Path(path_type=Path))
+@click.argument("output", metavar="OUT.onnx", type=click.Path(path_type=Path))
 @click.option("--overwrite", is_flag=True, help="Replace existing files.")
 @click.option("--allow-dense", is_flag=True, help="Write the model even if no FFN can be rewritten.")
 @click.option(
@@ -79,10 +79,15 @@ Examples:
 @click.option(
     "--activation",
     type=click.Choice(["relu", "relu2", "fatrelu", "drelu"]),
-    help="The FFN activation, if config.json is wrong.",
+    help="The FFN activation, if config.json states another one.",
 )
 @click.option("--threshold", type=click.FloatRange(min=0.0), help="FATReLU threshold; turns relu into fatrelu.")
-@click.option("--decomposed", is_flag=True, help="Write standard ONNX operators only, for OpenVINO and others.")
+@click.option(
+    "--decomposed",
+    is_flag=True,
+    help="Write our operators as standard ONNX nodes, which are dense: for OpenVINO and others. Add "
+    "--attention unfused for runtimes without GroupQueryAttention.",
+)
 @click.option(
     "--approximate",
     type=click.Choice(["silu"]),
@@ -133,10 +138,10 @@ def export_command(
     quiet: bool,
     as_json: bool,
 ) -> None:
-    """Export MODEL_DIR to the ONNX file OUTPUT, with its ReLU FFNs as sparse operators.
+    """Export MODEL_DIR to the file OUT.onnx, with its ReLU FFNs as sparse operators.
 
-    MODEL_DIR holds config.json, *.safetensors and the tokenizer. Next to OUTPUT go its weights
-    (OUTPUT.data), config.json, the tokenizer, prosparse.json and the operator libraries. If
+    MODEL_DIR holds config.json, *.safetensors and the tokenizer. Next to OUT.onnx go its weights
+    (OUT.onnx.data), config.json, the tokenizer, prosparse.json and the operator libraries. If
     anything fails, nothing is written.
     """
     if approximate is None and keep is not None:

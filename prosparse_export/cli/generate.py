@@ -45,12 +45,14 @@ Examples:
 @click.option("--stop", multiple=True, help="Stop at this text. Repeatable.")
 @sampling_options
 @click.option("--threads", type=click.IntRange(min=1), help="Intra-op threads.  [default: one per physical core]")
-@click.option("--spinning/--no-spinning", default=True, show_default=True, help="Let idle threads spin.")
+@click.option(
+    "--spinning/--no-spinning", default=True, show_default=True, help="Let idle threads spin instead of sleeping."
+)
 @click.option("--library/--no-library", default=True, show_default=True, help="Use the sparse kernels.")
 @click.option(
     "--require-library",
     is_flag=True,
-    help="Fail where the operator library cannot run, instead of running the function bodies, densely.",
+    help="Fail if the operator library cannot run, instead of running the dense function bodies.",
 )
 @click.option("--verify", is_flag=True, help="First check the files' SHA-256 against prosparse.json.")
 def generate_command(
@@ -74,7 +76,7 @@ def generate_command(
     For an encoder-decoder, PROMPT is the source text, and only the output is printed, as with --chat.
     """
     if require_library and not library:
-        raise click.UsageError("--require-library and --no-library exclude each other")
+        raise click.UsageError("--require-library cannot be combined with --no-library")
     if prompt.endswith(".onnx") and onnx_file.suffix != ".onnx" and Path(prompt).is_file():
         raise ProSparseError(
             f"model: {prompt}: expected the .onnx file before the prompt, got it after",
@@ -90,7 +92,7 @@ def generate_command(
         problem = usable_library(onnx_file, required=require_library)
         library = problem is None
         if problem is not None:
-            click.echo(f"{problem}; running without it, densely", err=True)
+            click.echo(f"{problem}; running the dense function bodies instead", err=True)
     kind = EncoderDecoder if encoder_path(onnx_file).is_file() else SparseModel
     sampling = Sampling(temperature, top_k, top_p, seed)
     if chat and kind is EncoderDecoder:

@@ -47,7 +47,7 @@ Examples:
     cls=ProSparseCommand,
     context_settings=CONTEXT,
     epilog=_EXAMPLES,
-    short_help="Show versions, instruction sets, and an artifact.",
+    short_help="Show versions, instruction sets, and an artifact's manifest.",
 )
 @click.argument("onnx_file", required=False, type=click.Path(path_type=Path))
 @click.option("--verify", is_flag=True, help="Compare the SHA-256 of graph and weights with the manifest.")
@@ -121,7 +121,7 @@ def _manifest_lines(path: Path, manifest: Manifest) -> Iterator[str]:
     yield f"sparse FFNs: {len(manifest.rewritten)}, not rewritten: {len(manifest.not_rewritten)}"
     yield from _rounding_lines(manifest)
     if manifest.already_sparse:
-        yield f"sparse before optimizing: {', '.join(f'{n} in {w}' for w, n in manifest.already_sparse.items())}"
+        yield f"already sparse in the source: {', '.join(f'{n} in {w}' for w, n in manifest.already_sparse.items())}"
     if manifest.approximation is not None:
         yield f"LOSSY: {describe_approximation(manifest.approximation)}"
     if manifest.calibration is not None:

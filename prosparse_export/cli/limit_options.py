@@ -23,7 +23,7 @@ _OPTIONS = (
     click.option("--min-top5", metavar="PERCENT", help="Minimum rate of top-1 tokens in PyTorch's top 5."),
     click.option("--max-kl", type=click.FloatRange(min=0), help="Maximum mean KL divergence per token, in nats."),
     click.option(
-        "--min-greedy-match", metavar="PERCENT", help="Minimum fraction of greedy tokens before a difference."
+        "--min-greedy-match", metavar="PERCENT", help="Minimum fraction of greedy tokens before the first difference."
     ),
     click.option(
         "--min-sparsity",

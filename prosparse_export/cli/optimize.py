@@ -47,7 +47,11 @@ Examples:
     "i4i8: i4, with down_proj in i8, for 4-bit files (MatMulNBits). "
     "Formats other than source may round: the manifest records how much the outputs changed.",
 )
-@click.option("--decomposed", is_flag=True, help="Write standard ONNX operators only, for OpenVINO and others.")
+@click.option(
+    "--decomposed",
+    is_flag=True,
+    help="Write our operators as standard ONNX nodes, which are dense: for OpenVINO and others.",
+)
 @libraries_option()
 @click.option(
     "--check/--no-check",

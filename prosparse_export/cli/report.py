@@ -33,7 +33,11 @@ Examples:
 @click.argument("onnx_file", type=click.Path(path_type=Path))
 @click.option("-o", "--output", type=click.Path(path_type=Path), help="HTML page.  [default: next to ONNX_FILE]")
 @click.option(
-    "--text", "text_files", type=click.Path(path_type=Path), multiple=True, help="Input text, UTF-8. Repeatable."
+    "--text",
+    "text_files",
+    type=click.Path(path_type=Path),
+    multiple=True,
+    help="Input text, UTF-8. Repeatable.  [default: bundled]",
 )
 @click.option(
     "--max-tokens",
@@ -47,7 +51,7 @@ Examples:
     "--speed/--no-speed",
     default=True,
     show_default=True,
-    help="Time each FFN, sparse and dense; requires the operator library.",
+    help="Time each FFN against its function body; requires the operator library.",
 )
 @click.option("--threads", type=click.IntRange(min=1), default=1, show_default=True, help="Threads for timing.")
 @click.option(

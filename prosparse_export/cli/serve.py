@@ -78,7 +78,7 @@ Examples:
     envvar="PROSPARSE_API_KEY",
     help="Accept only requests with this key. Repeatable. PROSPARSE_API_KEY sets it without showing it in `ps`.",
 )
-@click.option("--chat-template", type=click.Path(path_type=Path), help="Jinja file to use instead of the model's.")
+@click.option("--chat-template", type=click.Path(path_type=Path), help="Jinja template to use instead of the model's.")
 @click.option("--threads", type=click.IntRange(min=1), help="Intra-op threads.  [default: one per physical core]")
 @click.option("--log-requests", is_flag=True, help="Log one line per request.")
 def serve_command(

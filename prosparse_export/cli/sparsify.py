@@ -58,7 +58,7 @@ class _Stage(click.ParamType):  # type: ignore[type-arg]
     type=click.Path(path_type=Path),
     multiple=True,
     required=True,
-    help="Text to train on: .txt, .md, .jsonl, .parquet, or a folder of them. Repeatable.",
+    help="Text to train on: .txt, .md, .json, .jsonl, .parquet, or a folder of them. Repeatable.",
 )
 @click.option(
     "--eval-text",
@@ -66,7 +66,7 @@ class _Stage(click.ParamType):  # type: ignore[type-arg]
     multiple=True,
     help="Text to evaluate on.  [default: hold out one document in 50 of --text]",
 )
-@click.option("--text-column", default="text", show_default=True, help="Text column of .jsonl and .parquet.")
+@click.option("--text-column", default="text", show_default=True, help="Text column of .json, .jsonl and .parquet.")
 @click.option("--recipe", "recipe_name", default="demo", show_default=True, help="Recipe name or TOML file.")
 @click.option(
     "--list-recipes",
@@ -98,7 +98,7 @@ class _Stage(click.ParamType):  # type: ignore[type-arg]
     type=click.Choice(["float32", "bfloat16", "float16"]),
     help="dtype of the saved weights.  [default: as in MODEL_DIR]",
 )
-@click.option("--threads", type=click.IntRange(min=1), help="CPU threads for PyTorch.  [default: one per core]")
+@click.option("--threads", type=click.IntRange(min=1), help="CPU threads for PyTorch.  [default: PyTorch's]")
 @click.option("--resume", is_flag=True, help="Continue from the newest checkpoint in OUT_DIR.")
 @click.option("--replan", is_flag=True, help="With --resume: change the stages after that checkpoint.")
 @click.option("--overwrite", is_flag=True, help="Replace the contents of OUT_DIR.")

@@ -43,7 +43,11 @@ Options override limits from a TOML file; docs/guides/validate.md has an example
 @click.argument("model_dir", type=click.Path(path_type=Path))
 @click.argument("onnx_file", type=click.Path(path_type=Path))
 @click.option(
-    "--text", "text_files", type=click.Path(path_type=Path), multiple=True, help="Input text, UTF-8. Repeatable."
+    "--text",
+    "text_files",
+    type=click.Path(path_type=Path),
+    multiple=True,
+    help="Input text, UTF-8. Repeatable.  [default: bundled]",
 )
 @click.option(
     "--max-tokens",
@@ -55,19 +59,32 @@ Options override limits from a TOML file; docs/guides/validate.md has an example
 )
 @click.option("--context", type=click.IntRange(min=8), default=512, show_default=True, help="Tokens per window.")
 @click.option("--stride", type=click.IntRange(min=1), help="Tokens between windows.  [default: half the context]")
-@click.option("--step-tokens", type=click.IntRange(min=1), default=512, show_default=True, help="Tokens to decode.")
+@click.option(
+    "--step-tokens",
+    type=click.IntRange(min=1),
+    default=512,
+    show_default=True,
+    help="Tokens to compute one by one with the KV cache.",
+)
 @click.option(
     "--greedy", type=click.IntRange(min=0), default=64, show_default=True, help="Tokens to generate per prompt."
 )
 @click.option("--prompts", type=click.IntRange(min=1), default=3, show_default=True, help="Prompts cut from the text.")
-@click.option("--max-abs-diff", type=float, help="Bound on the difference of logits.  [default: by weight format]")
+@click.option(
+    "--max-abs-diff", type=float, help="Bound on the difference of logits.  [default: derived; see the report]"
+)
 @limit_options
-@click.option("--explain", is_flag=True, help="If a check fails, name the first layer and operator out of bounds.")
+@click.option(
+    "--explain",
+    is_flag=True,
+    help="If exactness fails, name the first layer and operator out of bounds; if only a limit fails, print what "
+    "quantization costs by part of the model.",
+)
 @click.option("--repeat", is_flag=True, help="Require bit-identical logits across runs and thread counts.")
 @click.option("--save-reference", type=click.Path(path_type=Path), help="Save PyTorch's logits to this file.")
 @click.option("--reference", type=click.Path(path_type=Path), help="Read PyTorch's logits from this file.")
 @click.option("--low-memory", is_flag=True, help="Read PyTorch's weights from disk one module at a time.")
-@click.option("--threads", type=click.IntRange(min=1), help="Intra-op threads.  [default: one per core]")
+@click.option("--threads", type=click.IntRange(min=1), help="Intra-op threads.  [default: one per physical core]")
 @click.option("--record/--no-record", default=True, show_default=True, help="Write the result to prosparse.json.")
 @click.option("--trust-remote-code", is_flag=True, help="Run Python code from MODEL_DIR. Review it first.")
 @click.option("-q", "--quiet", is_flag=True, help="Hide progress.")

@@ -52,7 +52,7 @@ def choose_libraries(choice: str) -> dict[str, Path]:
             raise ProSparseError(
                 f"--libraries: {name}: expected one of {', '.join(sorted(installed))}, "
                 f"got {'a platform whose library is not installed' if known else 'an unknown platform'}",
-                hint="wheels bring every platform's library, a build from source only its own: see the deployment guide"
+                hint="wheels contain every platform's library, source builds only their own: docs/guides/deploy.md"
                 if known
                 else f"platforms: {', '.join(PLATFORMS)}; or all, this, none",
             )

@@ -109,7 +109,7 @@ def library_info() -> LibraryInfo:
     except (OSError, AttributeError) as error:
         raise ProSparseError(
             f"operator library: {path}: cannot be loaded: {error}",
-            hint="it is damaged or for another system or processor: reinstall prosparse-export; `prosparse generate "
+            hint="it is damaged, or for another system or processor: reinstall prosparse-export; `prosparse generate "
             "--no-library` runs without it",
         ) from error
     function.restype = ctypes.c_char_p

@@ -12,7 +12,7 @@ from graph_passes.patterns.attention_mask import attention_window
 CAUSAL = "causal = LessOrEqual (keys, queries)\nreal = Cast <to = 9> (attention_mask)\n"
 NEAR = "first = Sub (queries, window)\nnear = Greater (keys, first)\nhere = And (causal, near)\n"
 BIAS = "seen = And ({}, real)\nbias = Where (seen, nothing, lowest)"
-OTHER = "its mask is more than causality, padding and a sliding window: expected 1 comparison, got {}"
+OTHER = "its mask is not limited to causality, padding and a sliding window: expected 1 comparison, got {}"
 
 
 def mask(nodes: str, window: float = 4) -> ir.Value:

@@ -69,6 +69,6 @@ def test_commands(model: SparseModel) -> None:
     assert result.exit_code == 0, result.output
     reply = "".join(model.stream_text("<s>Water\n", max_new_tokens=8, special_tokens=False))
     assert result.stdout.count(reply) == 2
-    assert "the conversation is forgotten" in result.stderr
+    assert "conversation cleared" in result.stderr
     message = CliRunner().invoke(main, ["generate", str(model.path), "Water", "--chat", "-n", "8", "--threads", "1"])
     assert message.stdout == reply + "\n"

@@ -182,11 +182,11 @@ NOT_FUSED = {
             ("seen = Unsq", "near = Greater (columns, rows)\nseen = Unsq"),
             ("both = And (causal, seen)", "here = And (causal, near)\nboth = And (here, seen)"),
         ],
-        "its mask is more than causality, padding and a sliding window: expected 1 comparison, got 2",
+        "its mask is not limited to causality, padding and a sliding window: expected 1 comparison, got 2",
     ),
     "no padding": (
         [("both = And (causal, seen)", "both = Identity (causal)")],
-        "its mask is more than causality, padding and a sliding window: expected 1 comparison, got 1",
+        "its mask is not limited to causality, padding and a sliding window: expected 1 comparison, got 1",
     ),
     "a positional bias": (
         [("bias = Where", "b0 = Where"), ("tokens = ", "bias = Add (b0, slopes)\ntokens = ")],

@@ -46,7 +46,7 @@ def test_an_optimized_file(tmp_path: Path) -> None:
     assert result.exit_code == 0, result.output
     assert "m.onnx: optimized from in.onnx, unchanged weights" in result.stdout
     assert "sparse FFNs: 0, not rewritten: 0" in result.stdout
-    assert "sparse before optimizing: 2 in i4" in result.stdout
+    assert "already sparse in the source: 2 in i4" in result.stdout
     assert "validate" not in result.stdout  # that compares with a model folder
 
 

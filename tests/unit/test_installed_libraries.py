@@ -35,7 +35,7 @@ def test_all_this_none_and_a_list() -> None:
 @pytest.mark.parametrize(
     ("choice", "message", "hint"),
     [
-        ("android-arm64", "a platform whose library is not installed", "wheels bring every platform's"),
+        ("android-arm64", "a platform whose library is not installed", "wheels contain every platform's"),
         ("windows-arm64,amiga", "got an unknown platform", "platforms: linux-x86_64, "),
         ("", "got an unknown platform", "or all, this, none"),
     ],

@@ -62,7 +62,7 @@ class TextSource:
                 elif path.is_dir():
                     problem, hint = (
                         f"the folder contains no text files ({known})",
-                        "add text files, or name them one by one",
+                        "choose another folder, or pass text files",
                     )
                 raise TrainingError(f"text: {path}: {problem}", hint=hint)
             files.extend(found)
@@ -89,7 +89,7 @@ class TextSource:
             raise TrainingError(
                 f"text: {self.files[0]}{' ...' if len(self.files) > 1 else ''}: cannot be read: "
                 f"{' '.join(str(cause).split()) or type(cause).__name__}",
-                hint=f"expected UTF-8, and a column {self.column!r} in .jsonl and .parquet (--text-column)",
+                hint=f"expected UTF-8, and a column {self.column!r} in .json, .jsonl and .parquet (--text-column)",
             ) from error
 
     def _stream(self) -> Any:
