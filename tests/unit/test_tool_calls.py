@@ -127,12 +127,12 @@ def test_a_stream_that_ends_in_a_call() -> None:
 
 def test_log_probabilities_of_a_call() -> None:
     texts = Texts()
-    texts.events = [Piece(CALL[:20], PROBABILITY), Piece(CALL[20:], PROBABILITY), Done("stop", 2, 0)]
+    texts.events = [Piece(CALL[:20], PROBABILITY), Piece(CALL[20:] + " So", PROBABILITY), Done("stop", 2, 0)]
     request = {"model": "words", "messages": [{"role": "user", "content": "one"}], "tools": TOOLS, "logprobs": True}
     answer = client_of(make_service(texts)).post("/v1/chat/completions", json={**request, "stream": True})
     chunks = [json.loads(line.removeprefix("data: ")) for line in answer.text.strip().split("\n\n")[:-1]]
     told = [len((chunk["choices"][0]["logprobs"] or {"content": []})["content"]) for chunk in chunks]
-    assert told == [0, 1, 1, 0]  # the first begins the message, the last ends it
+    assert told == [0, 1, 1, 0, 0]  # begin, a token without text, a call and text of one token, end
 
 
 def test_calls_and_their_results_reach_the_template() -> None:
