@@ -126,6 +126,9 @@ async def run(url: str, process: int, work: list[Case], clients: int, minutes: f
                 break
             await asyncio.sleep(0.1)
     after = [size for seconds, size in memory if seconds >= 60] or [memory[-1][1]]
+    minutes = range(int(memory[-1][0] / 60) + 1)
+    by_minute = [next(size for seconds, size in memory if seconds >= 60 * minute) for minute in minutes]
+    click.echo(f"resident MB by minute: {', '.join(f'{size:.1f}' for size in by_minute)}")
     for outcome, count in sorted(seen.items()):
         click.echo(f"{count:8} {outcome}")
     click.echo(f"rows and queue at the end: {state}")

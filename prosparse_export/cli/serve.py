@@ -105,8 +105,10 @@ def serve_command(
     rejected.
     """
     require_packages("llguidance", "prometheus_client", "pydantic", "starlette", "uvicorn", extra="serve")
+    from prosparse_export.serve.heap import bound_heap
     from prosparse_export.serve.server import ServeOptions, open_service, serve
 
+    bound_heap()
     options = ServeOptions(
         host=host,
         port=port,
