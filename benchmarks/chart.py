@@ -15,6 +15,7 @@ from typing import Any
 
 import click
 import matplotlib
+from common import help_text
 
 matplotlib.use("svg")
 import matplotlib.pyplot as plt
@@ -118,7 +119,7 @@ def _style(axes: Axes, theme: Theme) -> None:
     axes.spines["bottom"].set_visible(bool(axes.get_xticks().size))
 
 
-@click.command(context_settings={"help_option_names": ["-h", "--help"]}, help=__doc__)
+@click.command(context_settings={"help_option_names": ["-h", "--help"]}, help=help_text(__doc__))
 @click.option("--machine", default="xeon-amx", show_default=True, help="Name of a file in benchmarks/results.")
 @click.option("--model", default="tinyllama", show_default=True)
 @click.option("--weights", default="i4", show_default=True)

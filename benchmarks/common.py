@@ -14,7 +14,12 @@ import onnxruntime
 
 from prosparse_export.runtime.operator_library import library_info
 
-__all__ = ["Ratio", "in_turns", "machine", "paired_ratio"]
+__all__ = ["Ratio", "help_text", "in_turns", "machine", "paired_ratio"]
+
+
+def help_text(doc: str | None) -> str:
+    """Return a module's docstring as click's help, with its lines as they are: click would join them."""
+    return "\b\n" + (doc or "").replace("\n\n", "\n\n\b\n")
 
 
 def machine() -> dict[str, object]:

@@ -24,7 +24,7 @@ from unittest import mock
 import click
 import numpy as np
 import onnxruntime
-from common import in_turns, machine, paired_ratio
+from common import help_text, in_turns, machine, paired_ratio
 
 import prosparse_export
 from prosparse_export import ExportOptions, export_model
@@ -105,7 +105,7 @@ def agreement(a: Model, b: Model) -> str:
     return text
 
 
-@click.command(context_settings={"help_option_names": ["-h", "--help"]}, help=f"\b\n{__doc__}")
+@click.command(context_settings={"help_option_names": ["-h", "--help"]}, help=help_text(__doc__))
 @click.argument("a", type=click.Path(path_type=Path))
 @click.argument("b", type=click.Path(path_type=Path, exists=True))
 @click.option("--separate-qkv", type=click.Path(path_type=Path, exists=True), help="Export A from this folder first.")

@@ -25,7 +25,7 @@ from typing import Any
 
 import click
 import numpy as np
-from common import in_turns, machine, paired_ratio
+from common import help_text, in_turns, machine, paired_ratio
 from engines.load import Loaded, candidates, opened, resident
 from measurements import add_session
 
@@ -105,7 +105,7 @@ def runs_of(
     return runs
 
 
-@click.command(context_settings={"help_option_names": ["-h", "--help"]}, help=f"\b\n{__doc__}")
+@click.command(context_settings={"help_option_names": ["-h", "--help"]}, help=help_text(__doc__))
 @click.argument("checkpoint", type=click.Path(path_type=Path, exists=True))
 @click.option("--ours", type=click.Path(path_type=Path), required=True, help="Artifact with a float32 KV cache.")
 @click.option("--ours-i8", type=click.Path(path_type=Path), required=True, help="The same with --kv-cache i8.")

@@ -27,7 +27,7 @@ from typing import Any
 
 import click
 import numpy as np
-from common import in_turns, machine, paired_ratio
+from common import help_text, in_turns, machine, paired_ratio
 from engines.load import Loaded, candidates, opened
 from measurements import add_session
 
@@ -123,7 +123,7 @@ def measure(
     return speed, memory
 
 
-@click.command(context_settings={"help_option_names": ["-h", "--help"]}, help=f"\b\n{__doc__}")
+@click.command(context_settings={"help_option_names": ["-h", "--help"]}, help=help_text(__doc__))
 @click.argument("checkpoint", type=click.Path(path_type=Path, exists=True))
 @click.option("--ours", "artifacts", type=click.Path(path_type=Path), multiple=True, required=True)
 @click.option("--decomposed", type=click.Path(path_type=Path), help="Decomposed float32 artifact, for OpenVINO.")

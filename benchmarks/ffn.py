@@ -26,7 +26,7 @@ from typing import Any
 
 import click
 import numpy as np
-from common import in_turns, machine, paired_ratio
+from common import help_text, in_turns, machine, paired_ratio
 from engines.ffn_graphs import SHAPES, Run, Shape
 from engines.ffn_onnxruntime import ort_dense, ort_linear
 from engines.ffn_ours import FfnLayers, own_linear
@@ -196,7 +196,7 @@ def repack(weights: tuple[str, ...], threads: tuple[int, ...], rounds: int) -> N
                 )
 
 
-@click.command(context_settings={"help_option_names": ["-h", "--help"]}, help=f"\b\n{__doc__}")
+@click.command(context_settings={"help_option_names": ["-h", "--help"]}, help=help_text(__doc__))
 @click.option("--shape", "shapes", type=click.Choice(list(SHAPES)), multiple=True, help="[default: all]")
 @click.option("--weights", type=click.Choice(FFN_FORMATS), multiple=True, help="[default: all]")
 @click.option(

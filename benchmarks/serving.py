@@ -23,7 +23,7 @@ from pathlib import Path
 import click
 import httpx2
 import numpy as np
-from common import machine, paired_ratio
+from common import help_text, machine, paired_ratio
 
 from prosparse_export.artifact.model_settings import require_tokenizer
 from prosparse_export.bench.serving import LoadOptions, launched, run_load
@@ -61,7 +61,7 @@ def free_port() -> int:
         return int(found.getsockname()[1])
 
 
-@click.command(help=__doc__)
+@click.command(help=help_text(__doc__))
 @click.argument("onnx_file", type=click.Path(path_type=Path))
 @click.option("--llama-server", type=click.Path(exists=True, path_type=Path))
 @click.option("--gguf", type=click.Path(exists=True, path_type=Path))

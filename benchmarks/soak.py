@@ -20,6 +20,7 @@ from pathlib import Path
 
 import click
 import httpx2
+from common import help_text
 
 from prosparse_export.runtime.model import SparseModel, load
 from prosparse_export.runtime.sampling import Sampling
@@ -138,7 +139,7 @@ async def run(url: str, process: int, work: list[Case], clients: int, minutes: f
     )
 
 
-@click.command(help=__doc__)
+@click.command(help=help_text(__doc__))
 @click.argument("onnx_file", type=click.Path(path_type=Path))
 @click.option("--minutes", type=float, default=10, show_default=True)
 @click.option("--clients", type=int, default=16, show_default=True)

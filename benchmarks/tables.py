@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import Any
 
 import click
+from common import help_text
 from measurements import Workload, read, sparsity_sweep, workloads
 
 PAGES = Path(__file__).parent.parent / "docs" / "performance"
@@ -232,7 +233,7 @@ def updated(text: str) -> str:
     return _MARK.sub(replace, text)
 
 
-@click.command(context_settings={"help_option_names": ["-h", "--help"]}, help=__doc__)
+@click.command(context_settings={"help_option_names": ["-h", "--help"]}, help=help_text(__doc__))
 @click.option("--check", is_flag=True, help="Write nothing; exit 1 if a page is not current.")
 def main(check: bool) -> None:
     """Parse and write."""
