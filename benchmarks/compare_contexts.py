@@ -110,7 +110,11 @@ def runs_of(
 @click.option("--ours", type=click.Path(path_type=Path), required=True, help="Artifact with a float32 KV cache.")
 @click.option("--ours-i8", type=click.Path(path_type=Path), required=True, help="The same with --kv-cache i8.")
 @click.option("--decomposed", type=click.Path(path_type=Path), help="Decomposed float32 artifact, for OpenVINO.")
-@click.option("--work", type=click.Path(path_type=Path), default=Path("out/engines"), show_default=True)
+@click.option(
+    "--work",
+    type=click.Path(path_type=Path),
+    help="Folder for the other engines' models.  [default: out/engines/NAME of the checkpoint]",
+)
 @click.option("--threads", type=int, default=2, show_default=True)
 @click.option("--context", "contexts", type=int, multiple=True, default=(128, 1024, 3900), show_default=True)
 @click.option("--tokens", type=int, default=4, show_default=True, help="Decode steps per round.")
@@ -123,7 +127,7 @@ def main(
     ours: Path,
     ours_i8: Path,
     decomposed: Path | None,
-    work: Path,
+    work: Path | None,
     threads: int,
     contexts: tuple[int, ...],
     tokens: int,
@@ -133,6 +137,7 @@ def main(
     record: str | None,
 ) -> None:
     """Parse, load, time, print."""
+    work = work or Path("out/engines") / checkpoint.name
     work.mkdir(parents=True, exist_ok=True)
     made = json.loads((checkpoint / "random_checkpoint.json").read_text())
     weights = str(require_manifest(ours).weight_format)

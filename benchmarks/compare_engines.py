@@ -127,7 +127,11 @@ def measure(
 @click.argument("checkpoint", type=click.Path(path_type=Path, exists=True))
 @click.option("--ours", "artifacts", type=click.Path(path_type=Path), multiple=True, required=True)
 @click.option("--decomposed", type=click.Path(path_type=Path), help="Decomposed float32 artifact, for OpenVINO.")
-@click.option("--work", type=click.Path(path_type=Path), default=Path("out/engines"), show_default=True)
+@click.option(
+    "--work",
+    type=click.Path(path_type=Path),
+    help="Folder for the other engines' models.  [default: out/engines/NAME of the checkpoint]",
+)
 @click.option("--threads", type=int, multiple=True, default=(1, 2), show_default=True)
 @click.option("--context", type=int, default=128, show_default=True, help="Tokens in the cache.")
 @click.option("--tokens", type=int, default=8, show_default=True, help="Decode steps per round.")
@@ -145,7 +149,7 @@ def main(
     checkpoint: Path,
     artifacts: tuple[Path, ...],
     decomposed: Path | None,
-    work: Path,
+    work: Path | None,
     threads: tuple[int, ...],
     context: int,
     tokens: int,
@@ -157,6 +161,7 @@ def main(
     record: str | None,
 ) -> None:
     """Parse, prepare, time, print."""
+    work = work or Path("out/engines") / checkpoint.name
     work.mkdir(parents=True, exist_ok=True)
     vocabulary = json.loads((checkpoint / "config.json").read_text())["vocab_size"]
     needed = max(context + tokens * (rounds + 1), *prefill)

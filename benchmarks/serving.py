@@ -1,7 +1,7 @@
 """Servers with the same interface under the same load, in turns: ours, llama.cpp's, onnxruntime-genai's.
 
-    python benchmarks/serving.py out/tl-i4/m.onnx --llama-server PATH --gguf out/engines/Q4_0.gguf \
-        --genai out/engines/ort-i4 --clients 1 --clients 4 --clients 16
+    python benchmarks/serving.py out/tl-i4/m.onnx --llama-server PATH --gguf out/engines/tl/Q4_0.gguf \
+        --genai out/engines/tl/ort-i4 --clients 1 --clients 4 --clients 16
 
 llama-server is part of llama.cpp; llama-cpp-python's source package has its sources
 (cmake -S vendor/llama.cpp -B build -DLLAMA_USE_PREBUILT_UI=OFF -DLLAMA_OPENSSL=OFF; cmake --build build --target
