@@ -45,12 +45,18 @@ $(VENV)/ready: constraints.txt
 	$(BIN)/python -m pip install --quiet --upgrade pip
 	touch $@
 
-$(VENV)/installed: $(VENV)/ready pyproject.toml $(SOURCES)
-	$(BIN)/python -m pip install -c constraints.txt .
+$(VENV)/built: $(VENV)/ready pyproject.toml $(SOURCES)
+	rm -rf $(VENV)/wheel
+	$(BIN)/python -m pip wheel --quiet --no-deps --wheel-dir $(VENV)/wheel .
+	touch $@
+
+$(VENV)/installed: $(VENV)/built
+	$(BIN)/python -m pip install -c constraints.txt $(VENV)/wheel/*.whl
+	$(BIN)/python -m pip install --quiet --no-deps --force-reinstall $(VENV)/wheel/*.whl  # pip keeps one of the same version
 	touch $@
 
 $(VENV)/installed-dev: $(VENV)/installed
-	$(BIN)/python -m pip install -c constraints.txt ".[dev]"
+	$(BIN)/python -m pip install -c constraints.txt "$$(echo $(VENV)/wheel/*.whl)[dev]"
 	touch $@
 
 clean:

@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+import copy
 import fcntl
+import functools
 import os
 import shutil
 import subprocess
+import sys
 import sysconfig
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -22,6 +25,26 @@ if TYPE_CHECKING:
 ROOT = Path(__file__).parent.parent
 DEMO = ROOT / "models" / "demo"
 COMMAND = [str(Path(sysconfig.get_path("scripts")) / "prosparse-export")]  # what a user types
+
+
+def pytest_runtest_setup() -> None:
+    if "prosparse_export.export.trace" in sys.modules:
+        _build_translations_once()
+
+
+@functools.cache
+def _build_translations_once() -> None:
+    """Parse torch's translations to ONNX once per process, not once per export: a seventh of a small model's export."""
+    from torch.onnx._internal.exporter._registration import ONNXRegistry
+
+    build = functools.cache(ONNXRegistry.from_torchlib)
+
+    def from_torchlib(*arguments: object, **options: object) -> ONNXRegistry:
+        registry = copy.copy(build(*arguments, **options))
+        registry.functions = {name: list(found) for name, found in registry.functions.items()}  # exports add to it
+        return registry
+
+    ONNXRegistry.from_torchlib = staticmethod(from_torchlib)
 
 
 @pytest.fixture(scope="session")

@@ -8,6 +8,7 @@ from dataclasses import dataclass
 
 import onnx_ir as ir
 import torch
+import torch._dynamo.config
 from transformers import DynamicCache, PreTrainedModel
 from transformers.exporters import OnnxConfig, OnnxExporter
 
@@ -17,7 +18,7 @@ from prosparse_export.export.layer_tensors import LayerTensors
 from prosparse_export.quiet import quiet
 from prosparse_models import LayerPlan, few_layers, plan_layers
 
-__all__ = ["OPSET", "Trace", "trace"]
+__all__ = ["OPSET", "Trace", "trace", "trace_and_complete"]
 
 OPSET = 20
 """ai.onnx opset of artifacts: the newest that onnxscript 0.7 converts to; onnxruntime 1.18 supports opset 21."""
@@ -66,7 +67,7 @@ def trace(model: PreTrainedModel, *, whole: bool = False) -> Trace:
     plan = "requested" if whole else plan_layers(model)
     if isinstance(plan, LayerPlan):
         try:
-            return Trace(_stamped(model, plan), (len(plan.traced), plan.count))
+            return Trace(trace_and_complete(model, plan), (len(plan.traced), plan.count))
         except (CannotStampError, ProSparseError) as error:
             plan = str(error)
     graph = _export(model)
@@ -75,8 +76,14 @@ def trace(model: PreTrainedModel, *, whole: bool = False) -> Trace:
     return Trace(graph, None, plan)
 
 
-def _stamped(model: PreTrainedModel, plan: LayerPlan) -> ir.Model:
-    """Trace a few layers and copy them."""
+@torch.no_grad()
+def trace_and_complete(model: PreTrainedModel, plan: LayerPlan) -> ir.Model:
+    """Return the graph of ``model``, of which only the plan's layers are traced.
+
+    Raises:
+        CannotStampError: the other layers cannot be completed by copies.
+        ProSparseError: the exporter cannot convert the model.
+    """
     tensors = LayerTensors(model, plan)
     unfolded: list[ir.Node] = []
 
@@ -103,7 +110,12 @@ def _stamped(model: PreTrainedModel, plan: LayerPlan) -> ir.Model:
 def _export(model: PreTrainedModel) -> ir.Model:
     """Return the graph as the exporter translates it, not optimized."""
     try:
-        with quiet(), contextlib.redirect_stdout(io.StringIO()), contextlib.redirect_stderr(io.StringIO()):
+        with (
+            quiet(),
+            contextlib.redirect_stdout(io.StringIO()),
+            contextlib.redirect_stderr(io.StringIO()),
+            torch._dynamo.config.patch(fake_tensor_cache_enabled=False),  # costs more than it saves with dynamic sizes
+        ):
             inputs = _inputs(model) if model.get_output_embeddings() is not None else _bare_inputs(model)
             config = OnnxConfig(dynamic=True, opset_version=OPSET, optimize=False)
             exported = OnnxExporter().export(model, inputs, config)

@@ -14,16 +14,18 @@ from support.model_sizes import GEMMA3N, grouped, sizes
 from support.same_graph import first_difference
 from transformers import PreTrainedModel
 
+from graph_passes import CannotStampError
 from prosparse_export.export.lazy_initializers import place_weights
-from prosparse_export.export.trace import Trace, trace
-from prosparse_models import FatReLU, load_checkpoint
+from prosparse_export.export.trace import Trace, trace, trace_and_complete
+from prosparse_models import FatReLU, LayerPlan, load_checkpoint, plan_layers
 from prosparse_models.loading.gaussian_topk import fix_gaussian_topk
 
 pytestmark = pytest.mark.integration
 S, F = "sliding_attention", "full_attention"
 LAYERS = 3
 ELSEWHERE = ("Gemma 3", "Gemma 3n", "Mixtral-type experts")  # below, with more layers, or traced whole
-STAMPED = [f for f in FAMILIES if not (f.error or f.encoder_decoder or f.name in ELSEWHERE)]
+OTHER_ACTIVATION = ("Mistral with FATReLU", "Qwen2 with FATReLU")  # layers of Bamboo and Qwen2, thresholds of LLaMA
+STAMPED = [f for f in FAMILIES if not (f.error or f.encoder_decoder or f.name in (*ELSEWHERE, *OTHER_ACTIVATION))]
 
 
 @pytest.mark.parametrize("family", STAMPED, ids=lambda family: family.name)
@@ -56,28 +58,19 @@ def gemma3n(**more: object) -> PreTrainedModel:
     return model
 
 
-def thresholds() -> PreTrainedModel:
-    values = (0.0, 0.02, 0.03, 0.0, 0.05, 0.0)
-    model = hf.LlamaForCausalLM(hf.LlamaConfig(**mixed(grouped(hidden_act="relu"), len(values))))
-    for layer, threshold in zip(model.model.layers, values, strict=True):
-        layer.mlp.act_fn = FatReLU(threshold)
-    return model
-
-
 def experts() -> PreTrainedModel:
     config = grouped(num_experts=4, moe_intermediate_size=32, shared_expert_intermediate_size=32, mlp_only_layers=[0])
     return hf.Qwen2MoeForCausalLM(hf.Qwen2MoeConfig(**mixed({**config, "hidden_act": "relu"}, 4)))
 
 
-def first_and_last_differ() -> PreTrainedModel:
-    model = hf.LlamaForCausalLM(hf.LlamaConfig(**mixed(grouped(hidden_act="relu"), 5)))
-    model.model.layers[0].mlp.act_fn = torch.nn.SiLU()
-    model.model.layers[4].mlp.act_fn = torch.nn.Tanh()
-    return model
-
-
 def eleven_layers() -> PreTrainedModel:
-    return hf.LlamaForCausalLM(hf.LlamaConfig(**mixed(grouped(hidden_act="relu"), 11)))
+    """The first and last layers differ from the others, of which some have a threshold of their own."""
+    model = hf.LlamaForCausalLM(hf.LlamaConfig(**mixed(grouped(hidden_act="relu"), 11)))
+    first, *between, last = model.model.layers
+    first.mlp.act_fn, last.mlp.act_fn = torch.nn.SiLU(), torch.nn.Tanh()
+    for layer, threshold in zip(between, (0.0, 0.02, 0.03, 0.0, 0.05, 0.0, 0.0, 0.02, 0.0), strict=True):
+        layer.mlp.act_fn = FatReLU(threshold)
+    return model
 
 
 def scaled_by_index() -> PreTrainedModel:
@@ -87,9 +80,7 @@ def scaled_by_index() -> PreTrainedModel:
 
 MIXES: dict[str, tuple[Callable[[], PreTrainedModel], int]] = {
     "sliding and full attention": (gemma3, 4),
-    "a threshold per layer": (thresholds, 4),
-    "more than nine layers": (eleven_layers, 2),  # torch names them layers.slice(None, 11, None).0
-    "first and last layers that differ": (first_and_last_differ, 4),
+    "eleven layers of four kinds": (eleven_layers, 6),  # torch names them layers.slice(None, 11, None).0
 }
 
 
@@ -118,14 +109,26 @@ def test_layers_of_several_kinds(name: str) -> None:
 @pytest.mark.parametrize(
     ("build", "reason"),
     [
-        (gemma3n, "layers"),
+        (gemma3n, "4 layers of 4 kinds"),
         (lambda: gemma3n(num_kv_shared_layers=2), "layers share keys and values"),
         (scaled_by_index, "3 layers of 3 kinds"),
-        (experts, "layers 1 and 3 differ"),  # torch gives their operators no module path
     ],
-    ids=["inputs per layer", "shared keys and values", "a scale per layer", "experts"],
+    ids=["inputs per layer", "shared keys and values", "a scale per layer"],
 )
-def test_what_is_traced_whole(build: Callable[[], PreTrainedModel], reason: str) -> None:
-    stamped = trace(random(build))
-    assert stamped.layers is None
-    assert reason in stamped.reason
+def test_models_without_copies(build: Callable[[], PreTrainedModel], reason: str) -> None:
+    assert str(plan_layers(random(build))).startswith(reason)
+
+
+def test_graphs_without_copies() -> None:
+    """Torch gives the operators of experts no module path."""
+    model = random(experts)
+    plan = plan_layers(model)
+    assert isinstance(plan, LayerPlan)
+    with pytest.raises(CannotStampError, match="layers 1 and 3 differ"):
+        trace_and_complete(model, plan)
+
+
+def test_without_copies_all_layers_are_traced() -> None:
+    found = trace(random(scaled_by_index))
+    assert found.layers is None
+    assert found.reason.startswith("3 layers of 3 kinds")
