@@ -85,8 +85,7 @@ Examples:
 @click.option(
     "--decomposed",
     is_flag=True,
-    help="Write our operators as standard ONNX nodes, which are dense: for OpenVINO and others. Add "
-    "--attention unfused for runtimes without GroupQueryAttention.",
+    help="Write standard ONNX operators only, for OpenVINO and others: dense FFNs, unfused attention.",
 )
 @click.option(
     "--approximate",

@@ -48,7 +48,7 @@ class ExportOptions:
         other_weights: storage format of attention, lm_head and embedding; None for the same as ``weights`` (i4 for
             i4i8).
         kv_cache: storage format of the KV cache; i8 needs fused attention and onnxruntime >= 1.27.
-        activation: the FFNs' activation (relu, relu2, fatrelu, drelu), if config.json is wrong.
+        activation: the FFNs' activation (relu, relu2, fatrelu, drelu), if config.json states another one.
         threshold: FATReLU threshold, to set or override config.json's.
         decomposed: write standard ONNX operators instead of com.prosparse ones; attention is not fused either.
         profile_texts: representative text on which to measure each FFN's activation sparsity. FFNs that would gain

@@ -54,7 +54,7 @@ class EncoderDecoder:
         path: the decoder's file.
         tokenizer: from tokenizer.json next to it, or None.
         start: first token ids of an output: decoder_start_token_id, forced_bos_token_id.
-        stop: token ids that end a text.
+        stop: token ids that end an output.
         pad: token id of padding.
     """
 
@@ -130,7 +130,7 @@ class EncoderDecoder:
     ) -> Iterator[NDArray[np.int64]]:
         """Yield the next output token of every source, ``[batch]``, until all have ended; `start` is not yielded.
 
-        A text that has ended repeats its last token; see `stop`.
+        An output that has ended repeats its last token; see `stop`.
 
         Args:
             sources: token ids, with the end token that the model expects; shorter sources are padded on the right.

@@ -53,8 +53,8 @@ class SparseModel:
         session: the session.
         path: the graph's file.
         tokenizer: from tokenizer.json next to it, or None.
-        stop: token ids that end a text.
-        context: maximum number of tokens in a text, prompt included (max_position_embeddings); None if unknown.
+        stop: token ids that end a sequence.
+        context: maximum number of tokens in a sequence, prompt included (max_position_embeddings); None if unknown.
         in_place: the KV cache can stay in one buffer, because every attention is GroupQueryAttention.
     """
 
@@ -116,7 +116,7 @@ class SparseModel:
         )
 
     def decoder(self, batch: int, capacity: int) -> Decoder:
-        """Return a decode loop for ``batch`` texts of at most ``capacity`` tokens each, limited by the context.
+        """Return a decode loop for ``batch`` sequences of at most ``capacity`` tokens each, limited by the context.
 
         Raises:
             ProSparseError: the model has no KV cache, so it is not a decoder.
@@ -175,9 +175,10 @@ class SparseModel:
     def stream(
         self, prompts: Sequence[Sequence[int]], *, max_new_tokens: int | None = 64, sampling: Sampling = GREEDY
     ) -> Iterator[NDArray[np.int64]]:
-        """Yield the next token of every prompt, ``[batch]``, until all texts have ended.
+        """Yield the next token of every prompt, ``[batch]``, until all sequences have ended.
 
-        A text that has ended repeats its last token; see `stop`. Calls share no state and may run in several threads.
+        A sequence that has ended repeats its last token; see `stop`. Calls share no state, so they may run in several
+        threads.
 
         Args:
             prompts: token ids; shorter prompts are padded on the left.
@@ -185,7 +186,7 @@ class SparseModel:
             sampling: how tokens are chosen; greedy by default.
 
         Raises:
-            ProSparseError: a prompt is empty, the texts do not fit into the context, or the model is not a decoder.
+            ProSparseError: a prompt is empty, the sequences do not fit into the context, or the model is not a decoder.
         """
         self._check_cache()
         if not prompts or any(len(prompt) == 0 for prompt in prompts):

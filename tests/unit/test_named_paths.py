@@ -27,7 +27,11 @@ CODE = [path for path in FILES if path.suffix in (".py", ".cc", ".h", ".inc")]
 NAMES = {f"/{path.relative_to(ROOT).as_posix()}" for path in [*FILES, *ROOT.glob("*")]}
 SOURCE_FILE = re.compile(r"[\w/.-]*\w\.(?:py|cc|h|inc|md)\b(?!\.\w)")
 BELOW_ROOT = re.compile(rf"(?<![\w/.-])(?:{'|'.join(map(re.escape, FOLDERS))})/[\w./-]*\w")
-OUTSIDE = {"onnxruntime_c_api.h", "onnxruntime_cxx_api.h", "models/builders/base.py"}  # onnxruntime's and onnxruntime-genai's
+OUTSIDE = {
+    "onnxruntime_c_api.h",
+    "onnxruntime_cxx_api.h",
+    "models/builders/base.py",
+}  # onnxruntime's and onnxruntime-genai's
 FILLED_IN = re.compile(r"VERB|NAME|MACHINE")
 
 
