@@ -4,18 +4,26 @@
     python benchmarks/export_scale.py out/random-7b out/7b-i4/m.onnx --weights i4
     python benchmarks/export_scale.py models/demo out/timed/m.onnx --against ../earlier --rounds 3
 
-With --against, another checkout of the project exports the same model in turns, and only times are printed. Both use
-the operator library of this environment unless PROSPARSE_OPS_LIBRARY and EARLIER_OPS_LIBRARY name one each.
+    python benchmarks/export_scale.py out/30-layers out/timed/m.onnx --weights i8 --against-model out/5-layers
+    python benchmarks/export_scale.py out/smollm2/model out/timed/m.onnx --weights i4 --allow-dense \
+        --against-builder GENAI/bin/python --against-optimum OPTIMUM/bin/python
+
+With an --against option, exports take turns and only times are printed: by another checkout of the project; of another
+model, writing apart; by onnxruntime-genai's model builder (int4) and by optimum-onnx (float32), each with the Python of
+an environment that has it. Checkouts use the operator library of this environment unless PROSPARSE_OPS_LIBRARY and
+EARLIER_OPS_LIBRARY name one each.
 Anonymous memory (RssAnon) is what the export holds; pages of mapped files (RssFile) go when others need room. Linux.
 """
 
 from __future__ import annotations
 
 import os
+import shutil
 import subprocess
 import sys
 import threading
 import time
+from dataclasses import dataclass
 from pathlib import Path
 from statistics import median
 
@@ -24,18 +32,85 @@ import click
 EVERY = 0.02  # seconds between samples
 
 
+@dataclass(frozen=True)
+class Run:
+    """A command that exports a model.
+
+    Attributes:
+        command: with absolute paths.
+        output: the folder that it fills.
+        tree: the checkout to run; None for another project's exporter.
+        library: the operator library, if not the environment's.
+    """
+
+    command: list[str]
+    output: Path
+    tree: Path | None = None
+    library: str | None = None
+
+    def seconds(self, *, without: str = "") -> float:
+        """Run the command and return the time it took, without that of the stage ``without``."""
+        shutil.rmtree(self.output, ignore_errors=True)
+        environment = dict(os.environ)
+        if self.tree is not None:  # -m imports from the working directory first
+            environment["PYTHONPATH"] = os.pathsep.join([str(self.tree), str(self.tree / "models")])
+        if self.library is not None:
+            environment["PROSPARSE_OPS_LIBRARY"] = self.library
+        began = time.perf_counter()
+        with subprocess.Popen(
+            self.command, env=environment, cwd=self.tree, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True
+        ) as process:
+            assert process.stdout is not None
+            lines = [(time.perf_counter() - began, line) for line in process.stdout]
+        total = time.perf_counter() - began
+        if process.returncode:
+            raise SystemExit("".join(line for _, line in lines))
+        stages = [(at, line.partition("] ")[2].split()[0]) for at, line in lines if line.startswith("[")]
+        ends = [at for at, _ in stages[1:]] + [total]
+        return total - sum(end - at for (at, name), end in zip(stages, ends, strict=True) if name == without)
+
+
 @click.command(context_settings={"ignore_unknown_options": True})
 @click.argument("model_dir", type=click.Path(path_type=Path, exists=True))
 @click.argument("output", type=click.Path(path_type=Path))
 @click.argument("options", nargs=-1)
 @click.option("--against", type=click.Path(path_type=Path, exists=True, file_okay=False), help="Another checkout.")
-@click.option("--rounds", type=click.IntRange(min=1), default=3, show_default=True, help="With --against.")
-def main(model_dir: Path, output: Path, options: tuple[str, ...], against: Path | None, rounds: int) -> None:
+@click.option("--against-model", type=click.Path(path_type=Path, exists=True, file_okay=False), help="Another model.")
+@click.option("--against-builder", metavar="PYTHON", help="With onnxruntime-genai.")
+@click.option("--against-optimum", metavar="PYTHON", help="With optimum-onnx.")
+@click.option("--rounds", type=click.IntRange(min=1), default=3, show_default=True, help="With an --against option.")
+def main(
+    model_dir: Path,
+    output: Path,
+    options: tuple[str, ...],
+    against: Path | None,
+    against_model: Path | None,
+    against_builder: str | None,
+    against_optimum: str | None,
+    rounds: int,
+) -> None:
     """Export MODEL_DIR to OUTPUT, with OPTIONS of prosparse-export, and print what it took."""
-    if against is None:
-        measure(command_for(model_dir, output, options), output)
+    folder, here, model = output.resolve().parent, Path(__file__).resolve().parents[1], model_dir.resolve()
+
+    def ours(name: str, model: Path, tree: Path, library: str | None = None) -> Run:
+        return Run(command_for(model, folder / name / output.name, options), folder / name, tree, library)
+
+    others: dict[str, Run] = {}
+    if against is not None:
+        others["earlier"] = ours("earlier", model, against.resolve(), os.environ.get("EARLIER_OPS_LIBRARY"))
+    if against_model is not None:
+        others["model"] = ours("model", against_model.resolve(), here)
+    if against_builder is not None:
+        arguments = ["-i", str(model), "-o", str(folder / "builder"), "-c", str(folder / "cache")]
+        builder = [against_builder, "-m", "onnxruntime_genai.models.builder", *arguments, "-p", "int4", "-e", "cpu"]
+        others["builder"] = Run(builder, folder / "builder")
+    if against_optimum is not None:
+        arguments = ["--model", str(model), "--task", "text-generation-with-past", str(folder / "optimum")]
+        others["optimum"] = Run([against_optimum, "-m", "optimum.exporters.onnx", *arguments], folder / "optimum")
+    if others:
+        compare({"here": ours("here", model, here), **others}, rounds, "write" if against_model is not None else "")
     else:
-        compare(model_dir, output, options, against, rounds)
+        measure(command_for(model_dir, output, options), output)
 
 
 def command_for(model_dir: Path, output: Path, options: tuple[str, ...]) -> list[str]:
@@ -43,25 +118,20 @@ def command_for(model_dir: Path, output: Path, options: tuple[str, ...]) -> list
     return [sys.executable, "-m", "prosparse_export", "export", str(model_dir), str(output), "--overwrite", *options]
 
 
-def compare(model_dir: Path, output: Path, options: tuple[str, ...], against: Path, rounds: int) -> None:
-    """Time exports by this checkout and by another one in turns, each into a folder of its own."""
-    trees = {"here": Path(__file__).parents[1], "earlier": against}
-    times: dict[str, list[float]] = {name: [] for name in trees}
+def compare(runs: dict[str, Run], rounds: int, without: str) -> None:
+    """Time exports in turns and print medians and paired ratios, without the stage ``without``."""
+    times: dict[str, list[float]] = {name: [] for name in runs}
     for _ in range(rounds):
-        for name, tree in trees.items():
-            environment = {**os.environ, "PYTHONPATH": os.pathsep.join([str(tree), str(tree / "models")])}
-            if name == "earlier" and (library := os.environ.get("EARLIER_OPS_LIBRARY")):
-                environment["PROSPARSE_OPS_LIBRARY"] = library
-            command = command_for(model_dir.resolve(), output.resolve().parent / name / output.name, options)
-            began = time.perf_counter()  # -m imports from the working directory first
-            result = subprocess.run(command, env=environment, cwd=tree, capture_output=True, text=True)
-            if result.returncode:
-                raise SystemExit(result.stderr)
-            times[name].append(time.perf_counter() - began)
+        for name, run in runs.items():
+            times[name].append(run.seconds(without=without))
+            print(f"{name}: {times[name][-1]:.1f} s", file=sys.stderr, flush=True)
+    print(f"seconds{f' without {without}' if without else ''}, {rounds} rounds in turns: median [least, most]")
     for name, seconds in times.items():
-        print(f"{name:8} {median(seconds):7.1f} s  [{min(seconds):.1f}, {max(seconds):.1f}]")
-    ratios = [before / now for now, before in zip(times["here"], times["earlier"], strict=True)]
-    print(f"speedup  {median(ratios):7.2f}    [{min(ratios):.2f}, {max(ratios):.2f}], {rounds} rounds in turns")
+        line = f"{name:8} {median(seconds):7.1f} s  [{min(seconds):.1f}, {max(seconds):.1f}]"
+        if name != "here":
+            ratios = [other / ours for ours, other in zip(times["here"], seconds, strict=True)]
+            line += f"  {median(ratios):5.2f} times here [{min(ratios):.2f}, {max(ratios):.2f}]"
+        print(line)
 
 
 def measure(command: list[str], output: Path) -> None:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import copy
 import fcntl
 import functools
+import gc
 import os
 import shutil
 import subprocess
@@ -25,6 +26,10 @@ if TYPE_CHECKING:
 ROOT = Path(__file__).parent.parent
 DEMO = ROOT / "models" / "demo"
 COMMAND = [str(Path(sysconfig.get_path("scripts")) / "prosparse-export")]  # what a user types
+
+
+def pytest_collection_finish() -> None:
+    gc.freeze()  # imported modules stay: the collector need not walk them again and again
 
 
 def pytest_runtest_setup() -> None:

@@ -13,6 +13,7 @@ from prosparse_export.cli.describe import describe_approximation, describe_speed
 from prosparse_export.cli.display import stages
 from prosparse_export.cli.format_choice import FormatChoice
 from prosparse_export.cli.libraries_option import libraries_option
+from prosparse_export.collection import collection_paused
 from prosparse_export.errors import ProSparseError
 
 if TYPE_CHECKING:
@@ -154,7 +155,8 @@ def export_command(
         )
     with stages(quiet=quiet) as progress:
         progress("start", 0, 0)
-        from prosparse_export.export import Approximation, ExportOptions, export_model  # torch takes seconds to import
+        with collection_paused():  # torch takes seconds to import
+            from prosparse_export.export import Approximation, ExportOptions, export_model
 
         options = ExportOptions(
             overwrite=overwrite,

@@ -2,20 +2,18 @@
 
 from __future__ import annotations
 
-import contextlib
-import io
 from dataclasses import dataclass
 
 import onnx_ir as ir
 import torch
-import torch._dynamo.config
 from transformers import DynamicCache, PreTrainedModel
 from transformers.exporters import OnnxConfig, OnnxExporter
 
 from graph_passes import CannotStampError, StampLayersPass, merge_equal, simplify_trace
+from prosparse_export.collection import collection_paused
 from prosparse_export.errors import ProSparseError
 from prosparse_export.export.layer_tensors import LayerTensors
-from prosparse_export.quiet import quiet
+from prosparse_export.export.tracing import tracing
 from prosparse_models import LayerPlan, few_layers, plan_layers
 
 __all__ = ["OPSET", "Trace", "trace", "trace_and_complete"]
@@ -65,15 +63,16 @@ def trace(model: PreTrainedModel, *, whole: bool = False) -> Trace:
         ProSparseError: the exporter cannot convert the model.
     """
     plan = "requested" if whole else plan_layers(model)
-    if isinstance(plan, LayerPlan):
-        try:
-            return Trace(trace_and_complete(model, plan), (len(plan.traced), plan.count))
-        except (CannotStampError, ProSparseError) as error:
-            plan = str(error)
-    graph = _export(model)
-    simplify_trace(graph)
-    merge_equal(graph)
-    return Trace(graph, None, plan)
+    with collection_paused():
+        if isinstance(plan, LayerPlan):
+            try:
+                return Trace(trace_and_complete(model, plan), (len(plan.traced), plan.count))
+            except (CannotStampError, ProSparseError) as error:
+                plan = str(error)
+        graph = _export(model)
+        simplify_trace(graph)
+        merge_equal(graph)
+        return Trace(graph, None, plan)
 
 
 @torch.no_grad()
@@ -110,12 +109,7 @@ def trace_and_complete(model: PreTrainedModel, plan: LayerPlan) -> ir.Model:
 def _export(model: PreTrainedModel) -> ir.Model:
     """Return the graph as the exporter translates it, not optimized."""
     try:
-        with (
-            quiet(),
-            contextlib.redirect_stdout(io.StringIO()),
-            contextlib.redirect_stderr(io.StringIO()),
-            torch._dynamo.config.patch(fake_tensor_cache_enabled=False),  # costs more than it saves with dynamic sizes
-        ):
+        with tracing():
             inputs = _inputs(model) if model.get_output_embeddings() is not None else _bare_inputs(model)
             config = OnnxConfig(dynamic=True, opset_version=OPSET, optimize=False)
             exported = OnnxExporter().export(model, inputs, config)

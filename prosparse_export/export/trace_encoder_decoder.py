@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import contextlib
-import io
 from typing import Any
 
 import onnx_ir as ir
@@ -15,7 +13,7 @@ from transformers.modeling_outputs import BaseModelOutput
 
 from prosparse_export.errors import ProSparseError
 from prosparse_export.export.trace import OPSET
-from prosparse_export.quiet import quiet
+from prosparse_export.export.tracing import tracing
 
 __all__ = ["trace_encoder_decoder"]
 
@@ -103,7 +101,7 @@ def trace_encoder_decoder(model: PreTrainedModel) -> tuple[ir.Model, ir.Model]:
     before = model.config._attn_implementation
     try:
         model.set_attn_implementation("eager")  # its reshapes keep sizes dynamic
-        with quiet(), contextlib.redirect_stdout(io.StringIO()), contextlib.redirect_stderr(io.StringIO()):
+        with tracing():
             encoder = _export(_Encoder(model), (ids, mask), ({0: dim, 1: dim}, {0: dim, 1: dim}))
             _, *cross = _Encoder(model)(ids, mask)
             past: list[torch.Tensor] = []
