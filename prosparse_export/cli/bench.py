@@ -55,7 +55,7 @@ Examples:
 @click.option(
     "--dense/--no-dense", default=True, show_default=True, help="Run the dense baseline; loads the weights twice."
 )
-@click.option("--text", "text_file", type=click.Path(path_type=Path), help="Input text, UTF-8.  [default: bundled]")
+@click.option("--text", "text_file", type=click.Path(path_type=Path), help="Plain text, UTF-8.  [default: bundled]")
 @click.option("--json", "as_json", is_flag=True, help="Print JSON instead of the table.")
 @click.option("--plot", "plot_file", type=click.Path(path_type=Path), help="Write a chart: PNG, SVG or PDF.")
 @click.option("--overwrite", is_flag=True, help="Replace an existing chart.")

@@ -104,7 +104,7 @@ Examples:
     type=click.Path(path_type=Path),
     multiple=True,
     metavar="FILE",
-    help="Representative text (UTF-8). Measures each FFN's activation sparsity, leaves FFNs dense that would not "
+    help="Representative plain text, UTF-8. Measures each FFN's activation sparsity, leaves FFNs dense that would not "
     "get faster, and predicts the speedup. Repeatable.",
 )
 @libraries_option()

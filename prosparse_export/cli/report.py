@@ -37,7 +37,7 @@ Examples:
     "text_files",
     type=click.Path(path_type=Path),
     multiple=True,
-    help="Input text, UTF-8. Repeatable.  [default: bundled]",
+    help="Plain text, UTF-8. Repeatable.  [default: bundled]",
 )
 @click.option(
     "--max-tokens",

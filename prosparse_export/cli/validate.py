@@ -47,7 +47,7 @@ Options override limits from a TOML file; docs/guides/validate.md has an example
     "text_files",
     type=click.Path(path_type=Path),
     multiple=True,
-    help="Input text, UTF-8. Repeatable.  [default: bundled]",
+    help="Plain text, UTF-8. Repeatable.  [default: bundled]",
 )
 @click.option(
     "--max-tokens",
