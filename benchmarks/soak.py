@@ -12,6 +12,7 @@ import asyncio
 import collections
 import json
 import random
+import statistics
 import subprocess
 import sys
 import time
@@ -127,9 +128,10 @@ async def run(url: str, process: int, work: list[Case], clients: int, minutes: f
                 break
             await asyncio.sleep(0.1)
     after = [size for seconds, size in memory if seconds >= 60] or [memory[-1][1]]
-    minutes = range(int(memory[-1][0] / 60) + 1)
-    by_minute = [next(size for seconds, size in memory if seconds >= 60 * minute) for minute in minutes]
-    click.echo(f"resident MB by minute: {', '.join(f'{size:.1f}' for size in by_minute)}")
+    count = int(memory[-1][0] // 60) + 1
+    by_minute = [[size for seconds, size in memory if seconds // 60 == minute] for minute in range(count)]
+    medians = [statistics.median(sizes) for sizes in by_minute if sizes]
+    click.echo(f"resident MB, median of each minute: {', '.join(f'{size:.1f}' for size in medians)}")
     for outcome, count in sorted(seen.items()):
         click.echo(f"{count:8} {outcome}")
     click.echo(f"rows and queue at the end: {state}")
