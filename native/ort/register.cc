@@ -6,25 +6,17 @@
 #include "../src/dispatch.h"
 #include "../src/round_weights.h"
 #include "custom_op.h"
+#include "domain.h"
+#include "export.h"
 #include "status.h"
-
-#if defined(_WIN32)
-#define PROSPARSE_EXPORT extern "C" __declspec(dllexport)
-#else
-#define PROSPARSE_EXPORT extern "C" __attribute__((visibility("default")))
-#endif
 
 namespace prosparse::ort {
 namespace {
 
 // The domain is onnxruntime's to keep while sessions use it; it is freed when the process ends.
 void add_domain(const Api& api, OrtSessionOptions* options) {
-  const Choice choice = choose_variant(std::getenv("PROSPARSE_ISA"));
-  if (choice.kernels == nullptr) throw InvalidArgument(choice.error);
-  CustomOpDomain* domain = nullptr;
-  check(api.CreateCustomOpDomain("com.prosparse", &domain));
+  CustomOpDomain* const domain = make_domain(api);
   try {
-    for (const CustomOp* const* op = custom_ops(); *op != nullptr; ++op) check(api.CustomOpDomain_Add(domain, *op));
     check(api.AddCustomOpDomain(options, domain));
   } catch (...) {
     api.ReleaseCustomOpDomain(domain);

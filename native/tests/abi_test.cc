@@ -8,9 +8,11 @@
 // The real header declares these two at global scope, with the same names.
 #define OrtSessionOptions PROSPARSE_SESSION_OPTIONS
 #define OrtApiBase PROSPARSE_API_BASE
-#include "ort_abi.h"
+#define OrtLogger PROSPARSE_LOGGER
+#include "ep_abi.h"
 #undef OrtSessionOptions
 #undef OrtApiBase
+#undef OrtLogger
 
 namespace ours = prosparse::ort;
 
@@ -88,6 +90,31 @@ static_assert(int(ours::kFloat) == int(ONNX_TENSOR_ELEMENT_DATA_TYPE_FLOAT));
 static_assert(int(ours::kRequired) == int(INPUT_OUTPUT_REQUIRED) &&
               int(ours::kDefaultMemory) == int(OrtMemTypeDefault));
 static_assert(ours::kApiVersion <= ORT_API_VERSION);
+#if ORT_API_VERSION >= 24  // plugin providers
+SAME(EpOrtApi, OrtApi, HardwareDevice_Type);
+SAME(EpOrtApi, OrtApi, GetEpApi);
+SAME(EpApi, OrtEpApi, CreateEpDevice);
+SAME(Ep, OrtEp, GetName);
+SAME(Ep, OrtEp, GetCapability);
+static_assert(sizeof(ours::Ep) == offsetof(OrtEp, IsConcurrentRunSupported) + sizeof(void*));
+SAME(EpFactory, OrtEpFactory, GetName);
+SAME(EpFactory, OrtEpFactory, GetVendor);
+SAME(EpFactory, OrtEpFactory, GetSupportedDevices);
+SAME(EpFactory, OrtEpFactory, CreateEp);
+SAME(EpFactory, OrtEpFactory, ReleaseEp);
+SAME(EpFactory, OrtEpFactory, GetVendorId);
+SAME(EpFactory, OrtEpFactory, GetVersion);
+SAME(EpFactory, OrtEpFactory, ValidateCompiledModelCompatibilityInfo);
+SAME(EpFactory, OrtEpFactory, CreateAllocator);
+SAME(EpFactory, OrtEpFactory, ReleaseAllocator);
+SAME(EpFactory, OrtEpFactory, CreateDataTransfer);
+SAME(EpFactory, OrtEpFactory, IsStreamAware);
+SAME(EpFactory, OrtEpFactory, CreateSyncStreamForDevice);
+SAME(EpFactory, OrtEpFactory, GetNumCustomOpDomains);
+SAME(EpFactory, OrtEpFactory, GetCustomOpDomains);
+static_assert(int(ours::kCpu) == int(OrtHardwareDeviceType_CPU) &&
+              int(OrtCompiledModelCompatibility_EP_NOT_APPLICABLE) == 0);
+#endif
 
 int main() {
   std::printf("ort_abi.h agrees with the header of API version %d\n", ORT_API_VERSION);

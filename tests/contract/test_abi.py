@@ -22,7 +22,8 @@ def test_slots_sizes_and_numbers_are_the_real_ones(onnxruntime_headers: Path, tm
     moved.mkdir()
     slice_ = (ROOT / "native" / "ort" / "ort_abi.h").read_text()
     (moved / "ort_abi.h").write_text(slice_.replace("gap250[24]", "gap250[23]").replace("== 274);", "== 273);"))
-    (moved / "abi_test.cc").write_text(test.read_text())
+    for file in (test, ROOT / "native" / "ort" / "ep_abi.h"):
+        (moved / file.name).write_text(file.read_text())
     done = compile_against(header, moved / "abi_test.cc")
     assert done.returncode != 0
     assert "KernelContext_ParallelFor moved" in done.stderr
