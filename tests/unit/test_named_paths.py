@@ -30,6 +30,7 @@ BELOW_ROOT = re.compile(rf"(?<![\w/.-])(?:{'|'.join(map(re.escape, FOLDERS))})/[
 OUTSIDE = {
     "onnxruntime_c_api.h",
     "onnxruntime_cxx_api.h",
+    "onnxruntime_ep_c_api.h",
     "models/builders/base.py",
 }  # onnxruntime's and onnxruntime-genai's
 FILLED_IN = re.compile(r"VERB|NAME|MACHINE")
