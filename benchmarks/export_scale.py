@@ -65,7 +65,7 @@ class Run:
         total = time.perf_counter() - began
         if process.returncode:
             raise SystemExit("".join(line for _, line in lines))
-        stages = [(at, line.partition("] ")[2].split()[0]) for at, line in lines if line.startswith("[")]
+        stages = [(at, line.partition("] ")[2].split()[0].rstrip(",")) for at, line in lines if line.startswith("[")]
         ends = [at for at, _ in stages[1:]] + [total]
         return total - sum(end - at for (at, name), end in zip(stages, ends, strict=True) if name == without)
 
@@ -145,7 +145,7 @@ def measure(command: list[str], output: Path) -> None:
         assert process.stderr is not None
         for line in process.stderr:
             if line.startswith("["):
-                name = line.partition("] ")[2].split()[0]
+                name = line.partition("] ")[2].split()[0].rstrip(",")
                 if not stages or stages[-1][1] != name:
                     stages.append((time.perf_counter() - began, name))
             else:

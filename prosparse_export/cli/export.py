@@ -13,6 +13,7 @@ from prosparse_export.cli.describe import describe_approximation, describe_speed
 from prosparse_export.cli.display import stages
 from prosparse_export.cli.format_choice import FormatChoice
 from prosparse_export.cli.libraries_option import libraries_option
+from prosparse_export.cli.time_left import export_seconds
 from prosparse_export.collection import collection_paused
 from prosparse_export.errors import ProSparseError
 
@@ -21,6 +22,8 @@ if TYPE_CHECKING:
     from prosparse_export.export import ExportResult
 
 __all__ = ["export_command"]
+
+_INTEGERS = ("i8", "i4", "i4i8")  # formats for which the model runs on text
 
 _EXAMPLES = """
 Examples:
@@ -153,7 +156,8 @@ def export_command(
             f"model folder: {model_dir}: expected a folder, got an .onnx file",
             hint="pass the model folder first, then the .onnx file",
         )
-    with stages(quiet=quiet) as progress:
+    integers = any(name in _INTEGERS for name in (weights, other_weights))
+    with stages(quiet=quiet, expected=export_seconds(model_dir, measures_inputs=integers)) as progress:
         progress("start", 0, 0)
         with collection_paused():  # torch takes seconds to import
             from prosparse_export.export import Approximation, ExportOptions, export_model

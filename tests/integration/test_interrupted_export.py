@@ -39,7 +39,7 @@ def test_interruption_leaves_nothing(name: str, stage: str, tmp_path: Path) -> N
     child = subprocess.Popen(command, stderr=subprocess.PIPE, text=True)
     assert child.stderr is not None
     for line in child.stderr:
-        if line.rstrip().endswith(stage):
+        if line.partition("] ")[2].split(",")[0].strip() == stage:
             break
     else:
         pytest.fail(f"stage {stage} was never reported")
