@@ -7,9 +7,12 @@ import onnx_ir as ir
 from graph_passes.formats import FFN_FORMATS, FORMATS, FfnFormat, Format
 
 __all__ = [
+    "ATTENTION",
+    "CACHED_ATTENTION",
     "DOMAIN",
     "GATED_ACTIVATIONS",
     "OPSET",
+    "ROTARY_CACHED_ATTENTION",
     "UNGATED_ACTIVATIONS",
     "VERSION",
     "format_in",
@@ -28,6 +31,10 @@ OPSET = 20
 
 UNGATED_ACTIVATIONS = frozenset({"relu", "relu2", "fatrelu"})
 GATED_ACTIVATIONS = UNGATED_ACTIVATIONS | {"drelu", "silu"}
+
+CACHED_ATTENTION, ROTARY_CACHED_ATTENTION = "CachedAttentionI8", "RotaryCachedAttentionI8"
+ATTENTION = frozenset({CACHED_ATTENTION, ROTARY_CACHED_ATTENTION})
+"""Attention over a KV cache in 8 bits; the second applies RoPE."""
 
 
 def sparse_gated_ffn(weights: FfnFormat) -> str:
@@ -48,7 +55,7 @@ def linear(weights: Format) -> str:
 def names() -> tuple[str, ...]:
     """Return the names of all operators."""
     ffns = tuple(kind(weights) for kind in (sparse_gated_ffn, sparse_ffn) for weights in FFN_FORMATS)
-    return (*ffns, *(linear(weights) for weights in FORMATS))
+    return (*ffns, *(linear(weights) for weights in FORMATS), CACHED_ATTENTION, ROTARY_CACHED_ATTENTION)
 
 
 def operators_of(*models: ir.Model) -> tuple[str, ...]:

@@ -15,7 +15,16 @@ import onnx
 import onnx.parser
 import onnx_ir as ir
 
-from graph_passes.custom_ops import DOMAIN, OPSET, format_in, names, without_format
+from graph_passes.attention_body import attention_body
+from graph_passes.custom_ops import (
+    ATTENTION,
+    DOMAIN,
+    OPSET,
+    ROTARY_CACHED_ATTENTION,
+    format_in,
+    names,
+    without_format,
+)
 from graph_passes.formats import FORMAT_SPECS, QUANT_GROUP, FormatSpec, format_of
 
 __all__ = ["OPSET_WITH_STRINGS", "OpsetError", "function", "function_proto"]
@@ -24,6 +33,7 @@ OPSET_WITH_STRINGS = 19
 """First opset whose Equal compares strings. Older opsets get the portable form."""
 
 _OLDEST_FLOAT, _OLDEST_QUANTIZED = 13, 15  # Cast to bfloat16 and Unsqueeze with an axes input; Shape with a start
+_OLDEST_ATTENTION = 18  # ReduceMax with an axes input
 
 
 class OpsetError(ValueError):
@@ -166,6 +176,8 @@ def _constants(specs: list[FormatSpec], *, portable: bool) -> str:
 
 def _body(name: str, opset: int, activation: str) -> str:
     """Return a body as ONNX text: in the portable form for ``activation``, or, if it is empty, in the general form."""
+    if name in ATTENTION:
+        return _attention(name, opset)
     kind, weights = without_format(name), format_in(name)
     matrices = {"SparseGatedFFN": ("_gate", "_up", "_down"), "SparseFFN": ("_up", "_down"), "Linear": ("",)}[kind]
     specs = [FORMAT_SPECS[format_of(weights, is_down=matrix == "_down")] for matrix in matrices]
@@ -197,6 +209,25 @@ def _body(name: str, opset: int, activation: str) -> str:
     return head + "\n{\n" + "".join(lines) + "}\n"
 
 
+def _attention(name: str, opset: int) -> str:
+    if opset < _OLDEST_ATTENTION:
+        raise OpsetError(f"opset {opset} is too old; expected {_OLDEST_ATTENTION} or newer")
+    rotary = name == ROTARY_CACHED_ATTENTION
+    inputs = [
+        "qkv",
+        "past_key",
+        "past_value",
+        "seqlens_k",
+        "total_sequence_length",
+        *(["cos", "sin"] if rotary else []),
+    ]
+    return (
+        f'<domain: "{DOMAIN}", opset_import: ["" : {opset}]>\n{name} <num_heads, kv_num_heads, scale, '
+        f"local_window_size> ({', '.join(inputs)}) => (y, present_key, present_value)\n{{"
+        f"{attention_body(rotary=rotary)}}}\n"
+    )
+
+
 @functools.cache
 def _parsed(name: str, opset: int, activation: str) -> bytes:
     body: bytes = onnx.parser.parse_function(_body(name, opset, activation)).SerializeToString()
@@ -222,7 +253,7 @@ def function_proto(
     if name not in names():
         raise KeyError(name)
     portable = portable or activation == "silu"
-    if without_format(name) == "Linear":
+    if without_format(name) == "Linear" or name in ATTENTION:
         activation = "none" if portable else ""
     elif opset >= OPSET_WITH_STRINGS and not portable:
         activation = ""

@@ -10,21 +10,16 @@ namespace {
 
 const Operator& self(const CustomOp* op) { return *static_cast<const Operator*>(op); }
 
-Operator make_operator(Kind kind, Format format, Format down) {
-  static const char* const kinds[] = {"SparseGatedFFN", "SparseFFN", "Linear"};
+Operator make_operator(Kind kind) {
   Operator op{};
-  op.name = std::string(kinds[static_cast<size_t>(kind)]) + spec(format).name;
-  if (down != format) op.name += spec(down).name;
   op.kind = kind;
-  op.format = format;
-  op.down = down;
   op.version = kApiVersion;
   op.GetName = [](const CustomOp* o) { return self(o).name.c_str(); };
   op.GetExecutionProviderType = [](const CustomOp*) -> const char* { return "CPUExecutionProvider"; };
-  op.GetInputType = [](const CustomOp* o, size_t i) { return input_type(self(o), i); };
-  op.GetInputTypeCount = [](const CustomOp* o) { return input_count(self(o)); };
-  op.GetOutputType = [](const CustomOp*, size_t) { return kFloat; };
-  op.GetOutputTypeCount = [](const CustomOp*) -> size_t { return 1; };
+  op.GetInputType = [](const CustomOp* o, size_t i) { return self(o).inputs[i]; };
+  op.GetInputTypeCount = [](const CustomOp* o) { return self(o).inputs.size(); };
+  op.GetOutputType = [](const CustomOp* o, size_t i) { return self(o).outputs[i]; };
+  op.GetOutputTypeCount = [](const CustomOp* o) { return self(o).outputs.size(); };
   op.GetInputCharacteristic = [](const CustomOp*, size_t) { return kRequired; };
   op.GetOutputCharacteristic = [](const CustomOp*, size_t) { return kRequired; };
   op.GetInputMemoryType = [](const CustomOp*, size_t) { return kDefaultMemory; };
@@ -49,6 +44,27 @@ Operator make_operator(Kind kind, Format format, Format down) {
   return op;
 }
 
+Operator make_operator(Kind kind, Format format, Format down) {
+  static const char* const kinds[] = {"SparseGatedFFN", "SparseFFN", "Linear"};
+  Operator op = make_operator(kind);
+  op.name = std::string(kinds[static_cast<size_t>(kind)]) + spec(format).name;
+  if (down != format) op.name += spec(down).name;
+  op.format = format;
+  op.down = down;
+  for (size_t i = 0; i < input_count(op); ++i) op.inputs.push_back(input_type(op, i));
+  op.outputs = {kFloat};
+  return op;
+}
+
+Operator make_attention_operator(Kind kind) {
+  Operator op = make_operator(kind);
+  op.name = kind == Kind::kRotaryAttention ? "RotaryCachedAttentionI8" : "CachedAttentionI8";
+  op.inputs = {kFloat, kInt8, kInt8, kInt32, kInt32};
+  if (kind == Kind::kRotaryAttention) op.inputs.insert(op.inputs.end(), {kFloat, kFloat});
+  op.outputs = {kFloat, kInt8, kInt8};
+  return op;
+}
+
 }  // namespace
 
 const CustomOp* const* custom_ops() {
@@ -62,6 +78,7 @@ const CustomOp* const* custom_ops() {
     for (const MixedFormat& f : kMixedFormats) {
       for (const Kind kind : {Kind::kGated, Kind::kUngated}) all.push_back(make_operator(kind, f.gate_up, f.down));
     }
+    for (const Kind kind : {Kind::kAttention, Kind::kRotaryAttention}) all.push_back(make_attention_operator(kind));
     return all;
   }();
   static const std::vector<const CustomOp*> pointers = [] {

@@ -4,19 +4,22 @@
 
 #include <memory>
 #include <string>
+#include <vector>
 
 #include "ort_abi.h"
 #include "prosparse/weights.h"
 
 namespace prosparse::ort {
 
-enum class Kind { kGated, kUngated, kLinear };
+enum class Kind { kGated, kUngated, kLinear, kAttention, kRotaryAttention };
+constexpr bool is_attention(Kind kind) { return kind >= Kind::kAttention; }
 
 struct Operator : CustomOp {
   std::string name;  // SparseGatedFFNI4
   Kind kind;
-  Format format;  // of all matrices but down_proj
+  Format format;  // of all matrices but down_proj; attention has none
   Format down;    // the same, or of kMixedFormats
+  std::vector<ElementType> inputs, outputs;
 };
 
 // One node's kernel. Concurrent calls of `compute` are safe.

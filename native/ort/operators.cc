@@ -15,41 +15,15 @@
 #include "../src/ffn.h"
 #include "../src/file_pages.h"
 #include "../src/pack.h"
+#include "attention_node.h"
+#include "attributes.h"
 #include "custom_op.h"
+#include "ort_pool.h"
 #include "tensor.h"
 #include "weight_inputs.h"
 
 namespace prosparse::ort {
 namespace {
-
-std::string node_name(const Api& api, const KernelInfo* info) {
-  char name[256] = "";
-  size_t size = sizeof(name);
-  if (Status* status = api.KernelInfo_GetNodeName(info, name, &size)) {  // longer: not worth an error
-    api.ReleaseStatus(status);
-    return "?";
-  }
-  return name;
-}
-
-std::string string_attribute(const Api& api, const KernelInfo* info, const char* name, const std::string& where) {
-  char value[64] = "";
-  size_t size = sizeof(value);
-  if (Status* status = api.KernelInfoGetAttribute_string(info, name, value, &size)) {
-    api.ReleaseStatus(status);
-    throw InvalidArgument(where + ": needs a string attribute '" + name + "' of up to 63 characters");
-  }
-  return value;
-}
-
-float float_attribute(const Api& api, const KernelInfo* info, const char* name, const std::string& where) {
-  float value = 0.0f;
-  if (Status* status = api.KernelInfoGetAttribute_float(info, name, &value)) {
-    api.ReleaseStatus(status);
-    throw InvalidArgument(where + ": needs a float attribute '" + name + "'");
-  }
-  return value;
-}
 
 Activation parse_activation(const std::string& name, bool gated, const std::string& where) {
   if (name == "relu" || name == "fatrelu") return Activation::kRelu;
@@ -58,26 +32,6 @@ Activation parse_activation(const std::string& name, bool gated, const std::stri
   if (name == "silu" && gated) return Activation::kSilu;
   throw InvalidArgument(where + ": activation: expected relu, relu2" +
                         (gated ? ", fatrelu, drelu or silu" : " or fatrelu") + ", got '" + name + "'");
-}
-
-struct OrtPool {
-  const Api& api;
-  const KernelContext* context;
-  Status* failure;  // the first one
-  ~OrtPool() {
-    if (failure != nullptr) api.ReleaseStatus(failure);
-  }
-};
-
-void run_on_pool(void* pool_pointer, size_t count, void (*task)(void*, size_t), void* argument) {
-  OrtPool& pool = *static_cast<OrtPool*>(pool_pointer);
-  Status* status = pool.api.KernelContext_ParallelFor(pool.context, task, count, 0, argument);
-  if (status == nullptr) return;
-  if (pool.failure == nullptr) {
-    pool.failure = status;
-  } else {
-    pool.api.ReleaseStatus(status);
-  }
 }
 
 class Node : public Kernel {
@@ -188,6 +142,7 @@ class Node : public Kernel {
 }  // namespace
 
 std::unique_ptr<Kernel> make_kernel(const Operator& op, const Api& api, const KernelInfo* info) {
+  if (is_attention(op.kind)) return make_attention(op, api, info);
   return std::make_unique<Node>(op, api, info);
 }
 

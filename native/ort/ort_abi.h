@@ -36,7 +36,7 @@ struct KernelContext;
 struct ShapeContext;
 
 enum ErrorCode { kFail = 1, kInvalidArgument = 2, kNotImplemented = 9 };
-enum ElementType { kUndefined = 0, kFloat = 1, kUint8 = 2, kInt8 = 3, kFloat16 = 10, kBFloat16 = 16 };
+enum ElementType { kUndefined = 0, kFloat = 1, kUint8 = 2, kInt8 = 3, kInt32 = 6, kFloat16 = 10, kBFloat16 = 16 };
 enum Characteristic { kRequired = 0 };
 enum MemoryType { kDefaultMemory = 0 };
 
@@ -57,8 +57,8 @@ struct Api {
   void* gap63[2];
   Status*(PROSPARSE_ORT_CALL* GetTensorTypeAndShape)(const Value*, TensorInfo**);  // 65
   void* gap66[19];
-  Status*(PROSPARSE_ORT_CALL* KernelInfoGetAttribute_float)(const KernelInfo*, const char*, float*);  // 85
-  void* gap86[1];
+  Status*(PROSPARSE_ORT_CALL* KernelInfoGetAttribute_float)(const KernelInfo*, const char*, float*);           // 85
+  Status*(PROSPARSE_ORT_CALL* KernelInfoGetAttribute_int64)(const KernelInfo*, const char*, int64_t*);         // 86
   Status*(PROSPARSE_ORT_CALL* KernelInfoGetAttribute_string)(const KernelInfo*, const char*, char*, size_t*);  // 87
   void* gap88[2];
   Status*(PROSPARSE_ORT_CALL* KernelContext_GetInput)(const KernelContext*, size_t, const Value**);  // 90

@@ -35,6 +35,7 @@ inline std::string to_string(ElementType type) {
     case kFloat: return "float32";
     case kUint8: return "uint8";
     case kInt8: return "int8";
+    case kInt32: return "int32";
     case kFloat16: return "float16";
     case kBFloat16: return "bfloat16";
     default: return "ONNX element type " + std::to_string(static_cast<int>(type));

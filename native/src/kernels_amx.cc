@@ -31,6 +31,7 @@ Kernels with_amx(std::index_sequence<f...>) {
   kernels.isa = "avx512-amx";
   kernels.quantize = quantize;  // the same code again
   kernels.compact = compact;
+  kernels.attention = kAttention;
   kernels.to_bf16x3 = to_bf16x3;
   kernels.vnni_transpose = vnni_transpose;
   (add_amx<static_cast<Format>(f)>(kernels), ...);

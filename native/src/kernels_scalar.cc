@@ -1,5 +1,9 @@
 // The reference: one double accumulator per result, rounded once, activations as they are. Slow on purpose;
 // compiled with -ffp-contract=off so that it has the same bits on every machine.
+#include <algorithm>
+#include <cfloat>
+#include <cmath>
+#include <cstring>
 #include <utility>
 
 #include "packed_weight.h"
@@ -63,12 +67,13 @@ void scatter_gemm(const Rows& w, size_t, const int32_t*, size_t, size_t col, siz
 // No kernel here reads rounded activations.
 void quantize(const float*, size_t, Format, int16_t*, int16_t*, float*, int32_t*, int32_t*) {}
 
+#include "attention_scalar.inc"
 #include "compact.inc"
 
 template <size_t... f>
 constexpr Kernels scalar_table(std::index_sequence<f...>) {
   constexpr FormatKernels kAny = {0, 0, gemm_panels, gather_dot, scatter_axpy, gather_gemm, scatter_gemm, nullptr};
-  return {"scalar", 1, 1, false, quantize, compact, {(static_cast<void>(f), kAny)...}, nullptr, nullptr};
+  return {"scalar", 1, 1, false, quantize, compact, kAttention, {(static_cast<void>(f), kAny)...}, nullptr, nullptr};
 }
 
 }  // namespace

@@ -48,6 +48,7 @@ SAME(Api, OrtApi, GetDimensionsCount);
 SAME(Api, OrtApi, GetDimensions);
 SAME(Api, OrtApi, GetTensorTypeAndShape);
 SAME(Api, OrtApi, KernelInfoGetAttribute_float);
+SAME(Api, OrtApi, KernelInfoGetAttribute_int64);
 SAME(Api, OrtApi, KernelInfoGetAttribute_string);
 SAME(Api, OrtApi, KernelContext_GetInput);
 SAME(Api, OrtApi, KernelContext_GetOutput);
@@ -87,6 +88,8 @@ SAME(CustomOp, OrtCustomOp, ReleaseAliasMap);
 static_assert(int(ours::kFail) == int(ORT_FAIL) && int(ours::kInvalidArgument) == int(ORT_INVALID_ARGUMENT));
 static_assert(int(ours::kNotImplemented) == int(ORT_NOT_IMPLEMENTED));
 static_assert(int(ours::kFloat) == int(ONNX_TENSOR_ELEMENT_DATA_TYPE_FLOAT));
+static_assert(int(ours::kInt8) == int(ONNX_TENSOR_ELEMENT_DATA_TYPE_INT8) &&
+              int(ours::kInt32) == int(ONNX_TENSOR_ELEMENT_DATA_TYPE_INT32));
 static_assert(int(ours::kRequired) == int(INPUT_OUTPUT_REQUIRED) &&
               int(ours::kDefaultMemory) == int(OrtMemTypeDefault));
 static_assert(ours::kApiVersion <= ORT_API_VERSION);

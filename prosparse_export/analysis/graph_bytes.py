@@ -6,7 +6,7 @@ import math
 
 import onnx
 
-from graph_passes.custom_ops import DOMAIN
+from graph_passes.custom_ops import ATTENTION, DOMAIN
 from graph_passes.formats import FORMAT_SPECS, format_of
 from prosparse_export.analysis.ffn_nodes import FfnNode
 from prosparse_export.analysis.roofline import Ffn
@@ -14,7 +14,7 @@ from prosparse_export.analysis.roofline import Ffn
 __all__ = ["ffn_shape", "initializer_bytes", "other_bytes"]
 
 _BITS = {1: 32, 10: 16, 16: 16, 2: 8, 3: 8, 6: 32, 7: 64, 9: 8, 21: 4, 22: 4}  # by onnx.TensorProto.DataType
-_LOOKUPS = frozenset({"Gather", "GroupQueryAttention"})  # these read single rows of their initializers
+_LOOKUPS = frozenset({"Gather", "GroupQueryAttention", *ATTENTION})  # these read single rows of their initializers
 
 
 def initializer_bytes(tensor: onnx.TensorProto) -> int:

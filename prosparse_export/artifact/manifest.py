@@ -7,6 +7,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal
 
+from graph_passes.custom_ops import ATTENTION
 from prosparse_export.artifact.json_records import from_json, to_json
 from prosparse_export.artifact.measured_records import (
     ApproximationRecord,
@@ -173,8 +174,8 @@ class Manifest:
         ffns: every FFN found in the graph.
         decomposed: written in standard ONNX operators (``--decomposed``).
         onnxruntime: version range that runs it; None if unknown.
-        attention: ``GroupQueryAttention``, ``MultiHeadAttention`` (encoders, encoder-decoders) or ``unfused``; None if
-            it was not examined.
+        attention: ``GroupQueryAttention``, an operator of ours (``--kv-cache i8-token``), ``MultiHeadAttention``
+            (encoders, encoder-decoders) or ``unfused``; None if it was not examined.
         attention_not_fused: one line for each attention that was not fused.
         already_sparse: sparse operators that ``prosparse optimize`` found in its input, counted by weight format.
         linears: the other matrices; None if they stay as in the source.
@@ -229,8 +230,8 @@ class Manifest:
 
     @property
     def fused_attention(self) -> bool:
-        """Whether every attention is onnxruntime's GroupQueryAttention, whose KV cache may stay in one buffer."""
-        return self.attention == FUSED
+        """Whether every attention is GroupQueryAttention or ours, whose KV cache may stay in one buffer."""
+        return self.attention in (FUSED, *ATTENTION)
 
     def to_dict(self) -> dict[str, Any]:
         """Return the object that prosparse.json holds."""

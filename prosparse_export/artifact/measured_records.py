@@ -25,18 +25,19 @@ __all__ = [
 
 @dataclass(frozen=True)
 class KvCacheRecord:
-    """A KV cache in 8 bits (``--kv-cache i8``).
+    """A KV cache in 8 bits (``--kv-cache i8`` or ``i8-token``).
 
     Attributes:
-        format: i8.
-        scale_per: ``channel`` of every KV head, or ``tensor``: one for a layer's keys, one for its values.
+        format: i8, or i8-token.
+        scale_per: ``channel`` of every KV head, or ``tensor``: one for a layer's keys, one for its values; ``token``:
+            one per token, KV head and 32 values, in the cache.
         layers: number of layers.
         texts: SHA-256 of the token ids of each text that the scales were found on, by name; empty for random tokens.
-        tokens: their number.
+        tokens: their number; 0 for i8-token.
     """
 
-    format: Literal["i8"]
-    scale_per: Literal["channel", "tensor"]
+    format: Literal["i8", "i8-token"]
+    scale_per: Literal["channel", "tensor", "token"]
     layers: int
     texts: dict[str, str]
     tokens: int

@@ -40,6 +40,8 @@ def describe_approximation(recorded: ApproximationRecord) -> str:
 
 def describe_kv_cache(recorded: KvCacheRecord) -> str:
     """Return the storage of an 8-bit KV cache as one line."""
+    if recorded.scale_per == "token":
+        return f"KV cache: {recorded.format}, a scale per token and 32 values"
     source = ", ".join(recorded.texts) or "random tokens"
     return f"KV cache: {recorded.format}, a scale per {recorded.scale_per} from {recorded.tokens} tokens of {source}"
 

@@ -74,11 +74,12 @@ Examples:
 )
 @click.option(
     "--kv-cache",
-    type=click.Choice(["f32", "i8"]),
+    type=click.Choice(["f32", "i8", "i8-token"]),
     default="f32",
     show_default=True,
-    help="Storage format of the KV cache. i8: a quarter of the memory and faster at long contexts, but rounded; "
-    "onnxruntime >= 1.27. Its scales come from --profile-text, or else from a bundled text.",
+    help="Storage format of the KV cache. i8 and i8-token: about a quarter of the memory and faster at long contexts, "
+    "but rounded. i8: onnxruntime's operator (>= 1.27), scales from --profile-text or a bundled text. i8-token: ours, "
+    "a scale per token, faster with the operator library.",
 )
 @click.option(
     "--activation",
@@ -170,7 +171,7 @@ def export_command(
             trust_remote_code=trust_remote_code,
             weights=None if weights == "checkpoint" else cast("FfnFormat", weights),
             other_weights=None if other_weights == "same" else cast("Format", other_weights),
-            kv_cache=cast("Literal['f32', 'i8']", kv_cache),
+            kv_cache=cast("Literal['f32', 'i8', 'i8-token']", kv_cache),
             activation=activation,
             threshold=threshold,
             decomposed=decomposed,

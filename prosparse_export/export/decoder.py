@@ -8,6 +8,7 @@ from pathlib import Path
 import onnx_ir as ir
 
 from graph_passes import FfnOutcome, LinearOutcome, export_pipeline
+from graph_passes.fuse_cached_attention import FuseCachedAttentionPass
 from graph_passes.quantize_kv_cache import QuantizeKvCachePass, rotated_dims
 from prosparse_export.artifact.measured_records import ApproximationRecord, KvCacheRecord
 from prosparse_export.artifact.model_settings import context_in
@@ -104,8 +105,12 @@ def _quantize_cache(
     if not rotated:
         reason = not_fused[0] if not_fused else "the model has no KV cache"
         raise ProSparseError(
-            f"KV cache: i8: {folder}: requires fused attention: {reason}", hint="use --kv-cache f32 for this model"
+            f"KV cache: {options.kv_cache}: {folder}: requires fused attention: {reason}",
+            hint="use --kv-cache f32 for this model",
         )
+    if options.kv_cache == "i8-token":
+        FuseCachedAttentionPass()(graph)
+        return KvCacheRecord("i8-token", "token", len(rotated), {}, 0)
     if not texts and options.approximate is not None:
         texts = [(path.name, read_text(path)) for path in options.approximate.texts]
     scales = find_cache_scales(checkpoint, folder, texts, rotated, progress)

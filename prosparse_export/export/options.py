@@ -47,7 +47,8 @@ class ExportOptions:
         weights: storage format of the rewritten FFNs; None for the checkpoint's float type.
         other_weights: storage format of attention, lm_head and embedding; None for the same as ``weights`` (i4 for
             i4i8).
-        kv_cache: storage format of the KV cache; i8 needs fused attention and onnxruntime >= 1.27.
+        kv_cache: storage format of the KV cache. i8: onnxruntime's operator, >= 1.27, with scales found on text;
+            i8-token: ours, with a scale per token. Both need fused attention.
         activation: the FFNs' activation (relu, relu2, fatrelu, drelu), if config.json states another one.
         threshold: FATReLU threshold, to set or override config.json's.
         decomposed: write standard ONNX operators instead of com.prosparse ones; attention is not fused either.
@@ -64,7 +65,7 @@ class ExportOptions:
     trust_remote_code: bool = False
     weights: FfnFormat | None = None
     other_weights: Format | None = None
-    kv_cache: Literal["f32", "i8"] = "f32"
+    kv_cache: Literal["f32", "i8", "i8-token"] = "f32"
     activation: str | None = None
     threshold: float | None = None
     decomposed: bool = False
@@ -92,9 +93,9 @@ def check_options(folder: Path, output: Path, options: ExportOptions) -> None:
     if options.copies_library:
         check_library()
         choose_libraries(options.libraries)
-    if options.kv_cache == "i8" and (options.decomposed or not options.fuse_attention):
+    if options.kv_cache != "f32" and (options.decomposed or not options.fuse_attention):
         raise ProSparseError(
-            "KV cache: i8: requires fused attention",
+            f"KV cache: {options.kv_cache}: requires fused attention",
             hint=f"omit {'--decomposed' if options.decomposed else '--attention unfused'}, or use --kv-cache f32",
         )
     if options.approximate is not None:

@@ -9,6 +9,7 @@ import torch
 from numpy.typing import NDArray
 from transformers import DynamicCache
 
+from graph_passes.cached_rows import round_values
 from graph_passes.quantize_kv_cache import CACHE_LEVELS
 from prosparse_export.analysis.cache_scales import LayerScales
 
@@ -51,7 +52,9 @@ class RoundedCache(DynamicCache):  # type: ignore[misc]  # transformers is untyp
         return result
 
 
-def _rounded(states: torch.Tensor, scale: NDArray[np.float32]) -> torch.Tensor:
+def _rounded(states: torch.Tensor, scale: NDArray[np.float32] | None) -> torch.Tensor:
+    if scale is None:
+        return torch.from_numpy(round_values(states.float().numpy())).to(states.dtype)
     step = torch.from_numpy(scale)
     levels = (states.float() / step).round().clamp(-CACHE_LEVELS - 1, CACHE_LEVELS)
     return (levels * step).to(states.dtype)

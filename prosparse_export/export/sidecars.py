@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from graph_passes import parts_of
-from graph_passes.custom_ops import operators_of
+from graph_passes.custom_ops import ATTENTION, operators_of
 from prosparse_export.artifact.genai_config import GENAI_CONFIG, genai_config
 from prosparse_export.artifact.integrity import sha256_file
 from prosparse_export.artifact.json_records import from_json
@@ -43,7 +43,7 @@ def export_manifest(folder: Path, output: Path, model: RewrittenModel, options: 
     """Return the manifest of ``model``, exported from ``folder`` to ``output``; hashes of its files come later."""
     checkpoint, graph = model.checkpoint, model.graphs[0]
     found = {node.op_type for model_graph in model.graphs for node in model_graph.graph}
-    attention = next((name for name in (FUSED, FUSED_WITHOUT_CACHE) if name in found), "unfused")
+    attention = next((name for name in (FUSED, *sorted(ATTENTION), FUSED_WITHOUT_CACHE) if name in found), "unfused")
     return Manifest(
         source=ModelFolderSource(
             model_type=checkpoint.config.get("model_type"),
@@ -56,7 +56,11 @@ def export_manifest(folder: Path, output: Path, model: RewrittenModel, options: 
         weight_format=model.plan.ffn,
         ffns=tuple(FfnRecord(**vars(outcome)) for outcome in model.outcomes),
         decomposed=options.decomposed,
-        onnxruntime=">=1.27" if model.kv_cache is not None else ">=1.18" if attention == "unfused" else ">=1.20",
+        onnxruntime=">=1.27"
+        if model.kv_cache is not None and model.kv_cache.format == "i8"
+        else ">=1.18"
+        if attention == "unfused"
+        else ">=1.20",
         attention=attention,
         attention_not_fused=tuple(model.attention),
         libraries=library_records(choose_libraries(options.libraries)) if options.copies_library else {},

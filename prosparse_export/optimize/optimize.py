@@ -11,7 +11,7 @@ from pathlib import Path
 import onnx_ir as ir
 
 from graph_passes import FfnFormat, FfnOutcome, optimize_pipeline
-from graph_passes.custom_ops import DOMAIN, format_in, names, operators_of
+from graph_passes.custom_ops import ATTENTION, DOMAIN, format_in, names, operators_of
 from prosparse_export.artifact.integrity import missing_model, sha256_file
 from prosparse_export.artifact.manifest import FfnRecord, FileRecord, Manifest, OnnxFileSource, write_manifest
 from prosparse_export.artifact.measured_records import OutputCheck
@@ -148,7 +148,7 @@ def _formats_already(source: Path, model: ir.Model) -> list[str]:
             f"model: {source}: expected {DOMAIN} operators of this version, got {', '.join(unknown)}",
             hint="upgrade prosparse-export: a newer version wrote this file",
         )
-    return [format_in(op) for op in ours]
+    return [format_in(op) for op in ours if op not in ATTENTION]
 
 
 def _write(

@@ -72,7 +72,12 @@ def run_bound(session: onnxruntime.InferenceSession, io: onnxruntime.IOBinding, 
 def _check_version(path: Path, manifest: Manifest | None) -> None:
     """Raise for an 8-bit KV cache and an onnxruntime that would only say that a type is not supported."""
     found = tuple(int(part) for part in onnxruntime.__version__.split(".")[:2])
-    if manifest is not None and manifest.kv_cache is not None and found < _CACHE_VERSION:
+    if (
+        manifest is not None
+        and manifest.kv_cache is not None
+        and manifest.kv_cache.format == "i8"
+        and found < _CACHE_VERSION
+    ):
         raise ProSparseError(
             f"model: {path}: expected onnxruntime >= 1.27 for its 8-bit KV cache, got {onnxruntime.__version__}",
             hint="upgrade onnxruntime, or export with --kv-cache f32",

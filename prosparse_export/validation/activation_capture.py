@@ -10,7 +10,7 @@ import numpy as np
 import onnx
 from numpy.typing import NDArray
 
-from prosparse_export.analysis.cache_scales import LayerScales
+from prosparse_export.analysis.cache_scales import LayerScales, cached_values
 from prosparse_export.analysis.debug_session import add_output, edited_session
 from prosparse_export.analysis.ffn_nodes import FfnNode
 from prosparse_export.runtime.cache import cache_inputs
@@ -145,7 +145,7 @@ def _cache(out: Values, scales: Sequence[LayerScales], row: int) -> tuple[Arrays
     for place, kind in enumerate(("key", "value")):
         arrays = [out[f"present.{i}.{kind}"][row : row + 1] for i in range(count)]
         if scales:
-            arrays = [array.astype(np.float32) * scales[i][place] for i, array in enumerate(arrays)]
+            arrays = [cached_values(array, scales[i][place]) for i, array in enumerate(arrays)]
         kinds.append(tuple(array[0] for array in arrays))
     return kinds[0], kinds[1]
 

@@ -17,6 +17,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from graph_passes import is_quantized, parts_of
+from graph_passes.cached_rows import group_scales
 from graph_passes.quantize_kv_cache import CACHE_LEVELS
 from prosparse_export.analysis.ffn_nodes import FfnNode
 from prosparse_export.export.rounded_reference import INTEGER_STEP, as_stored, with_stored_weights
@@ -200,7 +201,7 @@ class _Search:
                 first = actual[layer].shape[1] - own.shape[1]  # transformers keeps only a sliding window's tokens
                 bound = share * np.abs(own).max()
                 if scales := self._target.cache_scales:
-                    step = scales[layer][what == "values"].reshape(-1, 1, scales[layer][0].shape[-1])
+                    step = _step(own, scales[layer][what == "values"])
                     own, bound = _within_levels(own, step), bound + step / 2
                 beyond = _beyond(own, actual[layer][:, first:], bound, axis=1)
                 if beyond:
@@ -246,6 +247,14 @@ class _Search:
             return Finding(case.run, layer, linear.op, linear.module, *beyond) if beyond else None
 
         return compare
+
+
+def _step(own: NDArray[np.float32], scale: NDArray[np.float32] | None) -> NDArray[np.float32]:
+    """Return the levels' distance for ``own``, ``[kv_heads, tokens, head_dim]``; a token's scale may round upwards."""
+    if scale is None:
+        steps: NDArray[np.float32] = group_scales(own) * np.float32(1 + 2.0**-7)
+        return steps
+    return scale.reshape(-1, 1, scale.shape[-1])
 
 
 def _within_levels(own: Array, step: Array) -> Array:

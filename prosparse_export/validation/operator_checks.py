@@ -15,7 +15,7 @@ import onnx
 import onnx_ir as ir
 from numpy.typing import NDArray
 
-from graph_passes.custom_ops import DOMAIN
+from graph_passes.custom_ops import ATTENTION, DOMAIN
 from graph_passes.formats import Format, is_quantized
 from graph_passes.patterns.linear import find_linears
 from prosparse_export.analysis.graph_bytes import initializer_bytes
@@ -85,7 +85,7 @@ def layer_of(module: str) -> int | None:
 
 def operators_in(model: onnx.ModelProto) -> int:
     """Return the number of sparse operators and linear layers in a graph."""
-    ours = sum(1 for node in model.graph.node if node.domain == DOMAIN)
+    ours = sum(1 for node in model.graph.node if node.domain == DOMAIN and node.op_type not in ATTENTION)
     return ours + len(find_linears(ir.from_proto(model).graph))
 
 

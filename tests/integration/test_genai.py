@@ -85,15 +85,15 @@ def ours(path: Path, prompt: list[int]) -> list[int]:
     return tokens
 
 
-@pytest.mark.parametrize("kind", ["library", "no library", "unfused attention", "i8 cache"])
+@pytest.mark.parametrize("kind", ["library", "no library", "unfused attention", "i8 cache", "i8-token cache"])
 def test_the_same_greedy_tokens(
     kind: str, python: Path, demo_folder: Path, request: pytest.FixtureRequest, tmp_path: Path
 ) -> None:
     path = tmp_path / "m.onnx"
     if kind == "no library":
         export_model(demo_folder, path, ExportOptions(libraries="none"))
-    elif kind == "i8 cache":
-        export_model(demo_folder, path, ExportOptions(kv_cache="i8"))
+    elif kind.endswith(" cache"):
+        export_model(demo_folder, path, ExportOptions(kv_cache="i8" if kind == "i8 cache" else "i8-token"))
     else:
         path = request.getfixturevalue("demo_artifact" if kind == "library" else "unfused_demo_artifact")
     result = generate(python, path.parent)

@@ -19,6 +19,7 @@
 #ifndef PROSPARSE_KERNELS_H_
 #define PROSPARSE_KERNELS_H_
 
+#include "prosparse/attention.h"
 #include "prosparse/weights.h"
 
 namespace prosparse {
@@ -135,6 +136,7 @@ struct Kernels {
   // Lists the neurons k < count with !(z[k] <= threshold), in order, and packs their z. Writes up to 16 entries beyond
   // the result. active, a: room for count + 16. Returns how many.
   size_t (*compact)(const float* z, size_t count, float threshold, int32_t* active, float* a);
+  AttentionKernels attention;
   FormatKernels of[kFormats];
 
   // AMX only: x as the sum of three bfloat16 parts of 8 bits. to_bf16x3 writes one row of 32 columns per part into

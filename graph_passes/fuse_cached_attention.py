@@ -1,0 +1,69 @@
+"""Replace GroupQueryAttention by the operator that keeps an 8-bit KV cache with a scale per token."""
+
+from __future__ import annotations
+
+import onnx_ir as ir
+from onnx_ir import tape
+
+from graph_passes import custom_ops, function_bodies
+from graph_passes.cached_rows import cache_row_bytes
+
+__all__ = ["FuseCachedAttentionPass"]
+
+_LENGTHS, _TOTAL, _COS, _SIN = 5, 6, 7, 8  # inputs of GroupQueryAttention
+_KNOWN = frozenset({"num_heads", "kv_num_heads", "scale", "local_window_size", "do_rotary"})
+
+
+class FuseCachedAttentionPass(ir.passes.InPlacePass):
+    """Turn every ``GroupQueryAttention`` into ``CachedAttentionI8``, or ``RotaryCachedAttentionI8`` if it applies RoPE.
+
+    Cache inputs and outputs become int8, with ``cache_row_bytes(head_dim)`` elements per key or value. Separate q, k
+    and v are concatenated. The function bodies of the operators are added to the model.
+    """
+
+    def call(self, model: ir.Model) -> ir.passes.PassResult:
+        """Rewrite ``model``."""
+        found = [n for n in model.graph if n.op_type == "GroupQueryAttention" and n.domain == "com.microsoft"]
+        for node in found:
+            _rewrite(model, node)
+        if found:
+            model.opset_imports[custom_ops.DOMAIN] = custom_ops.VERSION
+        return ir.passes.PassResult(model, modified=bool(found))
+
+
+def _rewrite(model: ir.Model, node: ir.Node) -> None:
+    if unknown := set(node.attributes) - _KNOWN:
+        raise ValueError(f"{node.name}: cannot replace GroupQueryAttention with {', '.join(sorted(unknown))}")
+    past_k, past_v = node.inputs[3], node.inputs[4]
+    assert past_k is not None
+    assert past_v is not None
+    assert past_k.shape is not None
+    head_dim = int(past_k.shape[3])  # type: ignore[arg-type]  # static
+    new = tape.Tape()
+    qkv = node.inputs[0]
+    if node.inputs[1] is not None:
+        qkv = new.op("Concat", node.inputs[:3], {"axis": -1})
+    rotary = bool(node.attributes.get_int("do_rotary", 0))
+    name = custom_ops.ROTARY_CACHED_ATTENTION if rotary else custom_ops.CACHED_ATTENTION
+    results = new.op_multi_out(
+        name,
+        [qkv, past_k, past_v, *node.inputs[_LENGTHS : _TOTAL + 1], *(node.inputs[_COS : _SIN + 1] if rotary else [])],
+        {
+            "num_heads": node.attributes.get_int("num_heads", 0),
+            "kv_num_heads": node.attributes.get_int("kv_num_heads", 0),
+            "scale": node.attributes.get_float("scale", 0.0) or head_dim**-0.5,  # the operator takes 0 as its default
+            "local_window_size": max(node.attributes.get_int("local_window_size", 0), 0),
+        },
+        num_outputs=3,
+        domain=custom_ops.DOMAIN,
+        name=node.name,
+    )
+    ir.convenience.replace_nodes_and_values(
+        model.graph, node, [node], list(new.nodes), list(node.outputs), list(results)
+    )
+    for value in (past_k, past_v, *results[1:]):  # new objects: copies of layers share theirs
+        value.type = ir.TensorType(ir.DataType.INT8)
+        assert value.shape is not None
+        value.shape = ir.Shape([*value.shape[:3], cache_row_bytes(head_dim)])
+    body = function_bodies.function(name, model.opset_imports.get("", custom_ops.OPSET))
+    model.functions[body.identifier()] = body

@@ -1,0 +1,135 @@
+"""A model of one attention operator with its function body, and the operator in float64."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import numpy as np
+import onnx
+from numpy.typing import NDArray
+from onnx import TensorProto, helper, numpy_helper
+
+from graph_passes import custom_ops, function_bodies
+
+Feeds = dict[str, NDArray[np.generic]]
+
+
+@dataclass(frozen=True)
+class Case:
+    """Sizes of an operator: pairs of a head's elements that RoPE rotates (0: without RoPE), window (0: all)."""
+
+    heads: int
+    kv_heads: int
+    dim: int
+    pairs: int = 0
+    window: int = 0
+    positions: int = 2048
+
+    @property
+    def scale(self) -> float:
+        return float(np.float32(self.dim**-0.5))
+
+    @property
+    def row(self) -> int:
+        """Bytes of a cached key, from the documentation: the values, and two bytes for each 32 of them."""
+        return self.dim + 2 * ((self.dim + 31) // 32)
+
+    def angles(self) -> tuple[NDArray[np.float32], NDArray[np.float32]]:
+        """The cos/sin cache, ``[positions, pairs]``."""
+        angles = np.arange(self.positions)[:, None] * 100.0 ** (-np.arange(self.pairs) / max(self.pairs, 1))
+        return np.cos(angles).astype(np.float32), np.sin(angles).astype(np.float32)
+
+    def model(self) -> onnx.ModelProto:
+        """The operator alone, with dynamic batch, tokens and slots."""
+        op = custom_ops.ROTARY_CACHED_ATTENTION if self.pairs else custom_ops.CACHED_ATTENTION
+        cache = ["batch", self.kv_heads, "past", self.row]
+        present = ["batch", self.kv_heads, "slots", self.row]
+        value, f32, i8, i32 = helper.make_tensor_value_info, TensorProto.FLOAT, TensorProto.INT8, TensorProto.INT32
+        inputs = [
+            value("qkv", f32, ["batch", "tokens", (self.heads + 2 * self.kv_heads) * self.dim]),
+            value("past_key", i8, cache),
+            value("past_value", i8, cache),
+            value("seqlens_k", i32, ["batch"]),
+            value("total_sequence_length", i32, []),
+        ]
+        outputs = [value("y", f32, ["batch", "tokens", self.heads * self.dim])]
+        outputs += [value("present_key", i8, present), value("present_value", i8, present)]
+        constants = dict(zip(("cos", "sin"), self.angles(), strict=True)) if self.pairs else {}
+        node = helper.make_node(
+            op,
+            [*(one.name for one in inputs), *constants],
+            [one.name for one in outputs],
+            domain=custom_ops.DOMAIN,
+            name="attention",
+            num_heads=self.heads,
+            kv_num_heads=self.kv_heads,
+            scale=self.scale,
+            local_window_size=self.window,
+        )
+        graph = helper.make_graph(
+            [node], "g", inputs, outputs, [numpy_helper.from_array(array, name) for name, array in constants.items()]
+        )
+        opsets = [helper.make_opsetid("", custom_ops.OPSET), helper.make_opsetid(custom_ops.DOMAIN, custom_ops.VERSION)]
+        return helper.make_model(
+            graph, opset_imports=opsets, functions=[function_bodies.function_proto(op)], ir_version=9
+        )
+
+    def feeds(
+        self, rng: np.random.Generator, lengths: list[int], tokens: int, past: list[NDArray[np.int8]] | None
+    ) -> Feeds:
+        """Random projections of ``tokens`` new tokens; ``lengths`` with them; ``past`` as returned, or None."""
+        empty = [np.zeros((len(lengths), self.kv_heads, 0, self.row), np.int8)] * 2
+        key, value = past or empty
+        width = (self.heads + 2 * self.kv_heads) * self.dim
+        return {
+            "qkv": rng.standard_normal((len(lengths), tokens, width)).astype(np.float32),
+            "past_key": key,
+            "past_value": value,
+            "seqlens_k": np.array(lengths, np.int32) - 1,
+            "total_sequence_length": np.array(max(*lengths, key.shape[2]), np.int32),
+        }
+
+
+def stored(rows: NDArray[np.int8], dim: int) -> NDArray[np.float64]:
+    """Keys or values in a cache, decoded by the documentation's words."""
+    groups = (dim + 31) // 32
+    scales = np.zeros((*rows.shape[:-1], groups))
+    for group in range(groups):
+        bits = rows[..., dim + 2 * group : dim + 2 * group + 2].astype(np.uint8).astype(np.uint32)
+        scales[..., group] = ((bits[..., 0] | bits[..., 1] << 8) << 16).astype(np.uint32).view(np.float32)
+    return rows[..., :dim] * np.repeat(scales, 32, -1)[..., :dim]
+
+
+def exact(case: Case, feeds: Feeds, present: list[NDArray[np.int8]]) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
+    """``y`` in float64 from the cache as it is now, and a bound on float32's error (forward error analysis)."""
+    qkv = feeds["qkv"].astype(np.float64)
+    batch, tokens = qkv.shape[:2]
+    group, u = case.heads // case.kv_heads, 2.0**-24
+    queries = qkv.reshape(batch, tokens, -1, case.dim)[:, :, : case.heads]
+    keys, values = (stored(rows, case.dim) for rows in present)
+    y = np.zeros((batch, tokens, case.heads, case.dim))
+    bound = np.zeros_like(y)
+    cos, sin = (angles.astype(np.float64) for angles in case.angles())
+    for row, last in enumerate(feeds["seqlens_k"].tolist()):
+        new = min(tokens, last + 1)
+        for token in range(new):
+            position = last + 1 - new + token
+            q = queries[row, token].copy()
+            low, high = q[:, : case.pairs].copy(), q[:, case.pairs : 2 * case.pairs].copy()
+            q[:, : case.pairs] = low * cos[position] - high * sin[position]
+            q[:, case.pairs : 2 * case.pairs] = high * cos[position] + low * sin[position]
+            turned = np.abs(q).max() + np.abs(queries[row, token]).max()
+            first = max(position + 1 - case.window, 0) if case.window else 0
+            k = keys[row, :, first : position + 1].repeat(group, 0)  # [heads, seen, dim]
+            v = values[row, :, first : position + 1].repeat(group, 0)
+            scores = np.einsum("hd,htd->ht", q, k) * case.scale
+            # RoPE and scale: 4 roundings; a query alone is rounded to 16 bits; then a sum of dim products.
+            sizes = np.abs(k).sum(-1) * turned * case.scale
+            off = ((case.dim + 8) * u + 0.5 / 32639) * sizes
+            weights = np.exp(scores - scores.max(-1, keepdims=True))
+            total = weights.sum(-1, keepdims=True)
+            y[row, token] = np.einsum("ht,htd->hd", weights / total, v)
+            # exp: the scores' error twice (its own and the largest one's) and 4 units; sums of as many terms as seen.
+            relative = np.expm1(2 * off.max(-1)) + (8 + 2 * (position + 1)) * u
+            bound[row, token] = 2 * relative[:, None] * np.einsum("ht,htd->hd", weights / total, np.abs(v)) + 1e-30
+    return y.reshape(batch, tokens, -1), bound.reshape(batch, tokens, -1)

@@ -1,0 +1,55 @@
+"""GroupQueryAttention becomes our operator, whose cache holds rounded keys and values."""
+
+from __future__ import annotations
+
+import numpy as np
+import onnx_ir as ir
+import pytest
+from support.graphs import evaluate
+from unit.test_quantize_kv_cache import DIM, KV_HEADS, KV_WIDTH, RNG, TOKENS, WIDTH, attention
+
+from graph_passes.cached_rows import read_rows, round_values
+from graph_passes.fuse_cached_attention import FuseCachedAttentionPass
+
+PACKED = {"projections": "qkv, , ", "before": "qkv = Concat <axis = -1> (q, k, v)\n"}
+MODELS = {
+    "separate projections": (attention(), "CachedAttentionI8"),
+    "packed": (attention(**PACKED), "CachedAttentionI8"),
+    "RoPE": (attention(", do_rotary = 1", more=", cos, sin", **PACKED), "RotaryCachedAttentionI8"),
+    "a window": (attention(", local_window_size = 4"), "CachedAttentionI8"),
+}
+
+
+@pytest.mark.parametrize(("model", "op"), MODELS.values(), ids=MODELS)
+def test_computes_attention_with_rounded_keys_and_values(model: ir.Model, op: str) -> None:
+    q, k, v = (RNG.standard_normal((2, TOKENS, width)).astype(np.float32) for width in (WIDTH, KV_WIDTH, KV_WIDTH))
+    lengths = {"seqlens": np.full(2, TOKENS - 1, np.int32), "total": np.array(TOKENS, np.int32)}
+    empty = np.zeros((2, KV_HEADS, 0, DIM), np.float32)
+    rounded = [round_values(x.reshape(2, TOKENS, KV_HEADS, DIM)) for x in (k, v)]
+    near = {name: x.reshape(k.shape) for name, x in zip("kv", rounded, strict=True)}
+    expected, *_ = evaluate(model, q=q, past_k=empty, past_v=empty, **near, **lengths)
+    model = model.clone()
+    assert FuseCachedAttentionPass()(model).modified
+    assert [node.op_type for node in model.graph if node.domain == "com.prosparse"] == [op]
+    rows = np.zeros((2, KV_HEADS, 0, DIM + 2), np.int8)
+    y, keys, values = evaluate(model, q=q, k=k, v=v, past_k=rows, past_v=rows, **lengths)
+    for cache, x in zip((keys, values), rounded, strict=True):
+        np.testing.assert_array_equal(read_rows(cache), x.transpose(0, 2, 1, 3))
+    np.testing.assert_allclose(y, expected, rtol=0, atol=1e-5)
+    assert not FuseCachedAttentionPass()(model).modified
+
+
+def test_types_and_shapes() -> None:
+    model = attention()
+    FuseCachedAttentionPass()(model)
+    cache = {value.name: value for value in (*model.graph.inputs, *model.graph.outputs)}
+    for name in ("past_k", "past_v", "key", "value"):
+        assert cache[name].dtype == ir.DataType.INT8
+        assert cache[name].shape is not None
+        assert cache[name].shape[3] == DIM + 2
+    assert cache["q"].dtype == cache["y"].dtype == ir.DataType.FLOAT
+
+
+def test_other_attributes_are_not_dropped() -> None:
+    with pytest.raises(ValueError, match="softcap"):
+        FuseCachedAttentionPass()(attention(", softcap = 5.0"))
