@@ -66,7 +66,7 @@ class Run:
         if process.returncode:
             raise SystemExit("".join(line for _, line in lines))
         stages = [(at, line.partition("] ")[2].split()[0].rstrip(",")) for at, line in lines if line.startswith("[")]
-        ends = [at for at, _ in stages[1:]] + [total]
+        ends = [at for at, _ in [*stages, (total, "")][1:]]
         return total - sum(end - at for (at, name), end in zip(stages, ends, strict=True) if name == without)
 
 
