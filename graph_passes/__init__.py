@@ -25,6 +25,7 @@ from graph_passes.pipeline import export_pipeline, optimize_pipeline
 from graph_passes.simplify_trace import merge_equal, simplify_trace
 from graph_passes.stamp_layers import CannotStampError, LayerTensor, StampLayersPass
 from graph_passes.weights.group_scales import WeightRangeError, search_factors
+from graph_passes.weights.narrow_tensor import NarrowTensor
 from graph_passes.weights.packed_names import parts_of
 from graph_passes.weights.quantization import Rounding, dequantize, plausible_scales, quantize, rounded
 from graph_passes.weights.weight_plan import WeightPlan
@@ -49,6 +50,7 @@ __all__ = [
     "LayerTensor",
     "LinearOutcome",
     "NameInterfacePass",
+    "NarrowTensor",
     "PackQkvPass",
     "Rounding",
     "StampLayersPass",

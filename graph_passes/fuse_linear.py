@@ -12,6 +12,7 @@ from onnx_ir import tape
 
 from graph_passes import custom_ops, formats, function_bodies
 from graph_passes.patterns.linear import Linear, find_linears, module_scope
+from graph_passes.weights.narrow_tensor import NarrowTensor, narrow_reader
 from graph_passes.weights.packed_names import PART_WIDTHS, packed_name, parts_of
 from graph_passes.weights.quantized_gather import gathered_rows
 from graph_passes.weights.store_weight import WeightStore
@@ -133,7 +134,7 @@ class FuseLinearPass(ir.passes.InPlacePass):
 
             shape = (end - first, source.shape[1]) if rows else (source.shape[0], end - first)
             name = f"{module}.weight"
-            tensor = ir.LazyTensor(lambda: ir.tensor(read()), dtype=source.dtype, shape=ir.Shape(shape), name=name)
+            tensor = NarrowTensor(read, shape, name)
             weight = replace(source, value=ir.Value(name=name, const_value=tensor), shape=shape, read=read)
             self._slices[key] = weight, _bias_slice(linear.bias, f"{module}.bias", first, end)
         weight, bias = self._slices[key]
@@ -169,7 +170,7 @@ class FuseLinearPass(ir.passes.InPlacePass):
             return
         if is_quantized and shape[1] % formats.QUANT_GROUP:
             return
-        weight = Weight(table, (shape[0], shape[1]), tensor.dtype, "float", tensor.numpy)
+        weight = Weight(table, (shape[0], shape[1]), tensor.dtype, "float", narrow_reader(tensor))
         importance = self._plan.importance.get(module)
         stored = store.neuron_major(weight, module, weights, in_major=False, importance=importance)
         old = node.outputs[0]

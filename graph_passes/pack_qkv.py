@@ -12,6 +12,7 @@ from onnx_ir import tape
 
 from graph_passes.patterns.linear import SCOPES, Linear, find_linears, unscaled
 from graph_passes.patterns.rope_cache import MOST_BYTES, RopeCaches
+from graph_passes.weights.narrow_tensor import NarrowTensor
 from graph_passes.weights.packed_names import PART_WIDTHS, packed_name
 
 __all__ = ["PackQkvPass"]
@@ -160,17 +161,19 @@ def _rewrite(graph: ir.Graph, node: ir.Node, found: _Packable, packed: dict[tupl
     ir.convenience.replace_nodes_and_values(graph, node, [node], list(new.nodes), list(node.outputs), list(results))
 
 
-def _matrix(parts: Sequence[Linear], name: str) -> ir.LazyTensor:
+def _matrix(parts: Sequence[Linear], name: str) -> NarrowTensor:
     in_major = parts[0].in_major
     shape = [sum(part.d_out for part in parts), parts[0].d_in]
     reads = [part.weight.read for part in parts]
 
-    def read() -> ir.TensorProtocol:
-        rows = np.concatenate([one().T if in_major else one() for one in reads])  # PyTorch's layout: no strided copy
-        return ir.tensor(rows.T if in_major else rows, name=name)
+    def read() -> NDArray[np.generic]:
+        matrices = [one() for one in reads]
+        if len({matrix.dtype for matrix in matrices}) > 1:
+            matrices = [matrix.astype(np.float32) for matrix in matrices]
+        rows = np.concatenate([matrix.T if in_major else matrix for matrix in matrices])  # PyTorch's layout: no strides
+        return rows.T if in_major else rows
 
-    shape = shape[::-1] if in_major else shape
-    return ir.LazyTensor(read, dtype=ir.DataType.FLOAT, shape=ir.Shape(shape), name=name)
+    return NarrowTensor(read, shape[::-1] if in_major else shape, name)
 
 
 def _bias(parts: Sequence[Linear], name: str) -> ir.TensorProtocol:

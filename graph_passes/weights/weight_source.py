@@ -10,6 +10,7 @@ import numpy as np
 import onnx_ir as ir
 from numpy.typing import NDArray
 
+from graph_passes.weights.narrow_tensor import narrow_reader
 from graph_passes.weights.quantization import unpack
 
 __all__ = ["Weight", "is_parameter", "nbits_weight", "weight_behind"]
@@ -28,7 +29,7 @@ class Weight:
         shape: rows and columns as stored.
         matmul_type: type of a MatMul with the matrix.
         kind: float, qdq (DequantizeLinear of integers) or nbits (com.microsoft::MatMulNBits).
-        read: returns the matrix, ``shape``; float32 unless ``kind`` is float. Nothing is read before the call.
+        read: returns the matrix, ``shape``, in any float dtype. Nothing is read before the call.
         packed: nbits only: returns the 4-bit values as i4 stores them, uint8 ``[rows, cols / 2]``, and their scales
             ``[rows, cols / 32]``.
     """
@@ -90,7 +91,7 @@ def weight_behind(value: ir.Value | None) -> tuple[Weight, bool] | str:
     if len(tensor.shape) != 2:
         return f"has rank {len(tensor.shape)}; expected 2"
     shape = tuple(tensor.shape.numpy())
-    return Weight(value, (shape[0], shape[1]), matmul_type or tensor.dtype, "float", tensor.numpy), transposed
+    return Weight(value, (shape[0], shape[1]), matmul_type or tensor.dtype, "float", narrow_reader(tensor)), transposed
 
 
 def _of_type(dtype: ir.DataType) -> str:

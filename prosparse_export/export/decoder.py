@@ -23,10 +23,13 @@ from prosparse_export.export.predicted_speedup import profile_ffns, unprofitable
 from prosparse_export.export.rewritten_model import RewrittenModel
 from prosparse_export.export.trace import Trace, trace
 from prosparse_export.progress import ProgressCallback
-from prosparse_export.text import read_text
+from prosparse_export.text import read_text, tokenize
 from prosparse_models import Checkpoint
+from prosparse_models.loading.tokenizer import load_tokenizer
 
 __all__ = ["rewrite_decoder"]
+
+_FIRST_TOKENS = 256  # of each text, to see that there are enough
 
 
 def rewrite_decoder(
@@ -43,7 +46,7 @@ def rewrite_decoder(
     Raises:
         ProSparseError: the model cannot be loaded or traced, or an approximated FFN could not be rewritten.
     """
-    checkpoint, traced, approximation = _traced(folder, options, progress)
+    checkpoint, traced, approximation = _traced(folder, options, texts, progress)
     graph = traced.graph
     profile = profile_ffns(checkpoint, folder, texts, progress) if texts else None
     plan, rounding = plan_weights(checkpoint, folder, options, texts, progress)
@@ -119,7 +122,7 @@ def _quantize_cache(
 
 
 def _traced(
-    folder: Path, options: ExportOptions, progress: ProgressCallback
+    folder: Path, options: ExportOptions, texts: Sequence[tuple[str, str]], progress: ProgressCallback
 ) -> tuple[Checkpoint, Trace, ApproximationRecord | None]:
     """Load and trace the model, leaving its matrices in their files where possible.
 
@@ -134,6 +137,8 @@ def _traced(
             threshold=options.threshold,
             in_files=in_files,
         )
+        if texts:  # one that is too short fails before minutes of work
+            tokenize(load_tokenizer(folder), texts, _FIRST_TOKENS * len(texts))
         if options.approximate is not None:
             approximation = approximate(checkpoint.model, folder, options.approximate, progress)
         progress("trace", 0, 0)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -40,6 +41,10 @@ class InputMoments:
     by_module: dict[str, NDArray[np.float32]]
     documents: tuple[Document, ...]
     tokens: int
+
+
+class _MeasuredError(Exception):
+    """Ends a forward pass before lm_head computes."""
 
 
 def calibration_documents(
@@ -90,10 +95,14 @@ def input_moments(checkpoint: Checkpoint, documents: Sequence[Document], progres
     model = checkpoint.model
     sums: dict[str, torch.Tensor] = {}
 
+    last = model.get_output_embeddings()
+
     def adding(name: str) -> Callable[..., None]:
-        def hook(_: torch.nn.Module, inputs: tuple[Any, ...]) -> None:
+        def hook(module: torch.nn.Module, inputs: tuple[Any, ...]) -> None:
             x = inputs[0].detach().float().reshape(-1, inputs[0].shape[-1])
             sums[name] = sums.get(name, torch.zeros(x.shape[-1])) + x.square().sum(0)
+            if module is last:  # what it computes is not needed
+                raise _MeasuredError
 
         return hook
 
@@ -108,7 +117,8 @@ def input_moments(checkpoint: Checkpoint, documents: Sequence[Document], progres
         with quiet(), as_stored(checkpoint, {}):
             for first in range(0, len(rows), at_once):
                 progress("measure inputs", first, len(rows))
-                model(input_ids=torch.stack(rows[first : first + at_once]))
+                with contextlib.suppress(_MeasuredError):
+                    model(input_ids=torch.stack(rows[first : first + at_once]), use_cache=False)
     finally:
         for handle in handles:
             handle.remove()

@@ -2,16 +2,18 @@
 
 from __future__ import annotations
 
-from typing import cast
+from typing import Any, cast
 
+import ml_dtypes
 import numpy as np
 import onnx_ir as ir
 import torch
 from numpy.typing import NDArray
 
+from graph_passes import NarrowTensor
 from prosparse_models import FileWeight, FileWeights
 
-__all__ = ["place_of", "place_weights"]
+__all__ = ["float_array", "place_of", "place_weights"]
 
 
 def place_weights(graph: ir.Graph, weights: FileWeights) -> str:
@@ -58,11 +60,14 @@ def _order(strides: tuple[int, ...], stored: tuple[int, ...], shape: tuple[int, 
     return order if whole else None
 
 
-def _lazy(name: str, weight: FileWeight, order: tuple[int, ...]) -> ir.LazyTensor:
+def _lazy(name: str, weight: FileWeight, order: tuple[int, ...]) -> NarrowTensor:
     shape = tuple(weight.stored.shape[axis] for axis in order)
+    return NarrowTensor(lambda: float_array(weight.narrow()).transpose(order), shape, name)
 
-    def read() -> ir.TensorProtocol:
-        array: NDArray[np.float32] = weight.read().numpy()
-        return ir.tensor(array.transpose(order), name=name)
 
-    return ir.LazyTensor(read, dtype=ir.DataType.FLOAT, shape=ir.Shape(shape), name=name)
+def float_array(values: torch.Tensor) -> NDArray[Any]:
+    """Return ``values``, any float dtype, as an array with the same memory; bfloat16 as ml_dtypes' type."""
+    if values.dtype == torch.bfloat16:
+        return values.view(torch.int16).numpy().view(ml_dtypes.bfloat16)
+    array: NDArray[Any] = values.numpy()
+    return array

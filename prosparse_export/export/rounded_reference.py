@@ -28,6 +28,7 @@ from graph_passes import (
 from graph_passes.custom_ops import format_in
 from prosparse_export.analysis.stored_scales import StoredScales, stored_scales
 from prosparse_export.artifact.manifest import Manifest
+from prosparse_export.export.lazy_initializers import float_array
 from prosparse_export.runtime.weight_rounding import library_rounding
 from prosparse_models import Checkpoint
 
@@ -203,12 +204,13 @@ def _rows(module: torch.nn.Module) -> int:
 def _rounded(
     weight: torch.Tensor, weights: Format, scales: NDArray[np.float16] | None, *, transposed: bool
 ) -> torch.Tensor:
+    """Return a float32 copy of ``weight`` as it is stored."""
     spec = FORMAT_SPECS[weights]
     if not spec.group:
-        return weight.to(getattr(torch, spec.dtype.name)).to(weight.dtype)
-    matrix = (weight.T if transposed else weight).detach().float().numpy()
+        return weight.to(getattr(torch, spec.dtype.name)).float()
+    matrix = float_array((weight.T if transposed else weight).detach())
     result = torch.from_numpy(rounded(matrix, weights, scales, library_rounding()))
-    return (result.T if transposed else result).to(weight.dtype)
+    return result.T if transposed else result
 
 
 def stored_arrays(

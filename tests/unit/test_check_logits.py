@@ -15,7 +15,7 @@ from prosparse_export import ProSparseError
 from prosparse_export.artifact.manifest import FUSED, Manifest, ModelFolderSource
 from prosparse_export.export import check_logits
 
-FATRELU = Manifest(ModelFolderSource("float32", {}), {}, {"": 20}, "f32", (replace(SPARSE, linears=()),))
+FATRELU = Manifest(ModelFolderSource("float32", {}), {}, {"": 20}, ffns=(replace(SPARSE, linears=()),))
 
 
 def run_check(manifest: Manifest, difference: float, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -85,6 +85,19 @@ def test_a_model_computes_while_it_is_filled(weights: FileWeights) -> None:
     assert paths == ["0.weight", "1.weight"]
 
 
+def test_memory_of_float32_copies_is_used_again(weights: FileWeights) -> None:
+    built = model(weights)
+    addresses = []
+    for layer in built:
+        layer.register_forward_hook(lambda layer, *_: addresses.append(layer.weight.data_ptr()))
+    with weights.filled(built, lambda _, weight: weight.half()), torch.no_grad():
+        built(torch.ones(1, 4))
+        built(torch.ones(1, 4))
+        assert torch.equal(built(torch.ones(1, 4)), (torch.ones(1, 4) @ W.T + 1) @ W)
+    placeholders = {built[0].weight.data_ptr(), built[1].weight.data_ptr()}
+    assert len(set(addresses) - placeholders) == 1
+
+
 def test_an_error_leaves_the_placeholders(weights: FileWeights) -> None:
     built = model(weights)
     with weights.filled(built), pytest.raises(RuntimeError):

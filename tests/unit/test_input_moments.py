@@ -34,3 +34,15 @@ def test_rows_stay_within_the_context_and_moments_are_those_of_the_inputs(tmp_pa
     square = np.concatenate([x.reshape(-1, x.shape[-1]).numpy().astype(np.float64) for x in inputs]) ** 2
     expected = square.mean(0) / square.mean()
     np.testing.assert_allclose(found.by_module[name], expected + 1e-3, rtol=1e-5)
+
+
+def test_lm_head_is_measured_and_does_not_compute(tmp_path: Path) -> None:
+    family("OPT").save(tmp_path)
+    checkpoint = load_checkpoint(tmp_path)
+    head = checkpoint.model.get_output_embeddings()
+    name = next(name for name, module in checkpoint.model.named_modules() if module is head)
+    computed: list[object] = []
+    head.register_forward_hook(lambda *_: computed.append(1))
+    found = input_moments(checkpoint, [Document("a.txt", np.arange(3, 40))], no_progress)
+    assert found.by_module[name].shape == (head.in_features,)
+    assert not computed

@@ -40,9 +40,16 @@ class FileWeight:
         Raises:
             CheckpointError: it contains NaN or Inf.
         """
-        values = self.stored.float()
-        check_finite(self.name, values)
-        return values if self.factor == 1.0 else values * self.factor
+        return self.narrow().float()
+
+    def narrow(self) -> torch.Tensor:
+        """Return the matrix in the file's dtype, without a copy; in float32 if it is scaled.
+
+        Raises:
+            CheckpointError: it contains NaN or Inf.
+        """
+        check_finite(self.name, self.stored)
+        return self.stored if self.factor == 1.0 else self.stored.float() * self.factor
 
 
 def check_finite(name: str, values: torch.Tensor) -> None:
@@ -51,7 +58,9 @@ def check_finite(name: str, values: torch.Tensor) -> None:
     Raises:
         CheckpointError: they are not.
     """
-    if not values.is_floating_point() or values.sum().isfinite() or values.isfinite().all():  # the sum may overflow
+    if not values.is_floating_point() or not values.numel():
+        return
+    if all(end.isfinite() for end in torch.aminmax(values)):  # a NaN is both
         return
     bad = int((~values.isfinite()).sum())
     raise CheckpointError(
@@ -114,10 +123,12 @@ class FileWeights:
 
         Args:
             model: a model built from `state_dict`.
-            change: called with a parameter's path in the model and its float32 values; returns the values to use.
+            change: called with a parameter's path in the model and its values, exact, in any float dtype; returns the
+                values to use.
         """
         handles = []
         placeholders: dict[nn.Parameter, torch.Tensor] = {}
+        buffers = _Buffers()
 
         def fill(path: str) -> Callable[..., None]:
             def hook(module: nn.Module, *_: object) -> None:
@@ -125,13 +136,14 @@ class FileWeights:
                     weight = self._weights.get(parameter.data_ptr())
                     if weight is not None:
                         placeholders[parameter] = parameter.data
-                        parameter.data = change(f"{path}.{name}", weight.read())
+                        parameter.data = buffers.float32(change(f"{path}.{name}", weight.narrow()))
 
             return hook
 
         def restore(module: nn.Module, *_: object) -> None:
             for parameter in module.parameters(recurse=False):
                 if parameter in placeholders:
+                    buffers.give_back(parameter.data)
                     parameter.data = placeholders.pop(parameter)
 
         for path, module in model.named_modules():
@@ -153,6 +165,34 @@ class FileWeights:
         self._storages.append(storage)
         self._weights[storage.data_ptr()] = weight
         return storage.as_strided(shape, tuple(strides))
+
+
+class _Buffers:
+    """Memory for float32 copies, used again: new memory costs ten times what the conversion does."""
+
+    def __init__(self) -> None:
+        self._free: list[torch.Tensor] = []
+        self._used: dict[int, torch.Tensor] = {}
+
+    def float32(self, values: torch.Tensor) -> torch.Tensor:
+        """Return ``values`` in float32, a copy in one of the buffers if they have another type."""
+        if values.dtype == torch.float32:
+            return values
+        fitting = [buffer for buffer in self._free if buffer.numel() >= values.numel()]
+        if fitting:
+            buffer = min(fitting, key=torch.numel)
+            self._free = [other for other in self._free if other is not buffer]
+        else:
+            self._free.clear()  # too small
+            buffer = torch.empty(values.numel())
+        self._used[buffer.data_ptr()] = buffer
+        return buffer[: values.numel()].view(values.shape).copy_(values)
+
+    def give_back(self, values: torch.Tensor) -> None:
+        """Use the memory of ``values`` again."""
+        buffer = self._used.pop(values.data_ptr(), None)
+        if buffer is not None:
+            self._free.append(buffer)
 
 
 def _tensors(path: Path) -> Iterator[tuple[str, torch.Tensor]]:
