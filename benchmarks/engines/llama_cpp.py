@@ -1,93 +1,40 @@
-"""llama.cpp: write a LLaMA checkpoint as GGUF and run it. Its graph uses SiLU: the same cost, other tokens."""
+"""llama.cpp: quantize a GGUF file and run it.
+
+Its llama graph uses SiLU: other activations cost the same but give other tokens.
+"""
 
 from __future__ import annotations
 
 import ctypes
-import json
+import os
 from pathlib import Path
-from typing import Any
 
-import gguf
 import numpy as np
-from safetensors import safe_open
+from numpy.typing import NDArray
 
-KINDS = {
-    "Q4_0": gguf.GGMLQuantizationType.Q4_0,
-    "Q8_0": gguf.GGMLQuantizationType.Q8_0,
-    "F16": gguf.GGMLQuantizationType.F16,
-}
-_NAMES = {
-    "self_attn.q_proj": "attn_q",
-    "self_attn.k_proj": "attn_k",
-    "self_attn.v_proj": "attn_v",
-    "self_attn.o_proj": "attn_output",
-    "mlp.gate_proj": "ffn_gate",
-    "mlp.up_proj": "ffn_up",
-    "mlp.down_proj": "ffn_down",
-    "input_layernorm": "attn_norm",
-    "post_attention_layernorm": "ffn_norm",
-}
-_TOP = {"model.embed_tokens": "token_embd", "model.norm": "output_norm", "lm_head": "output"}
+from engines.gguf_file import UnsupportedCheckpointError, write_gguf
+
+__all__ = ["FILE_TYPES", "LlamaCpp", "UnsupportedCheckpointError", "quantize_gguf", "write_gguf"]
+
+FILE_TYPES = {"Q8_0": 7, "Q4_0": 2, "Q4_K_S": 14, "Q4_K_M": 15}
+"""llama_ftype of the mixtures that ``llama_model_quantize`` makes."""
 
 
-def _name(name: str) -> str:
-    stem = name.removesuffix(".weight")
-    if stem in _TOP:
-        return f"{_TOP[stem]}.weight"
-    _, _, layer, rest = stem.split(".", 3)
-    return f"blk.{layer}.{_NAMES[rest]}.weight"
+def quantize_gguf(source: Path, path: Path, kind: str) -> Path:
+    """Quantize the float GGUF file ``source`` as llama.cpp's own tool does, without an importance matrix."""
+    import llama_cpp
 
-
-def _interleaved(weight: np.ndarray, heads: int) -> np.ndarray:
-    """Return rows in llama.cpp's order: it applies RoPE to adjacent pairs, transformers to the halves of a head."""
-    rows, cols = weight.shape
-    return weight.reshape(heads, 2, rows // heads // 2, cols).swapaxes(1, 2).reshape(rows, cols)
-
-
-def rope_theta(config: dict[str, Any]) -> float:
-    """Return the base of RoPE's frequencies; transformers 5 writes it under rope_parameters, 4 at the top."""
-    return float((config.get("rope_parameters") or {}).get("rope_theta") or config["rope_theta"])
-
-
-def write_gguf(checkpoint: Path, path: Path, kind: str) -> Path:
-    """Write the LLaMA checkpoint ``checkpoint`` with its matrices in ``kind``, through a temporary file."""
-    config = json.loads((checkpoint / "config.json").read_text())
-    heads, kv_heads = config["num_attention_heads"], config["num_key_value_heads"]
-    writer = gguf.GGUFWriter(str(path), "llama", use_temp_file=True)
-    writer.add_context_length(config["max_position_embeddings"])
-    writer.add_embedding_length(config["hidden_size"])
-    writer.add_block_count(config["num_hidden_layers"])
-    writer.add_feed_forward_length(config["intermediate_size"])
-    writer.add_head_count(heads)
-    writer.add_head_count_kv(kv_heads)
-    writer.add_layer_norm_rms_eps(config["rms_norm_eps"])
-    writer.add_rope_dimension_count(config["hidden_size"] // heads)
-    writer.add_rope_freq_base(rope_theta(config))
-    writer.add_vocab_size(config["vocab_size"])
-    writer.add_tokenizer_model("llama")
-    writer.add_token_list([f"<{i}>".encode() for i in range(config["vocab_size"])])
-    writer.add_token_scores([0.0] * config["vocab_size"])
-    writer.add_token_types([1] * config["vocab_size"])
-    for file in sorted(checkpoint.glob("*.safetensors")):
-        with safe_open(file, "pt") as tensors:
-            for name in tensors.keys():  # noqa: SIM118  (safe_open is no mapping)
-                values = tensors.get_tensor(name).float().numpy()
-                if name.endswith(("q_proj.weight", "k_proj.weight")):
-                    values = _interleaved(values, heads if "q_proj" in name else kv_heads)
-                if values.ndim == 1:
-                    writer.add_tensor(_name(name), values)
-                else:
-                    wanted = KINDS[kind]
-                    writer.add_tensor(_name(name), gguf.quants.quantize(values, wanted), raw_dtype=wanted)
-    writer.write_header_to_file()
-    writer.write_kv_data_to_file()
-    writer.write_tensors_to_file()
-    writer.close()
+    silent = llama_cpp.llama_log_callback(lambda *_: None)
+    llama_cpp.llama_log_set(silent, ctypes.c_void_p(0))
+    params = llama_cpp.llama_model_quantize_default_params()
+    params.ftype, params.nthread = FILE_TYPES[kind], os.cpu_count() or 1
+    if llama_cpp.llama_model_quantize(str(source).encode(), str(path).encode(), ctypes.byref(params)):
+        raise OSError(f"llama_model_quantize: {kind} failed")
     return path
 
 
 class LlamaCpp:
-    """A GGUF file in llama.cpp, through its C interface; logits of the last token only.
+    """A GGUF file in llama.cpp, through its C interface; logits of the last token only, except in `logits`.
 
     ``cache_8_bits``: KV cache in q8_0, which needs flash attention, instead of float16.
     """
@@ -130,3 +77,25 @@ class LlamaCpp:
         for token in ids:
             self._run(np.array([token]))
             self._c.llama_get_logits_ith(self._context, -1)[0]
+
+    def logits(self, ids: NDArray[np.int64]) -> NDArray[np.float32]:
+        """Return the logits of every token of a new sequence, ``[tokens, vocabulary]``; at most 512 tokens."""
+        c = self._c
+        c.llama_memory_clear(c.llama_get_memory(self._context), True)
+        batch = c.llama_batch_init(len(ids), 0, 1)
+        try:
+            batch.n_tokens = len(ids)
+            for i, token in enumerate(ids.tolist()):
+                batch.token[i], batch.pos[i], batch.logits[i] = token, i, 1
+                batch.n_seq_id[i], batch.seq_id[i][0] = 1, 0
+            if c.llama_decode(self._context, batch):
+                raise OSError("llama_decode failed")
+        finally:
+            c.llama_batch_free(batch)
+        vocabulary = c.llama_vocab_n_tokens(c.llama_model_get_vocab(self._model))
+        return np.ctypeslib.as_array(c.llama_get_logits(self._context), (len(ids), vocabulary)).copy()
+
+    def close(self) -> None:
+        """Free the context and the model."""
+        self._c.llama_free(self._context)
+        self._c.llama_model_free(self._model)

@@ -1,0 +1,129 @@
+"""What 8 and 4 bits cost in our format and in llama.cpp's, on the same token windows of any texts.
+
+The float model is written as GGUF in float16 (gguf package) and quantized by llama.cpp's own `llama_model_quantize`,
+without an importance matrix. Its float16 file must agree with PyTorch within what 16 bits explain, or llama.cpp's
+graph is not this model and the run stops. llama.cpp's llama graph always uses SiLU: for other activations its rows are
+left out. Every window is a sequence of its own; a window's first token has no prediction.
+"""
+
+from __future__ import annotations
+
+import json
+import shlex
+import sys
+import tempfile
+from collections.abc import Iterator, Mapping
+from dataclasses import asdict, dataclass
+from pathlib import Path
+
+import click
+from domains import Domains, read_domains
+
+from prosparse_export.runtime.model import SparseModel
+from prosparse_export.validation.metrics import Quality
+
+__all__ = ["Candidates", "compare_engines"]
+
+_MATRICES = 7  # of a LLaMA layer
+
+
+@dataclass(frozen=True)
+class Candidates:
+    """What to compare.
+
+    Attributes:
+        exports: "NAME: OPTIONS" of exports to make.
+        artifacts: "NAME: PATH" of artifacts.
+        threads: intra-op threads.
+    """
+
+    exports: tuple[str, ...]
+    artifacts: tuple[str, ...]
+    threads: int
+
+
+def compare_engines(
+    model: Path, files: tuple[Path, ...], windows: int, tokens: int, candidates: Candidates
+) -> list[dict[str, object]]:
+    """Print a table: file size, then perplexity, its change and KL divergence for each text; return the rows."""
+    domains = Domains(model, read_domains(model, files, windows, tokens))
+    names = [domain.name for domain in domains.domains]
+    rows: list[dict[str, object]] = []
+    with tempfile.TemporaryDirectory() as work:
+        for name, size, quality in _runs(model, domains, Path(work), candidates):
+            if not rows:
+                click.echo(f"{model}: {windows} windows of {tokens} tokens of {', '.join(names)}")
+                click.echo(f"| | file, MB | {' | '.join(f'{text}: perplexity | change | KL' for text in names)} |")
+                click.echo("|---|---:|" + "---:|---:|---:|" * len(names))
+                own = " | ".join(f"{quality[text].reference_perplexity:.3f} | |" for text in names)
+                click.echo(f"| PyTorch, float32 | | {own}")
+            click.echo(_row(name, size, quality, names))
+            rows.append({"name": name, "bytes": size, "texts": {text: asdict(q) for text, q in quality.items()}})
+    return rows
+
+
+def _row(name: str, size: int, quality: Mapping[str, Quality], names: list[str]) -> str:
+    found = [quality[name] for name in names]
+    cells = [f"{q.perplexity:.3f} | {q.perplexity_increase:+.2%} | {q.kl_mean:.4f}" for q in found]
+    return f"| {name} | {size / 1e6:.1f} | {' | '.join(cells)} |"
+
+
+Runs = Iterator[tuple[str, int, dict[str, Quality]]]
+
+
+def _runs(model: Path, domains: Domains, work: Path, candidates: Candidates) -> Runs:
+    threads = candidates.threads
+    for artifact in candidates.artifacts:
+        name, _, path = artifact.partition(":")
+        yield _ours(name, Path(path.strip()), domains, threads)
+    for export in candidates.exports:
+        name, _, options = export.partition(":")
+        folder = work / f"export-{name}"
+        _export([str(model), str(folder / "m.onnx"), *shlex.split(options)])
+        yield _ours(name, folder / "m.onnx", domains, threads)
+    yield from _llama_cpp(model, domains, work, threads)
+
+
+def _export(arguments: list[str]) -> None:
+    from prosparse_export.cli.export import export_command
+
+    export_command.main([*arguments, "--allow-dense", "-q"], standalone_mode=False)
+
+
+def _ours(name: str, path: Path, domains: Domains, threads: int) -> tuple[str, int, dict[str, Quality]]:
+    artifact = SparseModel.open(path, threads=threads)
+    size = sum(file.stat().st_size for file in (path, path.with_name(f"{path.name}.data")) if file.is_file())
+    return f"ours, {name}", size, domains.quality(name, lambda ids: artifact.forward(ids[None])[0][0])
+
+
+def _llama_cpp(model: Path, domains: Domains, work: Path, threads: int) -> Runs:
+    """Yield the float16 file, which must agree with PyTorch, then each quantized one."""
+    config = json.loads((model / "config.json").read_text())
+    if config.get("hidden_act", "silu") != "silu":
+        click.echo(f"llama.cpp left out: its llama graph uses SiLU, this model {config['hidden_act']}", err=True)
+        return
+    try:
+        import llama_cpp as _  # noqa: F401  (present?)
+    except ImportError as error:
+        click.echo(f"llama.cpp left out: {error}", err=True)
+        return
+    from engines.llama_cpp import FILE_TYPES, LlamaCpp, UnsupportedCheckpointError, quantize_gguf, write_gguf
+
+    half = work / "f16.gguf"
+    try:
+        write_gguf(model, half, "F16")
+    except UnsupportedCheckpointError as error:
+        click.echo(f"llama.cpp left out: {error}", err=True)
+        return
+    bound = domains.half_precision_bound(_MATRICES * int(config["num_hidden_layers"]) + 1)
+    for kind in ("F16", *FILE_TYPES):
+        path = half if kind == "F16" else quantize_gguf(half, work / f"{kind}.gguf", kind)
+        engine = LlamaCpp(path, threads, 512, repacked=False)
+        quality = domains.quality(kind, engine.logits)
+        engine.close()
+        worst = max(q.kl_mean for q in quality.values())
+        if kind == "F16" and not worst <= bound:
+            sys.exit(f"llama.cpp: F16: KL from PyTorch {worst:.2e} nats, expected at most {bound:.2e}: another model")
+        yield f"llama.cpp {kind}", path.stat().st_size, quality
+        if kind != "F16":
+            path.unlink()
