@@ -51,8 +51,7 @@ _ROUNDS, _STEPS = 7, 24
     "--export",
     "exports",
     multiple=True,
-    default=("i8: --weights i8", "i4: --weights i4"),
-    help="With --engines: NAME: OPTIONS of an export. Repeatable.",
+    help="With --engines: NAME: OPTIONS of an export. Repeatable.  [default: i8 and i4, without --artifact]",
 )
 @click.option("--artifact", "artifacts", multiple=True, help="With --engines: NAME: PATH of an artifact. Repeatable.")
 @click.option("--threads", default=1, show_default=True)
@@ -80,6 +79,8 @@ def main(
             raise click.UsageError("--engines requires --text")
         from engine_accuracy import Candidates, compare_engines
 
+        if not exports and not artifacts:
+            exports = ("i8: --weights i8", "i4: --weights i4")
         found = [
             {"model": str(model), "rows": compare_engines(model, text_files, windows, window, candidates)}
             for candidates in [Candidates(exports, artifacts, threads)]

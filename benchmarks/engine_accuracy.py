@@ -17,7 +17,9 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 
 import click
+import numpy as np
 from domains import Domains, read_domains
+from numpy.typing import NDArray
 
 from prosparse_export.runtime.model import SparseModel
 from prosparse_export.validation.metrics import Quality
@@ -93,7 +95,11 @@ def _export(arguments: list[str]) -> None:
 def _ours(name: str, path: Path, domains: Domains, threads: int) -> tuple[str, int, dict[str, Quality]]:
     artifact = SparseModel.open(path, threads=threads)
     size = sum(file.stat().st_size for file in (path, path.with_name(f"{path.name}.data")) if file.is_file())
-    return f"ours, {name}", size, domains.quality(name, lambda ids: artifact.forward(ids[None])[0][0])
+
+    def logits(ids: NDArray[np.int64]) -> NDArray[np.float32]:
+        return artifact.forward(ids[None], np.ones((1, len(ids)), np.int64))[0][0]
+
+    return f"ours, {name}", size, domains.quality(name, logits)
 
 
 def _llama_cpp(model: Path, domains: Domains, work: Path, threads: int) -> Runs:

@@ -27,8 +27,17 @@ from graph_passes.stamp_layers import CannotStampError, LayerTensor, StampLayers
 from graph_passes.weights.group_scales import WeightRangeError, search_factors
 from graph_passes.weights.narrow_tensor import NarrowTensor
 from graph_passes.weights.packed_names import parts_of
-from graph_passes.weights.quantization import Rounding, dequantize, plausible_scales, quantize, rounded
-from graph_passes.weights.weight_plan import WeightPlan
+from graph_passes.weights.quantization import (
+    Rounding,
+    dequantize,
+    pack,
+    plausible_integers,
+    plausible_scales,
+    quantize,
+    rounded,
+    scales_of,
+)
+from graph_passes.weights.weight_plan import RoundedMatrix, WeightPlan
 
 __all__ = [
     "FFN_FORMATS",
@@ -52,6 +61,7 @@ __all__ = [
     "NameInterfacePass",
     "NarrowTensor",
     "PackQkvPass",
+    "RoundedMatrix",
     "Rounding",
     "StampLayersPass",
     "WeightPlan",
@@ -63,10 +73,13 @@ __all__ = [
     "is_quantized",
     "merge_equal",
     "optimize_pipeline",
+    "pack",
     "parts_of",
+    "plausible_integers",
     "plausible_scales",
     "quantize",
     "rounded",
+    "scales_of",
     "search_factors",
     "simplify_trace",
 ]

@@ -147,7 +147,14 @@ class FuseLinearPass(ir.passes.InPlacePass):
         name, module = custom_ops.linear(weights), linear.module
         importance = self._plan.importance.get(parts_of(module)[0])
         inputs = [x]
-        inputs += store.neuron_major(linear.weight, module, weights, in_major=linear.in_major, importance=importance)
+        inputs += store.neuron_major(
+            linear.weight,
+            module,
+            weights,
+            in_major=linear.in_major,
+            importance=importance,
+            rounded=self._plan.already_rounded(module, weights),
+        )
         inputs.append(store.bias(linear.bias, linear.d_out))
         node_name = module if module not in self._names else None  # a module may run twice
         self._names.add(module)

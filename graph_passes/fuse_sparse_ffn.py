@@ -177,6 +177,7 @@ def _rewrite(
             in_major=linear.in_major,
             is_down=is_down,
             importance=None if is_down else plan.importance.get(module),  # down_proj's columns are outputs
+            rounded=plan.already_rounded(module, stored, is_down=is_down),
         )
         inputs.append(store.bias(linear.bias, linear.d_out))
     y = new.op(

@@ -18,8 +18,20 @@ from numpy.typing import NDArray
 from graph_passes.formats import FORMAT_SPECS, QUANT_GROUP, Format, FormatSpec
 from graph_passes.weights.group_scales import are_plausible, group_scales, round_to_integers
 
-__all__ = ["Rounding", "dequantize", "plausible_scales", "quantize", "rounded", "scales_of", "unpack"]
+__all__ = [
+    "Rounding",
+    "dequantize",
+    "pack",
+    "plausible_integers",
+    "plausible_scales",
+    "quantize",
+    "rounded",
+    "scales_of",
+    "unpack",
+]
 
+_MOST_STEPS = 4.0  # root mean square error of a group that compensation may cause, in steps: 2.0 seen, 0.3 usual
+_TINY = np.float32(2.0**-24)  # smallest float16: a group of tiny weights may be stored as zeros
 _WEIGHTS = 1 << 16  # rounded at a time, so that they stay in a core's cache
 
 
@@ -81,8 +93,7 @@ def quantize(
     def part(rows: slice) -> None:
         values, used[rows] = _rounded_part(weight[rows], spec, importance, None if scales is None else scales[rows])
         if spec.bits == 4:
-            unsigned = (values.astype(np.int8) + np.int8(8)).view(np.uint8)
-            integers[rows] = unsigned[:, ::2] | unsigned[:, 1::2] << 4
+            integers[rows] = pack(values.astype(np.int8))
         else:
             integers[rows] = values[:, :cols]
 
@@ -98,6 +109,13 @@ def dequantize(integers: NDArray[np.int8 | np.uint8], scales: NDArray[np.float16
     else:
         values = integers.astype(np.float32)
     return values * _each_column(scales, cols)
+
+
+def pack(values: NDArray[np.int8]) -> NDArray[np.uint8]:
+    """Return 4-bit values ``[rows, cols]``, cols even, as two per byte: the inverse of `unpack`."""
+    unsigned = (values + np.int8(8)).view(np.uint8)
+    packed: NDArray[np.uint8] = unsigned[:, ::2] | unsigned[:, 1::2] << 4
+    return packed
 
 
 def unpack(packed: NDArray[np.uint8]) -> NDArray[np.int8]:
@@ -177,6 +195,31 @@ def plausible_scales(weight: NDArray[np.float32], weights: Format, scales: NDArr
 
     def part(rows: slice) -> None:
         found.append(are_plausible(_grouped(weight[rows], spec), scales[rows].reshape(-1), spec))
+
+    _in_parts(weight.shape, part)
+    return all(found)
+
+
+def plausible_integers(weight: NDArray[np.float32], integers: NDArray[np.uint8], scales: NDArray[np.float16]) -> bool:
+    """Return whether i4's ``integers`` may be ``weight`` rounded with compensation.
+
+    A search may have chosen the scales for these weights, and no group of integers is far from its weights.
+
+    Args:
+        weight: ``[rows, cols]``.
+        integers: as `quantize` returns them.
+        scales: ``[rows, groups]``.
+    """
+    spec = FORMAT_SPECS["i4"]
+    rows, cols = weight.shape
+    if integers.shape != (rows, spec.stored_columns(cols)) or not plausible_scales(weight, "i4", scales):
+        return False
+    found: list[bool] = []
+
+    def part(rows: slice) -> None:
+        error = _grouped(weight[rows] - dequantize(integers[rows], scales[rows], cols), spec)
+        step = np.abs(scales[rows].astype(np.float32)).reshape(-1)
+        found.append(bool((np.square(error).sum(0) <= spec.group * np.square(_MOST_STEPS * step + _TINY)).all()))
 
     _in_parts(weight.shape, part)
     return all(found)

@@ -39,6 +39,7 @@ class WeightStore:
         in_major: bool,
         is_down: bool = False,
         importance: NDArray[np.float32] | None = None,
+        rounded: Callable[[], tuple[NDArray[np.uint8], NDArray[np.float16]]] | None = None,
     ) -> list[ir.Value]:
         """Return the initializers that store ``source`` as ``[d_ff, d_model]``; the existing one if it already fits.
 
@@ -49,6 +50,7 @@ class WeightStore:
             in_major: ``source`` is ``[d_in, d_out]``.
             is_down: the layer is a down_proj, whose inputs are the neurons.
             importance: of the columns as stored, see `quantize`.
+            rounded: reads i4's integers and scales as stored, if they are chosen already.
         """
         transposed = is_down != in_major
         spec = FORMAT_SPECS[weights]
@@ -59,7 +61,9 @@ class WeightStore:
             suffix = "" if spec.onnx_type == ir.DataType.FLOAT else f".{weights}"
             name = self._unused(f"{module}.weight" + ("_t" if is_down else "") + suffix)
             shape = source.shape[::-1] if transposed else source.shape
-            if source.packed is not None and spec.group and not transposed:
+            if rounded is not None:
+                tensors = repacked_tensors(rounded, shape, weights, name)
+            elif source.packed is not None and spec.group and not transposed:
                 tensors = repacked_tensors(source.packed, shape, weights, name)
             else:
                 read = _reader(source, transposed=transposed)

@@ -2,16 +2,34 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 
 import numpy as np
 from numpy.typing import NDArray
 
 from graph_passes.formats import FORMAT_SPECS, FfnFormat, Format, format_of, mixed_format
+from graph_passes.weights.packed_names import parts_of
 from graph_passes.weights.quantization import Rounding
 
-__all__ = ["WeightPlan"]
+__all__ = ["RoundedMatrix", "WeightPlan"]
+
+Packed = tuple[NDArray[np.uint8], NDArray[np.float16]]
+
+
+@dataclass(frozen=True)
+class RoundedMatrix:
+    """A matrix that was rounded to i4 before the passes run.
+
+    Attributes:
+        integers: two per byte, as `quantize` returns them.
+        scales: ``[rows, groups]``.
+        is_down: its rows are a down_proj's inputs; else they are the outputs.
+    """
+
+    integers: NDArray[np.uint8]
+    scales: NDArray[np.float16]
+    is_down: bool = False
 
 
 @dataclass(frozen=True)
@@ -25,6 +43,7 @@ class WeightPlan:
         importance: mean square of each input channel, ``[d_in]``, by module path: the weight of a column's rounding
             errors. Matrices without one are rounded with equal weights.
         rounding: as in `quantize`.
+        rounded: matrices in i4 that are rounded already, by module path.
     """
 
     ffn: FfnFormat
@@ -32,6 +51,7 @@ class WeightPlan:
     exceptions: Mapping[str, Format] = field(default_factory=dict)
     importance: Mapping[str, NDArray[np.float32]] = field(default_factory=dict)
     rounding: Rounding | None = None
+    rounded: Mapping[str, RoundedMatrix] = field(default_factory=dict)
 
     @classmethod
     def of(cls, weights: FfnFormat, rounding: Rounding | None = None) -> WeightPlan:
@@ -53,3 +73,17 @@ class WeightPlan:
         first = [self.exceptions.get(name, format_of(self.ffn, is_down=False)) for name in modules[:-1]]
         down = self.exceptions.get(modules[-1], format_of(self.ffn, is_down=True))
         return mixed_format(max(first, key=lambda name: FORMAT_SPECS[name].bits), down)
+
+    def already_rounded(self, module: str, weights: Format, *, is_down: bool = False) -> Callable[[], Packed] | None:
+        """Return what reads a matrix's integers and scales; None if it is still to be rounded.
+
+        Args:
+            module: its module path, or several packed into one matrix.
+            weights: the format that it is stored in.
+            is_down: the rows are to be a down_proj's inputs.
+        """
+        parts = [self.rounded.get(part) for part in parts_of(module)]
+        known = [part for part in parts if part is not None and part.is_down == is_down]
+        if weights != "i4" or len(known) < len(parts):
+            return None
+        return lambda: (np.concatenate([p.integers for p in known]), np.concatenate([p.scales for p in known]))

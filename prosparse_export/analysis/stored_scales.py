@@ -36,6 +36,12 @@ class StoredScales(NamedTuple):
         array: NDArray[np.float16] = initializer(read_graph(self.path), self.path.parent, self.name)  # type: ignore[assignment]
         return array
 
+    def read_integers(self) -> NDArray[np.int8 | np.uint8]:
+        """Return the initializer of the integers that belong to them, ``[rows, columns as stored]``."""
+        name = self.name.removesuffix("_scale")
+        array: NDArray[np.int8 | np.uint8] = initializer(read_graph(self.path), self.path.parent, name)  # type: ignore[assignment]
+        return array
+
 
 def stored_scales(path: Path, graph: onnx.ModelProto | None = None) -> dict[str, StoredScales]:
     """Return where the artifact ``path`` stores scales, by module path. Tied matrices are under one of their names."""

@@ -11,13 +11,12 @@ from graph_passes.custom_ops import ATTENTION
 from prosparse_export.artifact.json_records import from_json, to_json
 from prosparse_export.artifact.measured_records import (
     ApproximationRecord,
-    KvCacheRecord,
     OutputCheck,
     PredictedSpeedup,
-    RoundingRecord,
     ThresholdSearch,
     ValidationRecord,
 )
+from prosparse_export.artifact.rounding_records import KvCacheRecord, RoundingRecord
 from prosparse_export.atomic_write import atomic_write
 from prosparse_export.errors import ProSparseError
 

@@ -3,17 +3,14 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Literal
 
 __all__ = [
     "ApproximationRecord",
     "FailedCheck",
-    "KvCacheRecord",
     "LayerSpeedup",
     "OutputCheck",
     "PredictedSpeedup",
     "QualityRecord",
-    "RoundingRecord",
     "SparsityRecord",
     "ThresholdSearch",
     "ThresholdTrial",
@@ -21,26 +18,6 @@ __all__ = [
     "ValidationRecord",
     "WeightsRecord",
 ]
-
-
-@dataclass(frozen=True)
-class KvCacheRecord:
-    """A KV cache in 8 bits (``--kv-cache i8`` or ``i8-token``).
-
-    Attributes:
-        format: i8, or i8-token.
-        scale_per: ``channel`` of every KV head, or ``tensor``: one for a layer's keys, one for its values; ``token``:
-            one per token, KV head and 32 values, in the cache.
-        layers: number of layers.
-        texts: SHA-256 of the token ids of each text that the scales were found on, by name; empty for random tokens.
-        tokens: their number; 0 for i8-token.
-    """
-
-    format: Literal["i8", "i8-token"]
-    scale_per: Literal["channel", "tensor", "token"]
-    layers: int
-    texts: dict[str, str]
-    tokens: int
 
 
 @dataclass(frozen=True)
@@ -83,19 +60,6 @@ class ThresholdSearch:
     hidden_act_param: float | tuple[float, ...]
     chosen: ThresholdTrial
     trials: tuple[ThresholdTrial, ...]
-
-
-@dataclass(frozen=True)
-class RoundingRecord:
-    """What the scales and formats of i8 and i4 matrices were chosen on.
-
-    Attributes:
-        texts: SHA-256 of the token ids of each text, by name.
-        tokens: tokens that the inputs' mean squares were measured on; 0 if all errors weigh the same.
-    """
-
-    texts: dict[str, str]
-    tokens: int
 
 
 @dataclass(frozen=True)

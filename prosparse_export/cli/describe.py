@@ -4,12 +4,8 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 
-from prosparse_export.artifact.measured_records import (
-    ApproximationRecord,
-    KvCacheRecord,
-    PredictedSpeedup,
-    ThresholdSearch,
-)
+from prosparse_export.artifact.measured_records import ApproximationRecord, PredictedSpeedup, ThresholdSearch
+from prosparse_export.artifact.rounding_records import KvCacheRecord
 
 __all__ = ["describe_approximation", "describe_calibration", "describe_kv_cache", "describe_speedup"]
 

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Literal, cast
 
 import click
 
+from prosparse_export.cli.budget_options import Percent, Size
 from prosparse_export.cli.command import CONTEXT, ProSparseCommand
 from prosparse_export.cli.describe import describe_approximation, describe_speedup
 from prosparse_export.cli.display import stages
@@ -23,12 +24,13 @@ if TYPE_CHECKING:
 
 __all__ = ["export_command"]
 
-_INTEGERS = ("i8", "i4", "i4i8")  # formats for which the model runs on text
+_INTEGERS = {"i8", "i4", "i4i8"}  # formats for which the model runs on text
 
 _EXAMPLES = """
 Examples:
   prosparse-export models/demo out/demo/demo.onnx
   prosparse-export prosparse-llama-2-7b out/7b/m.onnx --weights i4 -v
+  prosparse-export model out/small/m.onnx --weights i4 --target-size 105MB --profile-text mytext.txt
   prosparse-export models/demo out/long/demo.onnx --kv-cache i8        # 8-bit KV cache
   prosparse-export models/demo out/profiled/demo.onnx --profile-text mytext.txt   # predict the speedup
   prosparse-export models/demo out/unfused/demo.onnx --attention unfused
@@ -71,6 +73,24 @@ Examples:
     show_default=True,
     help="Storage format of attention, lm_head and embedding. same: as --weights (i4 for i4i8), "
     "with some matrices in i8.",
+)
+@click.option(
+    "--rounding",
+    type=click.Choice(["auto", "nearest", "compensated"]),
+    default="auto",
+    show_default=True,
+    help="How i4 is rounded. compensated: later columns of a matrix make up for the rounding errors of earlier ones, "
+    "on --profile-text or a bundled text. auto: compensated with --profile-text.",
+)
+@click.option(
+    "--target-size",
+    type=Size(),
+    help="With --weights i4: measure what each part costs, and store in i8 what gains most per byte, up to this size.",
+)
+@click.option(
+    "--max-ppl-increase",
+    type=Percent(),
+    help="With --weights i4: likewise, up to this increase of perplexity on the text.",
 )
 @click.option(
     "--kv-cache",
@@ -129,6 +149,9 @@ def export_command(
     attention: str,
     weights: str,
     other_weights: str,
+    rounding: str,
+    target_size: int | None,
+    max_ppl_increase: float | None,
     kv_cache: str,
     activation: str | None,
     threshold: float | None,
@@ -144,21 +167,16 @@ def export_command(
 ) -> None:
     """Export MODEL_DIR to the file OUT.onnx, with its ReLU FFNs as sparse operators.
 
-    MODEL_DIR holds config.json, *.safetensors and the tokenizer. Next to OUT.onnx go its weights
-    (OUT.onnx.data), config.json, the tokenizer, prosparse.json and the operator libraries. If
-    anything fails, nothing is written.
+    MODEL_DIR holds config.json, *.safetensors and the tokenizer. Next to OUT.onnx go its weights (OUT.onnx.data),
+    config.json, the tokenizer, prosparse.json and the operator libraries. If anything fails, nothing is written.
     """
+    _check_order(model_dir)
     if approximate is None and keep is not None:
         raise click.UsageError("--keep requires --approximate")
-    if approximate is not None and (activation is not None or threshold is not None):
+    if approximate is not None and not (activation is None and threshold is None):
         raise click.UsageError("--approximate cannot be combined with --activation or --threshold")
-    if model_dir.suffix == ".onnx" and not model_dir.is_dir():
-        raise ProSparseError(
-            f"model folder: {model_dir}: expected a folder, got an .onnx file",
-            hint="pass the model folder first, then the .onnx file",
-        )
-    integers = any(name in _INTEGERS for name in (weights, other_weights))
-    with stages(quiet=quiet, expected=export_seconds(model_dir, measures_inputs=integers)) as progress:
+    expected = export_seconds(model_dir, measures_inputs=not _INTEGERS.isdisjoint((weights, other_weights)))
+    with stages(quiet=quiet, expected=expected) as progress:
         progress("start", 0, 0)
         with collection_paused():  # torch takes seconds to import
             from prosparse_export.export import Approximation, ExportOptions, export_model
@@ -171,15 +189,26 @@ def export_command(
             trust_remote_code=trust_remote_code,
             weights=None if weights == "checkpoint" else cast("FfnFormat", weights),
             other_weights=None if other_weights == "same" else cast("Format", other_weights),
+            rounding=None if rounding == "auto" else cast("Literal['nearest', 'compensated']", rounding),
+            target_bytes=target_size,
+            max_ppl_increase=max_ppl_increase,
             kv_cache=cast("Literal['f32', 'i8', 'i8-token']", kv_cache),
             activation=activation,
             threshold=threshold,
             decomposed=decomposed,
-            profile_texts=profile_text if approximate is None else (),
-            approximate=None if approximate is None else Approximation(keep or 0.5, profile_text, approximate),
+            profile_texts=() if approximate else profile_text,
+            approximate=Approximation(keep or 0.5, profile_text, approximate) if approximate else None,
         )
         result = export_model(model_dir, output, options, progress)
     _print_result(result, verbose=verbose, as_json=as_json)
+
+
+def _check_order(model_dir: Path) -> None:
+    if model_dir.suffix == ".onnx" and not model_dir.is_dir():
+        raise ProSparseError(
+            f"model folder: {model_dir}: expected a folder, got an .onnx file",
+            hint="pass the model folder first, then the .onnx file",
+        )
 
 
 def _print_result(result: ExportResult, *, verbose: bool, as_json: bool) -> None:

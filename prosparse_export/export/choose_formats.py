@@ -1,25 +1,34 @@
-"""Choose how each matrix is stored: its format by rule, and which of its input channels matter most."""
+"""Choose how each matrix is stored: its format by rule, which of its input channels matter most, and its rounding."""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from dataclasses import replace
 from pathlib import Path
 
+import onnx_ir as ir
 import torch
+from transformers.pytorch_utils import Conv1D
 
 from graph_passes import FfnFormat, Format, WeightPlan, format_of, is_quantized
-from prosparse_export.artifact.measured_records import RoundingRecord
+from graph_passes.patterns.ffn_pattern import find_ffns
+from prosparse_export.artifact.rounding_records import FormatCost, RoundingRecord
+from prosparse_export.errors import ProSparseError
+from prosparse_export.export.compensated_rounding import compensated_matrices
+from prosparse_export.export.format_budget import choose_exceptions, held_back
 from prosparse_export.export.input_moments import calibration_documents, input_moments
+from prosparse_export.export.mixed_precision import PartRounding
 from prosparse_export.export.options import ExportOptions
 from prosparse_export.export.rounded_reference import checkpoint_format
 from prosparse_export.progress import ProgressCallback
 from prosparse_export.runtime.weight_rounding import library_rounding
+from prosparse_export.text import Document
 from prosparse_models import Checkpoint
 
-__all__ = ["plan_by_rule", "plan_weights"]
+__all__ = ["i4_matrices", "plan_by_rule", "plan_weights", "sparse_ffns"]
 
 _NARROW = 0.5  # of its input's width
+_WINDOW = 256  # tokens
 
 
 def plan_weights(
@@ -28,6 +37,9 @@ def plan_weights(
     options: ExportOptions,
     texts: Sequence[tuple[str, str]],
     progress: ProgressCallback,
+    *,
+    graph: ir.Graph,
+    dense: Collection[str] = (),
 ) -> tuple[WeightPlan, RoundingRecord | None]:
     """Return how each matrix is stored and, for integer formats, what that was measured on.
 
@@ -37,16 +49,96 @@ def plan_weights(
         options: see `ExportOptions`.
         texts: (name, contents) of ``options.profile_texts``; if empty, bundled text is used.
         progress: called with each stage.
+        graph: the traced graph, before the passes.
+        dense: module paths of the down_proj of FFNs that stay dense.
+
+    Raises:
+        ProSparseError: compensated rounding or a budget was asked for, and there is no text, no matrix in i4, or
+            nothing meets the budget.
     """
     plan = plan_by_rule(checkpoint, options)
+    ffns = sparse_ffns(graph, dense)
+    matrices = i4_matrices(checkpoint, plan, ffns)
+    if not matrices and (options.rounding == "compensated" or options.has_budget):
+        raise ProSparseError(f"weights: {folder}: expected matrices in i4, got none", hint="pass --weights i4")
     if not _quantizes(plan):
         return plan, None
-    documents = calibration_documents(checkpoint, folder, texts)
+    compensates = bool(matrices) and (options.rounding or ("compensated" if texts else "nearest")) == "compensated"
+    documents = calibration_documents(checkpoint, folder, texts, compensates=compensates)
     if documents is None:
+        if options.rounding == "compensated" or options.has_budget:
+            raise ProSparseError(
+                f"weights: {folder}: expected a tokenizer that fits the model, got none",
+                hint="compensated rounding and budgets measure on text: add the tokenizer's files",
+            )
         return plan, RoundingRecord({}, 0)
+    compensates = compensates and _is_long_enough(documents, options)
+    hashes = {document.name: document.sha256 for document in documents}
+    costs: tuple[FormatCost, ...] = ()
+    if options.has_budget:
+        first, rest = held_back(documents)
+        documents = tuple(first)
     moments = input_moments(checkpoint, documents, progress)
-    record = RoundingRecord({document.name: document.sha256 for document in documents}, moments.tokens)
-    return replace(plan, importance=moments.by_module), record
+    plan = replace(plan, importance=moments.by_module)
+    if options.has_budget:
+        rounding = PartRounding(moments.by_module, {name for name, is_down in matrices.items() if is_down})
+        budget = choose_exceptions(checkpoint, folder, options, ffns, matrices, rounding, rest, progress)
+        plan, costs = replace(plan, exceptions=budget.exceptions), budget.costs
+        matrices = i4_matrices(checkpoint, plan, ffns)
+    if compensates:
+        plan = replace(plan, rounded=compensated_matrices(checkpoint, documents, matrices, progress))
+    return plan, RoundingRecord(hashes, moments.tokens, tuple(plan.rounded), costs)
+
+
+def _is_long_enough(documents: Sequence[Document], options: ExportOptions) -> bool:
+    """Return whether a text says anything about how inputs vary together."""
+    tokens = sum(len(document.ids) for document in documents)
+    if tokens < _WINDOW and options.rounding == "compensated":
+        raise ProSparseError(
+            f"profile text: expected at least {_WINDOW} tokens for compensated rounding, got {tokens}",
+            hint="pass more text, or --rounding nearest",
+        )
+    return tokens >= _WINDOW
+
+
+def sparse_ffns(graph: ir.Graph, dense: Collection[str] = ()) -> list[list[str]]:
+    """Return the FFNs that the passes will rewrite: module paths of their projections, down_proj last.
+
+    Args:
+        graph: the traced graph, before the passes.
+        dense: module paths of the down_proj of FFNs that stay dense.
+    """
+    return [
+        [linear.module for linear in (match.gate, match.up, match.down) if linear is not None]
+        for match in find_ffns(graph)
+        if not match.reason and match.down is not None and match.down.module not in dense
+    ]
+
+
+def i4_matrices(checkpoint: Checkpoint, plan: WeightPlan, ffns: Sequence[Sequence[str]]) -> dict[str, bool]:
+    """Return the projections that are stored in i4, and whether as a sparse operator's down_proj, by module path.
+
+    lm_head is not among them.
+
+    Args:
+        checkpoint: the model.
+        plan: its formats.
+        ffns: from `sparse_ffns`.
+    """
+    formats: dict[str, tuple[Format, bool]] = {}
+    for modules in ffns:
+        chosen = plan.ffn_format(modules)
+        for module in modules:
+            is_down = module == modules[-1]
+            formats[module] = format_of(chosen, is_down=is_down), is_down
+    last = checkpoint.model.get_output_embeddings()
+    found = {}
+    for name, module in checkpoint.model.named_modules():
+        if isinstance(module, torch.nn.Linear | Conv1D) and module is not last:
+            weights, is_down = formats.get(name, (plan.linear_format(name), False))
+            if weights == "i4":
+                found[name] = is_down
+    return found
 
 
 def plan_by_rule(checkpoint: Checkpoint, options: ExportOptions) -> WeightPlan:
@@ -61,7 +153,8 @@ def plan_by_rule(checkpoint: Checkpoint, options: ExportOptions) -> WeightPlan:
     """
     weights: FfnFormat = options.weights or checkpoint_format(checkpoint.weight_dtype)
     other = options.other_weights or format_of(weights, is_down=False)
-    exceptions = _exceptions(checkpoint) if other == "i4" and options.other_weights is None else {}
+    by_rule = other == "i4" and options.other_weights is None and not options.has_budget
+    exceptions = _exceptions(checkpoint) if by_rule else {}
     return WeightPlan(weights, other, exceptions, rounding=library_rounding())
 
 

@@ -10,11 +10,12 @@ import onnx_ir as ir
 from graph_passes import FfnOutcome, LinearOutcome, export_pipeline
 from graph_passes.fuse_cached_attention import FuseCachedAttentionPass
 from graph_passes.quantize_kv_cache import QuantizeKvCachePass, rotated_dims
-from prosparse_export.artifact.measured_records import ApproximationRecord, KvCacheRecord
+from prosparse_export.artifact.measured_records import ApproximationRecord
 from prosparse_export.artifact.model_settings import context_in
+from prosparse_export.artifact.rounding_records import KvCacheRecord
 from prosparse_export.errors import ProSparseError
 from prosparse_export.export.approximate import approximate
-from prosparse_export.export.choose_formats import plan_weights
+from prosparse_export.export.choose_formats import plan_by_rule, plan_weights
 from prosparse_export.export.kv_cache_scales import find_cache_scales
 from prosparse_export.export.lazy_initializers import place_weights
 from prosparse_export.export.load import load_model_folder
@@ -49,7 +50,9 @@ def rewrite_decoder(
     checkpoint, traced, approximation = _traced(folder, options, texts, progress)
     graph = traced.graph
     profile = profile_ffns(checkpoint, folder, texts, progress) if texts else None
-    plan, rounding = plan_weights(checkpoint, folder, options, texts, progress)
+    formats = plan_by_rule(checkpoint, options)
+    dense = unprofitable_ffns(profile, formats.ffn) if profile is not None else {}
+    plan, rounding = plan_weights(checkpoint, folder, options, texts, progress, graph=graph.graph, dense=dense)
     progress("rewrite", 0, 0)
     outcomes: list[FfnOutcome] = []
     attention: list[str] = []
@@ -62,7 +65,7 @@ def rewrite_decoder(
         decoder_only=checkpoint.model.get_output_embeddings() is not None,
         plan=plan,
         linears=linears,
-        dense=unprofitable_ffns(profile, plan.ffn) if profile is not None else None,
+        dense=dense,
         decomposed=options.decomposed,
         positions=context_in(checkpoint.config),
         warnings=warnings,

@@ -77,7 +77,7 @@ def export_model(
         check_logits(model.checkpoint, staging / output.name, manifest, library=uses_library)
         if model.profile is not None and uses_library:
             progress("time", 0, 0)
-            speedup = predict_speedup(staging / output.name, model.profile, model.outcomes, model.plan.ffn)
+            speedup = predict_speedup(staging / output.name, model.profile, model.outcomes)
             manifest = replace(manifest, predicted_speedup=speedup)
             write_manifest(staging, manifest)
         progress("publish", 0, 0)

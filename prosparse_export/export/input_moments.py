@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -21,10 +21,11 @@ from prosparse_export.text import BUNDLED, Document, default_text, tokenize
 from prosparse_models import Checkpoint, CheckpointError
 from prosparse_models.loading.tokenizer import load_tokenizer
 
-__all__ = ["InputMoments", "calibration_documents", "input_moments"]
+__all__ = ["InputMoments", "calibration_documents", "input_moments", "token_rows", "tokens_in_a_minute"]
 
 _FLOPS = 4e12  # about a minute on two cores
 _LEAST_TOKENS, _MOST_TOKENS, _ROW = 256, 4096, 256
+_PAIR_TOKENS = 8192  # to measure how inputs vary together
 _FLOOR = 1e-3  # of the mean: channels that this text does not use may matter in another
 
 
@@ -47,8 +48,14 @@ class _MeasuredError(Exception):
     """Ends a forward pass before lm_head computes."""
 
 
+def tokens_in_a_minute(checkpoint: Checkpoint) -> int:
+    """Return how many tokens a model runs in about a minute, at most 4,096."""
+    parameters = sum(p.numel() for p in checkpoint.model.parameters())
+    return int(min(max(_FLOPS / (2 * parameters), _LEAST_TOKENS), _MOST_TOKENS))
+
+
 def calibration_documents(
-    checkpoint: Checkpoint, folder: Path, texts: Sequence[tuple[str, str]]
+    checkpoint: Checkpoint, folder: Path, texts: Sequence[tuple[str, str]], *, compensates: bool = False
 ) -> tuple[Document, ...] | None:
     """Return the text to measure on, tokenized: about a minute of work.
 
@@ -57,6 +64,7 @@ def calibration_documents(
         folder: its folder, for the tokenizer.
         texts: (name, contents); if empty, the last third of the bundled text, which `prosparse validate` does not
             reach by default.
+        compensates: take up to 8,192 tokens however long that takes: moments of pairs need them.
 
     Returns:
         The text; None without ``texts`` if the folder has no tokenizer that fits the model.
@@ -64,8 +72,7 @@ def calibration_documents(
     Raises:
         ProSparseError: a text of ``texts`` cannot be used.
     """
-    parameters = sum(p.numel() for p in checkpoint.model.parameters())
-    wanted = int(min(max(_FLOPS / (2 * parameters), _LEAST_TOKENS), _MOST_TOKENS))
+    wanted = _PAIR_TOKENS if compensates else tokens_in_a_minute(checkpoint)
     given = list(texts)
     if not given:
         bundled = default_text()
@@ -111,7 +118,7 @@ def input_moments(checkpoint: Checkpoint, documents: Sequence[Document], progres
         for name, module in model.named_modules()
         if isinstance(module, torch.nn.Linear | Conv1D)
     ]
-    rows = [torch.from_numpy(row) for row in _rows(documents, min(_ROW, context_in(checkpoint.config) or _ROW))]
+    rows = [torch.from_numpy(row) for row in token_rows(documents, checkpoint.config)]
     at_once = len(rows) if checkpoint.weights is not None else 1  # weights in files are read once
     try:
         with quiet(), as_stored(checkpoint, {}):
@@ -131,10 +138,15 @@ def input_moments(checkpoint: Checkpoint, documents: Sequence[Document], progres
     return InputMoments(found, tuple(documents), sum(row.numel() for row in rows))
 
 
-def _rows(documents: Sequence[Document], longest: int) -> list[NDArray[np.int64]]:
-    """Cut the text into rows of equal length, at most ``longest``, so that they can run as a batch."""
+def token_rows(documents: Sequence[Document], config: Mapping[str, Any]) -> list[NDArray[np.int64]]:
+    """Cut the text into rows of equal length, at most 256 tokens, so that they can run as a batch.
+
+    Args:
+        documents: the text.
+        config: config.json, whose context length may be shorter.
+    """
     ids = np.concatenate([document.ids for document in documents])
-    length = min(longest, len(ids))
+    length = min(_ROW, context_in(config) or _ROW, len(ids))
     return list(ids[: len(ids) // length * length].reshape(-1, length))
 
 

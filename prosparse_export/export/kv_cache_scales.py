@@ -12,8 +12,8 @@ from numpy.typing import NDArray
 from transformers import DynamicCache
 
 from graph_passes.quantize_kv_cache import CACHE_LEVELS
-from prosparse_export.artifact.measured_records import KvCacheRecord
 from prosparse_export.artifact.model_settings import context_in
+from prosparse_export.artifact.rounding_records import KvCacheRecord
 from prosparse_export.export.rounded_reference import as_stored
 from prosparse_export.progress import ProgressCallback
 from prosparse_export.quiet import quiet

@@ -47,6 +47,11 @@ class ExportOptions:
         weights: storage format of the rewritten FFNs; None for the checkpoint's float type.
         other_weights: storage format of attention, lm_head and embedding; None for the same as ``weights`` (i4 for
             i4i8).
+        rounding: of i4: ``nearest``, or ``compensated``, which makes later columns of a matrix make up for the errors
+            of earlier ones; None for compensated with ``profile_texts``.
+        target_bytes: with i4: store what gains most accuracy per byte in i8, up to this size of the artifact's graph
+            and weights.
+        max_ppl_increase: with i4: likewise, up to this relative increase of perplexity.
         kv_cache: storage format of the KV cache. i8: onnxruntime's operator, >= 1.27, with scales found on text;
             i8-token: ours, with a scale per token. Both need fused attention.
         activation: the FFNs' activation (relu, relu2, fatrelu, drelu), if config.json states another one.
@@ -65,12 +70,20 @@ class ExportOptions:
     trust_remote_code: bool = False
     weights: FfnFormat | None = None
     other_weights: Format | None = None
+    rounding: Literal["nearest", "compensated"] | None = None
+    target_bytes: int | None = None
+    max_ppl_increase: float | None = None
     kv_cache: Literal["f32", "i8", "i8-token"] = "f32"
     activation: str | None = None
     threshold: float | None = None
     decomposed: bool = False
     profile_texts: tuple[Path, ...] = ()
     approximate: Approximation | None = None
+
+    @property
+    def has_budget(self) -> bool:
+        """Whether formats are chosen by size or perplexity."""
+        return self.target_bytes is not None or self.max_ppl_increase is not None
 
     @property
     def copies_library(self) -> bool:
@@ -97,6 +110,17 @@ def check_options(folder: Path, output: Path, options: ExportOptions) -> None:
         raise ProSparseError(
             f"KV cache: {options.kv_cache}: requires fused attention",
             hint=f"omit {'--decomposed' if options.decomposed else '--attention unfused'}, or use --kv-cache f32",
+        )
+    if options.has_budget and (options.weights != "i4" or options.other_weights is not None):
+        raise ProSparseError(
+            f"weights: a budget for size or perplexity chooses between i4 and i8, got {options.weights or 'checkpoint'}"
+            + (f" and {options.other_weights} outside the FFNs" if options.other_weights is not None else ""),
+            hint="pass --weights i4, without --other-weights",
+        )
+    if options.target_bytes is not None and options.max_ppl_increase is not None:
+        raise ProSparseError(
+            "weights: expected one budget, got one for size and one for perplexity",
+            hint="pass --target-size or --max-ppl-increase",
         )
     if options.approximate is not None:
         _check_approximation(options.approximate)

@@ -3,14 +3,16 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from types import MappingProxyType
 
 import numpy as np
 import torch
 
 from graph_passes import FfnFormat, FfnOutcome
+from graph_passes.custom_ops import format_in
 from prosparse_export.analysis.bandwidth import measure_bandwidth
 from prosparse_export.analysis.ffn_nodes import read_graph
 from prosparse_export.analysis.graph_bytes import other_bytes
@@ -98,16 +100,19 @@ def profile_ffns(
     )
 
 
-def unprofitable_ffns(profile: TextProfile, weights: FfnFormat) -> dict[str, str]:
+def unprofitable_ffns(
+    profile: TextProfile, weights: FfnFormat, formats: Mapping[str, FfnFormat] = MappingProxyType({})
+) -> dict[str, str]:
     """Return the FFNs that should stay dense, with the reason, by the path of down_proj.
 
     Args:
         profile: from `profile_ffns`.
         weights: storage format of the sparse FFNs.
+        formats: of those that have another one, by the path of down_proj.
     """
     reasons = {}
     for name, skipped in profile.skipped.items():
-        gain = Ffn(1, 1, profile.gated[name], weights, skipped).speedup
+        gain = Ffn(1, 1, profile.gated[name], formats.get(name, weights), skipped).speedup
         if gain < LEAST_SPEEDUP:
             reasons[name] = (
                 f"{skipped:.1%} of its neurons are inactive: a speedup of at most {gain:.2f}x does not pay off"
@@ -115,9 +120,7 @@ def unprofitable_ffns(profile: TextProfile, weights: FfnFormat) -> dict[str, str
     return reasons
 
 
-def predict_speedup(
-    path: Path, profile: TextProfile, outcomes: Sequence[FfnOutcome], weights: FfnFormat
-) -> PredictedSpeedup:
+def predict_speedup(path: Path, profile: TextProfile, outcomes: Sequence[FfnOutcome]) -> PredictedSpeedup:
     """Return the predicted speedup of each FFN and of a decode step.
 
     The model is bytes read over memory bandwidth. The rest of a decode step is timed on this machine, and taken to be
@@ -126,8 +129,7 @@ def predict_speedup(
     Args:
         path: the artifact.
         profile: from `profile_ffns`.
-        outcomes: one per FFN.
-        weights: storage format of the sparse FFNs.
+        outcomes: one per FFN; its operator states its format.
 
     Raises:
         ProSparseError: the artifact cannot run.
@@ -136,10 +138,13 @@ def predict_speedup(
     sparse, layers = [], []
     for outcome in outcomes:
         down = outcome.linears[-1] if outcome.linears else ""
-        ffn = Ffn(outcome.d_model, outcome.d_ff, "Gated" in outcome.op, weights, profile.skipped.get(down, 0.0))
+        speedup = 1.0
         if not outcome.reason:
+            skipped = profile.skipped.get(down, 0.0)
+            ffn = Ffn(outcome.d_model, outcome.d_ff, "Gated" in outcome.op, format_in(outcome.op), skipped)
             sparse.append(ffn)
-        layers.append(LayerSpeedup(outcome.layer, 1.0 if outcome.reason else ffn.speedup, profile.sparsity.get(down)))
+            speedup = ffn.speedup
+        layers.append(LayerSpeedup(outcome.layer, speedup, profile.sparsity.get(down)))
     bandwidth = measure_bandwidth(threads)
     others = other_bytes(read_graph(path), _CONTEXT)
     seconds = _decode_seconds(path, profile.ids, threads)

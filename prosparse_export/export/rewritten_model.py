@@ -7,7 +7,8 @@ from dataclasses import dataclass, field
 import onnx_ir as ir
 
 from graph_passes import FfnOutcome, LinearOutcome, WeightPlan
-from prosparse_export.artifact.measured_records import ApproximationRecord, KvCacheRecord, RoundingRecord
+from prosparse_export.artifact.measured_records import ApproximationRecord
+from prosparse_export.artifact.rounding_records import KvCacheRecord, RoundingRecord
 from prosparse_export.export.predicted_speedup import TextProfile
 from prosparse_models import Checkpoint
 

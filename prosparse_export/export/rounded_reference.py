@@ -18,9 +18,11 @@ from graph_passes import (
     FORMAT_SPECS,
     FfnFormat,
     Format,
+    dequantize,
     float_format,
     format_of,
     is_quantized,
+    plausible_integers,
     plausible_scales,
     quantize,
     rounded,
@@ -93,11 +95,13 @@ class StoredAs(NamedTuple):
         weights: the format.
         is_down: whether it is a down_proj, stored transposed.
         scales: where the artifact stores its scales; None for float formats, tied matrices, and to choose them anew.
+        compensated: its integers are not the nearest ones; they are read from the artifact.
     """
 
     weights: Format
     is_down: bool
     scales: StoredScales | None = None
+    compensated: bool = False
 
 
 def stored_formats(manifest: Manifest, path: Path) -> dict[str, StoredAs]:
@@ -106,6 +110,7 @@ def stored_formats(manifest: Manifest, path: Path) -> dict[str, StoredAs]:
     Formats are those in prosparse.json; scales are read from the artifact ``path``.
     """
     scales = stored_scales(path)
+    compensated = set(manifest.rounding.compensated) if manifest.rounding is not None else set()
     formats: dict[str, StoredAs] = {}
     for ffn in manifest.rewritten:
         weights = format_in(ffn.op)
@@ -116,7 +121,11 @@ def stored_formats(manifest: Manifest, path: Path) -> dict[str, StoredAs]:
         for name in manifest.linears.modules:
             own = cast("Format", manifest.linears.format_of(name))
             formats[name] = StoredAs(own, is_down=False, scales=scales.get(name))
-    return {name: stored for name, stored in formats.items() if stored.weights != "f32"}
+    return {
+        name: stored._replace(compensated=name in compensated and stored.scales is not None)
+        for name, stored in formats.items()
+        if stored.weights != "f32"
+    }
 
 
 def _with_tied_scales(model: PreTrainedModel, formats: Mapping[str, StoredAs]) -> dict[str, StoredAs]:
@@ -140,7 +149,11 @@ def _rounding(model: PreTrainedModel, formats: Mapping[str, StoredAs]) -> Callab
             return weight
         transposed = stored.is_down != (module in in_major)
         rows = weight.shape[1 if transposed else 0]
-        scales = None if stored.scales is None else _part_scales(model, stored.scales, rows)
+        part = slice(0, 0) if stored.scales is None else _part(model, stored.scales, rows)
+        scales = None if stored.scales is None else stored.scales.read()[part]
+        if stored.compensated and stored.scales is not None and scales is not None:
+            own = torch.from_numpy(dequantize(stored.scales.read_integers()[part], scales, weight.numel() // rows))
+            return (own.T if transposed else own).to(weight.dtype)
         return _rounded(weight, stored.weights, scales, transposed=transposed)
 
     return change
@@ -191,10 +204,10 @@ def with_stored_weights(model: PreTrainedModel, formats: Mapping[str, StoredAs])
         layer.weight.copy_(change(f"{name}.weight", layer.weight))
 
 
-def _part_scales(model: PreTrainedModel, scales: StoredScales, rows: int) -> NDArray[np.float16]:
-    """Return the ``rows`` of ``scales`` that belong to one of the modules packed into a matrix."""
+def _part(model: PreTrainedModel, scales: StoredScales, rows: int) -> slice:
+    """Return which ``rows`` of ``scales`` belong to one of the modules packed into a matrix."""
     first = sum(_rows(model.get_submodule(name)) for name in scales.before)
-    return scales.read()[first : first + rows]
+    return slice(first, first + rows)
 
 
 def _rows(module: torch.nn.Module) -> int:
@@ -214,7 +227,12 @@ def _rounded(
 
 
 def stored_arrays(
-    weight: torch.Tensor, weights: FfnFormat, *, is_down: bool, scales: NDArray[np.generic] | None = None
+    weight: torch.Tensor,
+    weights: FfnFormat,
+    *,
+    is_down: bool,
+    scales: NDArray[np.generic] | None = None,
+    integers: NDArray[np.generic] | None = None,
 ) -> list[NDArray[np.generic]]:
     """Return what an artifact stores for a matrix: weights and, for integer formats, scales.
 
@@ -224,11 +242,16 @@ def stored_arrays(
         is_down: whether it is a down_proj, stored transposed.
         scales: those in the artifact, ``[rows, groups]``: they depend on the text that an export measured. If no
             search can have chosen them, others are returned.
+        integers: those in the artifact, if their rounding was compensated: these are returned if they are close
+            enough to the weights.
     """
     matrix = (weight.T if is_down else weight).float().numpy()
     own = format_of(weights, is_down=is_down)
     if is_quantized(own):
         known = cast("NDArray[np.float16] | None", scales)
+        given = cast("NDArray[np.uint8] | None", integers)
+        if given is not None and known is not None and plausible_integers(matrix, given, known):
+            return [given, known]
         if known is not None and not plausible_scales(matrix, own, known):
             known = None
         return list(quantize(matrix, own, scales=known, rounding=library_rounding()))

@@ -208,8 +208,9 @@ def disabled_optimizers(path: Path, manifest: Manifest | None, *, library: bool)
     for a 7B model in any format. It is disabled for more than 512 MB of weights on disk.
     """
     linears = None if manifest is None else manifest.linears
-    formats = (manifest and manifest.weight_format, linears and linears.weight_format)
+    formats = {manifest and manifest.weight_format, linears and linears.weight_format}
+    formats |= set(linears.exceptions.values()) if linears is not None else set()
     data = path.with_name(f"{path.name}.data")
-    if library or set(formats) == {"f32"} or not data.is_file() or data.stat().st_size <= FOLDED_BYTES:
+    if library or formats == {"f32"} or not data.is_file() or data.stat().st_size <= FOLDED_BYTES:
         return []
     return ["ConstantFolding"]

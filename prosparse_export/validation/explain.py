@@ -146,7 +146,9 @@ class _Search:
         self._quantized_matrices = sum(is_quantized(stored.weights) for stored in target.outside.values())
         self._kept: list[tuple[Array, Array]] | None = None
         if checkpoint.weights is None:  # read before rounding in place: rounding twice may differ from rounding once
-            self._kept = [load_linear(checkpoint, linear, target.initializer)[1:] for linear in linears]
+            self._kept = [
+                load_linear(checkpoint, linear, target.initializer, target.compensated)[1:] for linear in linears
+            ]
             with_stored_weights(checkpoint.model, target.outside)
 
     def look(self, cases: Sequence[_Case], findings: dict[str, Finding]) -> None:
@@ -213,7 +215,7 @@ class _Search:
         node = self._nodes[i]
         linears = self._target.linears[node.module]
         model, files, read = self._checkpoint.model, self._checkpoint.weights, self._target.initializer
-        weights = cache(lambda: load_weights(model, linears, node, files, read)[1])
+        weights = cache(lambda: load_weights(model, linears, node, files, read, self._target.compensated)[1])
 
         def compare(case: _Case, patched: PatchedForward, share: float) -> Finding | None:
             x = case.captured.inputs[i]
@@ -232,8 +234,14 @@ class _Search:
         linear = self._linears[i]
         layer = layer_of(linear.module)
         kept = self._kept
-        read = self._target.initializer
-        weights = cache(lambda: load_linear(self._checkpoint, linear, read)[1:] if kept is None else kept[i])
+        target = self._target
+
+        def load() -> tuple[Array, Array]:
+            if kept is not None:
+                return kept[i]
+            return load_linear(self._checkpoint, linear, target.initializer, target.compensated)[1:]
+
+        weights = cache(load)
 
         def compare(case: _Case, patched: PatchedForward, share: float) -> Finding | None:
             x, own = case.captured.linear_inputs[i], patched.linear_inputs[i]

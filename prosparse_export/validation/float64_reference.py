@@ -5,7 +5,7 @@ The rule for an active neuron is written out here, independent of the one that k
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -42,6 +42,7 @@ def load_weights(
     node: FfnNode,
     weights: FileWeights | None,
     read: Callable[[str], NDArray[np.generic]],
+    compensated: Collection[str] = (),
 ) -> tuple[dict[str, NDArray[np.generic]], Weights]:
     """Return the initializers that the artifact should have for an FFN, by input name, and their float64 values.
 
@@ -51,6 +52,7 @@ def load_weights(
         node: the operator.
         weights: reads the matrices that ``model`` has placeholders for.
         read: returns an initializer of the artifact; called for scales, which depend on how it was exported.
+        compensated: modules whose integers are not the nearest ones, and are read too.
     """
     roles = ["gate", "up", "down"] if node.gated else ["up", "down"]
     inputs = iter(node.node.input[1:])
@@ -64,7 +66,8 @@ def load_weights(
             matrix = matrix.T
         names = [next(inputs) for _ in range(2 if quantized else 1)]
         scales = read(names[1]) if quantized else None
-        arrays = stored_arrays(matrix, node.weights, is_down=role == "down", scales=scales)
+        integers = read(names[0]) if path in compensated else None
+        arrays = stored_arrays(matrix, node.weights, is_down=role == "down", scales=scales, integers=integers)
         stored |= dict(zip(names, arrays, strict=True))
         columns = matrix.shape[0 if role == "down" else 1]
         exact[role] = stored_values(arrays, columns).astype(np.float64)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Collection, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -89,7 +89,10 @@ def are_linear(model: torch.nn.Module, linears: Sequence[str]) -> bool:
 
 
 def load_linear(
-    checkpoint: Checkpoint, linear: LinearNode, read: Callable[[str], NDArray[np.generic]]
+    checkpoint: Checkpoint,
+    linear: LinearNode,
+    read: Callable[[str], NDArray[np.generic]],
+    compensated: Collection[str] = (),
 ) -> tuple[dict[str, NDArray[np.generic]], NDArray[np.float32], NDArray[np.float32]]:
     """Return the initializers that the artifact should have for a linear layer, and their values.
 
@@ -97,15 +100,19 @@ def load_linear(
         checkpoint: PyTorch with the checkpoint's own weights.
         linear: the layer.
         read: returns an initializer of the artifact; called for scales, which depend on how it was exported.
+        compensated: modules whose integers are not the nearest ones, and are read too.
 
     Returns:
         the initializers by name; the matrix ``[d_out, d_in]``; the bias ``[d_out]``, zeros without a bias.
     """
+    modules = parts_of(linear.module)
     scales = read(linear.stored[1]) if len(linear.stored) > 1 else None
-    parts = []
-    for module in parts_of(linear.module):
-        parts.append(_part(checkpoint, module, linear.weights, scales))
-        scales = None if scales is None else scales[len(parts[-1][1]) :]
+    integers = read(linear.stored[0]) if any(module in compensated for module in modules) else None
+    parts, first = [], 0
+    for module in modules:
+        known = [None if array is None else array[first:] for array in (scales, integers)]
+        parts.append(_part(checkpoint, module, linear.weights, *known))
+        first += len(parts[-1][1])
     if len(parts) == 1:  # no copy
         arrays, matrix, bias = parts[0]
     else:
@@ -120,18 +127,22 @@ def load_linear(
 
 
 def _part(
-    checkpoint: Checkpoint, module: str, weights: FfnFormat, scales: NDArray[np.generic] | None
+    checkpoint: Checkpoint,
+    module: str,
+    weights: FfnFormat,
+    scales: NDArray[np.generic] | None,
+    integers: NDArray[np.generic] | None,
 ) -> tuple[list[NDArray[np.generic]], NDArray[np.float32], NDArray[np.float32]]:
     """Return one module's matrix as stored, its values ``[d_out, d_in]`` and its bias ``[d_out]``.
 
-    ``scales`` begins with the module's.
+    ``scales`` and ``integers`` begin with the module's.
     """
     layer = checkpoint.model.get_submodule(module)
     weight = layer.weight.detach() if checkpoint.weights is None else checkpoint.weights.values(layer.weight)
     if isinstance(layer, Conv1D):  # [d_in, d_out]
         weight = weight.T
-    own = None if scales is None else scales[: len(weight)]
-    arrays = stored_arrays(weight, weights, is_down=False, scales=own)
+    own, rounded = (None if array is None else array[: len(weight)] for array in (scales, integers))
+    arrays = stored_arrays(weight, weights, is_down=False, scales=own, integers=rounded)
     bias = getattr(layer, "bias", None)
     values = np.zeros(len(weight), np.float32) if bias is None else bias.detach().float().numpy()
     return arrays, stored_values(arrays, weight.shape[1]), values

@@ -120,7 +120,8 @@ def check_operators(
         for i, node in enumerate(nodes):
             progress("operators", i, total)
             modules = target.linears[node.module]
-            stored, exact = load_weights(checkpoint.model, modules, node, checkpoint.weights, target.initializer)
+            read = target.initializer
+            stored, exact = load_weights(checkpoint.model, modules, node, checkpoint.weights, read, target.compensated)
             rounds = is_quantized(node.weights)
             x = captured.inputs[i].astype(np.float64)
             expected = exact_ffn(x, exact, node.activation, node.threshold, rounds=rounds)
@@ -128,7 +129,7 @@ def check_operators(
             results.append(_check(node.layer, node.module, node.node.op_type, captured.outputs[i], expected, wrong))
         for i, linear in enumerate(linears):
             progress("operators", len(nodes) + i, total)
-            stored, matrix, bias = load_linear(checkpoint, linear, target.initializer)
+            stored, matrix, bias = load_linear(checkpoint, linear, target.initializer, target.compensated)
             x = captured.linear_inputs[i].astype(np.float64)
             expected = exact_linear(x, matrix, bias, rounds=is_quantized(linear.weights))
             wrong = _compare(target, stored, seen)

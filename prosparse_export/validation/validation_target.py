@@ -74,6 +74,11 @@ class ValidationTarget:
     cache_scales: list[LayerScales]
 
     @property
+    def compensated(self) -> frozenset[str]:
+        """Modules whose integers are not the nearest ones."""
+        return frozenset(name for name, stored in self.formats.items() if stored.compensated)
+
+    @property
     def outside(self) -> dict[str, StoredAs]:
         """`formats` of the matrices outside sparse operators."""
         inside = {name for names in self.linears.values() for name in names}

@@ -18,12 +18,10 @@ from prosparse_export.artifact.manifest import (
 from prosparse_export.artifact.measured_records import (
     ApproximationRecord,
     FailedCheck,
-    KvCacheRecord,
     LayerSpeedup,
     OutputCheck,
     PredictedSpeedup,
     QualityRecord,
-    RoundingRecord,
     SparsityRecord,
     ThresholdSearch,
     ThresholdTrial,
@@ -31,6 +29,7 @@ from prosparse_export.artifact.measured_records import (
     ValidationRecord,
     WeightsRecord,
 )
+from prosparse_export.artifact.rounding_records import KvCacheRecord, RoundingRecord
 
 SPARSE = FfnRecord(0, "model.layers.0.mlp", "SparseGatedFFNI4", "fatrelu", 0.01, 64, 256, "", ("g", "u", "d"), "n", "x")
 DENSE = FfnRecord(1, "model.layers.1.mlp", "", "", 0.0, 64, 256, "gate_proj has a bias")

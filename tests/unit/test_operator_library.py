@@ -128,8 +128,8 @@ def test_registering_twice_has_no_effect() -> None:
     onnxruntime.InferenceSession(graph.SerializeToString(), options)  # fails if a domain was registered twice
 
 
-def manifest(ffns: str, linears: str) -> SimpleNamespace:
-    return SimpleNamespace(weight_format=ffns, linears=SimpleNamespace(weight_format=linears))
+def manifest(ffns: str, linears: str, **exceptions: str) -> SimpleNamespace:
+    return SimpleNamespace(weight_format=ffns, linears=SimpleNamespace(weight_format=linears, exceptions=exceptions))
 
 
 def test_large_narrow_weights_are_not_folded(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -146,5 +146,7 @@ def test_large_narrow_weights_are_not_folded(tmp_path: Path, monkeypatch: pytest
     assert disabled() == ["ConstantFolding"]
     assert disabled("f32", "i8") == ["ConstantFolding"]
     assert disabled("f32", "f32") == []
+    mixed = manifest("f32", "f32", lm_head="i8")
+    assert disabled_optimizers(path, mixed, library=False) == ["ConstantFolding"]  # type: ignore[arg-type]
     assert disabled(library=True) == []
     assert disabled_optimizers(path, None, library=False) == ["ConstantFolding"]

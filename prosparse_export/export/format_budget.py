@@ -1,0 +1,167 @@
+"""``--target-size`` and ``--max-ppl-increase``: which matrices of an i4 model get 8 bits."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import torch
+
+from graph_passes import Format
+from prosparse_export.artifact.model_settings import context_in
+from prosparse_export.artifact.rounding_records import FormatCost
+from prosparse_export.errors import ProSparseError
+from prosparse_export.export.mixed_precision import (
+    Part,
+    PartRounding,
+    find_parts,
+    matrix_bytes,
+    measure_costs,
+    perplexity_increase,
+    widest_gains,
+)
+from prosparse_export.export.options import ExportOptions
+from prosparse_export.progress import ProgressCallback
+from prosparse_export.text import Document
+from prosparse_models import Checkpoint
+
+__all__ = ["Budget", "choose_exceptions", "held_back"]
+
+_ROW, _MEASURED, _LIMITED = 256, 2, 4  # tokens of a row; rows to measure parts on, and a perplexity limit
+_ROPE_BYTES = 128 << 20  # cos/sin caches are not larger: graph_passes/patterns/rope_cache.py
+_GRAPH_BYTES, _TENSOR_BYTES = 1 << 18, 2048  # nodes, and what alignment adds to a tensor
+
+
+@dataclass(frozen=True)
+class Budget:
+    """The formats that fit a budget.
+
+    Attributes:
+        exceptions: the matrices in i8, by module path.
+        costs: what each part costs in i4, in the order in which bytes are spent, and how it is stored.
+    """
+
+    exceptions: Mapping[str, Format]
+    costs: tuple[FormatCost, ...]
+
+
+def held_back(documents: Sequence[Document]) -> tuple[list[Document], torch.Tensor]:
+    """Return the text without its last tokens, and those as ``[rows, 256]``: rounding must not see them.
+
+    Raises:
+        ProSparseError: the text is too short.
+    """
+    ids = np.concatenate([document.ids for document in documents])
+    rows = min(_LIMITED, len(ids) // (2 * _ROW))
+    if rows < 1:
+        raise ProSparseError(
+            f"profile text: expected at least {2 * _ROW} tokens to choose formats on, got {len(ids)}",
+            hint="pass more text with --profile-text",
+        )
+    kept, left = [], len(ids) - rows * _ROW
+    for document in documents:
+        kept.append(Document(document.name, document.ids[:left]))
+        left -= len(kept[-1].ids)
+    return [document for document in kept if len(document.ids)], torch.from_numpy(ids[-rows * _ROW :]).reshape(rows, -1)
+
+
+def choose_exceptions(
+    checkpoint: Checkpoint,
+    folder: Path,
+    options: ExportOptions,
+    ffns: Sequence[Sequence[str]],
+    matrices: Mapping[str, bool],
+    rounding: PartRounding,
+    ids: torch.Tensor,
+    progress: ProgressCallback,
+) -> Budget:
+    """Return which matrices get 8 bits within the size or perplexity that ``options`` ask for.
+
+    Args:
+        checkpoint: the model.
+        folder: its folder, for messages.
+        options: with ``target_bytes`` or ``max_ppl_increase``.
+        ffns: module paths of each rewritten FFN's projections, down_proj last.
+        matrices: from `i4_matrices`.
+        rounding: how they are rounded while they are measured.
+        ids: from `held_back`.
+        progress: called with each part.
+
+    Raises:
+        ProSparseError: nothing meets the budget.
+    """
+    parts = find_parts(checkpoint.model, matrices, ffns)
+    if options.target_bytes is not None:
+        smallest = matrix_bytes(parts) + _other_bytes(checkpoint, parts)
+        if smallest > options.target_bytes:  # before minutes of work
+            raise ProSparseError(
+                f"target size: {folder}: i4 takes {smallest / 1e6:.1f} MB, got {options.target_bytes / 1e6:.1f} MB",
+                hint=f"pass --target-size {-(-smallest // 10**6) + 1}MB or more",
+            )
+    order = list(widest_gains(measure_costs(checkpoint, parts, ids[:_MEASURED], rounding, progress)))
+    if options.target_bytes is not None:
+        wide = _within_size(order, options.target_bytes - smallest)
+    else:
+        assert options.max_ppl_increase is not None
+        wide = _within_perplexity(checkpoint, folder, order, ids, rounding, options.max_ppl_increase, progress)
+    costs = tuple(FormatCost(part.name, part.kl, part.more_bytes, "i8" if part in wide else "i4") for part in order)
+    return Budget({name: "i8" for part in wide for name in part.modules}, costs)
+
+
+def _within_size(order: Sequence[Part], left: int) -> list[Part]:
+    wide: list[Part] = []
+    for part in order:
+        if part.more_bytes <= left and (not part.needs or any(w.name == part.needs for w in wide)):
+            wide.append(part)
+            left -= part.more_bytes
+    return wide
+
+
+def _within_perplexity(
+    checkpoint: Checkpoint,
+    folder: Path,
+    order: Sequence[Part],
+    ids: torch.Tensor,
+    rounding: PartRounding,
+    limit: float,
+    progress: ProgressCallback,
+) -> list[Part]:
+    """Return the fewest first parts of ``order`` that in i8 keep perplexity within ``limit``: by bisection."""
+
+    def increase(count: int) -> float:
+        progress(f"measure with {count} of {len(order)} parts in i8", 0, 0)
+        formats: dict[str, Format] = {
+            name: "i8" if i < count else "i4" for i, part in enumerate(order) for name in part.modules
+        }
+        return perplexity_increase(checkpoint, ids, formats, rounding)
+
+    enough = len(order)
+    least = increase(enough)
+    if not least <= limit:
+        raise ProSparseError(
+            f"perplexity: {folder}: expected at most {limit:.2%} more, got {least:.2%} with every matrix in i8",
+            hint="pass a larger --max-ppl-increase, or --weights bf16",
+        )
+    too_few = -1
+    while enough - too_few > 1:
+        count = (enough + too_few) // 2
+        if increase(count) <= limit:
+            enough = count
+        else:
+            too_few = count
+    return list(order[:enough])
+
+
+def _other_bytes(checkpoint: Checkpoint, parts: Sequence[Part]) -> int:
+    """Return about what an artifact stores besides these matrices: norms, cos/sin caches, the graph."""
+    model = checkpoint.model
+    inside = {id(model.get_submodule(name).weight) for part in parts for name in part.modules}
+    rest = sum(4 * p.numel() for p in model.parameters() if id(p) not in inside)
+    config = model.config.get_text_config()
+    heads = getattr(config, "num_attention_heads", 0)
+    head_dim = getattr(config, "head_dim", None) or (config.hidden_size // heads if heads else 0)
+    rope = 2 * 4 * (context_in(checkpoint.config) or 0) * head_dim // 2
+    bias = 4 * int(config.vocab_size)
+    return int(rest + min(rope, _ROPE_BYTES) + bias + _GRAPH_BYTES + _TENSOR_BYTES * len(inside))

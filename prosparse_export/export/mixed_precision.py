@@ -1,0 +1,214 @@
+"""Choose which matrices of an i4 model are stored in i8: those that gain most accuracy for their bytes.
+
+What a part costs is measured: the KL divergence of the model with this part alone in i4. Costs of parts are taken to
+add up. Parts are the embedding with lm_head, and each kind of projection in up to four bands of layers.
+"""
+
+from __future__ import annotations
+
+import math
+import re
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from transformers.pytorch_utils import Conv1D
+
+from graph_passes import FORMAT_SPECS, Format, dequantize, quantize
+from prosparse_export.export.rounded_reference import as_stored
+from prosparse_export.progress import ProgressCallback
+from prosparse_export.quiet import quiet
+from prosparse_export.runtime.weight_rounding import library_rounding
+from prosparse_models import Checkpoint
+
+__all__ = ["Part", "PartRounding", "find_parts", "matrix_bytes", "measure_costs", "perplexity_increase", "widest_gains"]
+
+_BANDS = 4
+_LAYER = re.compile(r"\.(\d+)\.")
+
+
+@dataclass(frozen=True)
+class PartRounding:
+    """How matrices are rounded while their cost is measured.
+
+    Attributes:
+        importance: as in `WeightPlan`.
+        is_down: modules that are stored as a sparse operator's down_proj.
+    """
+
+    importance: Mapping[str, NDArray[np.float32]]
+    is_down: Collection[str]
+
+    def values(self, name: str, matrix: NDArray[np.float32], weights: Format) -> NDArray[np.float32]:
+        """Return the values of a matrix ``[d_out, d_in]`` as stored."""
+        if name in self.is_down:
+            down = quantize(np.ascontiguousarray(matrix.T), weights, rounding=library_rounding())
+            return np.ascontiguousarray(dequantize(*down, len(matrix)).T)
+        stored = quantize(matrix, weights, self.importance.get(name), rounding=library_rounding())
+        return dequantize(*stored, matrix.shape[1])
+
+
+@dataclass(frozen=True)
+class Part:
+    """Matrices that get the same format.
+
+    Attributes:
+        name: for the user, such as ``v_proj, layers 0 to 7``.
+        modules: their module paths.
+        weights: their number; a matrix that two modules share counts once.
+        needs: the part that must be in i8 before this one: no operator has gate_proj in i8 and down_proj in i4.
+        kl: measured cost in i4, nats per token.
+    """
+
+    name: str
+    modules: tuple[str, ...]
+    weights: int
+    needs: str = ""
+    kl: float = 0.0
+
+    @property
+    def more_bytes(self) -> int:
+        """What i8 takes more than i4."""
+        return math.ceil(self.weights * (FORMAT_SPECS["i8"].bits_per_weight - FORMAT_SPECS["i4"].bits_per_weight) / 8)
+
+
+def find_parts(model: torch.nn.Module, is_down: Mapping[str, bool], ffns: Sequence[Sequence[str]]) -> list[Part]:
+    """Return the parts of a model, the embedding and lm_head first.
+
+    Args:
+        model: the causal LM.
+        is_down: its projections, by module path.
+        ffns: module paths of each rewritten FFN's projections, down_proj last.
+    """
+    first_layers = {module: modules[-1] for modules in ffns for module in modules[:-1]}
+    layers = sorted({_layer(name) for name in is_down if _layer(name) is not None})  # type: ignore[type-var]
+    size = math.ceil(len(layers) / min(_BANDS, max(len(layers), 1))) if layers else 1
+    groups: dict[tuple[str, int], list[str]] = {}
+    for name in is_down:
+        layer = _layer(name)
+        kind = "gate_proj and up_proj" if name in first_layers else name.rpartition(".")[2]
+        groups.setdefault((kind, -1 if layer is None else layers.index(layer) // size), []).append(name)
+    parts = []
+    for (kind, _band), names in groups.items():
+        numbers = [n for n in map(_layer, names) if n is not None]
+        where = f", layers {min(numbers)} to {max(numbers)}" if numbers else ""
+        needs = first_layers.get(names[0], "")
+        if needs:
+            needs = f"{needs.rpartition('.')[2]}{where}"
+        weights = sum(_weights(model.get_submodule(name)) for name in names)
+        parts.append(Part(kind + where, tuple(names), weights, needs))
+    ends = {name: module for name, module in model.named_modules() if module in _ends(model)}
+    shared = {id(module.weight): _weights(module) for module in ends.values()}
+    return [Part("embedding and lm_head", tuple(ends), sum(shared.values())), *parts]
+
+
+def matrix_bytes(parts: Sequence[Part]) -> int:
+    """Return what all parts take in i4."""
+    return math.ceil(sum(part.weights for part in parts) * FORMAT_SPECS["i4"].bits_per_weight / 8)
+
+
+def _ends(model: torch.nn.Module) -> list[torch.nn.Module]:
+    found = (model.get_input_embeddings(), model.get_output_embeddings())  # type: ignore[operator]
+    return [module for module in found if module is not None]
+
+
+def _layer(name: str) -> int | None:
+    match = _LAYER.search(name)
+    return int(match[1]) if match else None
+
+
+def _weights(module: torch.nn.Module) -> int:
+    weight = module.weight
+    assert isinstance(weight, torch.Tensor)
+    return weight.numel()
+
+
+def measure_costs(
+    checkpoint: Checkpoint,
+    parts: Sequence[Part],
+    ids: torch.Tensor,
+    rounding: PartRounding,
+    progress: ProgressCallback,
+) -> list[Part]:
+    """Return the parts with their costs.
+
+    Args:
+        checkpoint: the model; its matrices may be in their files.
+        parts: from `find_parts`.
+        ids: text, ``[rows, tokens]``.
+        rounding: how they are rounded.
+        progress: called with each part.
+    """
+    own = _log_probabilities(checkpoint, ids, {}, rounding)
+    measured = []
+    for done, part in enumerate(parts):
+        progress("measure formats", done, len(parts))
+        found = _log_probabilities(checkpoint, ids, dict.fromkeys(part.modules, "i4"), rounding)
+        kl = float((own.exp() * (own - found)).sum(-1).mean())
+        measured.append(Part(part.name, part.modules, part.weights, part.needs, max(kl, 0.0)))
+    return measured
+
+
+def perplexity_increase(
+    checkpoint: Checkpoint, ids: torch.Tensor, formats: Mapping[str, Format], rounding: PartRounding
+) -> float:
+    """Return the relative increase of perplexity with matrices in some formats."""
+    targets = ids[:, 1:, None]
+    own, found = (_log_probabilities(checkpoint, ids, some, rounding) for some in ({}, formats))
+    nll = [-float(p[:, :-1].gather(-1, targets).mean()) for p in (own, found)]
+    return math.exp(nll[1] - nll[0]) - 1
+
+
+def widest_gains(parts: Sequence[Part]) -> Iterator[Part]:
+    """Yield the parts in the order in which to store them in i8: most cost per byte first."""
+    left = sorted(parts, key=lambda part: (-part.kl / max(part.more_bytes, 1), part.name))
+    taken: set[str] = set()
+    while left:
+        part = next(p for p in left if not p.needs or p.needs in taken or all(q.name != p.needs for q in left))
+        left.remove(part)
+        taken.add(part.name)
+        yield part
+
+
+@torch.no_grad()
+def _log_probabilities(
+    checkpoint: Checkpoint, ids: torch.Tensor, formats: Mapping[str, Format], rounding: PartRounding
+) -> torch.Tensor:
+    with quiet(), as_stored(checkpoint, {}), _rounded(checkpoint, formats, rounding):
+        return torch.log_softmax(checkpoint.model(input_ids=ids).logits.float(), -1)
+
+
+@contextmanager
+def _rounded(checkpoint: Checkpoint, formats: Mapping[str, Format], rounding: PartRounding) -> Iterator[None]:
+    """Let modules compute with rounded weights, each rounded when it runs."""
+    own: dict[torch.nn.Module, torch.Tensor] = {}
+
+    def before(name: str) -> Callable[..., None]:
+        def hook(module: torch.nn.Module, *_: object) -> None:
+            weight = module.weight
+            assert isinstance(weight, torch.nn.Parameter)
+            own[module] = weight.data
+            in_major = isinstance(module, Conv1D)
+            matrix = (weight.data.T if in_major else weight.data).float().numpy()
+            values = rounding.values(name, matrix, formats[name])
+            weight.data = torch.from_numpy(values.T if in_major else values).to(weight.dtype)
+
+        return hook
+
+    def after(module: torch.nn.Module, *_: object) -> None:
+        if module in own:
+            module.weight.data = own.pop(module)
+
+    handles = []
+    try:
+        for name in formats:
+            module = checkpoint.model.get_submodule(name)
+            handles.append(module.register_forward_pre_hook(before(name)))
+            handles.append(module.register_forward_hook(after, prepend=True, always_call=True))
+        yield
+    finally:
+        for handle in handles:
+            handle.remove()

@@ -1,0 +1,126 @@
+"""Budgets for size and perplexity: which parts of a model get 8 bits."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from support.families import family
+
+from prosparse_export.cli.budget_options import Percent, Size
+from prosparse_export.errors import ProSparseError
+from prosparse_export.export import ExportOptions, format_budget
+from prosparse_export.export.format_budget import choose_exceptions, held_back
+from prosparse_export.export.mixed_precision import Part, PartRounding, find_parts, measure_costs, widest_gains
+from prosparse_export.export.options import check_options
+from prosparse_export.progress import no_progress
+from prosparse_export.text import Document
+from prosparse_models import Checkpoint, load_checkpoint
+
+LAYER = "model.layers.0."
+FFN = [f"{LAYER}mlp.{name}" for name in ("gate_proj", "up_proj", "down_proj")]
+IDS = torch.randint(3, 50, (4, 16), generator=torch.Generator().manual_seed(0))
+
+
+@pytest.fixture(scope="module")
+def checkpoint(tmp_path_factory: pytest.TempPathFactory) -> Checkpoint:
+    folder = tmp_path_factory.mktemp("m")
+    family("LLaMA (ReluLLaMA)").save(folder)
+    return load_checkpoint(folder, in_files=True)
+
+
+@pytest.fixture(scope="module")
+def matrices() -> dict[str, bool]:
+    attention = [f"{LAYER}self_attn.{name}_proj" for name in "qkvo"]
+    return {name: name == FFN[-1] for name in (*attention, *FFN)}
+
+
+def test_costs_are_measured_and_bytes_go_where_they_gain_most(
+    checkpoint: Checkpoint, matrices: dict[str, bool]
+) -> None:
+    parts = find_parts(checkpoint.model, matrices, [FFN])
+    assert [part.name for part in parts[:2]] == ["embedding and lm_head", "q_proj, layers 0 to 0"]
+    gate = next(part for part in parts if part.name.startswith("gate_proj and up_proj"))
+    assert gate.modules == tuple(FFN[:2])
+    assert gate.needs == "down_proj, layers 0 to 0"
+    measured = measure_costs(checkpoint, parts, IDS, PartRounding({}, {FFN[-1]}), no_progress)
+    assert all(part.kl > 0 for part in measured)
+    order = [part.name for part in widest_gains(measured)]
+    assert order.index(gate.needs) < order.index(gate.name)
+    assert sorted(order) == sorted(part.name for part in parts)
+
+
+def test_most_cost_per_byte_comes_first() -> None:
+    parts = [Part("large", ("a",), 1000, kl=0.5), Part("small", ("b",), 10, kl=0.1), Part("free", ("c",), 10)]
+    assert [part.name for part in widest_gains(parts)] == ["small", "large", "free"]
+
+
+def budget(checkpoint: Checkpoint, matrices: dict[str, bool], options: ExportOptions) -> dict[str, str]:
+    rounding = PartRounding({}, {FFN[-1]})
+    return dict(
+        choose_exceptions(checkpoint, Path("m"), options, [FFN], matrices, rounding, IDS, no_progress).exceptions
+    )
+
+
+def test_a_target_size(checkpoint: Checkpoint, matrices: dict[str, bool], monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(format_budget, "_other_bytes", lambda *_: 0)
+    parts = find_parts(checkpoint.model, matrices, [FFN])
+    least, most = format_budget.matrix_bytes(parts), sum(part.more_bytes for part in parts)
+    assert budget(checkpoint, matrices, ExportOptions(weights="i4", target_bytes=least)) == {}
+    everything = budget(checkpoint, matrices, ExportOptions(weights="i4", target_bytes=least + most))
+    assert everything.keys() == {name for part in parts for name in part.modules}
+    some = budget(checkpoint, matrices, ExportOptions(weights="i4", target_bytes=least + most // 2))
+    assert 0 < len(some) < len(everything)
+    with pytest.raises(ProSparseError, match=r"target size: m: i4 takes 0.0 MB, got 0.0 MB"):
+        budget(checkpoint, matrices, ExportOptions(weights="i4", target_bytes=least - 1))
+
+
+def test_a_limit_of_perplexity(
+    checkpoint: Checkpoint, matrices: dict[str, bool], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    asked: list[int] = []
+
+    def increase(_: object, ids: object, formats: dict[str, str], rounding: object) -> float:
+        asked.append(sum(weights == "i8" for weights in formats.values()))
+        return 0.1 / (1 + asked[-1])
+
+    monkeypatch.setattr(format_budget, "perplexity_increase", increase)
+    found = budget(checkpoint, matrices, ExportOptions(weights="i4", max_ppl_increase=0.03))
+    assert 0.1 / (1 + len(found)) <= 0.03
+    assert len(found) < max(asked)
+    with pytest.raises(ProSparseError, match=r"expected at most 0.10% more, got .*% with every matrix in i8"):
+        budget(checkpoint, matrices, ExportOptions(weights="i4", max_ppl_increase=0.001))
+
+
+def test_the_end_of_the_text_is_held_back() -> None:
+    documents = [Document("a", np.arange(700)), Document("b", np.arange(700, 1400))]
+    kept, rest = held_back(documents)
+    assert rest.shape == (2, 256)
+    assert rest.flatten().tolist() == list(range(1400 - 512, 1400))
+    assert np.concatenate([document.ids for document in kept]).tolist() == list(range(1400 - 512))
+    with pytest.raises(ProSparseError, match="expected at least 512 tokens to choose formats on, got 511"):
+        held_back([Document("a", np.arange(511))])
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        (ExportOptions(weights="i8", target_bytes=1), "chooses between i4 and i8, got i8"),
+        (ExportOptions(weights="i4", other_weights="i8", max_ppl_increase=0.1), "got i4 and i8 outside the FFNs"),
+        (ExportOptions(weights="i4", target_bytes=1, max_ppl_increase=0.1), "expected one budget"),
+    ],
+)
+def test_options_that_contradict_each_other(options: ExportOptions, message: str, tmp_path: Path) -> None:
+    with pytest.raises(ProSparseError, match=message):
+        check_options(tmp_path / "m", tmp_path / "out" / "m.onnx", options)
+
+
+def test_sizes_and_percentages() -> None:
+    assert Size().convert("91MB", None, None) == 91_000_000
+    assert Size().convert("1.5 GiB", None, None) == 3 << 29
+    assert Percent().convert("5%", None, None) == 0.05
+    for kind, text in ((Size(), "91 apples"), (Size(), "0MB"), (Percent(), "0.05"), (Percent(), "0%")):
+        with pytest.raises(Exception, match=r"expected a (size|percentage), such as"):
+            kind.convert(text, None, None)
