@@ -152,7 +152,7 @@ def traced(tmp_path_factory: pytest.TempPathFactory) -> Callable[[str], tuple[Pa
             unaligned(folder)
         else:
             family(name).save(folder)
-        checkpoint, found, _ = decoder._traced(folder, ExportOptions(), no_progress)
+        checkpoint, found, _ = decoder._traced(folder, ExportOptions(), (), no_progress)
         assert checkpoint.weights is not None  # an export does not round what stays in its files
         return folder, checkpoint, found
 
