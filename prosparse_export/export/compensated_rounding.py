@@ -35,6 +35,9 @@ __all__ = ["compensated_matrices", "round_compensating"]
 
 _SHRINKAGE = 0.3  # of the moments of pairs; chosen by the outputs' error on other text
 _DAMPING = 1e-3  # of the mean second moment, added to all of them, so that unused inputs cause no division by 0
+_MOST_STEPS = (
+    3.0  # that other columns' errors may move a weight before it is rounded; `plausible_integers` relies on it
+)
 _BLOCK = 128  # columns whose errors are spread over the rest in one product
 _FLOOR = 1e-3  # as in input_moments.py
 
@@ -179,12 +182,15 @@ def _round_columns(columns: torch.Tensor, scales: torch.Tensor, factor: torch.Te
     """
     low, high = FORMAT_SPECS["i4"].levels or (0, 0)
     divisors = torch.where(scales == 0, torch.inf, scales)
+    reach = _MOST_STEPS * scales.abs()
+    least, most = columns - reach, columns + reach
     integers = torch.empty(columns.shape, dtype=torch.int8)
     errors = torch.empty(_BLOCK, columns.shape[1])
     for first in range(0, len(columns), _BLOCK):
         last = min(first + _BLOCK, len(columns))
         for j in range(first, last):
-            rounded = (columns[j] / divisors[j]).round_().clamp_(low, high)
+            moved = torch.clamp(columns[j], least[j], most[j])
+            rounded = (moved / divisors[j]).round_().clamp_(low, high)
             integers[j] = rounded.to(torch.int8)
             errors[j - first] = (columns[j] - rounded * scales[j]) / factor[j, j]
             columns[j + 1 : last].addr_(factor[j, j + 1 : last], errors[j - first], alpha=-1)
