@@ -109,7 +109,10 @@ def main(
             for number in range(rounds):
                 for name, url in urls.items():
                     load = LoadOptions((count,), (), count * per_client, prompt, answer, 0.0, number)
-                    points.setdefault((name, count), []).extend(run_load(url, ids, load).points)
+                    run = run_load(url, ids, load).points
+                    points.setdefault((name, count), []).extend(run)
+                    rate = run[0].tokens_per_second
+                    click.echo(f"round {number + 1}: {count} clients, {name}: {rate:.1f} tokens/s", err=True)
     click.echo(json.dumps(machine()))
     show(points, list(urls), clients)
     if json_file is not None:
