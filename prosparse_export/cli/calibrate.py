@@ -9,6 +9,7 @@ from typing import Any
 
 import click
 
+from prosparse_export.cli.budget_options import Percent
 from prosparse_export.cli.command import CONTEXT, ProSparseCommand
 from prosparse_export.cli.display import stages
 from prosparse_export.cli.extras import require_packages
@@ -20,7 +21,7 @@ __all__ = ["calibrate_command"]
 _EXAMPLES = """
 Examples:
   prosparse calibrate out/sparse --text calibration.jsonl                        # print the table
-  prosparse calibrate out/sparse out/shifted --text calibration.jsonl --budget 0.5
+  prosparse calibrate out/sparse out/shifted --text calibration.jsonl --budget 0.5%
   prosparse calibrate out/sparse out/shifted --text calibration.jsonl --per-layer
   prosparse calibrate out/sparse --text calibration.jsonl --in-place
 """
@@ -47,10 +48,10 @@ Examples:
 @click.option("--context", type=click.IntRange(min=2), default=512, show_default=True, help="Tokens per sequence.")
 @click.option(
     "--budget",
-    type=click.FloatRange(min=0),
-    default=1.0,
+    type=Percent(),
+    default="1%",
     show_default=True,
-    help="Allowed perplexity increase, in percent.",
+    help="Allowed perplexity increase.",
 )
 @click.option("--per-layer", is_flag=True, help="One threshold per layer instead of one for all.")
 @click.option(
@@ -86,7 +87,7 @@ def calibrate_command(
     with stages(quiet=quiet) as progress:
         progress("start", 0, 0)
         target = model_dir if in_place else out_dir
-        result = _run(model_dir, target, threads, {**options, "budget": budget / 100}, progress)
+        result = _run(model_dir, target, threads, {**options, "budget": budget}, progress)
     if as_json:
         click.echo(json.dumps(result, indent=2))
     else:

@@ -17,7 +17,7 @@ from prosparse_export.errors import ProSparseError
 from prosparse_export.export.compensated_rounding import compensated_matrices
 from prosparse_export.export.format_budget import choose_exceptions, held_back
 from prosparse_export.export.input_moments import calibration_documents, input_moments
-from prosparse_export.export.mixed_precision import PartRounding
+from prosparse_export.export.mixed_precision import PartRounding, embedding_and_head
 from prosparse_export.export.options import ExportOptions
 from prosparse_export.export.rounded_reference import checkpoint_format
 from prosparse_export.progress import ProgressCallback
@@ -165,9 +165,7 @@ def _quantizes(plan: WeightPlan) -> bool:
 
 def _exceptions(checkpoint: Checkpoint) -> dict[str, Format]:
     model = checkpoint.model
-    ends = {
-        id(module) for module in (model.get_input_embeddings(), model.get_output_embeddings()) if module is not None
-    }
+    ends = embedding_and_head(model)
     found: dict[str, Format] = {}
     for name, module in model.named_modules():
         is_narrow_value = (
@@ -175,6 +173,6 @@ def _exceptions(checkpoint: Checkpoint) -> dict[str, Format]:
             and isinstance(module, torch.nn.Linear)
             and module.out_features <= _NARROW * module.in_features
         )
-        if id(module) in ends or is_narrow_value:
+        if module in ends or is_narrow_value:
             found[name] = "i8"
     return found

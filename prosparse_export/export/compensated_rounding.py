@@ -12,20 +12,19 @@ Source:
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from contextlib import suppress
-from typing import Any, cast
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
-from transformers.pytorch_utils import Conv1D
 
 from graph_passes import FORMAT_SPECS, RoundedMatrix, WeightRangeError, dequantize, pack, scales_of
 from graph_passes.formats import QUANT_GROUP
 from prosparse_export.errors import ProSparseError
-from prosparse_export.export.input_moments import token_rows
+from prosparse_export.export.input_moments import relative_importance, token_rows
 from prosparse_export.export.rounded_reference import as_stored
+from prosparse_export.export.substituted_weights import substituted_weights
 from prosparse_export.progress import ProgressCallback
 from prosparse_export.quiet import quiet
 from prosparse_export.text import Document
@@ -35,11 +34,8 @@ __all__ = ["compensated_matrices", "round_compensating"]
 
 _SHRINKAGE = 0.3  # of the moments of pairs; chosen by the outputs' error on other text
 _DAMPING = 1e-3  # of the mean second moment, added to all of them, so that unused inputs cause no division by 0
-_MOST_STEPS = (
-    3.0  # that other columns' errors may move a weight before it is rounded; `plausible_integers` relies on it
-)
-_BLOCK = 128  # columns whose errors are spread over the rest in one product
-_FLOOR = 1e-3  # as in input_moments.py
+_MOST_STEPS = 3.0  # that other columns' errors may move a weight; `plausible_integers` relies on it
+_BLOCK = 128  # columns whose errors are spread over the rest in one MatMul
 
 
 class _AllRounded(Exception):  # noqa: N818  (no error: the rest of the model need not run)
@@ -63,48 +59,25 @@ def compensated_matrices(
         is_down: the matrices to round, by module path; whether each is stored as a sparse operator's down_proj.
         progress: called with each matrix.
     """
-    model = checkpoint.model
     rows = [torch.from_numpy(row) for row in token_rows(documents, checkpoint.config)]
     found: dict[str, RoundedMatrix] = {}
-    own: dict[str, torch.Tensor] = {}
     seen = _SecondMoments()
 
-    def before(name: str) -> Callable[..., None]:
-        def hook(module: torch.nn.Module, inputs: tuple[Any, ...]) -> None:
-            weight = cast("torch.nn.Parameter", module.weight)
-            in_major = isinstance(module, Conv1D)
-            own[name] = weight.data
-            matrix = (weight.data.T if in_major else weight.data).float()
-            if name not in found:
-                progress("round", len(found), len(is_down))
-                found[name] = _named(name, matrix, seen.of(inputs[0]), is_down=is_down[name])
-            values = _values(found[name], matrix.shape)
-            weight.data = (values.T if in_major else values).to(weight.dtype)
+    def substitute(name: str, matrix: torch.Tensor, x: torch.Tensor) -> torch.Tensor:
+        if name not in found:
+            progress("round", len(found), len(is_down))
+            found[name] = _named(name, matrix, seen.of(x), is_down=is_down[name])
+        if len(found) == len(is_down):
+            raise _AllRounded
+        return _values(found[name], matrix.shape)
 
-        return hook
-
-    def after(name: str) -> Callable[..., None]:
-        def hook(module: torch.nn.Module, *_: object) -> None:
-            if name in own:
-                module.weight.data = own.pop(name)
-            if len(found) == len(is_down):
-                raise _AllRounded
-
-        return hook
-
-    handles = []
-    try:
-        with quiet(), suppress(_AllRounded), as_stored(checkpoint, {}):
-            for name in is_down:
-                module = model.get_submodule(name)
-                handles.append(module.register_forward_pre_hook(before(name)))
-                handles.append(module.register_forward_hook(after(name), prepend=True))
-            model(input_ids=torch.stack(rows))
-    finally:
-        for handle in handles:
-            handle.remove()
-        for name, weight in own.items():  # interrupted
-            model.get_submodule(name).weight.data = weight
+    with (
+        quiet(),
+        suppress(_AllRounded),
+        as_stored(checkpoint, {}),
+        substituted_weights(checkpoint.model, is_down, substitute),
+    ):
+        checkpoint.model(input_ids=torch.stack(rows))
     return found
 
 
@@ -147,7 +120,7 @@ def round_compensating(weight: torch.Tensor, moments: torch.Tensor, *, is_down: 
         scales = scales_of(weight.T.contiguous().numpy(), "i4")
         by_input = _each(scales)[:, :d_out]
     else:
-        importance = (diagonal / diagonal.mean().clamp(min=1e-30) + _FLOOR).numpy()
+        importance = relative_importance(diagonal)
         scales = scales_of(weight.numpy(), "i4", importance)
         by_input = np.ascontiguousarray(_each(scales)[:, :d_in].T)
     order = torch.argsort(diagonal, descending=True, stable=True)

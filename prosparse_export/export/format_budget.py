@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -18,8 +19,8 @@ from prosparse_export.export.mixed_precision import (
     PartRounding,
     find_parts,
     matrix_bytes,
+    mean_nll,
     measure_costs,
-    perplexity_increase,
     widest_gains,
 )
 from prosparse_export.export.options import ExportOptions
@@ -129,13 +130,14 @@ def _within_perplexity(
     progress: ProgressCallback,
 ) -> list[Part]:
     """Return the fewest first parts of ``order`` that in i8 keep perplexity within ``limit``: by bisection."""
+    own = mean_nll(checkpoint, ids, {}, rounding)
 
     def increase(count: int) -> float:
         progress(f"measure with {count} of {len(order)} parts in i8", 0, 0)
         formats: dict[str, Format] = {
             name: "i8" if i < count else "i4" for i, part in enumerate(order) for name in part.modules
         }
-        return perplexity_increase(checkpoint, ids, formats, rounding)
+        return math.exp(mean_nll(checkpoint, ids, formats, rounding) - own) - 1
 
     enough = len(order)
     least = increase(enough)

@@ -21,7 +21,7 @@ from prosparse_export.text import BUNDLED, Document, default_text, tokenize
 from prosparse_models import Checkpoint, CheckpointError
 from prosparse_models.loading.tokenizer import load_tokenizer
 
-__all__ = ["InputMoments", "calibration_documents", "input_moments", "token_rows", "tokens_in_a_minute"]
+__all__ = ["InputMoments", "calibration_documents", "input_moments", "relative_importance", "token_rows"]
 
 _FLOPS = 4e12  # about a minute on two cores
 _LEAST_TOKENS, _MOST_TOKENS, _ROW = 256, 4096, 256
@@ -48,7 +48,7 @@ class _MeasuredError(Exception):
     """Ends a forward pass before lm_head computes."""
 
 
-def tokens_in_a_minute(checkpoint: Checkpoint) -> int:
+def _tokens_in_a_minute(checkpoint: Checkpoint) -> int:
     """Return how many tokens a model runs in about a minute, at most 4,096."""
     parameters = sum(p.numel() for p in checkpoint.model.parameters())
     return int(min(max(_FLOPS / (2 * parameters), _LEAST_TOKENS), _MOST_TOKENS))
@@ -72,7 +72,7 @@ def calibration_documents(
     Raises:
         ProSparseError: a text of ``texts`` cannot be used.
     """
-    wanted = _PAIR_TOKENS if compensates else tokens_in_a_minute(checkpoint)
+    wanted = _PAIR_TOKENS if compensates else _tokens_in_a_minute(checkpoint)
     given = list(texts)
     if not given:
         bundled = default_text()
@@ -129,7 +129,9 @@ def input_moments(checkpoint: Checkpoint, documents: Sequence[Document], progres
     finally:
         for handle in handles:
             handle.remove()
-    found = {name: _relative(total) for name, total in sums.items() if torch.isfinite(total).all() and total.any()}
+    found = {
+        name: relative_importance(total) for name, total in sums.items() if torch.isfinite(total).all() and total.any()
+    }
     by_weight = {model.get_submodule(name).weight: value for name, value in found.items()}
     for name, module in model.named_modules():  # the embedding, if lm_head has the same matrix
         weight = module._parameters.get("weight")
@@ -150,6 +152,7 @@ def token_rows(documents: Sequence[Document], config: Mapping[str, Any]) -> list
     return list(ids[: len(ids) // length * length].reshape(-1, length))
 
 
-def _relative(total: torch.Tensor) -> NDArray[np.float32]:
-    relative: NDArray[np.float32] = (total / total.mean() + _FLOOR).numpy().astype(np.float32)
+def relative_importance(total: torch.Tensor) -> NDArray[np.float32]:
+    """Return the weight of each column's squared error, ``[d_in]``, from sums of its input's squares."""
+    relative: NDArray[np.float32] = (total / total.mean().clamp(min=1e-30) + _FLOOR).numpy().astype(np.float32)
     return relative

@@ -8,23 +8,31 @@ from __future__ import annotations
 
 import math
 import re
-from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
-from transformers.pytorch_utils import Conv1D
 
 from graph_passes import FORMAT_SPECS, Format, dequantize, quantize
 from prosparse_export.export.rounded_reference import as_stored
+from prosparse_export.export.substituted_weights import substituted_weights
 from prosparse_export.progress import ProgressCallback
 from prosparse_export.quiet import quiet
 from prosparse_export.runtime.weight_rounding import library_rounding
 from prosparse_models import Checkpoint
 
-__all__ = ["Part", "PartRounding", "find_parts", "matrix_bytes", "measure_costs", "perplexity_increase", "widest_gains"]
+__all__ = [
+    "Part",
+    "PartRounding",
+    "embedding_and_head",
+    "find_parts",
+    "matrix_bytes",
+    "mean_nll",
+    "measure_costs",
+    "widest_gains",
+]
 
 _BANDS = 4
 _LAYER = re.compile(r"\.(\d+)\.")
@@ -100,7 +108,7 @@ def find_parts(model: torch.nn.Module, is_down: Mapping[str, bool], ffns: Sequen
             needs = f"{needs.rpartition('.')[2]}{where}"
         weights = sum(_weights(model.get_submodule(name)) for name in names)
         parts.append(Part(kind + where, tuple(names), weights, needs))
-    ends = {name: module for name, module in model.named_modules() if module in _ends(model)}
+    ends = {name: module for name, module in model.named_modules() if module in embedding_and_head(model)}
     shared = {id(module.weight): _weights(module) for module in ends.values()}
     return [Part("embedding and lm_head", tuple(ends), sum(shared.values())), *parts]
 
@@ -110,7 +118,8 @@ def matrix_bytes(parts: Sequence[Part]) -> int:
     return math.ceil(sum(part.weights for part in parts) * FORMAT_SPECS["i4"].bits_per_weight / 8)
 
 
-def _ends(model: torch.nn.Module) -> list[torch.nn.Module]:
+def embedding_and_head(model: torch.nn.Module) -> list[torch.nn.Module]:
+    """Return a model's token embedding and lm_head, those that it has."""
     found = (model.get_input_embeddings(), model.get_output_embeddings())  # type: ignore[operator]
     return [module for module in found if module is not None]
 
@@ -152,14 +161,10 @@ def measure_costs(
     return measured
 
 
-def perplexity_increase(
-    checkpoint: Checkpoint, ids: torch.Tensor, formats: Mapping[str, Format], rounding: PartRounding
-) -> float:
-    """Return the relative increase of perplexity with matrices in some formats."""
-    targets = ids[:, 1:, None]
-    own, found = (_log_probabilities(checkpoint, ids, some, rounding) for some in ({}, formats))
-    nll = [-float(p[:, :-1].gather(-1, targets).mean()) for p in (own, found)]
-    return math.exp(nll[1] - nll[0]) - 1
+def mean_nll(checkpoint: Checkpoint, ids: torch.Tensor, formats: Mapping[str, Format], rounding: PartRounding) -> float:
+    """Return the mean negative log-likelihood of a token, in nats, with matrices in some formats."""
+    log_probabilities = _log_probabilities(checkpoint, ids, formats, rounding)
+    return -float(log_probabilities[:, :-1].gather(-1, ids[:, 1:, None]).mean())
 
 
 def widest_gains(parts: Sequence[Part]) -> Iterator[Part]:
@@ -177,38 +182,8 @@ def widest_gains(parts: Sequence[Part]) -> Iterator[Part]:
 def _log_probabilities(
     checkpoint: Checkpoint, ids: torch.Tensor, formats: Mapping[str, Format], rounding: PartRounding
 ) -> torch.Tensor:
-    with quiet(), as_stored(checkpoint, {}), _rounded(checkpoint, formats, rounding):
+    def substitute(name: str, matrix: torch.Tensor, _: torch.Tensor) -> torch.Tensor:
+        return torch.from_numpy(rounding.values(name, matrix.numpy(), formats[name]))
+
+    with quiet(), as_stored(checkpoint, {}), substituted_weights(checkpoint.model, formats, substitute):
         return torch.log_softmax(checkpoint.model(input_ids=ids).logits.float(), -1)
-
-
-@contextmanager
-def _rounded(checkpoint: Checkpoint, formats: Mapping[str, Format], rounding: PartRounding) -> Iterator[None]:
-    """Let modules compute with rounded weights, each rounded when it runs."""
-    own: dict[torch.nn.Module, torch.Tensor] = {}
-
-    def before(name: str) -> Callable[..., None]:
-        def hook(module: torch.nn.Module, *_: object) -> None:
-            weight = module.weight
-            assert isinstance(weight, torch.nn.Parameter)
-            own[module] = weight.data
-            in_major = isinstance(module, Conv1D)
-            matrix = (weight.data.T if in_major else weight.data).float().numpy()
-            values = rounding.values(name, matrix, formats[name])
-            weight.data = torch.from_numpy(values.T if in_major else values).to(weight.dtype)
-
-        return hook
-
-    def after(module: torch.nn.Module, *_: object) -> None:
-        if module in own:
-            module.weight.data = own.pop(module)
-
-    handles = []
-    try:
-        for name in formats:
-            module = checkpoint.model.get_submodule(name)
-            handles.append(module.register_forward_pre_hook(before(name)))
-            handles.append(module.register_forward_hook(after, prepend=True, always_call=True))
-        yield
-    finally:
-        for handle in handles:
-            handle.remove()

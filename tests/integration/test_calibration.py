@@ -41,7 +41,7 @@ def calibrated(
         shutil.copytree(trained_folder, folder, ignore=shutil.ignore_patterns("checkpoints"))
         arguments = [folder, "--in-place", "--per-layer"]
     text = ["--text", training_options.eval_text[0], "--context", 32, "--tokens", 512]
-    return folder, json.loads(run("calibrate", *arguments, *text, "--budget", 2, "--json", "-q"))
+    return folder, json.loads(run("calibrate", *arguments, *text, "--budget", "2%", "--json", "-q"))
 
 
 def test_finds_the_largest_threshold_within_the_budget(

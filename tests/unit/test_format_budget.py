@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from pathlib import Path
 
 import numpy as np
@@ -13,8 +14,16 @@ from prosparse_export.cli.budget_options import Percent, Size
 from prosparse_export.errors import ProSparseError
 from prosparse_export.export import ExportOptions, format_budget
 from prosparse_export.export.format_budget import choose_exceptions, held_back
-from prosparse_export.export.mixed_precision import Part, PartRounding, find_parts, measure_costs, widest_gains
+from prosparse_export.export.mixed_precision import (
+    Part,
+    PartRounding,
+    find_parts,
+    mean_nll,
+    measure_costs,
+    widest_gains,
+)
 from prosparse_export.export.options import check_options
+from prosparse_export.export.rounded_reference import as_stored
 from prosparse_export.progress import no_progress
 from prosparse_export.text import Document
 from prosparse_models import Checkpoint, load_checkpoint
@@ -82,16 +91,25 @@ def test_a_limit_of_perplexity(
 ) -> None:
     asked: list[int] = []
 
-    def increase(_: object, ids: object, formats: dict[str, str], rounding: object) -> float:
+    def nll(_: object, ids: object, formats: dict[str, str], rounding: object) -> float:
+        if not formats:
+            return 2.0
         asked.append(sum(weights == "i8" for weights in formats.values()))
-        return 0.1 / (1 + asked[-1])
+        return 2.0 + math.log(1 + 0.1 / (1 + asked[-1]))
 
-    monkeypatch.setattr(format_budget, "perplexity_increase", increase)
+    monkeypatch.setattr(format_budget, "mean_nll", nll)
     found = budget(checkpoint, matrices, ExportOptions(weights="i4", max_ppl_increase=0.03))
     assert 0.1 / (1 + len(found)) <= 0.03
     assert len(found) < max(asked)
     with pytest.raises(ProSparseError, match=r"expected at most 0.10% more, got .*% with every matrix in i8"):
         budget(checkpoint, matrices, ExportOptions(weights="i4", max_ppl_increase=0.001))
+
+
+def test_the_likelihood_is_pytorchs(checkpoint: Checkpoint) -> None:
+    with torch.no_grad(), as_stored(checkpoint, {}):
+        logits = checkpoint.model(input_ids=IDS).logits[:, :-1]
+    expected = float(torch.nn.functional.cross_entropy(logits.flatten(0, 1), IDS[:, 1:].flatten()))
+    assert mean_nll(checkpoint, IDS, {}, PartRounding({}, set())) == pytest.approx(expected, rel=1e-6)
 
 
 def test_the_end_of_the_text_is_held_back() -> None:
