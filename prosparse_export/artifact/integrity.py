@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+from collections.abc import Callable
 from pathlib import Path
 
 from prosparse_export.artifact.manifest import read_manifest
@@ -12,11 +13,16 @@ from prosparse_export.progress import ProgressCallback, no_progress
 __all__ = ["check_files", "check_model_path", "missing_model", "sha256_file"]
 
 
-def sha256_file(path: Path) -> str:
-    """Return the SHA-256 of a file, in hexadecimal."""
+def sha256_file(path: Path, ended: Callable[[], bool] = lambda: False) -> str:
+    """Return the SHA-256 of a file, in hexadecimal.
+
+    Args:
+        path: the file.
+        ended: called often; once it returns True, the rest is left out and the result means nothing.
+    """
     digest = hashlib.sha256()
     with path.open("rb") as stream:
-        while chunk := stream.read(1 << 20):
+        while not ended() and (chunk := stream.read(1 << 20)):
             digest.update(chunk)
     return digest.hexdigest()
 

@@ -16,12 +16,14 @@ from prosparse_export.artifact.rounding_records import KvCacheRecord
 from prosparse_export.errors import ProSparseError
 from prosparse_export.export.approximate import approximate
 from prosparse_export.export.choose_formats import plan_by_rule, plan_weights
+from prosparse_export.export.file_hashes import FileHashes
 from prosparse_export.export.kv_cache_scales import find_cache_scales
 from prosparse_export.export.lazy_initializers import place_weights
 from prosparse_export.export.load import load_model_folder
 from prosparse_export.export.options import ExportOptions
 from prosparse_export.export.predicted_speedup import profile_ffns, unprofitable_ffns
 from prosparse_export.export.rewritten_model import RewrittenModel
+from prosparse_export.export.sidecars import source_files
 from prosparse_export.export.trace import Trace, trace
 from prosparse_export.progress import ProgressCallback
 from prosparse_export.text import read_text, tokenize
@@ -34,7 +36,11 @@ _FIRST_TOKENS = 256  # of each text, to see that there are enough
 
 
 def rewrite_decoder(
-    folder: Path, options: ExportOptions, texts: Sequence[tuple[str, str]], progress: ProgressCallback
+    folder: Path,
+    options: ExportOptions,
+    texts: Sequence[tuple[str, str]],
+    progress: ProgressCallback,
+    hashes: FileHashes,
 ) -> RewrittenModel:
     """Load the model in ``folder``, trace it and run the graph passes.
 
@@ -43,11 +49,12 @@ def rewrite_decoder(
         options: see `ExportOptions`.
         texts: (name, contents) of ``options.profile_texts``.
         progress: called with each stage.
+        hashes: started with the model's files.
 
     Raises:
         ProSparseError: the model cannot be loaded or traced, or an approximated FFN could not be rewritten.
     """
-    checkpoint, traced, approximation = _traced(folder, options, texts, progress)
+    checkpoint, traced, approximation = _traced(folder, options, texts, progress, hashes)
     graph = traced.graph
     profile = profile_ffns(checkpoint, folder, texts, progress) if texts else None
     formats = plan_by_rule(checkpoint, options)
@@ -85,6 +92,13 @@ def rewrite_decoder(
         kv_cache=kv_cache,
         warnings=warnings,
     )
+    _check_approximation(folder, result)
+    return result
+
+
+def _check_approximation(folder: Path, result: RewrittenModel) -> None:
+    """Raise unless every approximated FFN was rewritten."""
+    approximation = result.approximation
     if approximation is not None and len(result.rewritten) < len(approximation.thresholds):
         found = result.not_rewritten
         raise ProSparseError(
@@ -92,7 +106,6 @@ def rewrite_decoder(
             f"{len(result.rewritten)}: {found[0] if found else 'the others were not found'}",
             hint="omit --approximate: the model would lose accuracy without gaining speed",
         )
-    return result
 
 
 def _quantize_cache(
@@ -125,7 +138,11 @@ def _quantize_cache(
 
 
 def _traced(
-    folder: Path, options: ExportOptions, texts: Sequence[tuple[str, str]], progress: ProgressCallback
+    folder: Path,
+    options: ExportOptions,
+    texts: Sequence[tuple[str, str]],
+    progress: ProgressCallback,
+    hashes: FileHashes,
 ) -> tuple[Checkpoint, Trace, ApproximationRecord | None]:
     """Load and trace the model, leaving its matrices in their files where possible.
 
@@ -140,6 +157,7 @@ def _traced(
             threshold=options.threshold,
             in_files=in_files,
         )
+        hashes.start(source_files(folder, checkpoint))
         if texts:  # one that is too short fails before minutes of work
             tokenize(load_tokenizer(folder), texts, _FIRST_TOKENS * len(texts))
         if options.approximate is not None:

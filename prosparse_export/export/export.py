@@ -12,6 +12,7 @@ from prosparse_export.errors import ProSparseError
 from prosparse_export.export.check_logits import check_logits
 from prosparse_export.export.decoder import rewrite_decoder
 from prosparse_export.export.encoder_decoder import is_encoder_decoder, rewrite_encoder_decoder
+from prosparse_export.export.file_hashes import FileHashes
 from prosparse_export.export.options import ExportOptions, check_options
 from prosparse_export.export.predicted_speedup import predict_speedup
 from prosparse_export.export.rewritten_model import RewrittenModel
@@ -62,15 +63,15 @@ def export_model(
     folder, output = Path(folder), Path(output)
     check_options(folder, output, options)
     texts = [(path.name, read_text(path)) for path in options.profile_texts]  # fails before minutes of work
-    with artifact_folder(output, overwrite=options.overwrite) as staging:
+    with artifact_folder(output, overwrite=options.overwrite) as staging, FileHashes() as hashes:
         progress("load", 0, 0)
         if is_encoder_decoder(folder):
             model = rewrite_encoder_decoder(folder, options, progress)
         else:
-            model = rewrite_decoder(folder, options, texts, progress)
+            model = rewrite_decoder(folder, options, texts, progress, hashes)
         if not model.rewritten and not options.allow_dense:
             raise _nothing_rewritten(folder, model)
-        manifest = export_manifest(folder, output, model, options)
+        manifest = export_manifest(folder, output, model, options, hashes)
         manifest = _write(folder, staging / output.name, model, manifest, options, progress)
         progress("check", 0, 0)
         uses_library = options.copies_library and bool(model.rewritten)

@@ -11,7 +11,6 @@ from typing import Any
 from graph_passes import parts_of
 from graph_passes.custom_ops import ATTENTION, operators_of
 from prosparse_export.artifact.genai_config import GENAI_CONFIG, genai_config
-from prosparse_export.artifact.integrity import sha256_file
 from prosparse_export.artifact.json_records import from_json
 from prosparse_export.artifact.libraries import library_in_artifact
 from prosparse_export.artifact.manifest import (
@@ -26,20 +25,28 @@ from prosparse_export.artifact.manifest import (
 from prosparse_export.artifact.measured_records import ThresholdSearch
 from prosparse_export.artifact.platforms import this_platform
 from prosparse_export.artifact.writer import Sidecars
+from prosparse_export.export.file_hashes import FileHashes
 from prosparse_export.export.options import ExportOptions
 from prosparse_export.export.rewritten_model import RewrittenModel
 from prosparse_export.quiet import quiet
 from prosparse_export.runtime.encoder_decoder import encoder_path
 from prosparse_export.runtime.installed_libraries import choose_libraries, library_records
-from prosparse_models import CheckpointError
+from prosparse_models import Checkpoint, CheckpointError
 from prosparse_models.loading.tokenizer import load_tokenizer
 
-__all__ = ["export_manifest", "export_sidecars"]
+__all__ = ["export_manifest", "export_sidecars", "source_files"]
 
 _PACKAGES = ("prosparse-export", "torch", "transformers", "onnx", "onnx-ir", "onnxscript", "onnxruntime")
 
 
-def export_manifest(folder: Path, output: Path, model: RewrittenModel, options: ExportOptions) -> Manifest:
+def source_files(folder: Path, checkpoint: Checkpoint) -> list[Path]:
+    """Return the files whose hashes the manifest records."""
+    return [folder / "config.json", *checkpoint.files]
+
+
+def export_manifest(
+    folder: Path, output: Path, model: RewrittenModel, options: ExportOptions, hashes: FileHashes
+) -> Manifest:
     """Return the manifest of ``model``, exported from ``folder`` to ``output``; hashes of its files come later."""
     checkpoint, graph = model.checkpoint, model.graphs[0]
     found = {node.op_type for model_graph in model.graphs for node in model_graph.graph}
@@ -48,7 +55,7 @@ def export_manifest(folder: Path, output: Path, model: RewrittenModel, options: 
         source=ModelFolderSource(
             model_type=checkpoint.config.get("model_type"),
             weight_dtype=checkpoint.weight_dtype,
-            sha256={path.name: sha256_file(path) for path in (folder / "config.json", *checkpoint.files)},
+            sha256={path.name: hashes.of(path) for path in source_files(folder, checkpoint)},
         ),
         versions={name: version(name) for name in _PACKAGES},
         opset_imports=dict(sorted(graph.opset_imports.items())),
