@@ -23,6 +23,7 @@ from support.onnx_text import D_FF, D_MODEL, model
 
 from prosparse_export import ExportOptions, OptimizeOptions, export_model, optimize_file
 from prosparse_export.export import decoder
+from prosparse_export.export.file_hashes import FileHashes
 from prosparse_export.export.rounded_reference import stored_formats, with_stored_weights
 from prosparse_export.export.trace import Trace
 from prosparse_export.progress import no_progress
@@ -152,7 +153,7 @@ def traced(tmp_path_factory: pytest.TempPathFactory) -> Callable[[str], tuple[Pa
             unaligned(folder)
         else:
             family(name).save(folder)
-        checkpoint, found, _ = decoder._traced(folder, ExportOptions(), (), no_progress)
+        checkpoint, found, _ = decoder._traced(folder, ExportOptions(), (), no_progress, FileHashes())
         assert checkpoint.weights is not None  # an export does not round what stays in its files
         return folder, checkpoint, found
 
