@@ -174,7 +174,7 @@ def test_three_projections_stay_where_no_longest_text_is_known() -> None:
 
 
 def test_three_projections_stay_where_tables_would_be_large(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(rope_cache_module, "_MOST_BYTES", LONGEST * DIM // 2 * 4)
+    monkeypatch.setattr(rope_cache_module, "MOST_BYTES", LONGEST * DIM // 2 * 4)
     graphs = [passed(traced("grouped queries")[1], positions=positions) for positions in (LONGEST, LONGEST + 1)]
     sizes = [sum("prosparse.rotary" in name for name in graph.graph.initializers) for graph in graphs]
     assert sizes == [2, 0]
@@ -183,7 +183,7 @@ def test_three_projections_stay_where_tables_would_be_large(monkeypatch: pytest.
 
 @pytest.mark.parametrize(("positions", "width"), [(131_072, 64), (131_072, 128)])
 def test_contexts_of_131072_tokens_have_a_cos_sin_cache(positions: int, width: int) -> None:
-    assert positions * width * 4 <= rope_cache_module._MOST_BYTES
+    assert positions * width * 4 <= rope_cache_module.MOST_BYTES
 
 
 def test_angles_that_depend_on_the_text_stay_in_the_graph() -> None:

@@ -48,7 +48,17 @@ void* RegisterCustomOps(void* options, const Base* base) {
   onnxruntime = base;
   return ((void* (*)(void*, const Base*))real("RegisterCustomOps"))(options, &older);
 }
-const char* prosparse_ops_info(void) { return ((const char* (*)(void))real("prosparse_ops_info"))(); }
+const char* prosparse_ops_info(void) {  /* names of lacking operators get another first letter */
+  static char info[1 << 16];
+  strncpy(info, ((const char* (*)(void))real("prosparse_ops_info"))(), sizeof info - 1);
+  char* name = strchr(strstr(info, "\"operators\""), '[');
+  char* const end = strchr(name, ']');
+  while ((name = strchr(name + 1, '"')) != 0 && name < end) {
+    if (strncmp(name + 1, LACKS, strlen(LACKS)) == 0) name[1] = '-';
+    name = strchr(name + 1, '"');
+  }
+  return info;
+}
 """
 
 
