@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 import shutil
 import subprocess
@@ -78,7 +79,14 @@ def test_library_of_an_older_version(
     command = [os.environ.get("CC", "cc"), "-shared", "-fPIC", *macros, "-o", str(library), str(source), "-ldl"]
     subprocess.run(command, check=True)
     monkeypatch.setenv("PROSPARSE_OPS_LIBRARY", str(library))
-    result = check(demo_folder, demo_artifact)
+    with pytest.raises(ProSparseError, match=f"without {', '.join(sorted(unknown))}$"):
+        check(demo_folder, demo_artifact)
+    shutil.copytree(demo_artifact.parent, tmp_path / "out")
+    manifest = tmp_path / "out" / "prosparse.json"
+    values = json.loads(manifest.read_text())
+    del values["operators"]  # an artifact of an older version does not list them
+    manifest.write_text(json.dumps(values))
+    result = check(demo_folder, tmp_path / "out" / demo_artifact.name)
     assert failed(result) == ["operators in the library"]
     assert set(result.unknown_operators) == unknown
 
