@@ -7,6 +7,7 @@ from typing import Any
 import click
 
 from prosparse_export.cli.interruption import interruptible
+from prosparse_export.collection import no_collection_at_exit
 from prosparse_export.errors import ProSparseError
 
 __all__ = ["CONTEXT", "ProSparseCommand"]
@@ -24,6 +25,7 @@ class ProSparseCommand(click.Command):
 
     def invoke(self, ctx: click.Context) -> object:
         """Run the command."""
+        no_collection_at_exit()
         try:
             with interruptible():
                 return super().invoke(ctx)

@@ -63,11 +63,11 @@ def export_seconds(model_dir: Path, *, measures_inputs: bool) -> dict[str, float
         measures_inputs: whether matrices are stored as integers, for which the model runs on text.
     """
     size = sum(path.stat().st_size for path in model_dir.glob("*.safetensors")) / 1e9
-    inputs = min(32 * size, 60.0)  # the text gets shorter as models grow
+    inputs = min(10 * size, 60.0)  # the text gets shorter as models grow
     return {
         "start": 5.0,
         "load": 0.5 + 2 * size,
-        "trace": 10.0,
+        "trace": 6.0,
         **({"measure inputs": inputs} if measures_inputs else {}),
         "rewrite": 0.2 + size,
         "write": 0.1 + 4 * size,

@@ -74,9 +74,9 @@ def export_model(
         manifest = export_manifest(folder, output, model, options, hashes)
         manifest = _write(folder, staging / output.name, model, manifest, options, progress)
         progress("check", 0, 0)
-        uses_library = options.copies_library and bool(model.rewritten)
+        uses_library = options.copies_library and bool(manifest.operators)
         check_logits(model.checkpoint, staging / output.name, manifest, library=uses_library)
-        if model.profile is not None and uses_library:
+        if model.profile is not None and model.rewritten and uses_library:
             progress("time", 0, 0)
             speedup = predict_speedup(staging / output.name, model.profile, model.outcomes)
             manifest = replace(manifest, predicted_speedup=speedup)

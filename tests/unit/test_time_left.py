@@ -82,5 +82,5 @@ def test_bytes_of_weights_decide(tmp_path: Path) -> None:
     assert sum(full.values()) > empty + 20
     measured = export_seconds(tmp_path, measures_inputs=True)
     assert list(measured) == ["start", "load", "trace", "measure inputs", "rewrite", "write", "check", "publish"]
-    assert sum(measured.values()) == sum(full.values()) + 60.0
+    assert sum(measured.values()) == sum(full.values()) + 20.0
     assert sum(export_seconds(tmp_path / "missing", measures_inputs=False).values()) == empty
