@@ -51,8 +51,14 @@ class Rounding(Protocol):
     ) -> NDArray[np.int8 | np.uint8] | None:
         """Return the integers of `quantize` for these scales."""
 
-    def values(self, weight: NDArray[Any], spec: FormatSpec, scales: NDArray[np.float16]) -> NDArray[np.float32] | None:
-        """Return what `rounded` returns for these scales."""
+    def values(
+        self,
+        weight: NDArray[Any],
+        spec: FormatSpec,
+        scales: NDArray[np.float16],
+        out: NDArray[np.float32] | None = None,
+    ) -> NDArray[np.float32] | None:
+        """Return what `rounded` returns for these scales, in ``out`` if it is given."""
 
 
 def quantize(
@@ -129,6 +135,7 @@ def rounded(
     weights: Format,
     scales: NDArray[np.float16] | None = None,
     rounding: Rounding | None = None,
+    out: NDArray[np.float32] | None = None,
 ) -> NDArray[np.float32]:
     """Return ``weight`` rounded to a format: for integers, ``dequantize(*quantize(...))`` without packing.
 
@@ -137,6 +144,7 @@ def rounded(
         weights: the format.
         scales: ``[rows, groups]``, for integer formats; None to choose them.
         rounding: computes the same, faster.
+        out: memory for the result, of an integer format.
     """
     spec = FORMAT_SPECS[weights]
     if not spec.group:
@@ -144,10 +152,10 @@ def rounded(
             return weight.astype(spec.dtype).astype(np.float32)
     if rounding is not None:
         chosen = rounding.scales(weight, spec, None) if scales is None else scales
-        found = None if chosen is None else rounding.values(weight, spec, chosen)
+        found = None if chosen is None else rounding.values(weight, spec, chosen, out)
         if found is not None:
             return found
-    result = np.empty(weight.shape, np.float32)
+    result = np.empty(weight.shape, np.float32) if out is None else out
     cols = weight.shape[1]
 
     def part(rows: slice) -> None:

@@ -33,6 +33,7 @@ from prosparse_export.artifact.manifest import Manifest
 from prosparse_export.export.lazy_initializers import float_array
 from prosparse_export.runtime.weight_rounding import library_rounding
 from prosparse_models import Checkpoint
+from prosparse_models.loading.file_weights import Change
 
 __all__ = [
     "INTEGER_STEP",
@@ -137,12 +138,12 @@ def _with_tied_scales(model: PreTrainedModel, formats: Mapping[str, StoredAs]) -
     }
 
 
-def _rounding(model: PreTrainedModel, formats: Mapping[str, StoredAs]) -> Callable[[str, torch.Tensor], torch.Tensor]:
-    """Return a function from a parameter's path and values to its values as stored."""
+def _rounding(model: PreTrainedModel, formats: Mapping[str, StoredAs]) -> Change:
+    """Return a function from a parameter's path and values to its values as stored; see `FileWeights.filled`."""
     in_major = {name for name, module in model.named_modules() if isinstance(module, Conv1D)}
     formats = _with_tied_scales(model, formats)
 
-    def change(path: str, weight: torch.Tensor) -> torch.Tensor:
+    def change(path: str, weight: torch.Tensor, memory: Callable[[torch.Size], torch.Tensor]) -> torch.Tensor:
         module = path.removesuffix(".weight")
         stored = formats.get(module) if module != path else None
         if stored is None:
@@ -154,7 +155,7 @@ def _rounding(model: PreTrainedModel, formats: Mapping[str, StoredAs]) -> Callab
         if stored.compensated and stored.scales is not None and scales is not None:
             own = torch.from_numpy(dequantize(stored.scales.read_integers()[part], scales, weight.numel() // rows))
             return (own.T if transposed else own).to(weight.dtype)
-        return _rounded(weight, stored.weights, scales, transposed=transposed)
+        return _rounded(weight, stored.weights, scales, memory, transposed=transposed)
 
     return change
 
@@ -201,7 +202,7 @@ def with_stored_weights(model: PreTrainedModel, formats: Mapping[str, StoredAs])
         if len(kinds) > 1:  # tied here, but the artifact rounds one of them alone
             layer.weight = torch.nn.Parameter(layer.weight.detach().clone(), requires_grad=False)
         done.add(id(layer.weight))
-        layer.weight.copy_(change(f"{name}.weight", layer.weight))
+        layer.weight.copy_(change(f"{name}.weight", layer.weight, torch.empty))
 
 
 def _part(model: PreTrainedModel, scales: StoredScales, rows: int) -> slice:
@@ -215,15 +216,21 @@ def _rows(module: torch.nn.Module) -> int:
 
 
 def _rounded(
-    weight: torch.Tensor, weights: Format, scales: NDArray[np.float16] | None, *, transposed: bool
+    weight: torch.Tensor,
+    weights: Format,
+    scales: NDArray[np.float16] | None,
+    memory: Callable[[torch.Size], torch.Tensor],
+    *,
+    transposed: bool,
 ) -> torch.Tensor:
-    """Return a float32 copy of ``weight`` as it is stored."""
+    """Return a float32 copy of ``weight`` as it is stored; of an integer format, in ``memory``."""
     spec = FORMAT_SPECS[weights]
     if not spec.group:
         return weight.to(getattr(torch, spec.dtype.name)).float()
     matrix = float_array((weight.T if transposed else weight).detach())
-    result = torch.from_numpy(rounded(matrix, weights, scales, library_rounding()))
-    return result.T if transposed else result
+    result = memory(weight.shape)
+    rounded(matrix, weights, scales, library_rounding(), (result.T if transposed else result).numpy())
+    return result
 
 
 def stored_arrays(

@@ -83,9 +83,15 @@ class LibraryRounding:
         rounded = _Rounded(_address(packed), _address(bytes_), None, 0, 0)
         return integers if self._rounds(weight, spec, scales, rounded) else None
 
-    def values(self, weight: NDArray[Any], spec: FormatSpec, scales: NDArray[np.float16]) -> NDArray[np.float32] | None:
+    def values(
+        self,
+        weight: NDArray[Any],
+        spec: FormatSpec,
+        scales: NDArray[np.float16],
+        out: NDArray[np.float32] | None = None,
+    ) -> NDArray[np.float32] | None:
         """See `Rounding`."""
-        values = np.empty_like(weight, np.float32, order="K")
+        values = np.empty_like(weight, np.float32, order="K") if out is None else out
         strides = (stride // values.itemsize for stride in values.strides)
         rounded = _Rounded(None, None, _address(values), *strides)
         return values if self._rounds(weight, spec, scales, rounded) else None

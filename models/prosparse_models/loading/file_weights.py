@@ -6,9 +6,11 @@ views and transposes of it are recognized by their address and strides. It holds
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
+from functools import cached_property
 from pathlib import Path
 
 import torch
@@ -17,7 +19,10 @@ from torch import nn
 
 from prosparse_models.errors import CheckpointError
 
-__all__ = ["FileWeight", "FileWeights", "check_finite"]
+__all__ = ["Change", "FileWeight", "FileWeights", "check_finite"]
+
+Change = Callable[[str, torch.Tensor, Callable[[torch.Size], torch.Tensor]], torch.Tensor]
+"""See `FileWeights.filled`."""
 
 
 @dataclass(frozen=True)
@@ -48,8 +53,12 @@ class FileWeight:
         Raises:
             CheckpointError: it contains NaN or Inf.
         """
-        check_finite(self.name, self.stored)
+        self._checked  # noqa: B018 (raises)
         return self.stored if self.factor == 1.0 else self.stored.float() * self.factor
+
+    @cached_property
+    def _checked(self) -> None:
+        check_finite(self.name, self.stored)
 
 
 def check_finite(name: str, values: torch.Tensor) -> None:
@@ -116,15 +125,13 @@ class FileWeights:
         )
 
     @contextmanager
-    def filled(
-        self, model: nn.Module, change: Callable[[str, torch.Tensor], torch.Tensor] = lambda _, weight: weight
-    ) -> Iterator[None]:
+    def filled(self, model: nn.Module, change: Change = lambda _, weight, memory: weight) -> Iterator[None]:
         """Let ``model`` compute: a module's weights are read before it runs and dropped afterwards.
 
         Args:
             model: a model built from `state_dict`.
-            change: called with a parameter's path in the model and its values, exact, in any float dtype; returns the
-                values to use.
+            change: called with a parameter's path in the model, its values, exact, in any float dtype, and a function
+                that returns memory for float32 values of a shape; returns the values to use.
         """
         handles = []
         placeholders: dict[nn.Parameter, torch.Tensor] = {}
@@ -136,7 +143,7 @@ class FileWeights:
                     weight = self._weights.get(parameter.data_ptr())
                     if weight is not None:
                         placeholders[parameter] = parameter.data
-                        parameter.data = buffers.float32(change(f"{path}.{name}", weight.narrow()))
+                        parameter.data = buffers.float32(change(f"{path}.{name}", weight.narrow(), buffers.empty))
 
             return hook
 
@@ -176,17 +183,20 @@ class _Buffers:
 
     def float32(self, values: torch.Tensor) -> torch.Tensor:
         """Return ``values`` in float32, a copy in one of the buffers if they have another type."""
-        if values.dtype == torch.float32:
-            return values
-        fitting = [buffer for buffer in self._free if buffer.numel() >= values.numel()]
+        return values if values.dtype == torch.float32 else self.empty(values.shape).copy_(values)
+
+    def empty(self, shape: torch.Size) -> torch.Tensor:
+        """Return one of the buffers as a float32 tensor, not filled."""
+        size = math.prod(shape)
+        fitting = [buffer for buffer in self._free if buffer.numel() >= size]
         if fitting:
             buffer = min(fitting, key=torch.numel)
             self._free = [other for other in self._free if other is not buffer]
         else:
             self._free.clear()  # too small
-            buffer = torch.empty(values.numel())
+            buffer = torch.empty(size)
         self._used[buffer.data_ptr()] = buffer
-        return buffer[: values.numel()].view(values.shape).copy_(values)
+        return buffer[:size].view(shape)
 
     def give_back(self, values: torch.Tensor) -> None:
         """Use the memory of ``values`` again."""
