@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
@@ -10,7 +11,7 @@ from safetensors.torch import save_file
 from torch import nn
 
 from prosparse_models import CheckpointError
-from prosparse_models.loading.file_weights import FileWeights
+from prosparse_models.loading.file_weights import Change, FileWeights
 
 W = torch.arange(12, dtype=torch.float32).reshape(3, 4)
 
@@ -76,21 +77,26 @@ def test_a_model_computes_while_it_is_filled(weights: FileWeights) -> None:
     assert built(x).isnan().all()
     paths = []
 
-    def zero(path: str, weight: torch.Tensor) -> torch.Tensor:
+    def zero(path: str, weight: torch.Tensor, memory: Callable[[torch.Size], torch.Tensor]) -> torch.Tensor:
         paths.append(path)
-        return weight * 0
+        return memory(weight.shape).zero_()
 
     with weights.filled(built, zero), torch.no_grad():
         assert torch.equal(built(x), torch.zeros(1, 4))
     assert paths == ["0.weight", "1.weight"]
 
 
-def test_memory_of_float32_copies_is_used_again(weights: FileWeights) -> None:
+@pytest.mark.parametrize(
+    "change",
+    [lambda _, weight, memory: weight.half(), lambda _, weight, memory: memory(weight.shape).copy_(weight)],
+    ids=["narrow", "in the memory given"],
+)
+def test_memory_of_float32_copies_is_used_again(weights: FileWeights, change: Change) -> None:
     built = model(weights)
     addresses = []
     for layer in built:
         layer.register_forward_hook(lambda layer, *_: addresses.append(layer.weight.data_ptr()))
-    with weights.filled(built, lambda _, weight: weight.half()), torch.no_grad():
+    with weights.filled(built, change), torch.no_grad():
         built(torch.ones(1, 4))
         built(torch.ones(1, 4))
         assert torch.equal(built(torch.ones(1, 4)), (torch.ones(1, 4) @ W.T + 1) @ W)
