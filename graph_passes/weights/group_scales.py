@@ -90,8 +90,8 @@ def group_scales(weight: Array, spec: FormatSpec, importance: Array | None = Non
     return np.where(np.isfinite(scales), scales, first.astype(np.float16))
 
 
-def are_plausible(weight: Array, scales: NDArray[np.float16], spec: FormatSpec) -> bool:
-    """Return whether a search may have chosen ``scales`` for ``weight``, whatever the importance of its errors.
+def are_plausible(weight: Array, scales: NDArray[np.float16], spec: FormatSpec) -> NDArray[np.bool_]:
+    """Return which of ``scales`` a search may have chosen for ``weight``, whatever the importance of its errors.
 
     Args:
         weight: ``[32, groups]``.
@@ -101,7 +101,8 @@ def are_plausible(weight: Array, scales: NDArray[np.float16], spec: FormatSpec) 
     first = np.abs(_largest_to_last(weight, spec))
     size = np.abs(scales.astype(np.float32))
     slack = first * np.float32(2.0**-10) + np.float32(2.0**-24)  # float16, subnormal too
-    return bool(((size >= _LEAST * first - slack) & (size <= _MOST * first + slack)).all())
+    found: NDArray[np.bool_] = (size >= _LEAST * first - slack) & (size <= _MOST * first + slack)
+    return found
 
 
 def round_to_integers(weight: Array, scales: NDArray[np.floating], spec: FormatSpec, out: Array) -> None:

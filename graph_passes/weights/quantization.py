@@ -22,6 +22,7 @@ __all__ = [
     "Rounding",
     "dequantize",
     "pack",
+    "plausible_groups",
     "plausible_integers",
     "plausible_scales",
     "quantize",
@@ -195,16 +196,22 @@ def plausible_scales(weight: NDArray[np.float32], weights: Format, scales: NDArr
         weights: an integer format.
         scales: ``[rows, groups]``.
     """
-    spec = FORMAT_SPECS[weights]
-    if scales.shape != (len(weight), spec.groups(weight.shape[1])):
+    if scales.shape != (len(weight), FORMAT_SPECS[weights].groups(weight.shape[1])):
         return False
-    found: list[bool] = []
+    return bool(plausible_groups(weight, weights, scales).all())
+
+
+def plausible_groups(weight: NDArray[np.float32], weights: Format, scales: NDArray[np.float16]) -> NDArray[np.bool_]:
+    """Return which of ``scales`` `quantize` may have chosen, ``[rows, groups]``; see `plausible_scales`."""
+    spec = FORMAT_SPECS[weights]
+    found = np.empty(scales.shape, np.bool_)
 
     def part(rows: slice) -> None:
-        found.append(are_plausible(_grouped(weight[rows], spec), scales[rows].reshape(-1), spec))
+        plausible = are_plausible(_grouped(weight[rows], spec), scales[rows].reshape(-1), spec)
+        found[rows] = plausible.reshape(found[rows].shape)
 
     _in_parts(weight.shape, part)
-    return all(found)
+    return found
 
 
 def plausible_integers(weight: NDArray[np.float32], integers: NDArray[np.uint8], scales: NDArray[np.float16]) -> bool:

@@ -2,12 +2,14 @@
 
 For each linear layer, the rounded matrix R minimizes approximately ``|(W - R) X|`` over the inputs X of a text: columns
 are rounded one by one, most important first, and each one's error is spread over those that are still to come, in the
-proportions that the inputs' second moments ``H = X X^T`` say. What a short text says about pairs of inputs is mostly
-chance, so these moments are shrunk toward those of independent inputs: docs/decisions/quantization.md.
+proportions that the inputs' second moments ``H = X X^T`` say. Then the scales are fitted to the integers by least
+squares, the columns rounded again, and each column's integers chosen once more given all others. What a short text says
+about pairs of inputs is mostly chance, so these moments are shrunk toward those of independent inputs:
+docs/decisions/quantization.md.
 
 Source:
     E. Frantar et al., "GPTQ: Accurate Post-Training Quantization for Generative Pre-trained Transformers", 2023,
-    arXiv:2210.17323. Scales are chosen beforehand, by the weighted search of graph_passes.weights.group_scales.
+    arXiv:2210.17323.
 """
 
 from __future__ import annotations
@@ -19,9 +21,10 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from graph_passes import FORMAT_SPECS, RoundedMatrix, WeightRangeError, dequantize, pack, scales_of
+from graph_passes import RoundedMatrix, WeightRangeError, dequantize, pack, plausible_groups, scales_of
 from graph_passes.formats import QUANT_GROUP
 from prosparse_export.errors import ProSparseError
+from prosparse_export.export.column_rounding import fit_scales, improve_integers, inverse_factor, round_columns
 from prosparse_export.export.input_moments import relative_importance, token_rows
 from prosparse_export.export.rounded_reference import as_stored
 from prosparse_export.export.substituted_weights import substituted_weights
@@ -34,8 +37,6 @@ __all__ = ["compensated_matrices", "round_compensating"]
 
 _SHRINKAGE = 0.3  # of the moments of pairs; chosen by the outputs' error on other text
 _DAMPING = 1e-3  # of the mean second moment, added to all of them, so that unused inputs cause no division by 0
-_MOST_STEPS = 3.0  # that other columns' errors may move a weight; `plausible_integers` relies on it
-_BLOCK = 128  # columns whose errors are spread over the rest in one MatMul
 
 
 class _AllRounded(Exception):  # noqa: N818  (no error: the rest of the model need not run)
@@ -114,66 +115,46 @@ def round_compensating(weight: torch.Tensor, moments: torch.Tensor, *, is_down: 
     Raises:
         WeightRangeError: a weight is not finite, or its scale is too large for float16.
     """
-    d_out, d_in = weight.shape
-    diagonal = moments.diagonal()
-    if is_down:
-        scales = scales_of(weight.T.contiguous().numpy(), "i4")
-        by_input = _each(scales)[:, :d_out]
-    else:
-        importance = relative_importance(diagonal)
-        scales = scales_of(weight.numpy(), "i4", importance)
-        by_input = np.ascontiguousarray(_each(scales)[:, :d_in].T)
-    order = torch.argsort(diagonal, descending=True, stable=True)
-    factor = _inverse_factor(moments[order][:, order])
-    levels = _round_columns(weight.T[order].contiguous(), torch.from_numpy(by_input)[order], factor)
-    integers = torch.empty_like(levels)
-    integers[order] = levels
-    rows = integers if is_down else integers.T
-    padded = np.zeros((len(rows), scales.shape[1] * QUANT_GROUP), np.int8)
-    padded[:, : rows.shape[1]] = rows.numpy()
-    return RoundedMatrix(pack(padded), scales, is_down)
-
-
-def _inverse_factor(moments: torch.Tensor) -> torch.Tensor:
-    """Return the upper triangular U with ``U^T U`` the inverse of the shrunk moments."""
     diagonal = moments.diagonal()
     shrunk = moments * (1 - _SHRINKAGE)
     shrunk.diagonal().copy_(diagonal + _DAMPING * (float(diagonal.mean()) or 1.0))
-    # With rows and columns reversed, moments = L L^T gives moments = R R^T, R upper: U is the inverse of R.
-    lower = torch.linalg.cholesky(shrunk.flip(0, 1))
-    factor: torch.Tensor = torch.linalg.solve_triangular(lower.flip(0, 1), torch.eye(len(moments)), upper=True)
-    return factor
+    order = torch.argsort(diagonal, descending=True, stable=True)
+    ordered = shrunk[order][:, order]
+    factor = inverse_factor(ordered)
+    back = torch.argsort(order)
+    columns = weight.T[order].contiguous()
+    if is_down:
+        scales = scales_of(weight.T.contiguous().numpy(), "i4")
+    else:
+        left_over = factor.diagonal() ** -2  # what an error costs after the columns to come have made up for it
+        scales = scales_of(weight.numpy(), "i4", relative_importance(left_over[back]))
+        found = round_columns(columns, _by_input(scales, weight, is_down=False)[order], factor)
+        scales = _fitted(weight, found[back].T, scales, shrunk)
+    each = _by_input(scales, weight, is_down=is_down)[order]
+    found = improve_integers(columns, round_columns(columns, each, factor), each, ordered)
+    integers = found[back] if is_down else found[back].T
+    padded = np.zeros((len(integers), scales.shape[1] * QUANT_GROUP), np.int8)
+    padded[:, : integers.shape[1]] = integers.numpy()
+    return RoundedMatrix(pack(padded), scales, is_down)
 
 
-def _round_columns(columns: torch.Tensor, scales: torch.Tensor, factor: torch.Tensor) -> torch.Tensor:
-    """Return the integers of a matrix's columns, int8 ``[d_in, d_out]``.
-
-    Args:
-        columns: the matrix transposed, ``[d_in, d_out]``; changed.
-        scales: of each weight, likewise.
-        factor: from `_inverse_factor`.
-    """
-    low, high = FORMAT_SPECS["i4"].levels or (0, 0)
-    divisors = torch.where(scales == 0, torch.inf, scales)
-    reach = _MOST_STEPS * scales.abs()
-    least, most = columns - reach, columns + reach
-    integers = torch.empty(columns.shape, dtype=torch.int8)
-    errors = torch.empty(_BLOCK, columns.shape[1])
-    for first in range(0, len(columns), _BLOCK):
-        last = min(first + _BLOCK, len(columns))
-        for j in range(first, last):
-            moved = torch.clamp(columns[j], least[j], most[j])
-            rounded = (moved / divisors[j]).round_().clamp_(low, high)
-            integers[j] = rounded.to(torch.int8)
-            errors[j - first] = (columns[j] - rounded * scales[j]) / factor[j, j]
-            columns[j + 1 : last].addr_(factor[j, j + 1 : last], errors[j - first], alpha=-1)
-        columns[last:].addmm_(factor[first:last, last:].T, errors[: last - first], alpha=-1)
-    return integers
+def _fitted(
+    weight: torch.Tensor, integers: torch.Tensor, scales: NDArray[np.float16], moments: torch.Tensor
+) -> NDArray[np.float16]:
+    """Return scales that fit ``integers`` better; those that a search might not have chosen stay."""
+    wanted = fit_scales(weight, integers, torch.from_numpy(scales.astype(np.float32)), moments)
+    with np.errstate(over="ignore"):
+        fitted = wanted.numpy().astype(np.float16)
+    usable = np.isfinite(fitted) & (np.sign(fitted) == np.sign(scales))
+    usable &= plausible_groups(weight.numpy(), "i4", np.where(usable, fitted, scales))
+    return np.where(usable, fitted, scales)
 
 
-def _each(scales: NDArray[np.float16]) -> NDArray[np.float32]:
-    """Return a scale for each weight of a row."""
-    return np.repeat(scales.astype(np.float32), QUANT_GROUP, axis=1)
+def _by_input(scales: NDArray[np.float16], weight: torch.Tensor, *, is_down: bool) -> torch.Tensor:
+    """Return the scale of each weight, ``[d_in, d_out]``."""
+    d_out, d_in = weight.shape
+    each = torch.from_numpy(np.repeat(scales.astype(np.float32), QUANT_GROUP, axis=1))
+    return each[:, :d_out] if is_down else each[:, :d_in].T.contiguous()
 
 
 def _values(rounded: RoundedMatrix, shape: torch.Size) -> torch.Tensor:
