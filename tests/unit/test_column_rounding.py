@@ -50,6 +50,18 @@ def test_columns_make_up_for_earlier_ones(weight: torch.Tensor, scales: torch.Te
     assert (found - nearest).abs().max() <= 4
 
 
+def test_columns_move_no_weight_by_more_than_three_steps(weight: torch.Tensor, scales: torch.Tensor) -> None:
+    """Inputs that are nearly the same: all errors so far would move into the next column."""
+    generator = torch.Generator().manual_seed(2)
+    inputs = torch.randn(900, 1, generator=generator) + 1e-2 * torch.randn(900, D_IN, generator=generator)
+    clipped = 0.3 * scales  # so that errors are large and of one sign per weight
+    found = round_columns(weight.T.contiguous(), each(clipped).T.contiguous(), inverse_factor(inputs.T @ inputs)).T
+    steps = weight / each(clipped)
+    assert (found - steps.clamp(-8, 7)).abs().max() <= 3.5
+    inside = steps.abs() < 4
+    assert (found - steps)[inside].abs().max() > 3
+
+
 def test_a_column_at_a_time(weight: torch.Tensor, scales: torch.Tensor, moments: torch.Tensor) -> None:
     """In blocks, the result is that of choosing each column by the definition."""
     nearest = (weight / each(scales)).round().clamp(-8, 7)
