@@ -80,7 +80,7 @@ Examples:
     default="auto",
     show_default=True,
     help="How i4 is rounded. compensated: later columns of a matrix make up for the rounding errors of earlier ones, "
-    "on --profile-text or a bundled text. auto: compensated with --profile-text.",
+    "on --profile-text or a bundled text. auto: compensated with --profile-text, --target-size or --max-ppl-increase.",
 )
 @click.option(
     "--target-size",

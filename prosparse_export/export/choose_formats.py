@@ -25,7 +25,7 @@ from prosparse_export.runtime.weight_rounding import library_rounding
 from prosparse_export.text import Document
 from prosparse_models import Checkpoint
 
-__all__ = ["i4_matrices", "plan_by_rule", "plan_weights", "sparse_ffns"]
+__all__ = ["i4_matrices", "plan_by_rule", "plan_weights", "rounds_compensating", "sparse_ffns"]
 
 _NARROW = 0.5  # of its input's width
 _WINDOW = 256  # tokens
@@ -63,7 +63,7 @@ def plan_weights(
         raise ProSparseError(f"weights: {folder}: expected matrices in i4, got none", hint="pass --weights i4")
     if not _quantizes(plan):
         return plan, None
-    compensates = bool(matrices) and (options.rounding or ("compensated" if texts else "nearest")) == "compensated"
+    compensates = bool(matrices) and rounds_compensating(options, texts)
     documents = calibration_documents(checkpoint, folder, texts, compensates=compensates)
     if documents is None:
         if options.rounding == "compensated" or options.has_budget:
@@ -88,6 +88,13 @@ def plan_weights(
     if compensates:
         plan = replace(plan, rounded=compensated_matrices(checkpoint, documents, matrices, progress))
     return plan, RoundingRecord(hashes, moments.tokens, tuple(plan.rounded), costs)
+
+
+def rounds_compensating(options: ExportOptions, texts: Collection[object]) -> bool:
+    """Return whether i4 is rounded with compensation: if asked for, or by default if minutes of work are expected."""
+    if options.rounding is None:
+        return bool(texts) or options.has_budget
+    return options.rounding == "compensated"
 
 
 def _is_long_enough(documents: Sequence[Document], options: ExportOptions) -> bool:

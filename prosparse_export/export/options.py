@@ -48,7 +48,7 @@ class ExportOptions:
         other_weights: storage format of attention, lm_head and embedding; None for the same as ``weights`` (i4 for
             i4i8).
         rounding: of i4: ``nearest``, or ``compensated``, which makes later columns of a matrix make up for the errors
-            of earlier ones; None for compensated with ``profile_texts``.
+            of earlier ones; None for compensated with ``profile_texts`` or a budget.
         target_bytes: with i4: store what gains most accuracy per byte in i8, up to this size of the artifact's graph
             and weights.
         max_ppl_increase: with i4: likewise, up to this relative increase of perplexity.

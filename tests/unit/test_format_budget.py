@@ -13,6 +13,7 @@ from support.families import family
 from prosparse_export.cli.budget_options import Percent, Size
 from prosparse_export.errors import ProSparseError
 from prosparse_export.export import ExportOptions, format_budget
+from prosparse_export.export.choose_formats import rounds_compensating
 from prosparse_export.export.format_budget import choose_exceptions, held_back
 from prosparse_export.export.mixed_precision import (
     Part,
@@ -133,6 +134,21 @@ def test_the_end_of_the_text_is_held_back() -> None:
 def test_options_that_contradict_each_other(options: ExportOptions, message: str, tmp_path: Path) -> None:
     with pytest.raises(ProSparseError, match=message):
         check_options(tmp_path / "m", tmp_path / "out" / "m.onnx", options)
+
+
+@pytest.mark.parametrize(
+    ("options", "texts", "compensates"),
+    [
+        (ExportOptions(weights="i4"), [], False),
+        (ExportOptions(weights="i4"), ["t"], True),
+        (ExportOptions(weights="i4", target_bytes=1), [], True),
+        (ExportOptions(weights="i4", max_ppl_increase=0.1), [], True),
+        (ExportOptions(weights="i4", target_bytes=1, rounding="nearest"), ["t"], False),
+        (ExportOptions(weights="i4", rounding="compensated"), [], True),
+    ],
+)
+def test_a_text_or_a_budget_turns_compensation_on(options: ExportOptions, texts: list[str], compensates: bool) -> None:
+    assert rounds_compensating(options, texts) is compensates
 
 
 def test_sizes_and_percentages() -> None:
