@@ -44,7 +44,8 @@ def decomposed_in_place() -> Iterator[None]:
             node.target = _ALIASES.get(node.target, node.target)
         with mock.patch.object(_fx_passes, "decompose_with_registry", lambda program, registry: program):
             program = before(exported_program, registry=registry)
-        _replace(program.graph)
+        with program.graph_module._set_replace_hook(program.graph_signature.get_replace_hook()):
+            _replace(program.graph)  # the signature names outputs by their nodes
         program.graph_module.recompile()
         return program
 
