@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import hashlib
-import os
 import threading
+import time
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
 
+from prosparse_export.export import file_hashes
 from prosparse_export.export.file_hashes import FileHashes
 
 
@@ -30,23 +32,21 @@ def test_a_file_that_cannot_be_read_is_an_error_when_asked_for(tmp_path: Path) -
             hashes.of(tmp_path / "none")
 
 
-@pytest.mark.skipif(not hasattr(os, "mkfifo"), reason="needs a file without an end")
-def test_the_end_of_the_context_gives_up(tmp_path: Path) -> None:
-    os.mkfifo(tmp_path / "endless")
-    ended = threading.Event()
+def test_the_end_of_the_context_gives_up(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    begun = threading.Event()
+    gave_up: list[bool] = []
 
-    def write() -> None:
-        with (tmp_path / "endless").open("wb") as stream:
-            try:
-                while not ended.is_set():
-                    stream.write(b"0" * (1 << 20))
-            except BrokenPipeError:
-                pass
+    def endless(path: Path, ended: Callable[[], bool]) -> str:
+        begun.set()
+        for _ in range(1000):  # 10 s
+            if ended():
+                gave_up.append(True)
+                break
+            time.sleep(0.01)
+        return ""
 
-    writer = threading.Thread(target=write, daemon=True)
-    writer.start()
+    monkeypatch.setattr(file_hashes, "sha256_file", endless)
     with FileHashes() as hashes:
-        hashes.start([tmp_path / "endless"])
-    ended.set()
-    writer.join(10)
-    assert not writer.is_alive()
+        hashes.start([tmp_path / "endless", tmp_path / "never begun"])
+        assert begun.wait(10)
+    assert gave_up == [True]

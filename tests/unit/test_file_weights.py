@@ -11,7 +11,7 @@ from safetensors.torch import save_file
 from torch import nn
 
 from prosparse_models import CheckpointError
-from prosparse_models.loading.file_weights import Change, FileWeights
+from prosparse_models.loading.file_weights import Change, FileWeights, _Buffers
 
 W = torch.arange(12, dtype=torch.float32).reshape(3, 4)
 
@@ -102,6 +102,14 @@ def test_memory_of_float32_copies_is_used_again(weights: FileWeights, change: Ch
         assert torch.equal(built(torch.ones(1, 4)), (torch.ones(1, 4) @ W.T + 1) @ W)
     placeholders = {built[0].weight.data_ptr(), built[1].weight.data_ptr()}
     assert len(set(addresses) - placeholders) == 1
+
+
+def test_memory_in_use_is_not_given_again() -> None:
+    buffers = _Buffers()
+    one = buffers.empty(torch.Size([4]))
+    buffers.give_back(one)
+    held, other = buffers.empty(torch.Size([4])), buffers.empty(torch.Size([4]))
+    assert held.data_ptr() == one.data_ptr() != other.data_ptr()
 
 
 def test_an_error_leaves_the_placeholders(weights: FileWeights) -> None:

@@ -8,12 +8,16 @@ import numpy as np
 import torch
 from support.families import family
 
-from prosparse_export.export.input_moments import input_moments
+from prosparse_export.export.input_moments import _affordable_tokens, input_moments
 from prosparse_export.progress import no_progress
 from prosparse_export.text import Document
 from prosparse_models import load_checkpoint
 
 CONTEXT = 16
+
+
+def name_of(model: torch.nn.Module, wanted: torch.nn.Module) -> str:
+    return next(name for name, module in model.named_modules() if module is wanted)
 
 
 def test_rows_stay_within_the_context_and_moments_are_those_of_the_inputs(tmp_path: Path) -> None:
@@ -40,9 +44,21 @@ def test_lm_head_is_measured_and_does_not_compute(tmp_path: Path) -> None:
     family("OPT").save(tmp_path)
     checkpoint = load_checkpoint(tmp_path)
     head = checkpoint.model.get_output_embeddings()
-    name = next(name for name, module in checkpoint.model.named_modules() if module is head)
+    name = name_of(checkpoint.model, head)
     computed: list[object] = []
     head.register_forward_hook(lambda *_: computed.append(1))
     found = input_moments(checkpoint, [Document("a.txt", np.arange(3, 40))], no_progress)
     assert found.by_module[name].shape == (head.in_features,)
     assert not computed
+    assert checkpoint.model.get_input_embeddings().weight is head.weight
+    embedding = name_of(checkpoint.model, checkpoint.model.get_input_embeddings())
+    np.testing.assert_array_equal(found.by_module[embedding], found.by_module[name])
+
+
+def test_small_models_are_measured_on_1024_tokens_and_large_ones_on_256(tmp_path: Path) -> None:
+    family("OPT").save(tmp_path)
+    checkpoint = load_checkpoint(tmp_path)
+    assert _affordable_tokens(checkpoint) == 1024
+    with torch.device("meta"):
+        checkpoint.model.register_parameter("large", torch.nn.Parameter(torch.empty(7_000_000_000)))
+    assert _affordable_tokens(checkpoint) == 256

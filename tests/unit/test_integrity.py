@@ -10,6 +10,7 @@ import pytest
 from support.manifests import SMALL
 
 from prosparse_export import ProSparseError
+from prosparse_export.artifact import integrity
 from prosparse_export.artifact.integrity import check_files, missing_model, sha256_file
 from prosparse_export.artifact.manifest import FileRecord, write_manifest
 
@@ -65,10 +66,18 @@ def test_a_graph_without_a_record(path: Path) -> None:
         check_files(other, verify=True)
 
 
-def test_hash_of_a_file_longer_than_a_chunk(tmp_path: Path) -> None:
-    data = bytes(range(256)) * 5000
+def test_hash_of_a_file_longer_than_a_chunk(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(integrity, "_CHUNK", 1000)
+    data = bytes(range(256)) * 10
     (tmp_path / "x").write_bytes(data)
     assert sha256_file(tmp_path / "x") == hashlib.sha256(data).hexdigest()
+
+
+def test_a_hash_can_be_given_up_between_chunks(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(integrity, "_CHUNK", 1000)
+    (tmp_path / "x").write_bytes(bytes(10_000))
+    answers = iter([False, False, True])
+    assert sha256_file(tmp_path / "x", lambda: next(answers)) == hashlib.sha256(bytes(2000)).hexdigest()
 
 
 def test_hints_at_what_a_path_is(path: Path, tmp_path: Path) -> None:
