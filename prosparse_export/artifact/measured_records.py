@@ -9,6 +9,7 @@ __all__ = [
     "FailedCheck",
     "LayerSpeedup",
     "OutputCheck",
+    "PartCost",
     "PredictedSpeedup",
     "QualityRecord",
     "SparsityRecord",
@@ -210,6 +211,15 @@ class FailedCheck:
 
 
 @dataclass(frozen=True)
+class PartCost:
+    """What one part of the model costs, alone; see `prosparse_export.validation.QuantizationCost`."""
+
+    module: str
+    kl: float
+    how: str
+
+
+@dataclass(frozen=True)
 class ValidatedFiles:
     """The files that were validated.
 
@@ -244,6 +254,7 @@ class ValidationRecord:
         greedy_tokens: tokens generated for each prompt.
         sparsity: None if the artifact has no sparse operator.
         stored_weights: None if weights were not compared.
+        quantization_costs: with --explain, the whole artifact's cost, then each part's, in descending order.
     """
 
     passed: bool
@@ -261,3 +272,4 @@ class ValidationRecord:
     greedy_tokens: int
     sparsity: SparsityRecord | None = None
     stored_weights: WeightsRecord | None = None
+    quantization_costs: tuple[PartCost, ...] = ()

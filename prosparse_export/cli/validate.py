@@ -77,8 +77,8 @@ Options override limits from a TOML file; docs/guides/validate.md has an example
 @click.option(
     "--explain",
     is_flag=True,
-    help="If exactness fails, name the first layer and operator out of bounds; if only a limit fails, print what "
-    "quantization costs by part of the model.",
+    help="Print what quantization costs in each part of the model, or the first layer and operator out of bounds if a "
+    "check fails.",
 )
 @click.option("--repeat", is_flag=True, help="Require bit-identical logits across runs and thread counts.")
 @click.option("--save-reference", type=click.Path(path_type=Path), help="Save PyTorch's logits to this file.")

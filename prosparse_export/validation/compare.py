@@ -120,12 +120,14 @@ class _Run:
             checks += layer_checks(findings, len(self.text.windows[0].ids[: options.operator_tokens]))
         checks.append(determinism_check(repeated))
         limits = limit_checks(options.limits, outcome.quality[1], sparsity, outcome.greedy_match, outcome.greedy_tokens)
+        exact = all(c.passed for c in checks)
         explained = options.explain and not all(c.passed for c in checks + limits)
         found: tuple[Finding, ...] = tuple(findings or ())
         costs: tuple[QuantizationCost, ...] = ()
         if explained:
-            lost = all(c.passed for c in checks) and any(c.about_quality and not c.passed for c in limits)
-            found, costs = self._explain(outcome.runs, found, lost=lost)
+            found = self._explain(outcome.runs, found)
+        if options.explain and exact and target.lossy:
+            costs = self._quantization_costs(self._ids_to_explain(outcome.runs))
         clock("done")
         return Validation(
             comparisons=outcome.runs,
@@ -215,21 +217,19 @@ class _Run:
         ids = self.text.windows[0].ids[: self.options.operator_tokens]
         return explain(checkpoint, self.target, ids, threads=self.options.threads, progress=self.clock)
 
-    def _explain(
-        self, runs: Sequence[Comparison], found: tuple[Finding, ...], *, lost: bool
-    ) -> tuple[tuple[Finding, ...], tuple[QuantizationCost, ...]]:
-        """Return all findings, and what quantization costs if only limits on quality fail (``lost``)."""
+    def _explain(self, runs: Sequence[Comparison], found: tuple[Finding, ...]) -> tuple[Finding, ...]:
+        """Return all findings."""
         target, clock = self.target, self.clock
         clock("explain")
         ids = self._ids_to_explain(runs)
         checkpoint = target.load(low_memory=True)
         found = found or tuple(explain(checkpoint, target, ids, threads=self.options.threads, progress=clock))
-        found = (*weight_findings(self.operators, self.weights), *found)
-        if not (lost and target.lossy):
-            return found, ()
-        checkpoint = target.load(low_memory=True)
-        return found, quantization_costs(
-            checkpoint, target.rounded, ids, target.approximation, target.cache_scales, clock
+        return (*weight_findings(self.operators, self.weights), *found)
+
+    def _quantization_costs(self, ids: NDArray[np.int64]) -> tuple[QuantizationCost, ...]:
+        target, checkpoint = self.target, self.target.load(low_memory=True)
+        return quantization_costs(
+            checkpoint, target.rounded, ids, target.approximation, target.cache_scales, self.clock
         )
 
     def _ids_to_explain(self, runs: Sequence[Comparison]) -> NDArray[np.int64]:

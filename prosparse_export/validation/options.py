@@ -26,8 +26,8 @@ class ValidationOptions:
         threads: intra-op threads; None for onnxruntime's default.
         repeat: require bit-identical logits across runs and thread counts on the whole text, not on a few tokens.
         limits: limits on quality and sparsity.
-        explain: if a check fails, find the first layer and operator beyond its bound; if only a limit on quality
-            fails, measure what quantization costs by part of the model.
+        explain: if a check fails, find the first layer and operator beyond its bound; if the artifact is exact but
+            lossy, measure what quantization costs by part of the model.
         save_reference: file to save PyTorch's logits to.
         reference: file to read PyTorch's logits from, instead of running PyTorch.
         low_memory: leave PyTorch's weight matrices in their files and read one module's at a time.

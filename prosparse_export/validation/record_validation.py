@@ -8,6 +8,7 @@ from pathlib import Path
 from prosparse_export.artifact.manifest import read_manifest, write_manifest
 from prosparse_export.artifact.measured_records import (
     FailedCheck,
+    PartCost,
     QualityRecord,
     SparsityRecord,
     ValidatedFiles,
@@ -40,6 +41,7 @@ def summary(result: Validation) -> ValidationRecord:
         greedy_tokens=result.greedy_tokens,
         sparsity=None if sparsity is None else SparsityRecord(**asdict(sparsity)),
         stored_weights=None if weights is None else WeightsRecord(**asdict(weights)),
+        quantization_costs=tuple(PartCost(**asdict(cost)) for cost in result.quantization_costs),
     )
 
 

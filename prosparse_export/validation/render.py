@@ -9,7 +9,7 @@ from prosparse_export.validation.result import Validation
 
 __all__ = ["as_junit", "as_markdown", "as_text"]
 
-_PARTS = 6  # parts of the model listed with their quantization cost
+_PARTS = 10  # of the model, listed with their quantization cost
 _AGAINST = "against PyTorch with the checkpoint's own weights"
 
 
@@ -42,7 +42,10 @@ def as_text(result: Validation) -> str:
     if result.explained:
         nothing = ["explain: every layer is within its bound on the tokens examined"]
         lines += ["", *([f"first out of bounds: {finding}" for finding in result.findings] or nothing)]
-        lines += [f"explain: {line}" for line in _quantization_costs(result)]
+    if costs := _quantization_costs(result):
+        lines += ["", costs[0], f"{'part, alone':40}{'weights':>9}{'KL mean':>10}"]
+        lines += [f"{cost.module:40}{cost.how:>9}{cost.kl:10.2e}" for cost in result.quantization_costs[1 : _PARTS + 1]]
+        lines += costs[1:]
     failed = [check for check in result.checks if not check.passed]
     lines.append("")
     lines += [f"FAILED {c.name}: measured {c.measured}; allowed {c.allowed}" for c in failed]
@@ -88,7 +91,10 @@ def as_markdown(result: Validation) -> str:
         lines += ["", f"Sparsity {result.sparsity.mean:.2%}; by layer: {layers}"]
     if result.findings:
         lines += ["", "First out of bounds:", "", *(f"- {finding}" for finding in result.findings)]
-    lines += [line for text in _quantization_costs(result) for line in ("", text)]
+    if costs := _quantization_costs(result):
+        lines += ["", costs[0], "", "| part, alone | weights | KL mean |", "|---|---|---:|"]
+        lines += [f"| {c.module} | {c.how} | {c.kl:.2e} |" for c in result.quantization_costs[1 : _PARTS + 1]]
+        lines += [line for text in costs[1:] for line in ("", text)]
     return "\n".join(lines) + "\n"
 
 
@@ -110,7 +116,9 @@ def as_junit(result: Validation) -> str:
         if not check.passed:
             message = f"measured {check.measured}; allowed {check.allowed}"
             failure = ET.SubElement(case, "failure", message=message)
-            failure.text = "\n".join([message, *map(str, result.findings), *_quantization_costs(result)])
+            parts = [f"{cost.module} {cost.how}: {cost.kl:.2e}" for cost in result.quantization_costs[1 : _PARTS + 1]]
+            costs = _quantization_costs(result)
+            failure.text = "\n".join([message, *map(str, result.findings), *costs[:1], *parts, *costs[1:]])
     ET.indent(suite)
     return '<?xml version="1.0" encoding="UTF-8"?>\n' + ET.tostring(suite, encoding="unicode") + "\n"
 
@@ -123,9 +131,9 @@ def _by_layer(sparsity: Sparsity) -> list[str]:
 
 
 def _quantization_costs(result: Validation) -> list[str]:
+    """Return the line above the table of parts and, if it does not list all, the one below."""
     if not result.quantization_costs:
         return []
     whole, *parts = result.quantization_costs
-    shown = ", ".join(map(str, parts[:_PARTS]))
-    rest = f" and {len(parts) - _PARTS} smaller ones" if len(parts) > _PARTS else ""
-    return [f"{whole.how} costs {whole.kl:.2g} nats per token; alone, {shown}{rest}"]
+    rest = [f"and {len(parts) - _PARTS} parts that cost less"] if len(parts) > _PARTS else []
+    return [f"Quantization: {whole.how} costs {whole.kl:.2e} nats per token", *rest]

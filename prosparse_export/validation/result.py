@@ -37,7 +37,7 @@ class Validation:
         unknown_operators: operators missing from the library, so that their function bodies ran.
         checks: all checks, limits included.
         findings: where the artifact first leaves its bounds, from --explain or from the check of layers.
-        quantization_costs: KL by part of the model, if --explain ran and only limits on quality failed.
+        quantization_costs: KL by part of the model, with --explain, if the artifact is exact but lossy.
         explained: --explain ran.
         tokens: positions compared.
         texts: SHA-256 of the token ids of each text, by name.

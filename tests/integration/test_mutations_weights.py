@@ -125,7 +125,17 @@ def test_quantization_cost_is_named_by_part(demo_folder: Path, demo_i4i8: Path) 
     assert names == {*layers, "model.embed_tokens", "lm_head"}
     assert whole.kl > parts[0].kl > parts[-1].kl > 0
     assert result.quality[1].kl_mean == pytest.approx(whole.kl, rel=0.5)  # the costs are of the first 96 tokens alone
-    assert f"alone, {parts[0].module} {parts[0].kl:.2g}" in as_text(result)
+    assert [parts[0].module, parts[0].how, f"{parts[0].kl:.2e}"] in [
+        line.split() for line in as_text(result).splitlines()
+    ]
+
+
+def test_quantization_cost_of_an_artifact_that_passes(demo_folder: Path, demo_i4i8: Path) -> None:
+    result = check(demo_folder, demo_i4i8)
+    assert result.passed
+    assert result.quantization_costs[0].kl > 0
+    assert ("model.layers.0.mlp", "i4/i8") in {(part.module, part.how) for part in result.quantization_costs}
+    assert check(demo_folder, demo_i4i8, explain=False).quantization_costs == ()
 
 
 def test_a_reference_file_does_not_hide_a_wrong_weight(demo_folder: Path, demo_i4i8: Path, tmp_path: Path) -> None:

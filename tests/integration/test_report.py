@@ -19,6 +19,7 @@ from prosparse_export import ProSparseError
 from prosparse_export.analysis.activation_counts import measure_activity
 from prosparse_export.artifact.measured_records import (
     FailedCheck,
+    PartCost,
     QualityRecord,
     ThresholdSearch,
     ThresholdTrial,
@@ -141,6 +142,7 @@ def test_pages_of_many_layers_and_of_a_validated_model(report: Report, tmp_path:
         lossy=True,
         greedy_match=(),
         greedy_tokens=0,
+        quantization_costs=(PartCost("", 0.25, "i4/i8"), PartCost("model.layers.7.mlp", 0.0625, "i4")),
     )
     manifest = replace(report.manifest, validation=validation)
     layers = tuple(replace(report.layers[i % 5], speed=None) for i in range(60))
@@ -148,6 +150,8 @@ def test_pages_of_many_layers_and_of_a_validated_model(report: Report, tmp_path:
     page = (tmp_path / "x.html").read_text()
     assert 'id="figure-speed"' not in page
     assert "FAILED: 1 of 3 checks" in page
+    assert "i4/i8 costs 2.50e-01 nats per token" in page
+    assert "<td>model.layers.7.mlp</td><td>i4</td><td>6.25e-02</td>" in page
     assert len(write_pngs(report, tmp_path)) == len(CHARTS) - 1
     assert all(p.read_bytes().startswith(b"\x89PNG") for p in tmp_path.glob("*.png"))
 

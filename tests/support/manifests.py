@@ -20,6 +20,7 @@ from prosparse_export.artifact.measured_records import (
     FailedCheck,
     LayerSpeedup,
     OutputCheck,
+    PartCost,
     PredictedSpeedup,
     QualityRecord,
     SparsityRecord,
@@ -76,5 +77,6 @@ FULL = Manifest(
         greedy_tokens=4,
         sparsity=SparsityRecord(0.9, (0.9,), 64, (0,)),
         stored_weights=WeightsRecord(5, 0.99, ("norm",)),
+        quantization_costs=(PartCost("", 0.2, "i4"), PartCost("lm_head", 0.1, "i4")),
     ),
 )

@@ -6,6 +6,8 @@ import xml.etree.ElementTree as ET
 
 from support.validations import small_validation
 
+from prosparse_export.validation import QuantizationCost
+from prosparse_export.validation.record_validation import summary
 from prosparse_export.validation.render import as_junit, as_markdown, as_text
 
 
@@ -20,3 +22,20 @@ def test_reports_name_failed_checks() -> None:
     assert failures["a <b> check"] is None
     assert failures["top-1 agreement"].get("message") == "measured 90%; allowed at least 99%"  # type: ignore[union-attr]
     assert not r.passed
+
+
+def test_costs_of_quantization_are_a_table() -> None:
+    layers = [QuantizationCost(f"model.layers.{i}.mlp", 0.5 / (i + 1), "i4") for i in range(12)]
+    r = small_validation(quantization_costs=(QuantizationCost("", 0.75, "i4/i8"), *layers), explained=False)
+    text, markdown = as_text(r).splitlines(), as_markdown(r).splitlines()
+    for lines in (text, markdown):
+        assert "Quantization: i4/i8 costs 7.50e-01 nats per token" in lines
+        assert "and 2 parts that cost less" in lines
+    assert ["model.layers.1.mlp", "i4", "2.50e-01"] in [line.split() for line in text]
+    assert "| model.layers.1.mlp | i4 | 2.50e-01 |" in markdown
+    assert not any("layers.10" in line for line in (*text, *markdown))
+    assert "model.layers.1.mlp i4: 2.50e-01" in as_junit(r)
+    assert [(cost.module, cost.kl) for cost in summary(r).quantization_costs[:2]] == [
+        ("", 0.75),
+        ("model.layers.0.mlp", 0.5),
+    ]
