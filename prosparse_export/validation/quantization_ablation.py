@@ -107,12 +107,13 @@ def _logits(
 @contextmanager
 def _rounded(checkpoint: Checkpoint, formats: Mapping[str, StoredAs]) -> Iterator[None]:
     """Quantize matrices within the context; those in memory are restored on exit."""
-    layers = {name: checkpoint.model.get_submodule(name) for name in formats} if checkpoint.weights is None else {}
-    kept = {name: layer.weight.detach().clone() for name, layer in layers.items()}
+    layers = [checkpoint.model.get_submodule(name) for name in formats] if checkpoint.weights is None else []
+    kept = {layer: (layer.weight, layer.weight.detach().clone()) for layer in layers}
     try:
         with as_stored(checkpoint, formats):
             yield
     finally:
         with torch.no_grad():
-            for name, layer in layers.items():
-                layer.weight.copy_(kept[name])
+            for layer, (parameter, values) in kept.items():
+                layer.weight = parameter  # a matrix that was tied is tied again
+                parameter.copy_(values)
