@@ -76,7 +76,7 @@ def plan_weights(
     hashes = {document.name: document.sha256 for document in documents}
     costs: tuple[FormatCost, ...] = ()
     if options.has_budget:
-        first, rest = held_back(documents)
+        first, rest = held_back(documents, checkpoint.config)
         documents = tuple(first)
     moments = input_moments(checkpoint, documents, progress)
     plan = replace(plan, importance=moments.by_module)
@@ -85,7 +85,7 @@ def plan_weights(
         budget = choose_exceptions(checkpoint, folder, options, ffns, matrices, rounding, rest, progress)
         plan, costs = replace(plan, exceptions=budget.exceptions), budget.costs
         matrices = i4_matrices(checkpoint, plan, ffns)
-    if compensates:
+    if compensates and matrices:  # a budget may have stored all of them in i8
         plan = replace(plan, rounded=compensated_matrices(checkpoint, documents, matrices, progress))
     return plan, RoundingRecord(hashes, moments.tokens, tuple(plan.rounded), costs)
 

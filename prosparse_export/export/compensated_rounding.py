@@ -78,7 +78,7 @@ def compensated_matrices(
         as_stored(checkpoint, {}),
         substituted_weights(checkpoint.model, is_down, substitute),
     ):
-        checkpoint.model(input_ids=torch.stack(rows))
+        checkpoint.model(input_ids=torch.stack(rows), use_cache=False)
     return found
 
 
@@ -109,12 +109,14 @@ def round_compensating(weight: torch.Tensor, moments: torch.Tensor, *, is_down: 
 
     Args:
         weight: ``[d_out, d_in]``, float32.
-        moments: second moments of its inputs, ``[d_in, d_in]``.
+        moments: second moments of its inputs, ``[d_in, d_in]``; if they are not finite, inputs count as independent.
         is_down: groups of 32 share a scale along d_out instead of d_in, as in a sparse operator's down_proj.
 
     Raises:
         WeightRangeError: a weight is not finite, or its scale is too large for float16.
     """
+    if not moments.diagonal().isfinite().all():
+        moments = torch.eye(len(moments))
     diagonal = moments.diagonal()
     shrunk = moments * (1 - _SHRINKAGE)
     shrunk.diagonal().copy_(diagonal + _DAMPING * (float(diagonal.mean()) or 1.0))

@@ -6,6 +6,7 @@ import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
@@ -14,6 +15,7 @@ from graph_passes import Format
 from prosparse_export.artifact.model_settings import context_in
 from prosparse_export.artifact.rounding_records import FormatCost
 from prosparse_export.errors import ProSparseError
+from prosparse_export.export.input_moments import token_rows
 from prosparse_export.export.mixed_precision import (
     Part,
     PartRounding,
@@ -30,7 +32,7 @@ from prosparse_models import Checkpoint
 
 __all__ = ["Budget", "choose_exceptions", "held_back"]
 
-_ROW, _MEASURED, _LIMITED = 256, 2, 4  # tokens of a row; rows to measure parts on, and a perplexity limit
+_ROW, _MEASURED, _LIMITED = 256, 2, 4  # tokens of a row; such rows to measure parts on, and a perplexity limit
 _ROPE_BYTES = 128 << 20  # cos/sin caches are not larger: graph_passes/patterns/rope_cache.py
 _GRAPH_BYTES, _TENSOR_BYTES = 1 << 18, 2048  # nodes, and what alignment adds to a tensor
 
@@ -48,8 +50,12 @@ class Budget:
     costs: tuple[FormatCost, ...]
 
 
-def held_back(documents: Sequence[Document]) -> tuple[list[Document], torch.Tensor]:
-    """Return the text without its last tokens, and those as ``[rows, 256]``: rounding must not see them.
+def held_back(documents: Sequence[Document], config: Mapping[str, Any]) -> tuple[list[Document], torch.Tensor]:
+    """Return the text without its last tokens, and those as ``[rows, tokens]``: rounding must not see them.
+
+    Args:
+        documents: the text.
+        config: config.json, whose context may be shorter than 256 tokens, the length of a row.
 
     Raises:
         ProSparseError: the text is too short.
@@ -65,7 +71,8 @@ def held_back(documents: Sequence[Document]) -> tuple[list[Document], torch.Tens
     for document in documents:
         kept.append(Document(document.name, document.ids[:left]))
         left -= len(kept[-1].ids)
-    return [document for document in kept if len(document.ids)], torch.from_numpy(ids[-rows * _ROW :]).reshape(rows, -1)
+    last = token_rows([Document("", ids[-rows * _ROW :])], config)
+    return [document for document in kept if len(document.ids)], torch.from_numpy(np.stack(last))
 
 
 def choose_exceptions(
@@ -101,7 +108,8 @@ def choose_exceptions(
                 f"target size: {folder}: i4 takes {smallest / 1e6:.1f} MB, got {options.target_bytes / 1e6:.1f} MB",
                 hint=f"pass --target-size {-(-smallest // 10**6) + 1}MB or more",
             )
-    order = list(widest_gains(measure_costs(checkpoint, parts, ids[:_MEASURED], rounding, progress)))
+    some = ids[: max(1, _MEASURED * _ROW // ids.shape[1])]
+    order = list(widest_gains(measure_costs(checkpoint, parts, some, rounding, progress)))
     if options.target_bytes is not None:
         wide = _within_size(order, options.target_bytes - smallest)
     else:

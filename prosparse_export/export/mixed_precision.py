@@ -91,23 +91,22 @@ def find_parts(model: torch.nn.Module, is_down: Mapping[str, bool], ffns: Sequen
         is_down: its projections, by module path.
         ffns: module paths of each rewritten FFN's projections, down_proj last.
     """
-    first_layers = {module: modules[-1] for modules in ffns for module in modules[:-1]}
+    down_of = {module: modules[-1] for modules in ffns for module in modules[:-1]}
+    first_kind = {module: " and ".join(map(_kind, modules[:-1])) for modules in ffns for module in modules[:-1]}
     layers = sorted({_layer(name) for name in is_down if _layer(name) is not None})  # type: ignore[type-var]
     size = math.ceil(len(layers) / min(_BANDS, max(len(layers), 1))) if layers else 1
     groups: dict[tuple[str, int], list[str]] = {}
     for name in is_down:
         layer = _layer(name)
-        kind = "gate_proj and up_proj" if name in first_layers else name.rpartition(".")[2]
+        kind = first_kind.get(name) or _kind(name)
         groups.setdefault((kind, -1 if layer is None else layers.index(layer) // size), []).append(name)
+    titles = {group: group[0] + _where(names) for group, names in groups.items()}
+    title_of = {name: titles[group] for group, names in groups.items() for name in names}
     parts = []
-    for (kind, _band), names in groups.items():
-        numbers = [n for n in map(_layer, names) if n is not None]
-        where = f", layers {min(numbers)} to {max(numbers)}" if numbers else ""
-        needs = first_layers.get(names[0], "")
-        if needs:
-            needs = f"{needs.rpartition('.')[2]}{where}"
+    for group, names in groups.items():
         weights = sum(_weights(model.get_submodule(name)) for name in names)
-        parts.append(Part(kind + where, tuple(names), weights, needs))
+        needs = next((title_of[down_of[name]] for name in names if name in down_of), "")
+        parts.append(Part(titles[group], tuple(names), weights, needs))
     ends = {name: module for name, module in model.named_modules() if module in embedding_and_head(model)}
     shared = {id(module.weight): _weights(module) for module in ends.values()}
     return [Part("embedding and lm_head", tuple(ends), sum(shared.values())), *parts]
@@ -122,6 +121,15 @@ def embedding_and_head(model: torch.nn.Module) -> list[torch.nn.Module]:
     """Return a model's token embedding and lm_head, those that it has."""
     found = (model.get_input_embeddings(), model.get_output_embeddings())  # type: ignore[operator]
     return [module for module in found if module is not None]
+
+
+def _kind(name: str) -> str:
+    return name.rpartition(".")[2]
+
+
+def _where(names: Sequence[str]) -> str:
+    numbers = [number for number in map(_layer, names) if number is not None]
+    return f", layers {min(numbers)} to {max(numbers)}" if numbers else ""
 
 
 def _layer(name: str) -> int | None:
@@ -186,4 +194,4 @@ def _log_probabilities(
         return torch.from_numpy(rounding.values(name, matrix.numpy(), formats[name]))
 
     with quiet(), as_stored(checkpoint, {}), substituted_weights(checkpoint.model, formats, substitute):
-        return torch.log_softmax(checkpoint.model(input_ids=ids).logits.float(), -1)
+        return torch.log_softmax(checkpoint.model(input_ids=ids, use_cache=False).logits.float(), -1)

@@ -68,6 +68,19 @@ def test_inputs_that_never_occur_and_singular_moments_are_rounded() -> None:
     assert plausible
 
 
+def test_moments_that_are_not_finite_give_nearest_integers() -> None:
+    weight, inputs = correlated()
+    inputs[4, 6] = torch.inf
+    found = round_compensating(weight.clone(), inputs.T @ inputs)
+    np.testing.assert_array_equal(found.integers, quantize(weight.numpy(), "i4", scales=found.scales)[0])
+
+
+def test_inputs_that_are_all_zero_give_nearest_integers() -> None:
+    weight, _ = correlated()
+    found = round_compensating(weight.clone(), torch.zeros(D_IN, D_IN))
+    np.testing.assert_array_equal(found.integers, quantize(weight.numpy(), "i4", scales=found.scales)[0])
+
+
 def test_other_weights_are_not_plausible() -> None:
     weight, inputs = correlated()
     found = round_compensating(weight.clone(), inputs.T @ inputs)
@@ -96,17 +109,22 @@ def test_a_model_is_rounded_on_the_inputs_that_rounded_layers_give(
     family("LLaMA (ReluLLaMA)").save(tmp_path)
     document = Document("a.txt", np.random.default_rng(0).integers(3, 50, 512))
     results = []
+    caches: list[bool] = []
     for in_files in (False, True):
         checkpoint = load_checkpoint(tmp_path, in_files=in_files)
         before = {name: weight.clone() for name, weight in checkpoint.model.state_dict().items()}
         down = "model.layers.0.mlp.down_proj"
         matrices = {"model.layers.0.self_attn.q_proj": False, "model.layers.0.mlp.up_proj": False, down: True}
+        checkpoint.model.register_forward_pre_hook(
+            lambda _, __, options: caches.append(options["use_cache"]), with_kwargs=True
+        )
         results.append(compensated_matrices(checkpoint, [document], matrices, no_progress))
         assert all(
             torch.equal(torch.nan_to_num(before[name]), torch.nan_to_num(weight))
             for name, weight in checkpoint.model.state_dict().items()
         )
     one, other = results
+    assert caches == [False, False]  # of thousands of tokens, a KV cache takes gigabytes
     assert list(one) == list(matrices)
     assert one[down].is_down
     for name in matrices:

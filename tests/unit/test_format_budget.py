@@ -6,15 +6,16 @@ import math
 from pathlib import Path
 
 import numpy as np
+import onnx_ir as ir
 import pytest
 import torch
 from support.families import family
 
 from prosparse_export.cli.budget_options import Percent, Size
 from prosparse_export.errors import ProSparseError
-from prosparse_export.export import ExportOptions, format_budget
-from prosparse_export.export.choose_formats import rounds_compensating
-from prosparse_export.export.format_budget import choose_exceptions, held_back
+from prosparse_export.export import ExportOptions, choose_formats, format_budget
+from prosparse_export.export.choose_formats import plan_weights, rounds_compensating
+from prosparse_export.export.format_budget import Budget, choose_exceptions, held_back
 from prosparse_export.export.mixed_precision import (
     Part,
     PartRounding,
@@ -62,6 +63,26 @@ def test_costs_are_measured_and_bytes_go_where_they_gain_most(
     assert sorted(order) == sorted(part.name for part in parts)
 
 
+@pytest.mark.parametrize("first", [("gate_proj", "up_proj"), ("fc1",)])
+def test_parts_of_rewritten_ffns_need_the_down_proj_part_that_dense_ffns_share(first: tuple[str, ...]) -> None:
+    class Model(torch.nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            ffns = [torch.nn.ModuleDict({name: torch.nn.Linear(8, 8) for name in (*first, "down")}) for _ in range(8)]
+            self.layers = torch.nn.ModuleList(ffns)
+
+        def get_input_embeddings(self) -> None: ...
+
+        def get_output_embeddings(self) -> None: ...
+
+    ffns = [[f"layers.{i}.{name}" for name in (*first, "down")] for i in range(8)]
+    is_down = {name: name == names[-1] for names in ffns for name in names}
+    parts = find_parts(Model(), is_down, ffns[1:])  # layer 0 stays dense
+    needs = [part.needs for part in parts if ffns[1][0] in part.modules or ffns[7][0] in part.modules]
+    assert needs == ["down, layers 0 to 1", "down, layers 6 to 7"]
+    assert set(needs) <= {part.name for part in parts}
+
+
 def test_most_cost_per_byte_comes_first() -> None:
     parts = [Part("large", ("a",), 1000, kl=0.5), Part("small", ("b",), 10, kl=0.1), Part("free", ("c",), 10)]
     assert [part.name for part in widest_gains(parts)] == ["small", "large", "free"]
@@ -106,6 +127,23 @@ def test_a_limit_of_perplexity(
         budget(checkpoint, matrices, ExportOptions(weights="i4", max_ppl_increase=0.001))
 
 
+def test_a_budget_that_leaves_nothing_in_i4(checkpoint: Checkpoint, monkeypatch: pytest.MonkeyPatch) -> None:
+    def fails(*_: object) -> None:
+        pytest.fail("there is nothing to round: the model need not run")
+
+    linears = [name for name, module in checkpoint.model.named_modules() if isinstance(module, torch.nn.Linear)]
+    everything = Budget(dict.fromkeys(linears, "i8"), ())
+    monkeypatch.setattr(choose_formats, "sparse_ffns", lambda *_: [FFN])
+    monkeypatch.setattr(choose_formats, "calibration_documents", lambda *_, **__: (Document("a", np.full(1024, 5)),))
+    monkeypatch.setattr(choose_formats, "choose_exceptions", lambda *_: everything)
+    monkeypatch.setattr(choose_formats, "compensated_matrices", fails)
+    options = ExportOptions(weights="i4", target_bytes=1)
+    plan, record = plan_weights(checkpoint, Path("m"), options, [], no_progress, graph=ir.Graph([], [], nodes=[]))
+    assert plan.exceptions == everything.exceptions
+    assert record is not None
+    assert not record.compensated
+
+
 def test_the_likelihood_is_pytorchs(checkpoint: Checkpoint) -> None:
     with torch.no_grad(), as_stored(checkpoint, {}):
         logits = checkpoint.model(input_ids=IDS).logits[:, :-1]
@@ -115,12 +153,19 @@ def test_the_likelihood_is_pytorchs(checkpoint: Checkpoint) -> None:
 
 def test_the_end_of_the_text_is_held_back() -> None:
     documents = [Document("a", np.arange(700)), Document("b", np.arange(700, 1400))]
-    kept, rest = held_back(documents)
+    kept, rest = held_back(documents, {})
     assert rest.shape == (2, 256)
     assert rest.flatten().tolist() == list(range(1400 - 512, 1400))
     assert np.concatenate([document.ids for document in kept]).tolist() == list(range(1400 - 512))
     with pytest.raises(ProSparseError, match="expected at least 512 tokens to choose formats on, got 511"):
-        held_back([Document("a", np.arange(511))])
+        held_back([Document("a", np.arange(511))], {})
+
+
+def test_rows_fit_a_short_context() -> None:
+    kept, rest = held_back([Document("a", np.arange(600))], {"max_position_embeddings": 100})
+    assert rest.shape == (2, 100)
+    assert rest[0, 0] == 600 - 256
+    assert [len(document.ids) for document in kept] == [600 - 256]
 
 
 @pytest.mark.parametrize(
