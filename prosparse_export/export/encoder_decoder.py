@@ -37,26 +37,7 @@ def rewrite_encoder_decoder(folder: Path, options: ExportOptions, progress: Prog
     Raises:
         ProSparseError: the model cannot be loaded or traced, or an option does not apply to encoder-decoders.
     """
-    if options.approximate is not None:
-        raise ProSparseError(
-            f"approximation: {folder}: expected a decoder-only model, got an encoder-decoder",
-            hint="omit --approximate",
-        )
-    if options.profile_texts:
-        raise ProSparseError(
-            f"profile text: {folder}: expected a decoder-only model, got an encoder-decoder",
-            hint="omit --profile-text: it predicts the speed of decoder-only models",
-        )
-    if options.kv_cache != "f32":
-        raise ProSparseError(
-            f"KV cache: {options.kv_cache}: {folder}: expected a decoder-only model, got an encoder-decoder",
-            hint="use --kv-cache f32",
-        )
-    if options.other_weights not in (None, "f32"):
-        raise ProSparseError(
-            f"weights: {folder}: expected f32 outside the FFNs of an encoder-decoder, got {options.other_weights}",
-            hint="pass --weights alone: it applies to the FFNs",
-        )
+    _check_options(folder, options)
     checkpoint = load_model_folder(
         folder,
         trust_remote_code=options.trust_remote_code,
@@ -82,3 +63,32 @@ def rewrite_encoder_decoder(folder: Path, options: ExportOptions, progress: Prog
         )(graph)
     traced = "traced all layers: encoder-decoders are traced whole"
     return RewrittenModel(checkpoint, [decoder, encoder], outcomes, attention, plan, traced=traced)
+
+
+def _check_options(folder: Path, options: ExportOptions) -> None:
+    if options.approximate is not None:
+        raise ProSparseError(
+            f"approximation: {folder}: expected a decoder-only model, got an encoder-decoder",
+            hint="omit --approximate",
+        )
+    if options.profile_texts:
+        raise ProSparseError(
+            f"profile text: {folder}: expected a decoder-only model, got an encoder-decoder",
+            hint="omit --profile-text: it predicts the speed of decoder-only models",
+        )
+    if options.kv_cache != "f32":
+        raise ProSparseError(
+            f"KV cache: {options.kv_cache}: {folder}: expected a decoder-only model, got an encoder-decoder",
+            hint="use --kv-cache f32",
+        )
+    if options.other_weights not in (None, "f32"):
+        raise ProSparseError(
+            f"weights: {folder}: expected f32 outside the FFNs of an encoder-decoder, got {options.other_weights}",
+            hint="pass --weights alone: it applies to the FFNs",
+        )
+    if options.has_budget or options.rounding == "compensated":
+        raise ProSparseError(
+            f"weights: {folder}: expected a decoder-only model for budgets and compensated rounding, got an "
+            "encoder-decoder",
+            hint="omit --target-size, --max-ppl-increase, and --rounding",
+        )

@@ -20,6 +20,9 @@ TEXT = (Path("text.txt"),)
         (ExportOptions(profile_texts=TEXT), "--profile-text"),
         (ExportOptions(approximate=Approximation(0.5, TEXT)), "--approximate"),
         (ExportOptions(other_weights="i8"), "--weights"),
+        (ExportOptions(weights="i4", target_bytes=1), "--target-size"),
+        (ExportOptions(weights="i4", max_ppl_increase=0.1), "--max-ppl-increase"),
+        (ExportOptions(weights="i4", rounding="compensated"), "--rounding"),
     ],
 )
 def test_unsupported_options(options: ExportOptions, option: str, tmp_path: Path) -> None:
