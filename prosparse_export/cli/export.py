@@ -64,14 +64,14 @@ Examples:
     show_default=True,
     help="Storage format of the sparse FFNs. checkpoint: the checkpoint's float type. i8, i4: integers with one scale "
     "per 32 weights; smaller and faster, but rounded. i4i8: i4, with down_proj in i8. i4 and "
-    "i4i8 keep the embedding, lm_head and narrow v_proj in i8.",
+    "i4i8 keep the embedding, lm_head, and narrow v_proj in i8.",
 )
 @click.option(
     "--other-weights",
     type=FormatChoice("same", ffn=False),
     default="same",
     show_default=True,
-    help="Storage format of attention, lm_head and embedding. same: as --weights (i4 for i4i8), "
+    help="Storage format of attention, lm_head, and the embedding. same: as --weights (i4 for i4i8), "
     "with some matrices in i8.",
 )
 @click.option(
@@ -80,17 +80,19 @@ Examples:
     default="auto",
     show_default=True,
     help="How i4 is rounded. compensated: later columns of a matrix make up for the rounding errors of earlier ones, "
-    "on --profile-text or a bundled text. auto: compensated with --profile-text, --target-size or --max-ppl-increase.",
+    "for the inputs that --profile-text or a bundled text gives. auto: compensated with --profile-text, --target-size, "
+    "or --max-ppl-increase; else nearest.",
 )
 @click.option(
     "--target-size",
     type=Size(),
-    help="With --weights i4: measure what each part costs, and store in i8 what gains most per byte, up to this size.",
+    help="With --weights i4: measure what each part of the model costs, and store in i8 what gains most per byte, "
+    "up to this size of graph and weights, such as 105MB.",
 )
 @click.option(
     "--max-ppl-increase",
     type=Percent(),
-    help="With --weights i4: likewise, up to this increase of perplexity on the text.",
+    help="With --weights i4: likewise, until perplexity grows by at most this, such as 5%, on the end of the text.",
 )
 @click.option(
     "--kv-cache",
@@ -104,7 +106,7 @@ Examples:
 @click.option(
     "--activation",
     type=click.Choice(["relu", "relu2", "fatrelu", "drelu"]),
-    help="The FFN activation, if config.json states another one.",
+    help="The FFN activation, if config.json states the wrong one.",
 )
 @click.option("--threshold", type=click.FloatRange(min=0.0), help="FATReLU threshold; turns relu into fatrelu.")
 @click.option(
@@ -129,7 +131,7 @@ Examples:
     multiple=True,
     metavar="FILE",
     help="Representative plain text, UTF-8. Measures each FFN's activation sparsity, leaves FFNs dense that would not "
-    "get faster, and predicts the speedup. Repeatable.",
+    "get faster, and predicts the speedup. Also calibrates i8, i4, and the KV cache. Repeatable.",
 )
 @libraries_option()
 @click.option("--trust-remote-code", is_flag=True, help="Run Python code from MODEL_DIR. Review it first.")
@@ -167,8 +169,8 @@ def export_command(
 ) -> None:
     """Export MODEL_DIR to the file OUT.onnx, with its ReLU FFNs as sparse operators.
 
-    MODEL_DIR holds config.json, *.safetensors and the tokenizer. Next to OUT.onnx go its weights (OUT.onnx.data),
-    config.json, the tokenizer, prosparse.json and the operator libraries. If anything fails, nothing is written.
+    MODEL_DIR holds config.json, *.safetensors, and the tokenizer. Next to OUT.onnx go its weights (OUT.onnx.data),
+    config.json, the tokenizer, prosparse.json, and the operator libraries. If anything fails, nothing is written.
     """
     _check_order(model_dir)
     if approximate is None and keep is not None:
