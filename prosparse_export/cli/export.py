@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Mapping
 from pathlib import Path
-from typing import TYPE_CHECKING, Literal, cast
+from typing import TYPE_CHECKING, Any, Literal, cast
 
 import click
 
@@ -177,7 +178,7 @@ def export_command(
         raise click.UsageError("--keep requires --approximate")
     if approximate is not None and not (activation is None and threshold is None):
         raise click.UsageError("--approximate cannot be combined with --activation or --threshold")
-    expected = export_seconds(model_dir, measures_inputs=not _INTEGERS.isdisjoint((weights, other_weights)))
+    expected = _expected_seconds(click.get_current_context().params)
     with stages(quiet=quiet, expected=expected) as progress:
         progress("start", 0, 0)
         with collection_paused():  # torch takes seconds to import
@@ -203,6 +204,21 @@ def export_command(
         )
         result = export_model(model_dir, output, options, progress)
     _print_result(result, verbose=verbose, as_json=as_json)
+
+
+def _expected_seconds(options: Mapping[str, Any]) -> dict[str, float]:
+    """Return about how long each stage of an export takes with ``options`` of the command."""
+    formats = {options["weights"], options["other_weights"]}
+    has_text = bool(options["profile_text"]) and options["approximate"] is None
+    has_budget = options["target_size"] is not None or options["max_ppl_increase"] is not None
+    compensates = options["rounding"] == "compensated" or (options["rounding"] == "auto" and (has_text or has_budget))
+    return export_seconds(
+        options["model_dir"],
+        measures_inputs=not _INTEGERS.isdisjoint(formats),
+        profiles=has_text,
+        compensates=compensates and not formats.isdisjoint(("i4", "i4i8")),
+        budgets=has_budget,
+    )
 
 
 def _check_order(model_dir: Path) -> None:

@@ -55,20 +55,30 @@ class TimeLeft:
             self._after = self._after[self._after.index(stage) + 1 :]
 
 
-def export_seconds(model_dir: Path, *, measures_inputs: bool) -> dict[str, float]:
+def export_seconds(
+    model_dir: Path, *, measures_inputs: bool, profiles: bool = False, compensates: bool = False, budgets: bool = False
+) -> dict[str, float]:
     """Return about how long each stage of an export takes on two cores of a Zen 3.
 
     Args:
         model_dir: the model folder; its safetensors files' bytes decide.
         measures_inputs: whether matrices are stored as integers, for which the model runs on text.
+        profiles: activation sparsity is measured.
+        compensates: rounding is compensated.
+        budgets: formats are chosen for a size or a perplexity.
     """
     size = sum(path.stat().st_size for path in model_dir.glob("*.safetensors")) / 1e9
-    inputs = min(10 * size, 60.0)  # the text gets shorter as models grow
+    text = {
+        "profile": min(50 * size, 60.0) if profiles else 0.0,  # the text gets shorter as models grow
+        "measure inputs": (40 * size if compensates else min(10 * size, 60.0)) if measures_inputs else 0.0,
+        "measure formats": 100 * size if budgets else 0.0,
+        "round": 100 * size if compensates else 0.0,
+    }
     return {
         "start": 5.0,
         "load": 0.5 + 2 * size,
         "trace": 6.0,
-        **({"measure inputs": inputs} if measures_inputs else {}),
+        **{stage: seconds for stage, seconds in text.items() if seconds},
         "rewrite": 0.2 + size,
         "write": 0.1 + 4 * size,
         "check": 0.7 + 6 * size,

@@ -127,7 +127,7 @@ class _Run:
         if explained:
             found = self._explain(outcome.runs, found)
         if options.explain and exact and target.lossy:
-            costs = self._quantization_costs(self._ids_to_explain(outcome.runs))
+            costs = self._quantization_costs(self.text.windows[0].ids)
         clock("done")
         return Validation(
             comparisons=outcome.runs,

@@ -6,6 +6,7 @@ import json
 import math
 import sys
 from pathlib import Path
+from types import ModuleType
 
 import numpy as np
 import pytest
@@ -145,9 +146,13 @@ def test_engines_need_a_text(demo_folder: Path) -> None:
 
 
 def test_a_checkpoint_without_counterpart_leaves_llama_cpp_out(
-    demo_folder: Path, measured: domains.Domains, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+    demo_folder: Path,
+    measured: domains.Domains,
+    tmp_path: Path,
+    capsys: pytest.CaptureFixture[str],
+    monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    pytest.importorskip("llama_cpp")
+    monkeypatch.setitem(sys.modules, "llama_cpp", ModuleType("llama_cpp"))  # is imported only
     config = json.loads((demo_folder / "config.json").read_text())
     (tmp_path / "config.json").write_text(json.dumps({**config, "hidden_act": "silu", "model_type": "opt"}))
     assert not list(engine_accuracy._llama_cpp(tmp_path, measured, tmp_path, 1))

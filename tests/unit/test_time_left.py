@@ -83,4 +83,7 @@ def test_bytes_of_weights_decide(tmp_path: Path) -> None:
     measured = export_seconds(tmp_path, measures_inputs=True)
     assert list(measured) == ["start", "load", "trace", "measure inputs", "rewrite", "write", "check", "publish"]
     assert sum(measured.values()) == sum(full.values()) + 20.0
+    with_text = export_seconds(tmp_path, measures_inputs=True, profiles=True, compensates=True, budgets=True)
+    assert list(with_text)[3:7] == ["profile", "measure inputs", "measure formats", "round"]
+    assert sum(with_text.values()) == pytest.approx(sum(full.values()) + 60 + 80 + 200 + 200)
     assert sum(export_seconds(tmp_path / "missing", measures_inputs=False).values()) == empty
