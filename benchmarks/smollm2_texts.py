@@ -68,7 +68,7 @@ def main() -> None:
     """Write what is not there yet."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("text", type=Path, help="the folder with train.jsonl and heldout.jsonl")
-    parser.add_argument("--debs", type=Path, help="a folder with the packages, if already downloaded")
+    parser.add_argument("--deb", type=Path, nargs="*", help="the two Debian packages, if already downloaded")
     args = parser.parse_args()
     for name, source in _CUT.items():
         if not (args.text / name).is_file():
@@ -78,10 +78,13 @@ def main() -> None:
         for name, (package, pattern) in _PAGES.items():
             if (args.text / name).is_file():
                 continue
-            folder = args.debs or Path(temporary)
-            if args.debs is None:
-                subprocess.run(["apt-get", "download", "-qq", package], check=True, cwd=folder)
-            _write(args.text / name, package_prose(next(folder.glob(f"{package}_*.deb")), pattern))
+            if args.deb is None:
+                subprocess.run(["apt-get", "download", "-qq", package], check=True, cwd=temporary)
+            debs = Path(temporary).glob("*.deb") if args.deb is None else args.deb
+            found = [deb for deb in debs if deb.name.startswith(f"{package}_")]
+            if not found:
+                raise SystemExit(f"--deb: expected {package}_*.deb, got {' '.join(map(str, args.deb or []))}")
+            _write(args.text / name, package_prose(found[0], pattern))
 
 
 if __name__ == "__main__":

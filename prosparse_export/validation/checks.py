@@ -24,14 +24,12 @@ class Check:
         measured: the measured value, in words.
         allowed: the allowed values.
         passed: whether it holds.
-        about_quality: a limit on what the artifact loses against the checkpoint's own weights.
     """
 
     name: str
     measured: str
     allowed: str
     passed: bool
-    about_quality: bool = False
 
 
 @dataclass(frozen=True)
@@ -130,7 +128,7 @@ def limit_checks(
     checks = []
 
     def check(name: str, measured: str, allowed: str, passed: bool) -> None:
-        checks.append(Check(name, measured, allowed, passed, about_quality=not name.startswith("sparsity")))
+        checks.append(Check(name, measured, allowed, passed))
 
     if (limit := limits.max_ppl_increase) is not None:
         value = quality.perplexity_increase

@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import xml.etree.ElementTree as ET
+from collections.abc import Sequence
 
 from prosparse_export.validation.checks import Sparsity
+from prosparse_export.validation.quantization_ablation import QuantizationCost
 from prosparse_export.validation.result import Validation
 
 __all__ = ["as_junit", "as_markdown", "as_text"]
@@ -42,10 +44,10 @@ def as_text(result: Validation) -> str:
     if result.explained:
         nothing = ["explain: every layer is within its bound on the tokens examined"]
         lines += ["", *([f"first out of bounds: {finding}" for finding in result.findings] or nothing)]
-    if costs := _quantization_costs(result):
-        lines += ["", costs[0], f"{'part, alone':40}{'weights':>9}{'KL mean':>10}"]
-        lines += [f"{cost.module:40}{cost.how:>9}{cost.kl:10.2e}" for cost in result.quantization_costs[1 : _PARTS + 1]]
-        lines += costs[1:]
+    if result.quantization_costs:
+        above, parts, below = _quantization_costs(result)
+        lines += ["", above, f"{'part, alone':40}{'weights':>9}{'KL mean':>10}"]
+        lines += [*(f"{part.module:40}{part.how:>9}{part.kl:10.2e}" for part in parts), *below]
     failed = [check for check in result.checks if not check.passed]
     lines.append("")
     lines += [f"FAILED {c.name}: measured {c.measured}; allowed {c.allowed}" for c in failed]
@@ -91,10 +93,11 @@ def as_markdown(result: Validation) -> str:
         lines += ["", f"Sparsity {result.sparsity.mean:.2%}; by layer: {layers}"]
     if result.findings:
         lines += ["", "First out of bounds:", "", *(f"- {finding}" for finding in result.findings)]
-    if costs := _quantization_costs(result):
-        lines += ["", costs[0], "", "| part, alone | weights | KL mean |", "|---|---|---:|"]
-        lines += [f"| {c.module} | {c.how} | {c.kl:.2e} |" for c in result.quantization_costs[1 : _PARTS + 1]]
-        lines += [line for text in costs[1:] for line in ("", text)]
+    if result.quantization_costs:
+        above, parts, below = _quantization_costs(result)
+        lines += ["", above, "", "| part, alone | weights | KL mean |", "|---|---|---:|"]
+        lines += [f"| {part.module} | {part.how} | {part.kl:.2e} |" for part in parts]
+        lines += [line for text in below for line in ("", text)]
     return "\n".join(lines) + "\n"
 
 
@@ -116,9 +119,11 @@ def as_junit(result: Validation) -> str:
         if not check.passed:
             message = f"measured {check.measured}; allowed {check.allowed}"
             failure = ET.SubElement(case, "failure", message=message)
-            parts = [f"{cost.module} {cost.how}: {cost.kl:.2e}" for cost in result.quantization_costs[1 : _PARTS + 1]]
-            costs = _quantization_costs(result)
-            failure.text = "\n".join([message, *map(str, result.findings), *costs[:1], *parts, *costs[1:]])
+            lines = [message, *map(str, result.findings)]
+            if result.quantization_costs:
+                above, parts, below = _quantization_costs(result)
+                lines += [above, *(f"{part.module} {part.how}: {part.kl:.2e}" for part in parts), *below]
+            failure.text = "\n".join(lines)
     ET.indent(suite)
     return '<?xml version="1.0" encoding="UTF-8"?>\n' + ET.tostring(suite, encoding="unicode") + "\n"
 
@@ -130,10 +135,8 @@ def _by_layer(sparsity: Sparsity) -> list[str]:
     return [f"{number}: {value:.1%}" if numbered else f"{value:.1%}" for number, value in pairs]
 
 
-def _quantization_costs(result: Validation) -> list[str]:
-    """Return the line above the table of parts and, if it does not list all, the one below."""
-    if not result.quantization_costs:
-        return []
+def _quantization_costs(result: Validation) -> tuple[str, Sequence[QuantizationCost], list[str]]:
+    """Return the line above the table of parts, the parts, and the line below if these are not all."""
     whole, *parts = result.quantization_costs
-    rest = [f"and {len(parts) - _PARTS} parts that cost less"] if len(parts) > _PARTS else []
-    return [f"Quantization: {whole.how} costs {whole.kl:.2e} nats per token", *rest]
+    below = [f"and {len(parts) - _PARTS} parts that cost less"] if len(parts) > _PARTS else []
+    return f"Quantization: {whole.how} costs {whole.kl:.2e} nats per token", parts[:_PARTS], below

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import shutil
 from pathlib import Path
 
@@ -13,6 +14,7 @@ import torch
 from prosparse_export import ExportOptions, export_model
 from prosparse_export.analysis.stored_scales import stored_scales
 from prosparse_export.artifact.manifest import require_manifest
+from prosparse_export.export import export
 from prosparse_export.export.choose_formats import plan_by_rule
 from prosparse_export.export.input_moments import calibration_documents, input_moments
 from prosparse_export.text import default_text
@@ -99,3 +101,21 @@ def test_compensated_rounding_passes_validation(demo_folder: Path, tmp_path: Pat
     assert size <= 4_300_000
     few = ValidationOptions(tokens=128, step_tokens=8, greedy=4, operator_tokens=16)
     assert validate(demo_folder, result.path, few).passed
+
+
+def test_a_dense_model_is_checked_with_the_library(
+    demo_folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Its linear layers are operators of the library too; their function bodies need several times the memory."""
+    shutil.copytree(demo_folder, tmp_path / "dense")
+    config = tmp_path / "dense" / "config.json"
+    config.write_text(json.dumps({**json.loads(config.read_text()), "hidden_act": "silu"}))
+    checked: list[bool] = []
+    monkeypatch.setattr(export, "check_logits", lambda *_, library: checked.append(library))
+    for weights in ("i8", "f32"):
+        result = export_model(
+            tmp_path / "dense", tmp_path / weights / "m.onnx", ExportOptions(weights=weights, allow_dense=True)
+        )
+        assert not result.rewritten
+        assert checked.pop() == bool(result.manifest.operators)
+    assert any("Linear" in name for name in require_manifest(tmp_path / "i8" / "m.onnx").operators)

@@ -153,6 +153,7 @@ def test_a_checkpoint_without_counterpart_leaves_llama_cpp_out(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     monkeypatch.setitem(sys.modules, "llama_cpp", ModuleType("llama_cpp"))  # is imported only
+    monkeypatch.syspath_prepend(BENCHMARKS)
     config = json.loads((demo_folder / "config.json").read_text())
     (tmp_path / "config.json").write_text(json.dumps({**config, "hidden_act": "silu", "model_type": "opt"}))
     assert not list(engine_accuracy._llama_cpp(tmp_path, measured, tmp_path, 1))

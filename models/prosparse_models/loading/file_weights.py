@@ -53,12 +53,12 @@ class FileWeight:
         Raises:
             CheckpointError: it contains NaN or Inf.
         """
-        self._checked  # noqa: B018 (raises)
-        return self.stored if self.factor == 1.0 else self.stored.float() * self.factor
+        return self._finite if self.factor == 1.0 else self._finite.float() * self.factor
 
     @cached_property
-    def _checked(self) -> None:
+    def _finite(self) -> torch.Tensor:
         check_finite(self.name, self.stored)
+        return self.stored
 
 
 def check_finite(name: str, values: torch.Tensor) -> None:
