@@ -4,7 +4,8 @@ A cached row is ``head_dim`` int8 values, then the two bytes of a bfloat16 scale
 reinterpret bits, so a body takes and makes bfloat16 numbers by arithmetic: exponent and mantissa, powers of two from a
 table. Every operation before the rounding is one float32 operation, as in the kernel: both round to the same bytes.
 
-``present`` is gathered from a copy of the past rows, so that past and present may share a buffer.
+Keys are read from a copy of past and new rows, so that past and present may share a buffer, and that new tokens may
+overwrite old ones that a window has left.
 """
 
 from __future__ import annotations
@@ -70,8 +71,13 @@ _SHAPES = """
   slots = Squeeze (slots1)
   total0 = Cast <to = 7> (total_sequence_length)
   total1 = Reshape (total0, last)
-  all_slots1 = Max (total1, slots1)
+  grown1 = Max (total1, slots1)
+  windowed0 = Less (zero, window)
+  full_window = LessOrEqual (window, slots1)
+  keeps_window = And (windowed0, full_window)
+  all_slots1 = Where (keeps_window, slots1, grown1)
   all_slots = Squeeze (all_slots1)
+  modulus = Max (all_slots, one)
   last_slot = Cast <to = 7> (seqlens_k)
   lengths = Add (last_slot, one)
   added = Min (lengths, tokens)
@@ -81,8 +87,17 @@ _SHAPES = """
   steps = Range (zero, tokens, one)
   positions = Add (past_column, steps)
   is_token = Less (positions, length_column)
-  slot = Range (zero, all_slots, one)
-  is_used = Less (slot, length_column)
+  last_past = Sub (past_column, one)
+  past_slot = Range (zero, slots, one)
+  past_behind0 = Sub (last_past, past_slot)
+  past_behind = Mod (past_behind0, modulus)
+  past_at = Sub (last_past, past_behind)
+  minus_one = Neg (one)
+  new_at = Where (is_token, positions, minus_one)
+  nowhere_shape = Concat <axis = 0> (batch, at1)
+  nowhere = Expand (minus_one, nowhere_shape)
+  at = Concat <axis = 1> (past_at, new_at, nowhere)
+  is_used = LessOrEqual (zero, at)
 """
 
 _ROTATE = """
@@ -173,17 +188,22 @@ _ROUND = """
   r{0} = Cast <to = 3> ({0}_row)
 """
 
+# pool: the past rows, the new ones, and an empty one; `at`: the position of each, negative if it holds no token.
+# Position p goes to slot p modulo the slots of present.
 _UPDATE = """
+  slot = Range (zero, all_slots, one)
+  last_column = Sub (length_column, one)
+  behind0 = Sub (last_column, slot)
+  behind_last = Mod (behind0, modulus)
+  goes_here = Sub (last_column, behind_last)
+  is_new = LessOrEqual (past_column, goes_here)
   new_rows = Sub (slots1, past_column)
-  from_new = Add (slot, new_rows)
-  is_past = Less (slot, past_column)
+  from_new = Add (goes_here, new_rows)
   no_row0 = Add (slots1, tokens1)
   no_row = Squeeze (no_row0)
   in_past = Less (slot, slots)
   kept = Where (in_past, slot, no_row)
-  is_unused = Not (is_used)
-  is_old = Or (is_past, is_unused)
-  source = Where (is_old, kept, from_new)
+  source = Where (is_new, from_new, kept)
   source_heads = Unsqueeze (source, at1)
   row_shape0 = Concat <axis = 0> (batch, kv_heads1, all_slots1)
   source_rows = Expand (source_heads, row_shape0)
@@ -200,7 +220,7 @@ _UPDATE = """
   used_groups0 = Unsqueeze (used_heads, last)
   used_groups = Unsqueeze (used_groups0, last)
 """
-# d{0}: float32, [batch, kv_heads, slots, head_dim], of {1}.
+# d{0}: float32, [batch, kv_heads, pool, head_dim], of {1}.
 _READ = """
   d{0}_values8 = Slice ({1}, at0, dim, at3)
   d{0}_values = Cast <to = 1> (d{0}_values8)
@@ -240,20 +260,24 @@ _ATTEND = """
   queries = Reshape (scaled_q, query_shape)
   keys_t = Transpose <perm = [0, 1, 3, 2]> (dk)
   scores0 = MatMul (queries, keys_t)
-  score_shape = Concat <axis = 0> (batch, kv_heads1, last, tokens1, all_slots1)
+  pool1 = Shape <start = 2, end = 3> (key_pool)
+  at_rows = Unsqueeze (at, at1)
+  score_shape = Concat <axis = 0> (batch, kv_heads1, last, tokens1, pool1)
   scores = Reshape (scores0, score_shape)
   position_columns = Unsqueeze (positions, last)
-  behind = LessOrEqual (slot, position_columns)
+  behind = LessOrEqual (at_rows, position_columns)
   first_seen = Sub (position_columns, window)
-  near = Less (first_seen, slot)
+  near = Less (first_seen, at_rows)
   no_window = Equal (window, zero)
   in_window = Or (near, no_window)
-  seen = And (behind, in_window)
+  is_near = And (behind, in_window)
+  used_rows = Unsqueeze (is_used, at1)
+  seen = And (is_near, used_rows)
   seen_groups = Unsqueeze (seen, at1)
   seen_heads = Unsqueeze (seen_groups, at1)
   masked = Where (seen_heads, scores, minus_infinity)
   weights0 = Softmax <axis = -1> (masked)
-  weight_shape = Concat <axis = 0> (batch, kv_heads1, last, all_slots1)
+  weight_shape = Concat <axis = 0> (batch, kv_heads1, last, pool1)
   weights = Reshape (weights0, weight_shape)
   mixed = MatMul (weights, dv)
   mixed_shape = Concat <axis = 0> (batch, heads1, tokens1, dim)
@@ -270,5 +294,5 @@ def attention_body(*, rotary: bool) -> str:
     """Return the nodes of a body as ONNX text, for the inputs and outputs of the operators, with RoPE or without."""
     parts = [_CONSTANTS, _SHAPES, _ROPE if rotary else _NO_ROPE, _PADDING]
     parts += [_ROUND.format("k", "nan_low", "f127"), _ROUND.format("v", "f0", "f0"), _UPDATE]
-    parts += [_READ.format("k", "present_key"), _READ.format("v", "present_value"), _ATTEND]
+    parts += [_READ.format("k", "key_pool"), _READ.format("v", "value_pool"), _ATTEND]
     return "".join(parts)

@@ -5,10 +5,13 @@ from __future__ import annotations
 import numpy as np
 from numpy.typing import NDArray
 
-__all__ = ["CACHE_GROUP", "cache_row_bytes", "cached_head_dim", "group_scales", "read_rows", "round_values"]
+__all__ = ["CACHE_GROUP", "WINDOWS", "cache_row_bytes", "cached_head_dim", "group_scales", "read_rows", "round_values"]
 
 CACHE_GROUP = 32
 """Values that share a scale."""
+WINDOWS = "com.prosparse.windows"
+"""Key in a model's metadata: JSON, the sliding window by name of the cache input. The input may have fewer slots than
+there are tokens, but at least as many as the window; new tokens then overwrite the oldest ones."""
 
 _LEVELS, _LEAST = np.float32(127), np.float32(2.0**-126)
 

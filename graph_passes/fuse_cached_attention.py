@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import json
+
 import onnx_ir as ir
 from onnx_ir import tape
 
 from graph_passes import custom_ops, function_bodies
-from graph_passes.cached_rows import cache_row_bytes
+from graph_passes.cached_rows import WINDOWS, cache_row_bytes
 
 __all__ = ["FuseCachedAttentionPass"]
 
@@ -18,17 +20,27 @@ class FuseCachedAttentionPass(ir.passes.InPlacePass):
     """Turn every ``GroupQueryAttention`` into ``CachedAttentionI8``, or ``RotaryCachedAttentionI8`` if it applies RoPE.
 
     Cache inputs and outputs become int8, with ``cache_row_bytes(head_dim)`` elements per key or value. Separate q, k
-    and v are concatenated. The function bodies of the operators are added to the model.
+    and v are concatenated. The function bodies of the operators are added to the model, and its metadata say which
+    cache inputs may be as short as a sliding window.
     """
 
     def call(self, model: ir.Model) -> ir.passes.PassResult:
         """Rewrite ``model``."""
         found = [n for n in model.graph if n.op_type == "GroupQueryAttention" and n.domain == "com.microsoft"]
+        windows = {name: window for node in found for name, window in _windows(node).items()}
         for node in found:
             _rewrite(model, node)
+        if windows:
+            model.metadata_props[WINDOWS] = json.dumps(windows)
         if found:
             model.opset_imports[custom_ops.DOMAIN] = custom_ops.VERSION
         return ir.passes.PassResult(model, modified=bool(found))
+
+
+def _windows(node: ir.Node) -> dict[str, int]:
+    """Return the sliding window by name of the cache inputs."""
+    window = max(node.attributes.get_int("local_window_size", 0), 0)
+    return {str(value.name): window for value in node.inputs[3:5] if window and value is not None}
 
 
 def _rewrite(model: ir.Model, node: ir.Node) -> None:

@@ -4,6 +4,7 @@
 #include <cmath>
 #include <cstdlib>
 #include <cstring>
+#include <limits>
 #include <string>
 #include <utility>
 #include <vector>
@@ -66,12 +67,13 @@ class Node : public Kernel {
     batch.qkv = static_cast<const float*>(qkv.data);
     batch.rows = static_cast<size_t>(qkv.shape[0]);
     batch.tokens = static_cast<size_t>(qkv.shape[1]);
-    const std::vector<size_t> lengths = read_lengths(context, batch, of, past_slots);
+    const bool keeps_window = of.window != 0 && past_slots >= of.window;
+    batch.slots = keeps_window ? past_slots : std::max(past_slots, total(context));
+    const std::vector<size_t> lengths = read_lengths(context, batch, of, past_slots, keeps_window);
     batch.lengths = lengths.data();
     batch.y = static_cast<float*>(
         output(context, 0, {qkv.shape[0], qkv.shape[1], static_cast<int64_t>(of.heads * of.head_dim)}));
     std::vector<int64_t> shape = past[0].shape;
-    batch.slots = std::max(past_slots, total(context));
     shape[2] = static_cast<int64_t>(batch.slots);
     batch.keys = static_cast<int8_t*>(output(context, 1, shape));
     batch.values = static_cast<int8_t*>(output(context, 2, shape));
@@ -133,20 +135,20 @@ class Node : public Kernel {
   }
 
   std::vector<size_t> read_lengths(KernelContext* context, const AttentionBatch& batch, const Attention& of,
-                                   size_t past_slots) const {
+                                   size_t past_slots, bool keeps_window) const {
     const Tensor last = input(context, kLengths, kInt32, "seqlens_k");
     if (last.shape != std::vector<int64_t>{static_cast<int64_t>(batch.rows)}) {
       throw InvalidArgument(where_ + ": seqlens_k: expected shape [" + std::to_string(batch.rows) + "], got " +
                             to_string(last.shape));
     }
-    const size_t slots = std::max(past_slots, total(context));
-    const size_t most = rotary_ ? std::min(slots, of.positions) : slots;
+    size_t most = keeps_window ? std::numeric_limits<int32_t>::max() : std::min(batch.slots, past_slots + batch.tokens);
+    if (rotary_) most = std::min(most, of.positions);
     std::vector<size_t> lengths;
     for (size_t row = 0; row < batch.rows; ++row) {
       const int64_t length = int64_t{static_cast<const int32_t*>(last.data)[row]} + 1;
-      if (length < 0 || static_cast<size_t>(length) > most || static_cast<size_t>(length) > past_slots + batch.tokens) {
+      if (length < 0 || static_cast<size_t>(length) > most) {
         throw InvalidArgument(where_ + ": seqlens_k: row " + std::to_string(row) + " has " + std::to_string(length) +
-                              " tokens; expected at most " + std::to_string(std::min(most, past_slots + batch.tokens)) +
+                              " tokens; expected at most " + std::to_string(most) +
                               " (total_sequence_length, RoPE's positions, tokens in the cache and new ones)");
       }
       lengths.push_back(static_cast<size_t>(length));

@@ -52,6 +52,20 @@ class Call {
     return {of_.window != 0 && position >= of_.window ? position + 1 - of_.window : 0, position + 1};
   }
 
+  // The end of a task that begins at position `begin`: its slots are consecutive in memory, and the cuts depend only on
+  // positions.
+  size_t cut(size_t begin, size_t end) const {
+    return std::min({end, (begin / kChunk + 1) * kChunk, (begin / batch_.slots + 1) * batch_.slots});
+  }
+
+  // New tokens of a row that are appended before any of them is attended to: no key that one of them sees is
+  // overwritten.
+  Range part(size_t row, size_t index) const {
+    const size_t count = new_tokens(row);
+    const size_t most = batch_.lengths[row] <= batch_.slots ? count : batch_.slots - of_.window + 1;
+    return {std::min(count, index * most), std::min(count, (index + 1) * most)};
+  }
+
   // Appends a new token of one KV head to the cache. `rotated`: head_dim floats.
   void append(size_t row, size_t kv_head, size_t token, float* rotated) const {
     const size_t position = past(row) + token, at = slot(row, kv_head, position);
@@ -70,7 +84,7 @@ class Call {
     }
   }
 
-  // Attention of the queries to slots [begin, end) of one chunk. `scores`: queries * kChunk.
+  // Attention of the queries to positions [begin, end), of one task. `scores`: queries * kChunk.
   void attend(const Queries& q, const float* queries, Range slots, float* tile, float* scores,
               Partial* partials) const {
     const CacheRows keys{batch_.keys + slot(q.row, q.kv_head, slots.begin), of_.head_dim, slots.end - slots.begin};
@@ -110,7 +124,7 @@ class Call {
   }
 
   size_t slot(size_t row, size_t kv_head, size_t position) const {
-    return ((row * of_.kv_heads + kv_head) * batch_.slots + position) * row_bytes_;
+    return ((row * of_.kv_heads + kv_head) * batch_.slots + position % batch_.slots) * row_bytes_;
   }
 
   const AttentionKernels& kernels_;
@@ -160,9 +174,9 @@ void run_step(const Call& call, const Attention& of, const AttentionBatch& batch
   for (size_t row = 0; row < batch.rows; ++row) {
     const Range seen = call.visible(call.past(row));
     for (size_t head = 0; head < of.kv_heads && batch.lengths[row] != 0; ++head) {
-      for (size_t begin = seen.begin / kChunk * kChunk; begin < seen.end; begin += kChunk) {
-        const size_t end = std::min(begin + kChunk, seen.end);
-        tasks.push_back({{row, head, 0, group}, {std::max(begin, seen.begin), end}, end == seen.end});
+      for (size_t begin = seen.begin, end; begin < seen.end; begin = end) {
+        end = call.cut(begin, seen.end);
+        tasks.push_back({{row, head, 0, group}, {begin, end}, end == seen.end});
       }
     }
   }
@@ -184,17 +198,19 @@ void run_step(const Call& call, const Attention& of, const AttentionBatch& batch
   }
 }
 
-// Several new tokens per row: all are appended, then some at a time share what is read of the cache.
-void run_prompt(const Call& call, const Attention& of, const AttentionBatch& batch, const Parallel& parallel,
-                Scratch& scratch) {
+// Part `index` of each row's new tokens: all are appended, then some at a time share what is read of the cache. False
+// if no row has such a part.
+bool run_part(const Call& call, const Attention& of, const AttentionBatch& batch, size_t index,
+              const Parallel& parallel, Scratch& scratch) {
   const size_t padded = call.padded(), tokens = std::max<size_t>(1, kQueryRows / call.group());
   const size_t most = tokens * call.group(), work = Work::floats(most, padded) + 2 * Partials::floats(most, padded);
   float* memory = scratch.attention.get<float>(kWorkers * work);
   std::vector<Queries> tasks;
   for (size_t row = 0; row < batch.rows; ++row) {
+    const Range part = call.part(row, index);
     for (size_t head = 0; head < of.kv_heads; ++head) {
-      for (size_t first = 0; first < call.new_tokens(row); first += tokens)
-        tasks.push_back({row, head, first, std::min(tokens, call.new_tokens(row) - first) * call.group()});
+      for (size_t first = part.begin; first < part.end; first += tokens)
+        tasks.push_back({row, head, first, std::min(tokens, part.end - first) * call.group()});
     }
   }
   on_workers(parallel, tasks.size(), [&](size_t i, size_t worker) {
@@ -211,15 +227,23 @@ void run_prompt(const Call& call, const Attention& of, const AttentionBatch& bat
     call.read_queries(q, space.queries);
     const size_t position = call.past(q.row) + q.first;
     const Range seen{call.visible(position).begin, position + q.count / call.group()};
-    for (size_t begin = seen.begin / kChunk * kChunk; begin < seen.end; begin += kChunk) {
-      const bool is_first = begin <= seen.begin;
+    for (size_t begin = seen.begin, end; begin < seen.end; begin = end) {
+      end = call.cut(begin, seen.end);
+      const bool is_first = begin == seen.begin;
       Partials& into = is_first ? sum : chunk;
-      const Range slots{std::max(begin, seen.begin), std::min(begin + kChunk, seen.end)};
-      call.attend(q, space.queries, slots, space.tile, space.scores, into.of.data());
+      call.attend(q, space.queries, {begin, end}, space.tile, space.scores, into.of.data());
       for (size_t r = 0; r < q.count && !is_first; ++r) merge(sum.of[r], chunk.of[r], padded);
     }
     call.finish(q, sum.of.data());
   });
+  return !tasks.empty();
+}
+
+// Several new tokens per row.
+void run_prompt(const Call& call, const Attention& of, const AttentionBatch& batch, const Parallel& parallel,
+                Scratch& scratch) {
+  for (size_t index = 0; run_part(call, of, batch, index, parallel, scratch); ++index) {
+  }
 }
 
 void clear_padding(const Call& call, const Attention& of, const AttentionBatch& batch) {

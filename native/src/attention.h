@@ -23,10 +23,10 @@ struct AttentionBatch {
   const float* qkv;  // [rows][tokens][(heads + 2 * kv_heads) * head_dim]
   size_t rows, tokens;
   const size_t* lengths;
-  int8_t* keys;    // [rows][kv_heads][slots][cache_row_bytes(head_dim)], with the past tokens in their slots
+  int8_t* keys;    // [rows][kv_heads][slots][cache_row_bytes(head_dim)], position p in slot p % slots
   int8_t* values;  // likewise
-  size_t slots;
-  float* y;  // [rows][tokens][heads * head_dim]
+  size_t slots;    // at least the tokens of a row, or the window
+  float* y;        // [rows][tokens][heads * head_dim]
 };
 
 // Appends the new keys and values to the cache and computes y. Each result has one order of operations, which does not

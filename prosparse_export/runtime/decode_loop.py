@@ -3,7 +3,7 @@
 GroupQueryAttention appends keys and values in place if past and present share one buffer. A decode step then allocates,
 copies, and binds nothing: it writes a token, a position, and one element of the mask, and runs the session. The mask is
 as long as the buffer; the operator takes the sum of a row as its number of tokens and ignores everything beyond. A full
-buffer grows (cache.py) and is bound anew.
+buffer grows (cache.py) and is bound anew. That of a sliding window stops growing: new tokens overwrite the oldest ones.
 
 Prompts run in chunks, since attention scores and logits take memory for chunk x context. The operator continues a batch
 by one token only, so the rows of a long batch run one after the other, each into its row of the cache.
@@ -68,7 +68,7 @@ class Decoder:
                 + (f"no output {missing}" if missing else "no input past_key_values.N.key"),
                 hint="use a decoder from prosparse-export",
             )
-        self._buffers = CacheBuffers(past, batch, capacity)
+        self._buffers = CacheBuffers(past, batch, capacity, chunk=PREFILL_TOKENS)
         self._cache = {name: _bound(array) for name, array in self._buffers.arrays.items()}
         self._width = 0  # tokens so far, left padding included
         self._mask = np.zeros((batch, 0), np.int64)

@@ -160,7 +160,8 @@ class SparseModel:
             rows = [self.forward(ids[i : i + 1], mask[i : i + 1], cache.row(i)) for i in range(len(ids))]
             return np.concatenate([logits for logits, _ in rows]), Cache.stacked([longer for _, longer in rows])
         positions = np.maximum(mask.cumsum(-1) - 1, 0)[:, cache.length :]
-        feeds = {"input_ids": ids, "attention_mask": mask, "position_ids": positions, **cache.values}
+        past = {name: self._past[name].with_room(array, ids.shape[1]) for name, array in cache.values.items()}
+        feeds = {"input_ids": ids, "attention_mask": mask, "position_ids": positions, **past}
         wanted = {value.name for value in self.session.get_inputs()}
         try:
             logits, *present = self.session.run(None, {n: v for n, v in feeds.items() if n in wanted})

@@ -107,8 +107,9 @@ class ActivationCapture:
         past = 0
         for name, value in cache_inputs(self._session).items():
             own = name.replace("past_key_values.", "present.")
-            feeds[name] = value.array(len(ids), 0) if present is None else present[own]
-            past = feeds[name].shape[2]
+            cached = value.array(len(ids), 0) if present is None else present[own]
+            past = cached.shape[2]
+            feeds[name] = value.with_room(cached, ids.shape[1])
         if any(value.name == "position_ids" for value in self._session.get_inputs()):
             feeds["position_ids"] = np.maximum(mask.cumsum(-1) - 1, 0)[:, past:]
         names = [value.name for value in self._session.get_outputs()]

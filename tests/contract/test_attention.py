@@ -74,6 +74,30 @@ def test_long_caches(case: Case) -> None:
         np.testing.assert_array_equal(cache, alike)
 
 
+@pytest.mark.parametrize(("window", "slots"), [(7, 7), (7, 9), (7, 40), (600, 1024), (520, 700)])
+def test_a_cache_as_long_as_the_window(window: int, slots: int) -> None:
+    """Prompts, chunks, and steps overwrite what the window has left: as with a cache that keeps everything."""
+    case, lengths = Case(4, 2, 64, pairs=32, window=window, positions=4096), np.zeros(2, int)
+    kernel, body = session(case.model(), library=True), session(case.model(), library=False)
+    rng, ring = np.random.default_rng(10), [np.full((2, 2, slots, case.row), 77, np.int8) for _ in range(2)]
+    caches: Caches | None = None
+    for tokens in (5 * window // 2, 1, window // 2, 1, 1, slots + 3, 1):
+        lengths = np.array([tokens, tokens - 2]) if caches is None else lengths + tokens
+        feeds = case.feeds(rng, lengths.tolist(), tokens, caches)
+        _, caches = run(kernel, feeds)
+        expected, bound = exact(case, feeds, caches)
+        feeds |= {"past_key": ring[0], "past_value": ring[1]}
+        y, ring = run(kernel, feeds)
+        assert_within(y, expected, bound)
+        other, alike = run(body, feeds)
+        assert_within(other, expected, bound)
+        for part, same, whole in zip(ring, alike, caches, strict=True):
+            np.testing.assert_array_equal(part, same)
+            for row, length in enumerate(lengths.tolist()):
+                kept = np.arange(max(0, length - slots), length)
+                np.testing.assert_array_equal(part[row][:, kept % slots], whole[row][:, kept])
+
+
 def test_the_cache_holds_rounded_keys_and_values() -> None:
     case = Case(2, 2, 64)
     feeds = case.feeds(np.random.default_rng(2), [9], 9, None)
@@ -87,12 +111,15 @@ def test_the_cache_holds_rounded_keys_and_values() -> None:
     assert case.row * 64 <= 1.1 * 64 * 64
 
 
+@pytest.mark.parametrize("window", [0, 4])
 @pytest.mark.parametrize("library", [True, False])
-def test_a_shared_buffer(library: bool) -> None:
+def test_a_shared_buffer(library: bool, window: int) -> None:
     """Past and present in one buffer, as `runtime.cache` and onnxruntime-genai bind them."""
-    case = Case(4, 2, 64, pairs=32)
+    case, slots = Case(4, 2, 64, pairs=32, window=window), 10 if window else 30
     one, rng = session(case.model(), library=library), np.random.default_rng(3)
-    buffers = [np.full((1, 2, 30, case.row), 77, np.int8) for _ in range(2)]  # what no token has written does not count
+    buffers = [
+        np.full((1, 2, slots, case.row), 77, np.int8) for _ in range(2)
+    ]  # what no token has written has no effect
     caches: Caches | None = None
     for tokens, length in [(9, 9), (1, 10), (3, 13)]:
         feeds = case.feeds(rng, [length], tokens, caches)
@@ -108,22 +135,28 @@ def test_a_shared_buffer(library: bool) -> None:
         one.run_with_iobinding(io)
         assert np.abs(io.get_outputs()[0].numpy() - expected).max() <= 1e-5  # other shapes, another order of sums
         for buffer, cache in zip(buffers, caches, strict=True):
-            np.testing.assert_array_equal(buffer[:, :, :length], cache)
+            kept = np.arange(max(0, length - slots), length)
+            np.testing.assert_array_equal(buffer[:, :, kept % slots], cache[:, :, kept])
 
 
-def test_same_bits_for_any_threads_and_beside_other_rows() -> None:
-    case = Case(4, 2, 64, pairs=32)
+@pytest.mark.parametrize("window", [0, 530])
+def test_same_bits_for_any_threads_and_beside_other_rows(window: int) -> None:
+    case = Case(4, 2, 64, pairs=32, window=window)
     feeds = case.feeds(np.random.default_rng(4), [1100, 700], 1100, None)
+    if window:  # the first row leaves its slots, the second does not
+        feeds |= {f"past_{part}": np.zeros((2, 2, 800, case.row), np.int8) for part in ("key", "value")}
     one = session(case.model(), library=True, threads=1)
     y, present = run(one, feeds)
     step = case.feeds(np.random.default_rng(5), [1101, 701], 1, present)
+    step |= dict(zip(("past_key", "past_value"), present, strict=True))
     next_y, _ = run(one, step)
     for threads in (2, 3, 4):
         other = session(case.model(), library=True, threads=threads)
         np.testing.assert_array_equal(run(other, feeds)[0], y)
         np.testing.assert_array_equal(run(other, step)[0], next_y)
-    alone = {name: value[1:] if value.ndim else value for name, value in step.items()}
-    np.testing.assert_array_equal(run(one, alone)[0], next_y[1:])
+    for together, result in ((feeds, y), (step, next_y)):
+        alone = {name: value[1:] if value.ndim else value for name, value in together.items()}
+        np.testing.assert_array_equal(run(one, alone)[0], result[1:])
 
 
 @pytest.mark.parametrize("library", [True, False])

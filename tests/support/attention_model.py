@@ -77,9 +77,13 @@ class Case:
     def feeds(
         self, rng: np.random.Generator, lengths: list[int], tokens: int, past: list[NDArray[np.int8]] | None
     ) -> Feeds:
-        """Random projections of ``tokens`` new tokens; ``lengths`` with them; ``past`` as returned, or None."""
+        """Random projections of ``tokens`` new tokens; ``lengths`` with them; ``past`` as returned, or None.
+
+        With a window, the past gets room for the new tokens, so that slots are positions.
+        """
         empty = [np.zeros((len(lengths), self.kv_heads, 0, self.row), np.int8)] * 2
-        key, value = past or empty
+        more = max(0, max(lengths) - past[0].shape[2]) if past and self.window else 0
+        key, value = (np.pad(rows, ((0, 0), (0, 0), (0, more), (0, 0))) for rows in past or empty)
         width = (self.heads + 2 * self.kv_heads) * self.dim
         return {
             "qkv": rng.standard_normal((len(lengths), tokens, width)).astype(np.float32),

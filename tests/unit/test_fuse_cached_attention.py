@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import json
+
 import numpy as np
 import onnx_ir as ir
 import pytest
@@ -48,6 +50,14 @@ def test_types_and_shapes() -> None:
         assert cache[name].shape is not None
         assert cache[name].shape[3] == DIM + 2
     assert cache["q"].dtype == cache["y"].dtype == ir.DataType.FLOAT
+
+
+def test_metadata_name_the_caches_with_a_window() -> None:
+    for more, expected in ((", local_window_size = 4", {"past_k": 4, "past_v": 4}), ("", None)):
+        model = attention(more)
+        FuseCachedAttentionPass()(model)
+        found = model.metadata_props.get("com.prosparse.windows")
+        assert expected == (None if found is None else json.loads(found))
 
 
 def test_other_attributes_are_not_dropped() -> None:

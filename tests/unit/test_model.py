@@ -26,6 +26,9 @@ class FakeSession:
     def get_inputs(self) -> list[Any]:
         return self._inputs
 
+    def get_modelmeta(self) -> Any:
+        return SimpleNamespace(custom_metadata_map={})
+
     def run(self, *_: Any) -> None:
         raise RuntimeError("of onnxruntime")
 
