@@ -23,6 +23,7 @@ from graph_passes.cached_rows import cache_row_bytes
 from graph_passes.custom_ops import DOMAIN, ROTARY_CACHED_ATTENTION
 from prosparse_export import register
 
+_PAUSE = 0.05  # seconds between operators: threads of the one before stop spinning
 OURS, FLOAT32, INT8 = "ours, int8", "onnxruntime, float32", "onnxruntime, int8"
 
 
@@ -130,7 +131,7 @@ def main(
         for count in tokens:
             kinds = [kind for kind in (OURS, INT8, FLOAT32) if kind not in without]
             steps = {kind: bound_step(kind, SHAPES[name], count, new, threads) for kind in kinds}
-            times = in_turns({kind: step for kind, (step, _) in steps.items()}, rounds)
+            times = in_turns({kind: step for kind, (step, _) in steps.items()}, rounds, pause=_PAUSE)
             for kind, seconds in times.items():
                 milliseconds = 1e3 * sorted(seconds)[len(seconds) // 2]
                 click.echo(

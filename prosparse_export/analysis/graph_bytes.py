@@ -33,7 +33,8 @@ def ffn_shape(model: onnx.ModelProto, node: FfnNode, skipped: float) -> Ffn:
 def other_bytes(model: onnx.ModelProto, context: int) -> int:
     """Return the bytes that a token reads outside the sparse FFNs: other weights, and ``context`` tokens of KV cache.
 
-    Embedding tables and attention's cos/sin cache do not count: a token reads one row of each.
+    Embedding tables and attention's cos/sin cache do not count: a token reads one row of each. Attention with a sliding
+    window reads at most the window.
     """
     sizes = {tensor.name: initializer_bytes(tensor) for tensor in model.graph.initializer}
     read: set[str] = set()
@@ -41,10 +42,22 @@ def other_bytes(model: onnx.ModelProto, context: int) -> int:
         sparse = node.domain == DOMAIN and "FFN" in node.op_type
         if not sparse and node.op_type not in _LOOKUPS:
             read.update(name for name in node.input if name in sizes)
+    windows = _windows(model)
     cache: int = 0
     for value in model.graph.input:
         if value.name.startswith("past_key_values."):
             dims = value.type.tensor_type.shape.dim
             bits = _BITS.get(value.type.tensor_type.elem_type, 32)
-            cache += int(dims[1].dim_value * dims[3].dim_value) * context * bits // 8
+            cache += (
+                int(dims[1].dim_value * dims[3].dim_value) * min(context, windows.get(value.name, context)) * bits // 8
+            )
     return int(sum(sizes[name] for name in read)) + cache
+
+
+def _windows(model: onnx.ModelProto) -> dict[str, int]:
+    """Return the sliding windows of fused attention by name of the cache input."""
+    windows = {}
+    for node in model.graph.node:
+        window = next((a.i for a in node.attribute if a.name == "local_window_size"), 0)
+        windows.update({name: window for name in node.input if window > 0 and name.startswith("past_key_values.")})
+    return windows

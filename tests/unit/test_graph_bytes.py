@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import numpy as np
+import onnx
 import pytest
+from onnx import TensorProto, helper
 from support.graphs import weights_model
 
 from graph_passes import FFN_FORMATS, FfnFormat, format_of, is_quantized, quantize
@@ -27,3 +29,15 @@ def test_sizes_are_the_graphs(weights: FfnFormat) -> None:
     assert other_bytes(model, 1) == 0
     stored = sum(array.nbytes for name, array in inputs.items() if name[0] != "b")
     assert Ffn(64, 96, True, weights, 0.0).dense_bytes == stored
+
+
+def test_a_sliding_window_reads_its_own_tokens() -> None:
+    model = onnx.ModelProto()
+    for name in ("past_key_values.0.key", "past_key_values.1.key"):
+        model.graph.input.append(helper.make_tensor_value_info(name, TensorProto.INT8, ["b", 2, "past", 34]))
+    for layer, window in ((0, 8), (1, -1)):
+        inputs = ["qkv", "", "", f"past_key_values.{layer}.key"]
+        node = helper.make_node("GroupQueryAttention", inputs, ["y"], local_window_size=window)
+        model.graph.node.append(node)
+    assert other_bytes(model, 5) == 2 * 34 * (5 + 5)
+    assert other_bytes(model, 100) == 2 * 34 * (8 + 100)
