@@ -23,6 +23,7 @@ class Buffer {
   T* get(size_t count) {
     return static_cast<T*>(bytes(count * sizeof(T)));
   }
+  size_t size() const { return size_; }  // bytes
 
  private:
   void* bytes(size_t size);

@@ -134,6 +134,30 @@ void test_order(const Kernels& k, size_t group, size_t tokens) {
   }
 }
 
+// The scores of a prompt take memory for some tasks of 64 queries and 512 slots, not for the whole context.
+void test_memory(const Kernels& k) {
+  std::mt19937 rng(8);
+  const Attention attention{4, 4, 64, 0.125f, 0, nullptr, nullptr, 0, 0};
+  const size_t tokens = 40;
+  const std::vector<float> qkv = normals(rng, tokens * 12 * 64);
+  size_t sizes[2] = {};
+  for (const size_t many : {0, 1}) {
+    const size_t length = many ? 9000 : 600;
+    Rows cache(64, 4 * length, rng);
+    std::vector<float> y(tokens * 4 * 64);
+    unsigned seed = 0;
+    Scratch scratch;
+    const AttentionBatch batch{qkv.data(),          1,      tokens,  &length, cache.keys.data(),
+                               cache.values.data(), length, y.data()};
+    run_attention(k, attention, batch, {run_shuffled, &seed}, scratch);
+    sizes[many] = scratch.attention.size();
+    ++cases;
+  }
+  const size_t task = 64 * (3 * 64 + 512) + kKeyTile * 64;  // floats: queries, two results, scores; a tile
+  CHECK(sizes[0] == sizes[1] && sizes[1] <= 32 * task * sizeof(float) + 4096,
+        "%s: %zu bytes at 600 tokens, %zu at 9000", k.isa, sizes[0], sizes[1]);
+}
+
 }  // namespace
 
 int main(int argc, char** argv) {
@@ -147,6 +171,7 @@ int main(int argc, char** argv) {
     }
     for (const size_t count : {1, 15, 16, 100}) test_softmax(*k, count);
     for (const size_t group : {1, 3}) test_order(*k, group, 1), test_order(*k, group, 40);
+    test_memory(*k);
   }
   return report(cases);
 }
