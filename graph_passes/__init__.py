@@ -26,6 +26,7 @@ from graph_passes.simplify_trace import merge_equal, simplify_trace
 from graph_passes.stamp_layers import CannotStampError, LayerTensor, StampLayersPass
 from graph_passes.weights.group_scales import WeightRangeError, search_factors
 from graph_passes.weights.narrow_tensor import NarrowTensor
+from graph_passes.weights.output_powers import are_output_powers, divided, output_powers
 from graph_passes.weights.packed_names import parts_of
 from graph_passes.weights.quantization import (
     Rounding,
@@ -67,13 +68,16 @@ __all__ = [
     "StampLayersPass",
     "WeightPlan",
     "WeightRangeError",
+    "are_output_powers",
     "dequantize",
+    "divided",
     "export_pipeline",
     "float_format",
     "format_of",
     "is_quantized",
     "merge_equal",
     "optimize_pipeline",
+    "output_powers",
     "pack",
     "parts_of",
     "plausible_groups",

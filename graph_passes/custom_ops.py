@@ -13,6 +13,7 @@ __all__ = [
     "GATED_ACTIVATIONS",
     "OPSET",
     "ROTARY_CACHED_ATTENTION",
+    "SCALE_OUTPUTS",
     "UNGATED_ACTIVATIONS",
     "VERSION",
     "format_in",
@@ -28,6 +29,9 @@ DOMAIN = "com.prosparse"
 VERSION = 1
 OPSET = 20
 """The ai.onnx opset that the exporter emits."""
+
+SCALE_OUTPUTS = ".scale_outputs"
+"""Ends the name of the Mul after an FFN whose down_proj is divided by powers of two."""
 
 UNGATED_ACTIVATIONS = frozenset({"relu", "relu2", "fatrelu"})
 GATED_ACTIVATIONS = UNGATED_ACTIVATIONS | {"drelu", "silu"}

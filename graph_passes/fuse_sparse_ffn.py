@@ -11,7 +11,7 @@ from onnx_ir import tape
 from graph_passes import custom_ops, formats, function_bodies
 from graph_passes.patterns.ffn_pattern import FfnMatch, FfnOutcome, find_ffns
 from graph_passes.patterns.linear import Linear
-from graph_passes.weights.store_weight import WeightStore
+from graph_passes.weights.store_weight import OutputPowers, WeightStore
 from graph_passes.weights.weight_plan import WeightPlan
 
 __all__ = ["FuseSparseFfnPass"]
@@ -164,12 +164,16 @@ def _rewrite(
     half = x.dtype or match.up.weight.matmul_type
     is_half = half in _HALVES
     inputs = [new.op("Cast", [x], {"to": ir.DataType.FLOAT}) if is_half else x]
+    powers: OutputPowers | None = None
     ffn = match.module or f"ffn.{match.layer}"
     again = sum((node.name or "").partition(":")[0] == ffn for node in graph)  # a module may run twice
     for role, linear in parts:
         module = linear.module or f"{ffn}.{role}"
         is_down = role == "down_proj"
         stored = formats.format_of(weights, is_down=is_down)
+        if is_down:
+            chosen = plan.chosen_powers(module, stored)
+            powers = store.output_powers(linear.weight, module, stored, in_major=linear.in_major, chosen=chosen)
         inputs += store.neuron_major(
             linear.weight,
             module,
@@ -178,16 +182,21 @@ def _rewrite(
             is_down=is_down,
             importance=None if is_down else plan.importance.get(module),  # down_proj's columns are outputs
             rounded=plan.already_rounded(module, stored, is_down=is_down),
+            powers=powers,
         )
-        inputs.append(store.bias(linear.bias, linear.d_out))
+        inputs.append(store.bias(linear.bias, linear.d_out, powers))
+    node = f"{ffn}:{again + 1}" if again else ffn
     y = new.op(
         name,
         inputs,
         {"activation": match.activation, "threshold": match.threshold},
         domain=custom_ops.DOMAIN,
-        name=f"{ffn}:{again + 1}" if again else ffn,
+        name=node,
         metadata_props={"pkg.prosparse.module": match.module},
     )
+    if powers is not None:
+        y.type, y.shape = ir.TensorType(ir.DataType.FLOAT), old.shape
+        y = new.op("Mul", [y, powers.value], name=f"{node}{custom_ops.SCALE_OUTPUTS}")
     if is_half:
         y.type, y.shape = ir.TensorType(ir.DataType.FLOAT), old.shape
         y = new.op("Cast", [y], {"to": half})

@@ -25,11 +25,13 @@ class RoundedMatrix:
         integers: two per byte, as `quantize` returns them.
         scales: ``[rows, groups]``.
         is_down: its rows are a down_proj's inputs; else they are the outputs.
+        powers: what the matrix was divided by before, ``[d_model]``; down_proj only.
     """
 
     integers: NDArray[np.uint8]
     scales: NDArray[np.float16]
     is_down: bool = False
+    powers: NDArray[np.float32] | None = None
 
 
 @dataclass(frozen=True)
@@ -87,3 +89,8 @@ class WeightPlan:
         if weights != "i4" or len(known) < len(parts):
             return None
         return lambda: (np.concatenate([p.integers for p in known]), np.concatenate([p.scales for p in known]))
+
+    def chosen_powers(self, module: str, weights: Format) -> NDArray[np.float32] | None:
+        """Return the powers that a down_proj was divided by when it was rounded; None if it is still to be rounded."""
+        known = self.rounded.get(module) if weights == "i4" else None
+        return known.powers if known is not None and known.is_down else None

@@ -10,7 +10,7 @@ import onnx
 from numpy.typing import NDArray
 from onnx import external_data_helper, numpy_helper
 
-from graph_passes.custom_ops import DOMAIN, format_in
+from graph_passes.custom_ops import DOMAIN, SCALE_OUTPUTS, format_in
 from graph_passes.formats import FfnFormat
 from prosparse_export.artifact.integrity import missing_model
 from prosparse_export.errors import ProSparseError
@@ -31,6 +31,8 @@ class FfnNode:
         gated: whether it has a gate_proj.
         activation: relu, relu2, fatrelu, drelu or silu.
         threshold: the activation's threshold.
+        output: the FFN's output: the node's, or that of the Mul by ``powers``.
+        powers: initializer of the powers of two that the node's outputs are multiplied by, ``[d_model]``; "" for none.
     """
 
     node: onnx.NodeProto
@@ -39,6 +41,8 @@ class FfnNode:
     gated: bool
     activation: str
     threshold: float
+    output: str
+    powers: str = ""
 
     @property
     def module(self) -> str:
@@ -69,10 +73,12 @@ def read_graph(path: Path) -> onnx.ModelProto:
 def ffn_nodes(model: onnx.ModelProto) -> list[FfnNode]:
     """Return the sparse FFN operators in graph order."""
     found: list[FfnNode] = []
+    multiplied = {node.input[0]: node for node in model.graph.node if node.name.endswith(SCALE_OUTPUTS)}
     for node in model.graph.node:
         if node.domain != DOMAIN or not node.op_type.startswith(_FFN):
             continue
         attributes = {a.name: onnx.helper.get_attribute_value(a) for a in node.attribute}
+        scaled = multiplied.get(node.output[0])
         found.append(
             FfnNode(
                 node,
@@ -81,6 +87,8 @@ def ffn_nodes(model: onnx.ModelProto) -> list[FfnNode]:
                 node.op_type.startswith("SparseGatedFFN"),
                 attributes["activation"].decode(),
                 float(attributes["threshold"]),
+                node.output[0] if scaled is None else scaled.output[0],
+                "" if scaled is None else scaled.input[1],
             )
         )
     return found

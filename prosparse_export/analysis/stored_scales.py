@@ -42,6 +42,15 @@ class StoredScales(NamedTuple):
         array: NDArray[np.int8 | np.uint8] = initializer(read_graph(self.path), self.path.parent, name)  # type: ignore[assignment]
         return array
 
+    def read_powers(self) -> NDArray[np.float32] | None:
+        """Return the powers of two that the outputs of a down_proj are multiplied by, ``[d_model]``; None without."""
+        name = self.name.removesuffix("_scale") + "_power"
+        try:
+            array: NDArray[np.float32] = initializer(read_graph(self.path), self.path.parent, name)  # type: ignore[assignment]
+        except KeyError:
+            return None
+        return array
+
 
 def stored_scales(path: Path, graph: onnx.ModelProto | None = None) -> dict[str, StoredScales]:
     """Return where the artifact ``path`` stores scales, by module path. Tied matrices are under one of their names."""

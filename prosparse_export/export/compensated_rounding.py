@@ -21,7 +21,16 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from graph_passes import RoundedMatrix, WeightRangeError, dequantize, pack, plausible_groups, scales_of
+from graph_passes import (
+    RoundedMatrix,
+    WeightRangeError,
+    dequantize,
+    divided,
+    output_powers,
+    pack,
+    plausible_groups,
+    scales_of,
+)
 from graph_passes.formats import QUANT_GROUP
 from prosparse_export.errors import ProSparseError
 from prosparse_export.export.column_rounding import fit_scales, improve_integers, inverse_factor, round_columns
@@ -117,6 +126,9 @@ def round_compensating(weight: torch.Tensor, moments: torch.Tensor, *, is_down: 
     """
     if not moments.diagonal().isfinite().all():
         moments = torch.eye(len(moments))
+    powers = output_powers(weight.T.numpy()) if is_down else None
+    if powers is not None:
+        weight = torch.from_numpy(divided(weight.numpy(), powers[:, None]))
     diagonal = moments.diagonal()
     shrunk = moments * (1 - _SHRINKAGE)
     shrunk.diagonal().copy_(diagonal + _DAMPING * (float(diagonal.mean()) or 1.0))
@@ -137,7 +149,7 @@ def round_compensating(weight: torch.Tensor, moments: torch.Tensor, *, is_down: 
     integers = found[back] if is_down else found[back].T
     padded = np.zeros((len(integers), scales.shape[1] * QUANT_GROUP), np.int8)
     padded[:, : integers.shape[1]] = integers.numpy()
-    return RoundedMatrix(pack(padded), scales, is_down)
+    return RoundedMatrix(pack(padded), scales, is_down, powers)
 
 
 def _fitted(
@@ -162,4 +174,6 @@ def _by_input(scales: NDArray[np.float16], weight: torch.Tensor, *, is_down: boo
 def _values(rounded: RoundedMatrix, shape: torch.Size) -> torch.Tensor:
     """Return the float32 matrix ``[d_out, d_in]`` that is stored."""
     values = torch.from_numpy(dequantize(rounded.integers, rounded.scales, shape[0 if rounded.is_down else 1]))
+    if rounded.powers is not None:
+        values *= torch.from_numpy(rounded.powers)
     return values.T.contiguous() if rounded.is_down else values

@@ -15,7 +15,7 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from graph_passes import FORMAT_SPECS, Format, dequantize, quantize
+from graph_passes import FORMAT_SPECS, Format, dequantize, divided, output_powers, quantize
 from prosparse_export.export.rounded_reference import as_stored
 from prosparse_export.export.substituted_weights import substituted_weights
 from prosparse_export.progress import ProgressCallback
@@ -53,8 +53,9 @@ class PartRounding:
     def values(self, name: str, matrix: NDArray[np.float32], weights: Format) -> NDArray[np.float32]:
         """Return the values of a matrix ``[d_out, d_in]`` as stored."""
         if name in self.is_down:
-            down = quantize(np.ascontiguousarray(matrix.T), weights, rounding=library_rounding())
-            return np.ascontiguousarray(dequantize(*down, len(matrix)).T)
+            powers = output_powers(matrix.T)
+            down = quantize(divided(matrix.T, powers), weights, rounding=library_rounding())
+            return np.ascontiguousarray((dequantize(*down, len(matrix)) * powers).T)
         stored = quantize(matrix, weights, self.importance.get(name), rounding=library_rounding())
         return dequantize(*stored, matrix.shape[1])
 

@@ -19,6 +19,7 @@ from graph_passes import (
     FfnFormat,
     Format,
     dequantize,
+    divided,
     float_format,
     format_of,
     is_quantized,
@@ -152,10 +153,13 @@ def _rounding(model: PreTrainedModel, formats: Mapping[str, StoredAs]) -> Change
         rows = weight.shape[1 if transposed else 0]
         part = slice(0, 0) if stored.scales is None else _part(model, stored.scales, rows)
         scales = None if stored.scales is None else stored.scales.read()[part]
+        powers = stored.scales.read_powers() if stored.is_down and stored.scales is not None else None
         if stored.compensated and stored.scales is not None and scales is not None:
             own = torch.from_numpy(dequantize(stored.scales.read_integers()[part], scales, weight.numel() // rows))
+            if powers is not None:
+                own *= torch.from_numpy(powers)
             return (own.T if transposed else own).to(weight.dtype)
-        return _rounded(weight, stored.weights, scales, memory, transposed=transposed)
+        return _rounded(weight, stored.weights, scales, powers, memory, transposed=transposed)
 
     return change
 
@@ -219,6 +223,7 @@ def _rounded(
     weight: torch.Tensor,
     weights: Format,
     scales: NDArray[np.float16] | None,
+    powers: NDArray[np.float32] | None,
     memory: Callable[[torch.Size], torch.Tensor],
     *,
     transposed: bool,
@@ -229,7 +234,10 @@ def _rounded(
         return weight.to(getattr(torch, spec.dtype.name)).float()
     matrix = float_array((weight.T if transposed else weight).detach())
     result = memory(weight.shape)
-    rounded(matrix, weights, scales, library_rounding(), (result.T if transposed else result).numpy())
+    values = (result.T if transposed else result).numpy()
+    rounded(matrix if powers is None else divided(matrix, powers), weights, scales, library_rounding(), values)
+    if powers is not None:
+        values *= powers
     return result
 
 
@@ -240,6 +248,7 @@ def stored_arrays(
     is_down: bool,
     scales: NDArray[np.generic] | None = None,
     integers: NDArray[np.generic] | None = None,
+    powers: NDArray[np.float32] | None = None,
 ) -> list[NDArray[np.generic]]:
     """Return what an artifact stores for a matrix: weights and, for integer formats, scales.
 
@@ -251,8 +260,11 @@ def stored_arrays(
             search can have chosen them, others are returned.
         integers: those in the artifact, if their rounding was compensated: these are returned if they are close
             enough to the weights.
+        powers: what a down_proj is divided by, ``[d_model]``.
     """
     matrix = (weight.T if is_down else weight).float().numpy()
+    if powers is not None:
+        matrix = divided(matrix, powers)
     own = format_of(weights, is_down=is_down)
     if is_quantized(own):
         known = cast("NDArray[np.float16] | None", scales)

@@ -74,7 +74,7 @@ class ActivationCapture:
         scales: Sequence[LayerScales] = (),
     ) -> None:
         self._nodes, self._linears, self._fused, self._scales = nodes, linears, fused, scales
-        names = [name for node in nodes for name in (node.node.input[0], node.node.output[0])]
+        names = [name for node in nodes for name in (node.node.input[0], node.output)]
         names += [name for linear in linears for name in (linear.x, linear.y)]
 
         def edit(model: onnx.ModelProto) -> None:
@@ -130,7 +130,7 @@ class ActivationCapture:
         keys, values = _cache(out, self._scales, row)
         return CapturedActivations(
             tuple(of(node.node.input[0], inside) for node in self._nodes),
-            tuple(of(node.node.output[0], inside) for node in self._nodes),
+            tuple(of(node.output, inside) for node in self._nodes),
             tuple(of(linear.x, place) for linear, place in zip(self._linears, at, strict=True)),
             tuple(of(linear.y, place) for linear, place in zip(self._linears, at, strict=True)),
             tuple(array[:, inside] for array in keys),

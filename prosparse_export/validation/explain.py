@@ -135,7 +135,7 @@ class _Search:
         self, checkpoint: Checkpoint, target: ValidationTarget, nodes: Sequence[FfnNode], linears: Sequence[LinearNode]
     ) -> None:
         self._checkpoint, self._target, self._nodes, self._linears = checkpoint, target, nodes, linears
-        ends = [*(node.node.output[0] for node in nodes), *(linear.y for linear in linears)]
+        ends = [*(node.output for node in nodes), *(linear.y for linear in linears)]
         self._between = OpsBetween(target.graph, ends)
         self._attention = "GroupQueryAttention" if target.fused_attention else "attention"
         places = {node.name: place for place, node in enumerate(target.graph.graph.node)}

@@ -6,14 +6,15 @@ The rule for an active neuron is written out here, independent of the one that k
 from __future__ import annotations
 
 from collections.abc import Callable, Collection, Mapping, Sequence
-from typing import Any
+from typing import Any, cast
 
 import numpy as np
+import torch
 from numpy.typing import NDArray
 from transformers import PreTrainedModel
 from transformers.pytorch_utils import Conv1D
 
-from graph_passes import dequantize, is_quantized
+from graph_passes import are_output_powers, dequantize, is_quantized, output_powers
 from graph_passes.formats import QUANT_GROUP
 from prosparse_export.analysis.ffn_nodes import FfnNode
 from prosparse_export.export.rounded_reference import stored_arrays
@@ -28,7 +29,8 @@ the roundings before it (native/include/prosparse/kernels.h)."""
 
 Array = NDArray[np.float64]
 Weights = Mapping[str, Array]
-"""Matrices ``gate`` (if gated), ``up`` and ``down``, each ``[d_ff, d_model]``, and biases ``gate_bias`` etc."""
+"""Matrices ``gate`` (if gated), ``up`` and ``down``, each ``[d_ff, d_model]``, biases ``gate_bias`` etc., and
+``powers`` of the outputs, if ``down`` is divided by them."""
 
 
 def gamma(n: int) -> float:
@@ -67,16 +69,33 @@ def load_weights(
         names = [next(inputs) for _ in range(2 if quantized else 1)]
         scales = read(names[1]) if quantized else None
         integers = read(names[0]) if path in compensated else None
-        arrays = stored_arrays(matrix, node.weights, is_down=role == "down", scales=scales, integers=integers)
+        powers = _powers(matrix, node, read) if role == "down" else None
+        is_down = role == "down"
+        arrays = stored_arrays(matrix, node.weights, is_down=is_down, scales=scales, integers=integers, powers=powers)
         stored |= dict(zip(names, arrays, strict=True))
         columns = matrix.shape[0 if role == "down" else 1]
         exact[role] = stored_values(arrays, columns).astype(np.float64)
         width = columns if role == "down" else len(arrays[0])
         bias = getattr(layer, "bias", None)
         values = np.zeros(width, np.float32) if bias is None else bias.detach().float().numpy()
+        if powers is not None:
+            values = values / powers
+            stored[node.powers] = powers
+            exact["powers"] = powers.astype(np.float64)
         stored[next(inputs)] = values
         exact[f"{role}_bias"] = values.astype(np.float64)
     return stored, exact
+
+
+def _powers(
+    matrix: torch.Tensor, node: FfnNode, read: Callable[[str], NDArray[np.generic]]
+) -> NDArray[np.float32] | None:
+    """Return the powers that a down_proj, ``[d_model, d_ff]``, should be divided by; None if the artifact has none."""
+    if not node.powers:
+        return None
+    weight = matrix.T.float().numpy()
+    own = read(node.powers)
+    return cast("NDArray[np.float32]", own) if are_output_powers(own, weight) else output_powers(weight)
 
 
 def stored_values(arrays: Sequence[NDArray[Any]], columns: int) -> NDArray[np.float32]:
@@ -132,7 +151,8 @@ def exact_ffn(x: Array, w: Weights, activation: str, threshold: float, *, rounds
         largest = np.stack([(row[:, None] * groups).max(0) for row in reach])
         active = ((h != 0) | (h_error != 0)).sum(-1, keepdims=True)
         bound += np.repeat(largest, QUANT_GROUP, -1)[:, :cols] * STEP * 128 * active * 8 / 7
-    return h @ w["down"] + w["down_bias"], bound
+    y = h @ w["down"] + w["down_bias"]
+    return (y * w["powers"], bound * w["powers"]) if "powers" in w else (y, bound)
 
 
 def linear_error(x: Array, w: Array, b: Array, rounds: bool) -> tuple[Array, Array]:

@@ -53,6 +53,18 @@ def test_one_wrong_scale(scales: int, name: str, demo_folder: Path, demo_i4i8: P
     assert result.findings[0].run.endswith(name)
 
 
+def test_one_wrong_power_of_an_output(demo_folder: Path, demo_i4i8: Path, tmp_path: Path) -> None:
+    """Half of one output of down_proj, which the integers alone do not show."""
+
+    def edit(model: onnx.ModelProto) -> None:
+        name = next(n.input[1] for n in model.graph.node if n.name == f"{ffn_node(model).name}.scale_outputs")
+        change_weight(model, name, lambda p: p.__setitem__(7, p[7] / 4))
+
+    result = check(demo_folder, changed(demo_i4i8, tmp_path, edit))
+    assert_named(result, LAYER, "SparseGatedFFNI4I8")
+    assert "down_proj.weight_t.i8_power" in {f.run.rpartition(" ")[2].rpartition("mlp.")[2] for f in result.findings}
+
+
 def test_one_wrong_scale_outside_the_ffns(demo_folder: Path, demo_i4i8: Path, tmp_path: Path) -> None:
     """In attention's output projection: the integers are not the nearest ones for it."""
 

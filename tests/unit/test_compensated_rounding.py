@@ -31,7 +31,9 @@ def stored(weight: torch.Tensor, inputs: torch.Tensor, *, is_down: bool) -> tupl
     found = round_compensating(weight.clone(), inputs.T @ inputs, is_down=is_down)
     rows = weight.T if is_down else weight
     values = dequantize(found.integers, found.scales, rows.shape[1])
-    return values, plausible_integers(rows.contiguous().numpy(), found.integers, found.scales)
+    powers = np.float32(1) if found.powers is None else found.powers
+    assert (found.powers is not None) == is_down
+    return values * powers, plausible_integers(rows.contiguous().numpy() / powers, found.integers, found.scales)
 
 
 @pytest.mark.parametrize("is_down", [False, True])

@@ -12,8 +12,10 @@ from prosparse_export.validation import float64_reference
 from prosparse_export.validation.float64_reference import exact_ffn, gamma
 
 IMPORTS = {
+    "graph_passes.are_output_powers",
     "graph_passes.dequantize",
     "graph_passes.is_quantized",
+    "graph_passes.output_powers",
     "graph_passes.formats.QUANT_GROUP",
     "prosparse_export.analysis.ffn_nodes.FfnNode",
     "prosparse_export.export.rounded_reference.stored_arrays",

@@ -8,6 +8,7 @@ import pytest
 from support.graphs import graph_of
 
 from graph_passes.formats import FORMATS, Format
+from graph_passes.weights.output_powers import output_powers
 from graph_passes.weights.quantization import dequantize, quantize, rounded
 from graph_passes.weights.store_weight import WeightStore
 from graph_passes.weights.weight_source import Weight
@@ -83,6 +84,46 @@ def test_4_bit_values_are_kept_unless_transposed(weights: Format) -> None:
     np.testing.assert_array_equal(kept[1].const_value.numpy(), scales)
     other = WeightStore(g).neuron_major(nbits, "a", weights, in_major=False, is_down=True)
     np.testing.assert_array_equal(contents(other, D_FF), rounded(values.T, weights))
+
+
+@pytest.mark.parametrize("weights", ["i8", "i4"])
+@pytest.mark.parametrize("in_major", [False, True])
+def test_a_down_proj_is_divided_by_powers_of_its_outputs(weights: Format, in_major: bool) -> None:
+    g = graph()
+    store = WeightStore(g)
+    rows = MATRIX if in_major else MATRIX.T
+    powers = store.output_powers(source(g), "down", weights, in_major=in_major)
+    assert powers is not None
+    assert powers is store.output_powers(source(g), "down", weights, in_major=in_major)
+    assert powers.value.const_value is not None
+    own = powers.value.const_value.numpy()
+    np.testing.assert_array_equal(own, output_powers(rows))
+    assert (powers.value.name, own.dtype, own.shape) == (f"down.weight_t.{weights}_power", np.float32, (rows.shape[1],))
+    assert tuple(powers.value.shape.numpy()) == own.shape
+    stored = store.neuron_major(source(g), "down", weights, in_major=in_major, is_down=True, powers=powers)
+    np.testing.assert_array_equal(contents(stored, rows.shape[1]), rounded(rows / own, weights))
+    if in_major:
+        return
+    plain = store.bias(g.initializers["b"], D_FF)
+    over = store.bias(g.initializers["b"], D_FF, powers)
+    assert plain is g.initializers["b"]
+    assert (over.name, over.const_value is not None) == ("b.over_power", True)
+    np.testing.assert_array_equal(over.const_value.numpy(), 1 / own)  # type: ignore[union-attr]
+
+
+def test_powers_that_a_matrix_was_rounded_with_are_stored() -> None:
+    g = graph()
+    chosen = np.full(D_MODEL, 2, np.float32)
+    powers = WeightStore(g).output_powers(source(g), "down", "i4", in_major=True, chosen=chosen)
+    assert powers is not None
+    np.testing.assert_array_equal(powers.read(), chosen)
+
+
+def test_float_formats_have_no_powers() -> None:
+    g = graph()
+    for weights in FORMATS:
+        found = WeightStore(g).output_powers(source(g), "down", weights, in_major=True)
+        assert (found is None) == (weights not in ("i8", "i4"))
 
 
 def test_biases_are_float32_vectors() -> None:
