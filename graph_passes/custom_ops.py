@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+from typing import Literal
+
 import onnx_ir as ir
 
-from graph_passes.formats import FFN_FORMATS, FORMATS, FfnFormat, Format
+from graph_passes.formats import FFN_FORMATS, FORMATS, FfnFormat, Format, is_quantized
 
 __all__ = [
     "ATTENTION",
@@ -16,6 +18,8 @@ __all__ = [
     "SCALE_OUTPUTS",
     "UNGATED_ACTIVATIONS",
     "VERSION",
+    "AccuracyLevel",
+    "accuracy_level",
     "format_in",
     "linear",
     "names",
@@ -41,25 +45,36 @@ ATTENTION = frozenset({CACHED_ATTENTION, ROTARY_CACHED_ATTENTION})
 """Attention over a KV cache in 8 bits; the second applies RoPE."""
 
 
-def sparse_gated_ffn(weights: FfnFormat) -> str:
-    """Return the name of the operator for FFNs with a gate."""
-    return f"SparseGatedFFN{weights.upper()}"
+AccuracyLevel = Literal[0, 4]
+"""0: activations are exact. 4: i8 and i4 kernels may hold them with 8 bits, as in onnxruntime's MatMulNBits."""
+_LEVEL_4 = "A8"
 
 
-def sparse_ffn(weights: FfnFormat) -> str:
+def _suffix(weights: FfnFormat, level: AccuracyLevel) -> str:
+    return weights.upper() + (_LEVEL_4 if level == 4 and is_quantized(weights) else "")
+
+
+def sparse_gated_ffn(weights: FfnFormat, level: AccuracyLevel = 0) -> str:
+    """Return the name of the operator for FFNs with a gate. Float formats are always exact."""
+    return f"SparseGatedFFN{_suffix(weights, level)}"
+
+
+def sparse_ffn(weights: FfnFormat, level: AccuracyLevel = 0) -> str:
     """Return the name of the operator for ungated FFNs."""
-    return f"SparseFFN{weights.upper()}"
+    return f"SparseFFN{_suffix(weights, level)}"
 
 
-def linear(weights: Format) -> str:
+def linear(weights: Format, level: AccuracyLevel = 0) -> str:
     """Return the name of the operator for dense linear layers."""
-    return f"Linear{weights.upper()}"
+    return f"Linear{_suffix(weights, level)}"
 
 
 def names() -> tuple[str, ...]:
     """Return the names of all operators."""
-    ffns = tuple(kind(weights) for kind in (sparse_gated_ffn, sparse_ffn) for weights in FFN_FORMATS)
-    return (*ffns, *(linear(weights) for weights in FORMATS), CACHED_ATTENTION, ROTARY_CACHED_ATTENTION)
+    levels: tuple[AccuracyLevel, ...] = (0, 4)
+    ffns = [k(weights, level) for k in (sparse_gated_ffn, sparse_ffn) for weights in FFN_FORMATS for level in levels]
+    linears = [linear(weights, level) for weights in FORMATS for level in levels]
+    return (*dict.fromkeys(ffns + linears), CACHED_ATTENTION, ROTARY_CACHED_ATTENTION)
 
 
 def operators_of(*models: ir.Model) -> tuple[str, ...]:
@@ -68,11 +83,17 @@ def operators_of(*models: ir.Model) -> tuple[str, ...]:
     return tuple(sorted({node.op_type for node in nodes if node.domain == DOMAIN}))
 
 
+def accuracy_level(op: str) -> AccuracyLevel:
+    """Return the accuracy level of the operator named ``op``."""
+    return 4 if op.endswith(_LEVEL_4) else 0
+
+
 def format_in(op: str) -> FfnFormat:
-    """Return the format that the operator name ``op`` ends with."""
+    """Return the format of the matrices of the operator named ``op``."""
+    op = op.removesuffix(_LEVEL_4)
     return max((f for f in FFN_FORMATS if op.endswith(f.upper())), key=len)  # BF16 ends with F16 too, I4I8 with I8
 
 
 def without_format(op: str) -> str:
-    """Return the operator name ``op`` without its format: SparseGatedFFN, SparseFFN or Linear."""
-    return op.removesuffix(format_in(op).upper())
+    """Return the operator name ``op`` without format and accuracy level: SparseGatedFFN, SparseFFN or Linear."""
+    return op.removesuffix(_LEVEL_4).removesuffix(format_in(op).upper())

@@ -21,11 +21,13 @@ from graph_passes.custom_ops import (
     DOMAIN,
     OPSET,
     ROTARY_CACHED_ATTENTION,
+    accuracy_level,
     format_in,
     names,
     without_format,
 )
 from graph_passes.formats import FORMAT_SPECS, QUANT_GROUP, FormatSpec, format_of
+from graph_passes.rounded_activations import ROUNDING_CONSTANTS, rounded
 
 __all__ = ["OPSET_WITH_STRINGS", "OpsetError", "function", "function_proto"]
 
@@ -33,7 +35,7 @@ OPSET_WITH_STRINGS = 19
 """First opset whose Equal compares strings. Older opsets get the portable form."""
 
 _OLDEST_FLOAT, _OLDEST_QUANTIZED = 13, 15  # Cast to bfloat16 and Unsqueeze with an axes input; Shape with a start
-_OLDEST_ATTENTION = 18  # ReduceMax with an axes input
+_OLDEST_ATTENTION = _OLDEST_LEVEL_4 = 18  # ReduceMax with an axes input
 
 
 class OpsetError(ValueError):
@@ -182,9 +184,15 @@ def _body(name: str, opset: int, activation: str) -> str:
     matrices = {"SparseGatedFFN": ("_gate", "_up", "_down"), "SparseFFN": ("_up", "_down"), "Linear": ("",)}[kind]
     specs = [FORMAT_SPECS[format_of(weights, is_down=matrix == "_down")] for matrix in matrices]
     oldest = max(_OLDEST_QUANTIZED if spec.group else _OLDEST_FLOAT for spec in specs)
+    rounds = accuracy_level(name) == 4
+    oldest = _OLDEST_LEVEL_4 if rounds else oldest
     if opset < oldest:
         raise OpsetError(f"opset {opset} is too old; expected {oldest} or newer")
     inputs, lines = ["x"], [_constants(specs, portable=bool(activation))]
+    x, near = "x", ""
+    if rounds:
+        lines += [ROUNDING_CONSTANTS, rounded("x")]
+        x, near = "x_near", "_near"
     down = ""
     for matrix, spec in zip(matrices, specs, strict=True):
         inputs += [f"w{matrix}", *([f"s{matrix}"] if spec.group else []), f"b{matrix}"]
@@ -197,13 +205,14 @@ def _body(name: str, opset: int, activation: str) -> str:
         else:
             lines.append(f"  m{matrix}_t = Transpose <perm = [1, 0]> ({stored})\n")
     if kind == "Linear":
-        lines.append(_linear("x", "m_t", "b", "y"))
+        lines.append(_linear(x, "m_t", "b", "y"))
     elif kind == "SparseFFN":
-        lines += [_linear("x", "m_up_t", "b_up", "z"), _activate(activation), _linear("active", down, "b_down", "y")]
+        lines += [_linear(x, "m_up_t", "b_up", "z"), _activate(activation)]
+        lines += [rounded("active") if rounds else "", _linear(f"active{near}", down, "b_down", "y")]
     else:
-        lines += [_linear("x", "m_gate_t", "b_gate", "z"), _activate(activation)]
-        lines += [_linear("x", "m_up_t", "b_up", "u"), _up_factor(activation), "  h = Mul (active, v)\n"]
-        lines.append(_linear("h", down, "b_down", "y"))
+        lines += [_linear(x, "m_gate_t", "b_gate", "z"), _activate(activation)]
+        lines += [_linear(x, "m_up_t", "b_up", "u"), _up_factor(activation), "  h = Mul (active, v)\n"]
+        lines += [rounded("h") if rounds else "", _linear(f"h{near}", down, "b_down", "y")]
     attributes = "" if kind == "Linear" else "<activation, threshold>"
     head = f'<domain: "{DOMAIN}", opset_import: ["" : {opset}]>\n{name} {attributes} ({", ".join(inputs)}) => (y)'
     return head + "\n{\n" + "".join(lines) + "}\n"

@@ -58,10 +58,17 @@ class FuseLinearPass(ir.passes.InPlacePass):
     Args:
         weights: the format, or that of each matrix.
         outcomes: one entry per matrix is appended here, in graph order.
+        level: accuracy level of the operators with integer weights.
     """
 
-    def __init__(self, weights: formats.Format | WeightPlan, outcomes: list[LinearOutcome] | None = None) -> None:
+    def __init__(
+        self,
+        weights: formats.Format | WeightPlan,
+        outcomes: list[LinearOutcome] | None = None,
+        level: custom_ops.AccuracyLevel = 0,
+    ) -> None:
         super().__init__()
+        self._level = level
         self._plan = WeightPlan.of(weights) if isinstance(weights, str) else weights
         self._names: set[str | None] = set()
         self._outcomes = outcomes if outcomes is not None else []
@@ -88,7 +95,7 @@ class FuseLinearPass(ir.passes.InPlacePass):
                 used |= weights
         for stored in sorted(used):
             opset = model.opset_imports.get("", custom_ops.OPSET)
-            body = function_bodies.function(custom_ops.linear(stored), opset, "")
+            body = function_bodies.function(custom_ops.linear(stored, self._level), opset, "")
             model.functions[body.identifier()] = body
             model.opset_imports[custom_ops.DOMAIN] = custom_ops.VERSION
         named = _name_matmuls(model.graph)
@@ -144,7 +151,7 @@ class FuseLinearPass(ir.passes.InPlacePass):
         self, new: tape.Tape, linear: Linear, weights: formats.Format, x: ir.Value, store: WeightStore
     ) -> ir.Value:
         """Record the operator for a projection."""
-        name, module = custom_ops.linear(weights), linear.module
+        name, module = custom_ops.linear(weights, self._level), linear.module
         importance = self._plan.importance.get(parts_of(module)[0])
         inputs = [x]
         inputs += store.neuron_major(

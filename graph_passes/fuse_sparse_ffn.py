@@ -36,6 +36,7 @@ class FuseSparseFfnPass(ir.passes.InPlacePass):
         weights: format of the FFNs' matrices, or of each matrix. None keeps their float type, and does not rewrite
             FFNs with integer weights, because converting those to our integer formats would round again.
         dense: FFNs that stay dense: reasons by the module path of down_proj.
+        level: accuracy level of the operators with integer weights.
     """
 
     def __init__(
@@ -43,11 +44,13 @@ class FuseSparseFfnPass(ir.passes.InPlacePass):
         outcomes: list[FfnOutcome] | None = None,
         weights: formats.FfnFormat | WeightPlan | None = "f32",
         dense: Mapping[str, str] | None = None,
+        level: custom_ops.AccuracyLevel = 0,
     ) -> None:
         super().__init__()
         self._outcomes = outcomes
         self._plan = WeightPlan.of(weights) if isinstance(weights, str) else weights
         self._dense = dense or {}
+        self._level = level
 
     def call(self, model: ir.Model) -> ir.passes.PassResult:
         """Rewrite ``model``."""
@@ -67,10 +70,10 @@ class FuseSparseFfnPass(ir.passes.InPlacePass):
             name = ""
             if not reason and weights is not None:
                 kind = custom_ops.sparse_ffn if match.gate is None else custom_ops.sparse_gated_ffn
-                reason = _add_body(bodies, model, kind(weights), match.activation, opset)
+                reason = _add_body(bodies, model, kind(weights, self._level), match.activation, opset)
                 if not reason:
                     assert plan is not None
-                    name = kind(weights)
+                    name = kind(weights, self._level)
                     assert match.up is not None
                     assert match.down is not None
                     x = replaced.get(match.up.x, match.up.x)

@@ -7,7 +7,7 @@ from collections.abc import Mapping
 import onnx_ir as ir
 from onnx_ir.passes import common
 
-from graph_passes.custom_ops import DOMAIN
+from graph_passes.custom_ops import DOMAIN, AccuracyLevel
 from graph_passes.formats import FfnFormat
 from graph_passes.fuse_attention import FuseGroupQueryAttentionPass
 from graph_passes.fuse_linear import FuseLinearPass, LinearOutcome
@@ -38,6 +38,7 @@ def export_pipeline(
     decomposed: bool = False,
     positions: int | None = None,
     warnings: list[str] | None = None,
+    level: AccuracyLevel = 0,
 ) -> ir.passes.Sequential:
     """Return the passes of an export, in order.
 
@@ -54,6 +55,7 @@ def export_pipeline(
         decomposed: write standard ONNX instead of our operators.
         positions: context length in tokens, if it is known.
         warnings: receives what makes the graph slower than it could be.
+        level: accuracy level of the operators with integer weights.
     """
     plan = plan or WeightPlan.of("f32")
     fusions: list[ir.passes.PassBase] = []
@@ -70,11 +72,11 @@ def export_pipeline(
     return ir.passes.Sequential(
         NameInterfacePass(),  # first: it also makes the number of KV heads an integer
         common.CommonSubexpressionEliminationPass(),  # so that layers share the mask, cos and sin
-        FuseSparseFfnPass(outcomes, plan, dense),
+        FuseSparseFfnPass(outcomes, plan, dense, level),
         *fusions,
         common.RemoveUnusedNodesPass(),  # MatMuls of the replaced FFNs
         KeepLogitsPass(),
-        FuseLinearPass(plan, linears),  # after attention, whose patterns start from MatMul
+        FuseLinearPass(plan, linears, level),  # after attention, whose patterns start from MatMul
         *([InlineOperatorsPass()] if decomposed else []),
         common.RemoveUnusedNodesPass(),  # leftovers of the fusions, with their initializers
         common.ClearMetadataAndDocStringPass(),  # after the FFN pass, which reads module paths from it
@@ -89,6 +91,7 @@ def optimize_pipeline(
     weights: FfnFormat | None = None,
     decomposed: bool = False,
     rounding: Rounding | None = None,
+    level: AccuracyLevel = 0,
 ) -> ir.passes.Sequential:
     """Return the passes for a third-party file, in order. Its inputs and outputs do not change.
 
@@ -97,12 +100,13 @@ def optimize_pipeline(
         weights: format of the FFNs' matrices; None keeps their float type.
         decomposed: write standard ONNX instead of our operators.
         rounding: as in `quantize`.
+        level: accuracy level of the operators with integer weights.
     """
     return ir.passes.Sequential(
         common.InlinePass(lambda function: function.domain != DOMAIN),  # an FFN may span functions
         common.LiftConstantsToInitializersPass(lift_all_constants=False),  # weights may be Constant nodes
         common.ShapeInferencePass(),  # recognizing a bias needs ranks
-        FuseSparseFfnPass(outcomes, WeightPlan.of(weights, rounding) if weights is not None else None),
+        FuseSparseFfnPass(outcomes, WeightPlan.of(weights, rounding) if weights is not None else None, level=level),
         *([InlineOperatorsPass()] if decomposed else []),
         common.RemoveUnusedNodesPass(),
         common.TopologicalSortPass(),

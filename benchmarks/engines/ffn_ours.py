@@ -29,8 +29,9 @@ class FfnLayers:
         folder: Path,
         *,
         working_set: int = WORKING_SET,
+        level: custom_ops.AccuracyLevel = 0,
     ) -> None:
-        self.shape, self.weights, self.x, self.folder = shape, weights, x, folder
+        self.shape, self.weights, self.x, self.folder, self.level = shape, weights, x, folder, level
         self.count = max(1, -(-working_set // int(shape.cost(weights).dense_bytes)))
         self.names = ["gate", "up", "down"] if shape.gated else ["up", "down"]
         rng = np.random.default_rng(0)
@@ -70,7 +71,7 @@ class FfnLayers:
             library: another build of the operator library.
         """
         shape, nodes, tensors, measured = self.shape, [], list(self._tensors), []
-        op = (custom_ops.sparse_gated_ffn if shape.gated else custom_ops.sparse_ffn)(self.weights)
+        op = (custom_ops.sparse_gated_ffn if shape.gated else custom_ops.sparse_ffn)(self.weights, self.level)
         zeros = {name: np.zeros(shape.d_model if name == "down" else shape.d_ff, np.float32) for name in self.names}
         for layer in range(self.count):
             z = self._z[layer]

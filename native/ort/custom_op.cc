@@ -44,13 +44,15 @@ Operator make_operator(Kind kind) {
   return op;
 }
 
-Operator make_operator(Kind kind, Format format, Format down) {
+Operator make_operator(Kind kind, Format format, Format down, bool rounded) {
   static const char* const kinds[] = {"SparseGatedFFN", "SparseFFN", "Linear"};
   Operator op = make_operator(kind);
   op.name = std::string(kinds[static_cast<size_t>(kind)]) + spec(format).name;
   if (down != format) op.name += spec(down).name;
+  if (rounded) op.name += "A8";
   op.format = format;
   op.down = down;
+  op.rounded = rounded;
   for (size_t i = 0; i < input_count(op); ++i) op.inputs.push_back(input_type(op, i));
   op.outputs = {kFloat};
   return op;
@@ -72,11 +74,14 @@ const CustomOp* const* custom_ops() {
     std::vector<Operator> all;
     for (const FormatSpec& f : kFormatSpecs) {
       for (const Kind kind : {Kind::kGated, Kind::kUngated, Kind::kLinear}) {
-        all.push_back(make_operator(kind, f.format, f.format));
+        all.push_back(make_operator(kind, f.format, f.format, false));
+        if (is_quantized(f.format)) all.push_back(make_operator(kind, f.format, f.format, true));
       }
     }
     for (const MixedFormat& f : kMixedFormats) {
-      for (const Kind kind : {Kind::kGated, Kind::kUngated}) all.push_back(make_operator(kind, f.gate_up, f.down));
+      for (const Kind kind : {Kind::kGated, Kind::kUngated}) {
+        for (const bool rounded : {false, true}) all.push_back(make_operator(kind, f.gate_up, f.down, rounded));
+      }
     }
     for (const Kind kind : {Kind::kAttention, Kind::kRotaryAttention}) all.push_back(make_attention_operator(kind));
     return all;

@@ -19,6 +19,7 @@ struct Operator : CustomOp {
   Kind kind;
   Format format;  // of all matrices but down_proj; attention has none
   Format down;    // the same, or of kMixedFormats
+  bool rounded;   // accuracy level 4
   std::vector<ElementType> inputs, outputs;
 };
 

@@ -15,6 +15,7 @@
 #include "../src/ffn.h"
 #include "../src/file_pages.h"
 #include "../src/pack.h"
+#include "../src/rounded_ffn.h"
 #include "attention_node.h"
 #include "attributes.h"
 #include "custom_op.h"
@@ -41,6 +42,7 @@ class Node : public Kernel {
     const Choice choice = choose_variant(std::getenv("PROSPARSE_ISA"));
     if (choice.kernels == nullptr) throw InvalidArgument(choice.error);
     kernels_ = choice.kernels;
+    rounded_ = op.rounded;
     linear_ = op.kind == Kind::kLinear;
     ffn_.gated = op.kind == Kind::kGated;
     if (!linear_) read_attributes(info);
@@ -73,10 +75,11 @@ class Node : public Kernel {
     const Parallel parallel{run_on_pool, &pool};
     const float* data = static_cast<const float*>(x.data);
     if (linear_) {
-      run_linear(*kernels_, ffn_.gate, data, tokens, static_cast<size_t>(x.shape.back()), static_cast<float*>(y),
-                 parallel, *scratch);
+      (rounded_ ? run_rounded_linear : run_linear)(*kernels_, ffn_.gate, data, tokens,
+                                                   static_cast<size_t>(x.shape.back()), static_cast<float*>(y),
+                                                   parallel, *scratch);
     } else {
-      run_ffn(*kernels_, ffn_, data, tokens, static_cast<float*>(y), parallel, *scratch);
+      (rounded_ ? run_rounded_ffn : run_ffn)(*kernels_, ffn_, data, tokens, static_cast<float*>(y), parallel, *scratch);
     }
     threads_.store(scratch->threads, std::memory_order_relaxed);
     pool_->give_back(std::move(scratch));
@@ -133,7 +136,7 @@ class Node : public Kernel {
   const Kernels* kernels_ = nullptr;
   std::unique_ptr<Arena> arena_;
   Ffn ffn_{};  // of a Linear, `gate` alone
-  bool linear_ = false;
+  bool linear_ = false, rounded_ = false;
   size_t d_in_ = 0;
   std::atomic<size_t> threads_{1};  // the most that were seen to share a call
   std::shared_ptr<ScratchPool> pool_ = ScratchPool::shared();

@@ -27,11 +27,8 @@ constexpr size_t kFirstPrefetched = PROSPARSE_FIRST_PREFETCHED;
 
 // compute_gate of all pieces; counts the threads that took part.
 void run_gate(const TokenBatch& batch) {
-  Scratch& scratch = batch.scratch;
   parallel_for(batch.parallel, kPieces, [&](size_t i) { batch.compute_gate(i); });
-  std::sort(scratch.ran_on, scratch.ran_on + kPieces);
-  const std::thread::id* end = std::unique(scratch.ran_on, scratch.ran_on + kPieces);
-  scratch.threads = std::max(scratch.threads, static_cast<size_t>(end - scratch.ran_on));
+  batch.scratch.count_threads();
 }
 
 void run_up(const TokenBatch& batch) {

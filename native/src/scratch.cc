@@ -1,5 +1,6 @@
 #include "scratch.h"
 
+#include <algorithm>
 #include <new>
 
 namespace prosparse {
@@ -17,6 +18,11 @@ void* Buffer::bytes(size_t size) {
     size_ = room - 256;  // vectors may read, not use, a little past the end
   }
   return data_.get();
+}
+
+void Scratch::count_threads() {
+  std::sort(ran_on, ran_on + kPieces);
+  threads = std::max(threads, static_cast<size_t>(std::unique(ran_on, ran_on + kPieces) - ran_on));
 }
 
 std::shared_ptr<ScratchPool> ScratchPool::shared() {

@@ -43,6 +43,9 @@ struct Scratch {
   bool is_nan[kBatchTokens];                       // quantized formats: x has a NaN, so that all results are NaN
   std::thread::id ran_on[kPieces];                 // by piece of gate_proj
   size_t threads = 1;                              // the most seen to share a call
+
+  // Updates threads from ran_on.
+  void count_threads();
 };
 
 // Keeps the scratch of finished calls. Each concurrent call holds its own.

@@ -110,9 +110,28 @@ inline std::vector<double> half_steps(const float* x, size_t cols, bool rounds) 
   return steps;
 }
 
+// What accuracy level 4 allows for each of `count` activations, relative to the weight: half a step of 8 bits of its
+// group, and weights rounded to bfloat16.
+template <class Real>
+std::vector<double> level_4_errors(const Real* x, size_t count) {
+  std::vector<double> errors(count);
+  for (size_t c = 0; c < count; ++c) {
+    double largest = 0.0;
+    for (size_t i = c / 32 * 32; i < std::min(count, c / 32 * 32 + 32); ++i)
+      largest = std::max(largest, std::abs(static_cast<double>(x[i])));
+    errors[c] = 1.00001 * largest / 254 * (1 + 0x1p-8) + 0x1p-8 * std::abs(static_cast<double>(x[c]));
+  }
+  return errors;
+}
+
 // Sum of w[row] * x with a bound on how far a kernel may be from it.
-inline double row_sum(const Stored& w, size_t row, const float* x, double bias, bool rounds, double* bound) {
-  const std::vector<double> steps = half_steps(x, w.matrix.cols, rounds);
+inline double row_sum(const Stored& w, size_t row, const float* x, double bias, bool rounds, double* bound,
+                      bool level_4 = false) {
+  std::vector<double> steps = half_steps(x, w.matrix.cols, rounds);
+  if (level_4) {
+    const std::vector<double> more = level_4_errors(x, w.matrix.cols);
+    for (size_t c = 0; c < steps.size(); ++c) steps[c] += more[c];
+  }
   double sum = bias, magnitude = std::abs(bias), rounding = 0.0;
   for (size_t c = 0; c < w.matrix.cols; ++c) {
     sum += w.at(row, c) * x[c];

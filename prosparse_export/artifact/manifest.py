@@ -180,6 +180,7 @@ class Manifest:
         linears: the other matrices; None if they stay as in the source.
         rounding: how scales and formats of i8 and i4 were chosen; None for float formats.
         overrides: settings of config.json that were replaced.
+        accuracy_level: 4 if operators with integer weights may hold activations with 8 bits, as their names end.
         kv_cache: how an 8-bit KV cache is scaled; None for float32.
         encoder: file name of the encoder; the graph is the decoder of an encoder-decoder.
         calibration: the threshold search that chose the thresholds.
@@ -206,6 +207,7 @@ class Manifest:
     linears: LinearRecord | None = None
     rounding: RoundingRecord | None = None
     overrides: dict[str, OverrideRecord] = field(default_factory=dict)
+    accuracy_level: int = 0
     kv_cache: KvCacheRecord | None = None
     encoder: str | None = None
     calibration: ThresholdSearch | None = None

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any, Literal, cast
 
 import click
 
+from prosparse_export.cli.accuracy_option import accuracy_level_option
 from prosparse_export.cli.budget_options import Percent, Size
 from prosparse_export.cli.command import CONTEXT, ProSparseCommand
 from prosparse_export.cli.describe import describe_approximation, describe_speedup
@@ -21,6 +22,7 @@ from prosparse_export.errors import ProSparseError
 
 if TYPE_CHECKING:
     from graph_passes import FfnFormat, Format
+    from graph_passes.custom_ops import AccuracyLevel
     from prosparse_export.export import ExportResult
 
 __all__ = ["export_command"]
@@ -104,6 +106,7 @@ Examples:
     "but rounded. i8: onnxruntime's operator (>= 1.27), scales from --profile-text or a bundled text. i8-token: ours, "
     "a scale per token, faster with the operator library.",
 )
+@accuracy_level_option()
 @click.option(
     "--activation",
     type=click.Choice(["relu", "relu2", "fatrelu", "drelu"]),
@@ -156,6 +159,7 @@ def export_command(
     target_size: int | None,
     max_ppl_increase: float | None,
     kv_cache: str,
+    accuracy_level: AccuracyLevel,
     activation: str | None,
     threshold: float | None,
     decomposed: bool,
@@ -195,6 +199,7 @@ def export_command(
             rounding=None if rounding == "auto" else cast("Literal['nearest', 'compensated']", rounding),
             target_bytes=target_size,
             max_ppl_increase=max_ppl_increase,
+            accuracy_level=accuracy_level,
             kv_cache=cast("Literal['f32', 'i8', 'i8-token']", kv_cache),
             activation=activation,
             threshold=threshold,

@@ -116,6 +116,8 @@ def _manifest_lines(path: Path, manifest: Manifest) -> Iterator[str]:
     yield f"{path}: {name}, {manifest.weight_format or 'unchanged'} weights"
     if manifest.attention is not None:
         yield f"attention: {manifest.attention}; onnxruntime {manifest.onnxruntime}"
+    if manifest.accuracy_level:
+        yield f"accuracy level: {manifest.accuracy_level} (kernels may hold activations with 8 bits)"
     if manifest.kv_cache is not None:
         yield describe_kv_cache(manifest.kv_cache)
     yield f"sparse FFNs: {len(manifest.rewritten)}, not rewritten: {len(manifest.not_rewritten)}"

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, cast
 
 import click
 
+from prosparse_export.cli.accuracy_option import accuracy_level_option
 from prosparse_export.cli.command import CONTEXT, ProSparseCommand
 from prosparse_export.cli.display import stages
 from prosparse_export.cli.format_choice import FormatChoice
@@ -15,6 +16,7 @@ from prosparse_export.cli.libraries_option import libraries_option
 
 if TYPE_CHECKING:
     from graph_passes import FfnFormat
+    from graph_passes.custom_ops import AccuracyLevel
 
 __all__ = ["optimize_command"]
 
@@ -47,6 +49,7 @@ Examples:
     "i4i8: i4, with down_proj in i8, for 4-bit files (MatMulNBits). "
     "Formats other than source may round: the manifest records how much the outputs changed.",
 )
+@accuracy_level_option()
 @click.option(
     "--decomposed",
     is_flag=True,
@@ -68,6 +71,7 @@ def optimize_command(
     overwrite: bool,
     allow_dense: bool,
     weights: str,
+    accuracy_level: AccuracyLevel,
     decomposed: bool,
     libraries: str,
     check: bool,
@@ -85,7 +89,7 @@ def optimize_command(
         from prosparse_export.optimize import OptimizeOptions, optimize_file
 
         chosen = None if weights == "source" else cast("FfnFormat", weights)
-        options = OptimizeOptions(overwrite, allow_dense, libraries, chosen, decomposed, check)
+        options = OptimizeOptions(overwrite, allow_dense, libraries, chosen, decomposed, check, accuracy_level)
         result = optimize_file(source, output, options, progress)
     for outcome in result.rewritten if verbose else ():
         click.echo(f"{outcome.node}: {outcome.op} ({outcome.activation})", err=True)

@@ -58,7 +58,8 @@ def check_logits(checkpoint: Checkpoint, path: Path, manifest: Manifest, *, libr
             pairs = _decoder(checkpoint, path, library=library)
     for what, actual, expected, rounding in pairs:
         largest = max(1.0, float(np.abs(expected).max()))
-        bound = max(_BOUND * largest, format_bound(formats, largest, _crossings(manifest))) + rounding
+        bound = max(_BOUND * largest, format_bound(formats, largest, _crossings(manifest), manifest.accuracy_level))
+        bound += rounding
         difference = float(np.abs(actual - expected).max())
         if not difference <= bound:
             raise ProSparseError(

@@ -76,6 +76,7 @@ def rewrite_decoder(
         decomposed=options.decomposed,
         positions=context_in(checkpoint.config),
         warnings=warnings,
+        level=options.accuracy_level,
     )(graph)
     kv_cache = _quantize_cache(graph, checkpoint, folder, options, texts, attention, progress)
     result = RewrittenModel(

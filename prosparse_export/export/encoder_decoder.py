@@ -60,6 +60,7 @@ def rewrite_encoder_decoder(folder: Path, options: ExportOptions, progress: Prog
             decoder_only=False,
             plan=plan,
             decomposed=options.decomposed,
+            level=options.accuracy_level,
         )(graph)
     traced = "traced all layers: encoder-decoders are traced whole"
     return RewrittenModel(checkpoint, [decoder, encoder], outcomes, attention, plan, traced=traced)

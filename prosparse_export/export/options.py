@@ -7,6 +7,8 @@ from pathlib import Path
 from typing import Literal
 
 from graph_passes import FfnFormat, Format
+from graph_passes.custom_ops import AccuracyLevel
+from prosparse_export.artifact.accuracy_level import check_accuracy_level
 from prosparse_export.errors import ProSparseError
 from prosparse_export.runtime.installed_libraries import choose_libraries
 from prosparse_export.runtime.operator_library import check_library
@@ -52,6 +54,7 @@ class ExportOptions:
         target_bytes: with i4: store what gains most accuracy per byte in i8, up to this size of the artifact's graph
             and weights.
         max_ppl_increase: with i4: likewise, up to this relative increase of perplexity.
+        accuracy_level: 4 lets the kernels of i8 and i4 hold activations with 8 bits. LOSSY, faster prompts.
         kv_cache: storage format of the KV cache. i8: onnxruntime's operator, >= 1.27, with scales found on text;
             i8-token: ours, with a scale per token. Both need fused attention.
         activation: the FFNs' activation (relu, relu2, fatrelu, drelu), if config.json states another one.
@@ -73,6 +76,7 @@ class ExportOptions:
     rounding: Literal["nearest", "compensated"] | None = None
     target_bytes: int | None = None
     max_ppl_increase: float | None = None
+    accuracy_level: AccuracyLevel = 0
     kv_cache: Literal["f32", "i8", "i8-token"] = "f32"
     activation: str | None = None
     threshold: float | None = None
@@ -122,6 +126,7 @@ def check_options(folder: Path, output: Path, options: ExportOptions) -> None:
             "weights: expected one budget, got one for size and one for perplexity",
             hint="pass --target-size or --max-ppl-increase",
         )
+    check_accuracy_level(options.accuracy_level, options.weights, options.other_weights)
     if options.approximate is not None:
         _check_approximation(options.approximate)
 

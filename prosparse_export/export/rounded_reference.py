@@ -28,8 +28,9 @@ from graph_passes import (
     quantize,
     rounded,
 )
-from graph_passes.custom_ops import format_in
+from graph_passes.custom_ops import accuracy_level, format_in
 from prosparse_export.analysis.stored_scales import StoredScales, stored_scales
+from prosparse_export.artifact.accuracy_level import LEVEL_4_ERROR
 from prosparse_export.artifact.manifest import Manifest
 from prosparse_export.export.lazy_initializers import float_array
 from prosparse_export.runtime.weight_rounding import library_rounding
@@ -60,7 +61,7 @@ INTEGER_STEP = math.sqrt(32) * 2.0**-16  # 2^-16 of the largest of 32 values, re
 _FLOAT_STEP = 2.0**-19  # float32 sum of a thousand terms, in any order: 2^-24 times the square root of a thousand
 
 
-def format_bound(formats: Mapping[str, StoredAs], largest: float, crossings: float = 0.0) -> float:
+def format_bound(formats: Mapping[str, StoredAs], largest: float, crossings: float = 0.0, level: int = 0) -> float:
     """Return the largest allowed difference of logits from the dense baseline's.
 
     Float formats: 1e-3, for float32 rounding with any summation order. i8 and i4 also round activations to 16 bits,
@@ -71,19 +72,26 @@ def format_bound(formats: Mapping[str, StoredAs], largest: float, crossings: flo
     fraction of the active neurons changes the FFN's sum of independent terms by the square root of that fraction;
     FFNs add as independent errors, and the bound is three standard deviations.
 
+    At accuracy level 4, activations are rounded to 8 bits and weights to bfloat16: uniform errors, as large as those
+    limits allow. Those of different matrices are independent and add by squares, also to three standard deviations.
+
     Args:
         formats: from `stored_formats`.
         largest: the largest absolute logit.
         crossings: from `threshold_crossings`.
+        level: the artifact's accuracy level.
     """
     roundings = sum(is_quantized(stored.weights) for stored in formats.values())
-    return max(1e-3, (roundings * INTEGER_STEP + _SIGMAS * math.sqrt(crossings)) * largest)
+    lossy = roundings * LEVEL_4_ERROR**2 if level == 4 else 0.0
+    return max(1e-3, (roundings * INTEGER_STEP + _SIGMAS * math.sqrt(crossings + lossy)) * largest)
 
 
 def threshold_crossings(manifest: Manifest) -> float:
     """Return the fraction of active neurons whose z may cross a threshold above 0 by rounding, summed over FFNs."""
     steps = [
-        INTEGER_STEP if is_quantized(format_in(ffn.op)) else _FLOAT_STEP
+        (INTEGER_STEP if accuracy_level(ffn.op) == 0 else LEVEL_4_ERROR)
+        if is_quantized(format_in(ffn.op))
+        else _FLOAT_STEP
         for ffn in manifest.rewritten
         if ffn.threshold > 0
     ]

@@ -74,6 +74,7 @@ def export_manifest(
         linears=_linear_record(model),
         rounding=model.rounding,
         overrides={name: from_json(OverrideRecord, dict(change)) for name, change in checkpoint.overrides.items()},
+        accuracy_level=options.accuracy_level,
         kv_cache=model.kv_cache,
         encoder=encoder_path(output).name if len(model.graphs) > 1 else None,
         calibration=_threshold_search(checkpoint.calibration),

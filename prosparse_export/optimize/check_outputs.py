@@ -10,7 +10,8 @@ from pathlib import Path
 import onnx_ir as ir
 
 from graph_passes import FORMAT_SPECS, FfnFormat, FfnOutcome, format_of
-from graph_passes.custom_ops import format_in
+from graph_passes.custom_ops import accuracy_level, format_in
+from prosparse_export.artifact.accuracy_level import LEVEL_4_ERROR
 from prosparse_export.artifact.measured_records import OutputCheck
 from prosparse_export.errors import ProSparseError
 from prosparse_export.optimize.compare_outputs import largest_difference
@@ -48,6 +49,7 @@ def output_bound(rewritten: Sequence[FfnOutcome], weights: FfnFormat | None, *, 
         squares += (error * (2.0 if outcome.activation == "relu2" else 1.0)) ** 2 + down.error**2
         squares += error**2 if "Gated" in outcome.op else 0.0
         squares += error if outcome.threshold else 0.0
+        squares += 3 * LEVEL_4_ERROR**2 if accuracy_level(outcome.op) == 4 else 0.0
     return min(bound + _MARGIN * math.sqrt(squares), _UNRELATED)
 
 

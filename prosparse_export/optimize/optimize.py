@@ -11,7 +11,8 @@ from pathlib import Path
 import onnx_ir as ir
 
 from graph_passes import FfnFormat, FfnOutcome, optimize_pipeline
-from graph_passes.custom_ops import ATTENTION, DOMAIN, format_in, names, operators_of
+from graph_passes.custom_ops import ATTENTION, DOMAIN, AccuracyLevel, format_in, names, operators_of
+from prosparse_export.artifact.accuracy_level import check_accuracy_level
 from prosparse_export.artifact.integrity import missing_model, sha256_file
 from prosparse_export.artifact.manifest import FfnRecord, FileRecord, Manifest, OnnxFileSource, write_manifest
 from prosparse_export.artifact.measured_records import OutputCheck
@@ -43,6 +44,7 @@ class OptimizeOptions:
             formats that round, and the difference that this made.
         decomposed: write standard ONNX operators instead of com.prosparse ones.
         check: compare the outputs with the source's. Runs both models, and needs the memory to run them.
+        accuracy_level: 4 lets the kernels of i8 and i4 hold activations with 8 bits. LOSSY, faster prompts.
     """
 
     overwrite: bool = False
@@ -51,6 +53,7 @@ class OptimizeOptions:
     weights: FfnFormat | None = None
     decomposed: bool = False
     check: bool = True
+    accuracy_level: AccuracyLevel = 0
 
     @property
     def copies_library(self) -> bool:
@@ -92,6 +95,7 @@ def optimize_file(
     """
     options = options or OptimizeOptions()
     source, output = Path(source), Path(output)
+    check_accuracy_level(options.accuracy_level, options.weights)
     _check_paths(source, output)
     libraries = {}
     if options.copies_library:
@@ -106,7 +110,11 @@ def optimize_file(
         outcomes: list[FfnOutcome] = []
         with quiet():  # onnx's shape inference warns about other exporters' files
             optimize_pipeline(
-                outcomes, weights=options.weights, decomposed=options.decomposed, rounding=library_rounding()
+                outcomes,
+                weights=options.weights,
+                decomposed=options.decomposed,
+                rounding=library_rounding(),
+                level=options.accuracy_level,
             )(model)
         rewritten = tuple(o for o in outcomes if not o.reason)
         not_rewritten = tuple(o for o in outcomes if o.reason)
@@ -182,4 +190,8 @@ def _manifest(
         already_sparse=dict(sorted(Counter(already).items())),
         output_check=OutputCheck(outputs_compared=False, reason="disabled by --no-check"),
     )
-    return replace(manifest, weight_format=options.weights) if manifest.rewritten else manifest
+    return (
+        replace(manifest, weight_format=options.weights, accuracy_level=options.accuracy_level)
+        if manifest.rewritten
+        else manifest
+    )

@@ -20,7 +20,7 @@ from prosparse_export.analysis.ffn_nodes import FfnNode
 from prosparse_export.export.rounded_reference import stored_arrays
 from prosparse_models import FileWeights
 
-__all__ = ["Weights", "exact_ffn", "gamma", "linear_error", "load_weights", "stored_values"]
+__all__ = ["Weights", "exact_ffn", "gamma", "level_4_error", "linear_error", "load_weights", "stored_values"]
 
 U = 2.0**-24  # unit roundoff of float32
 STEP = 0.52 / 32639
@@ -106,7 +106,9 @@ def stored_values(arrays: Sequence[NDArray[Any]], columns: int) -> NDArray[np.fl
     return dequantize(integers, scales, columns)
 
 
-def exact_ffn(x: Array, w: Weights, activation: str, threshold: float, *, rounds: bool) -> tuple[Array, Array]:
+def exact_ffn(
+    x: Array, w: Weights, activation: str, threshold: float, *, rounds: bool, level: int = 0
+) -> tuple[Array, Array]:
     """Return an FFN's output in float64, ``[tokens, d_model]``, and the error bound of float32 arithmetic.
 
     Args:
@@ -115,12 +117,13 @@ def exact_ffn(x: Array, w: Weights, activation: str, threshold: float, *, rounds
         activation: relu, relu2, fatrelu, drelu or silu.
         threshold: the activation's threshold.
         rounds: activations are rounded to 16 bits, as in the i8 and i4 kernels.
+        level: accuracy level of the operator.
 
     Source:
         Forward error analysis, step by step; docs/guides/validate.md.
     """
     first = "gate" if "gate" in w else "up"
-    z, z_error = linear_error(x, w[first], w[f"{first}_bias"], rounds)
+    z, z_error = linear_error(x, w[first], w[f"{first}_bias"], rounds, level)
     t = float(np.float32(threshold))
     a = np.where(z <= t, 0.0, z)
     # Within rounding of the threshold the neuron may be active or not: all of it enters the bound.
@@ -137,11 +140,13 @@ def exact_ffn(x: Array, w: Weights, activation: str, threshold: float, *, rounds
         a = a**2
     v, v_error = np.ones_like(a), np.zeros_like(a)
     if first == "gate":
-        v, v_error = linear_error(x, w["up"], w["up_bias"], rounds)
+        v, v_error = linear_error(x, w["up"], w["up_bias"], rounds, level)
     if activation == "drelu":
         v = np.maximum(v, 0.0)
     h = a * v
     h_error = a_error * (np.abs(v) + v_error) + np.abs(a) * v_error + 2 * U * np.abs(h)
+    if level == 4:
+        h_error += level_4_error(np.abs(h) + h_error)
     down = np.abs(w["down"])
     reach = np.abs(h) + h_error
     bound = h_error @ down + gamma(len(down) + 6) * (reach @ down + np.abs(w["down_bias"]))
@@ -155,12 +160,29 @@ def exact_ffn(x: Array, w: Weights, activation: str, threshold: float, *, rounds
     return (y * w["powers"], bound * w["powers"]) if "powers" in w else (y, bound)
 
 
-def linear_error(x: Array, w: Array, b: Array, rounds: bool) -> tuple[Array, Array]:
-    """Return ``x @ w.T + b``, ``[tokens, d_out]``, and the error bound of float32 sums."""
+def level_4_error(x: Array) -> Array:
+    """Return what accuracy level 4 allows per activation, relative to the weight (docs/reference/operators.md).
+
+    Half a step of 8 bits, 1/254 of the largest of its group of 32, and the weight's rounding to bfloat16.
+    """
+    half = np.abs(_group_largest(x)) * 1.00001 / 254
+    error: Array = half + 2.0**-8 * (np.abs(x) + half)
+    return error
+
+
+def _group_largest(x: Array) -> Array:
+    cols = x.shape[-1]
+    groups = np.pad(np.abs(x), [(0, 0), (0, -cols % QUANT_GROUP)]).reshape(len(x), -1, QUANT_GROUP)
+    largest: Array = np.repeat(groups.max(-1), QUANT_GROUP, axis=-1)[:, :cols]
+    return largest
+
+
+def linear_error(x: Array, w: Array, b: Array, rounds: bool, level: int = 0) -> tuple[Array, Array]:
+    """Return ``x @ w.T + b``, ``[tokens, d_out]``, and the error bound of float32 sums and rounded activations."""
     step = np.zeros_like(x)
     if rounds:
-        cols = x.shape[-1]
-        groups = np.pad(np.abs(x), [(0, 0), (0, -cols % QUANT_GROUP)]).reshape(len(x), -1, QUANT_GROUP)
-        step = np.repeat(groups.max(-1), QUANT_GROUP, axis=-1)[:, :cols] * STEP
+        step = _group_largest(x) * STEP
+    if level == 4:
+        step = step + level_4_error(x)
     size = np.abs(w).T
     return x @ w.T + b, gamma(w.shape[1] + 6) * ((np.abs(x) + step) @ size + np.abs(b)) + step @ size

@@ -149,7 +149,7 @@ def _part(
 
 
 def exact_linear(
-    x: NDArray[np.float64], matrix: NDArray[np.float32], bias: NDArray[np.float32], *, rounds: bool
+    x: NDArray[np.float64], matrix: NDArray[np.float32], bias: NDArray[np.float32], *, rounds: bool, level: int = 0
 ) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
     """Return ``x @ matrix.T + bias`` in float64, ``[tokens, d_out]``, and the error bound of float32 arithmetic.
 
@@ -158,9 +158,10 @@ def exact_linear(
         matrix: ``[d_out, d_in]``.
         bias: ``[d_out]``.
         rounds: activations are rounded to 16 bits, as in the i8 and i4 kernels.
+        level: accuracy level of the operator.
     """
     parts = [
-        linear_error(x, matrix[i : i + _ROWS].astype(np.float64), bias[i : i + _ROWS].astype(np.float64), rounds)
+        linear_error(x, matrix[i : i + _ROWS].astype(np.float64), bias[i : i + _ROWS].astype(np.float64), rounds, level)
         for i in range(0, len(matrix), _ROWS)
     ]
     values, bounds = zip(*parts, strict=True)

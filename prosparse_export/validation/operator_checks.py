@@ -15,7 +15,7 @@ import onnx
 import onnx_ir as ir
 from numpy.typing import NDArray
 
-from graph_passes.custom_ops import ATTENTION, DOMAIN
+from graph_passes.custom_ops import ATTENTION, DOMAIN, accuracy_level
 from graph_passes.formats import Format, is_quantized
 from graph_passes.patterns.linear import find_linears
 from prosparse_export.analysis.graph_bytes import initializer_bytes
@@ -124,14 +124,16 @@ def check_operators(
             stored, exact = load_weights(checkpoint.model, modules, node, checkpoint.weights, read, target.compensated)
             rounds = is_quantized(node.weights)
             x = captured.inputs[i].astype(np.float64)
-            expected = exact_ffn(x, exact, node.activation, node.threshold, rounds=rounds)
+            level = accuracy_level(node.node.op_type)
+            expected = exact_ffn(x, exact, node.activation, node.threshold, rounds=rounds, level=level)
             wrong = _compare(target, stored, seen)
             results.append(_check(node.layer, node.module, node.node.op_type, captured.outputs[i], expected, wrong))
         for i, linear in enumerate(linears):
             progress("operators", len(nodes) + i, total)
             stored, matrix, bias = load_linear(checkpoint, linear, target.initializer, target.compensated)
             x = captured.linear_inputs[i].astype(np.float64)
-            expected = exact_linear(x, matrix, bias, rounds=is_quantized(linear.weights))
+            level = accuracy_level(linear.op)
+            expected = exact_linear(x, matrix, bias, rounds=is_quantized(linear.weights), level=level)
             wrong = _compare(target, stored, seen)
             layer = layer_of(linear.module)
             results.append(_check(layer, linear.module, linear.op, captured.linear_outputs[i], expected, wrong))

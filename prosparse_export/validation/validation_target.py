@@ -45,7 +45,8 @@ class ValidationTarget:
         rounded: those of ``formats`` that differ from the checkpoint's own.
         crossings: expected threshold crossings by rounding, see `threshold_crossings`.
         weights: weight format of the FFNs.
-        lossy: the stored weights or the KV cache are rounded, or activations are dropped.
+        accuracy_level: the artifact's.
+        lossy: the stored weights, activations, or the KV cache are rounded, or activations are dropped.
         fused_attention: the graph left-aligns the rows of a padded batch (docs/architecture.md).
         sources: SHA-256 of the model folder's files, by name.
         positions: the longest context in config.json; None if not stated.
@@ -64,6 +65,7 @@ class ValidationTarget:
     rounded: dict[str, StoredAs]
     crossings: float
     weights: str
+    accuracy_level: int
     lossy: bool
     fused_attention: bool
     sources: dict[str, str]
@@ -94,7 +96,7 @@ class ValidationTarget:
 
     def bound(self, largest: float) -> float:
         """Return the bound on a logit's difference; ``largest`` is the largest absolute logit."""
-        return format_bound(self.formats, largest, self.crossings)
+        return format_bound(self.formats, largest, self.crossings, self.accuracy_level)
 
     def load(self, *, low_memory: bool) -> Checkpoint:
         """Load the PyTorch model, with its matrices left in their files if ``low_memory``.
@@ -148,8 +150,10 @@ def open_target(folder: Path, path: Path, *, trust: bool = False) -> ValidationT
         rounded={name: stored for name, stored in formats.items() if stored.weights != own},
         crossings=threshold_crossings(manifest),
         weights=manifest.weight_format or "f32",
+        accuracy_level=manifest.accuracy_level,
         lossy=any(stored.weights != own for stored in formats.values())
         or manifest.approximation is not None
+        or manifest.accuracy_level == 4
         or manifest.kv_cache is not None,
         fused_attention=manifest.fused_attention,
         sources=source.sha256,

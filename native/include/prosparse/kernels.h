@@ -19,6 +19,8 @@
 #ifndef PROSPARSE_KERNELS_H_
 #define PROSPARSE_KERNELS_H_
 
+#include <atomic>
+
 #include "prosparse/attention.h"
 #include "prosparse/weights.h"
 
@@ -80,6 +82,70 @@ struct ScatterList {
   size_t count;
 };
 
+constexpr size_t kBf16Step = 32, kBf16Parts = 3, kAmxTileBytes = 1024;
+
+constexpr size_t kMaxBf16Tokens = 128;  // of Bf16Tokens
+// Steps of 32 columns at a time: two tiles' weights, and their sums, stay in the L1 cache.
+constexpr size_t kBf16Steps = 8, kBf16Bytes = kBf16Steps * kAmxTileBytes;
+// Where step s of the first of `tiles` tiles of tokens begins: [steps / 8][tiles][8].
+constexpr size_t bf16_place(size_t s, size_t tiles) {
+  return s / kBf16Steps * tiles * kBf16Bytes + s % kBf16Steps * kAmxTileBytes;
+}
+constexpr size_t bf16_tokens_bytes(size_t steps, size_t tiles) {
+  return round_up(steps, kBf16Steps) * tiles * kAmxTileBytes;
+}
+
+// Tokens at accuracy level 4: each value rounded to one bfloat16. Operands of tiles, each
+// where bf16_place has its step, [tiles of 16 tokens] kBf16Bytes apart.
+struct Bf16Tokens {
+  size_t count, cols, steps;  // steps of 32 columns: cols rounded up to kPadColumns
+  const uint8_t* left;        // a row for each token
+  const uint8_t* right;       // transposed, with the columns in the order of Rows' lines in kDot order; FFNs only
+};
+
+// 32 neurons that tokens use, as a step of down_proj.
+struct Bf16Step {
+  const int32_t* rows;  // the neurons; those from `count` on are any that are used
+  size_t count, index;  // index: the step's place in Bf16Hidden
+  const float* a;       // [count][a_stride]: of each neuron for all tokens, 0 where inactive
+};
+
+// down_proj's input at accuracy level 4.
+struct Bf16Hidden {
+  const int32_t* rows;    // [steps][32]
+  const int32_t* places;  // [used]: the steps in use
+  size_t used, steps, tokens, a_stride;
+  uint8_t* left;                    // as of Bf16Tokens; columns 2 * i and 2 * i + 1 are rows i and 16 + i of a step
+  std::atomic<bool>* out_of_range;  // by token: set where a magnitude is kMaxBf16x3X or more, or NaN
+  bool drelu;
+};
+
+// Accuracy level 4 (docs/reference/operators.md): null where the exact kernels serve for it.
+//
+// Error: a product's factors are rounded to bfloat16, by up to 2^-8 of each, which is less than half a step of 8 bits
+// (1/254 of a group's largest magnitude) for activations. So the bound of bf16x3_tokens above with one product, and
+// (2^-7 + 2^-16) * |w * a| instead of what it has for weights and steps.
+struct RoundedKernels {
+  size_t tokens;                                      // from which they are used; 0: never
+  bool (*is_in_range)(const float* x, size_t count);  // whether all magnitudes are below kMaxBf16x3X
+  // 16 tokens as one of `tiles` tiles of Bf16Tokens: zeros for those that are null. right may be null.
+  void (*to_tiles)(const float* const (&x)[kLanes], size_t cols, size_t steps, size_t tiles, uint8_t* left,
+                   uint8_t* right);
+  // As gemm_panels.
+  void (*linear)(const Panels& w, size_t first, size_t last, const Bf16Tokens& x, float* z, size_t z_stride);
+  // The same, but z[(r - 16 * first) * z_stride + t]; z_stride is a multiple of 16.
+  void (*gate)(const Panels& w, size_t first, size_t last, const Bf16Tokens& x, float* z, size_t z_stride);
+  // a = z of one neuron where !(z <= threshold), or by magnitude; else 0, also up to a multiple of 16 tokens. Returns
+  // whether any is active.
+  bool (*activate)(const float* z, size_t count, float threshold, bool by_magnitude, bool squared, float* a);
+  // h.left of some steps: a * v, with v of up_proj.
+  void (*up)(const Rows& w, const Bf16Tokens& x, const Bf16Step* steps, size_t count, const Bf16Hidden& h);
+  void (*hidden)(const Bf16Step* steps, size_t count, const Bf16Hidden& h);  // without a gate: a itself
+  // y[t * y_stride + j] = bias[j] + sum over h's neurons, for columns [first, last), in units of kPadColumns. sums:
+  // work space, [d_model, rounded up][tokens rounded up to 16].
+  void (*down)(const Rows& w, const Bf16Hidden& h, size_t first, size_t last, float* sums, float* y, size_t y_stride);
+};
+
 struct FormatKernels {
   size_t bf16x3_tokens;  // tokens from which gemm_panels reads Tokens::bf16x3; 0: never
   size_t widen_tokens;   // tokens from which gemm_panels widens quantized weights to float32 and reads grouped_x
@@ -116,6 +182,8 @@ struct FormatKernels {
   // AMX. No row may be out of range.
   void (*gather_gemm_bf16x3)(const Rows& w, const uint8_t* x, size_t tokens, const int32_t* rows, size_t count,
                              size_t col, size_t cols, const PrefetchRows& next, float* v, size_t v_stride);
+
+  RoundedKernels rounded;
 };
 
 constexpr size_t scatter_axpy_work_bytes(size_t cols) {  // sums, scaled activations as float, then as pairs, maxima
@@ -146,7 +214,6 @@ struct Kernels {
   void (*vnni_transpose)(const uint8_t* tile, uint8_t* transposed);
 };
 
-constexpr size_t kBf16Step = 32, kBf16Parts = 3, kAmxTileBytes = 1024;
 constexpr size_t kMaxBf16x3Tokens = 128;
 constexpr size_t amx_sums_floats(size_t tokens) { return round_up(tokens, kLanes) * kLanes; }
 constexpr size_t bf16x3_bytes(size_t tokens, size_t cols) {

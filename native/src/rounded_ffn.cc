@@ -1,0 +1,182 @@
+#include "rounded_ffn.h"
+
+#include <algorithm>
+#include <bitset>
+
+#include "quantize_activations.h"
+#include "silu.h"
+
+namespace prosparse {
+namespace {
+
+constexpr size_t kPair = 2 * kLanes;  // rows of a step of down_proj
+using LeftOut = std::bitset<kMaxBf16Tokens>;
+
+const RoundedKernels& rounded(const Kernels& kernels, Format format) {
+  return kernels.of[static_cast<size_t>(format)].rounded;
+}
+
+// Tokens out of range are zeros here; the exact kernels compute them.
+Bf16Tokens to_tiles(const RoundedKernels& run, const float* x, size_t count, size_t cols, bool both,
+                    const Parallel& parallel, Scratch& scratch) {
+  const size_t steps = round_up(cols, kPadColumns) / kBf16Step, tiles = (count + kLanes - 1) / kLanes,
+               bytes = bf16_tokens_bytes(steps, tiles);
+  uint8_t* left = scratch.bf16x3.get<uint8_t>(bytes);
+  uint8_t* right = both ? scratch.transposed.get<uint8_t>(bytes) : nullptr;
+  parallel_for(parallel, tiles, [&](size_t tile) {
+    const float* rows[kLanes] = {};
+    for (size_t t = tile * kLanes; t < std::min(count, (tile + 1) * kLanes); ++t) {
+      const bool in_range = run.is_in_range(x + t * cols, cols);
+      scratch.needs_fallback[t].store(!in_range, std::memory_order_relaxed);
+      if (in_range) rows[t % kLanes] = x + t * cols;
+    }
+    run.to_tiles(rows, cols, steps, tiles, left + tile * kBf16Bytes, both ? right + tile * kBf16Bytes : nullptr);
+  });
+  return {count, cols, steps, left, right};
+}
+
+// Runs gate_proj and up_proj of a range of neurons, a block at a time so that activations stay in the cache.
+class Neurons {
+ public:
+  Neurons(const RoundedKernels& run, const Ffn& ffn, const Bf16Tokens& x, const Bf16Hidden& h, int32_t* rows,
+          float* work)
+      : run_(run), ffn_(ffn), x_(x), h_(h), rows_(rows), z_(work), a_(work + kBlock * h.a_stride) {}
+
+  // Of panels [begin, end). Fills steps from `first` on and returns how many.
+  size_t compute(Range panels, size_t first) {
+    for (size_t panel = panels.begin; panel < panels.end; panel += kBlock / kLanes) {
+      const size_t last = std::min(panels.end, panel + kBlock / kLanes);
+      run_.gate(ffn_.gate, panel, last, x_, z_, h_.a_stride);
+      for (size_t k = panel * kLanes; k < std::min(ffn_.d_ff, last * kLanes); ++k)
+        add(k, z_ + (k - panel * kLanes) * h_.a_stride, first);
+      flush(first, pending_ / kPair);
+    }
+    if (pending_ != 0) flush(first, 1);
+    return done_;
+  }
+
+  static size_t work_floats(size_t a_stride) { return (2 * kBlock + kPair) * a_stride; }
+
+ private:
+  static constexpr size_t kBlock = 128;  // neurons of gate_proj at a time
+
+  // Keeps neuron k if any token uses it.
+  void add(size_t k, float* z, size_t first) {
+    const bool by_magnitude = ffn_.activation == Activation::kSilu;
+    if (by_magnitude) silu(z, h_.tokens);
+    const bool used = run_.activate(z, h_.tokens, ffn_.threshold, by_magnitude, ffn_.activation == Activation::kRelu2,
+                                    a_ + pending_ * h_.a_stride);
+    if (!used && !ffn_.dense) return;
+    rows_[(first + done_) * kPair + pending_] = static_cast<int32_t>(k);
+    ++pending_;
+  }
+
+  // Computes the first `count` steps of what is pending.
+  void flush(size_t first, size_t count) {
+    Bf16Step steps[(kBlock + kPair) / kPair];
+    for (size_t i = 0; i < count; ++i) {
+      int32_t* const rows = rows_ + (first + done_ + i) * kPair;
+      const size_t own = std::min(kPair, pending_ - i * kPair);
+      std::fill(rows + own, rows + kPair, rows[0]);
+      steps[i] = {rows, own, first + done_ + i, a_ + i * kPair * h_.a_stride};
+    }
+    if (count != 0 && ffn_.gated) run_.up(ffn_.up, x_, steps, count, h_);
+    if (count != 0 && !ffn_.gated) run_.hidden(steps, count, h_);
+    done_ += count;
+    const size_t gone = std::min(pending_, count * kPair);
+    std::copy(a_ + gone * h_.a_stride, a_ + pending_ * h_.a_stride, a_);
+    pending_ -= gone;
+  }
+
+  const RoundedKernels& run_;
+  const Ffn& ffn_;
+  const Bf16Tokens& x_;
+  const Bf16Hidden& h_;
+  int32_t* rows_;
+  float *z_, *a_;  // of a block; of the neurons that are pending
+  size_t pending_ = 0, done_ = 0;
+};
+
+void run_batch(const Kernels& kernels, const Ffn& ffn, const float* x, size_t count, float* y, const Parallel& parallel,
+               Scratch& scratch) {
+  const RoundedKernels &run = rounded(kernels, ffn.gate.format), &down = rounded(kernels, ffn.down.format);
+  const Bf16Tokens tokens = to_tiles(run, x, count, ffn.d_model, ffn.gated, parallel, scratch);
+  const size_t tiles = (count + kLanes - 1) / kLanes, a_stride = tiles * kLanes;
+  const size_t piece_panels = piece(ffn.gate.count(), kPieces, 0, 2).end, piece_steps = (piece_panels + 1) / 2;
+  const size_t steps = kPieces * piece_steps, work = Neurons::work_floats(a_stride);
+  int32_t* const rows = scratch.active.get<int32_t>(steps * (kPair + 1) + kPair);
+  int32_t* const places = rows + steps * kPair + kPair;
+  uint8_t* const left = scratch.h.get<uint8_t>(bf16_tokens_bytes(steps, tiles));
+  float* const blocks = scratch.a.get<float>(kPieces * work);
+  Bf16Hidden h{
+      rows, places, 0, steps, count, a_stride, left, scratch.needs_fallback, ffn.activation == Activation::kDrelu};
+  size_t used[kPieces];
+  parallel_for(parallel, kPieces, [&](size_t i) {
+    scratch.ran_on[i] = std::this_thread::get_id();
+    Neurons neurons(run, ffn, tokens, h, rows, blocks + i * work);
+    used[i] = neurons.compute(piece(ffn.gate.count(), kPieces, i, 2), i * piece_steps);
+  });
+  scratch.count_threads();
+  for (size_t i = 0; i < kPieces; ++i) {
+    for (size_t s = 0; s < used[i]; ++s) places[h.used++] = static_cast<int32_t>(i * piece_steps + s);
+  }
+  const size_t columns = (ffn.d_model + kPadColumns - 1) / kPadColumns;
+  float* const sums = scratch.amx_sums.get<float>(columns * kPadColumns * tiles * kLanes);
+  const size_t pieces = std::min(columns, std::clamp<size_t>(scratch.threads, 2, kPieces));
+  parallel_for(parallel, pieces, [&](size_t i) {
+    const Range part = piece(columns, pieces, i, 1);
+    if (part.begin < part.end) down.down(ffn.down, h, part.begin, part.end, sums, y, ffn.d_model);
+  });
+}
+
+LeftOut left_out(const Scratch& scratch, size_t count) {
+  LeftOut tokens;
+  for (size_t t = 0; t < count; ++t) tokens[t] = scratch.needs_fallback[t].load(std::memory_order_relaxed);
+  return tokens;
+}
+
+bool takes_rounded(const Kernels& kernels, Format format, size_t tokens) {
+  const size_t least = rounded(kernels, format).tokens;
+  return least != 0 && tokens >= least;
+}
+
+}  // namespace
+
+void run_rounded_ffn(const Kernels& kernels, const Ffn& ffn, const float* x, size_t tokens, float* y,
+                     const Parallel& parallel, Scratch& scratch) {
+  if (!takes_rounded(kernels, ffn.gate.format, tokens)) return run_ffn(kernels, ffn, x, tokens, y, parallel, scratch);
+  for (size_t first = 0; first < tokens; first += kMaxBf16Tokens) {
+    const size_t count = std::min(kMaxBf16Tokens, tokens - first), at = first * ffn.d_model;
+    run_batch(kernels, ffn, x + at, count, y + at, parallel, scratch);
+    const LeftOut others = left_out(scratch, count);
+    for (size_t t = 0; t < count && others.any(); ++t) {
+      const size_t own = at + t * ffn.d_model;
+      if (others[t]) run_ffn(kernels, ffn, x + own, 1, y + own, parallel, scratch);
+    }
+  }
+}
+
+void run_rounded_linear(const Kernels& kernels, const Panels& w, const float* x, size_t tokens, size_t cols, float* y,
+                        const Parallel& parallel, Scratch& scratch) {
+  if (!takes_rounded(kernels, w.format, tokens)) return run_linear(kernels, w, x, tokens, cols, y, parallel, scratch);
+  const RoundedKernels& run = rounded(kernels, w.format);
+  const size_t padded = w.count() * kLanes;
+  float* const z = padded != w.rows ? scratch.z.get<float>(std::min(tokens, kMaxBf16Tokens) * padded) : nullptr;
+  for (size_t first = 0; first < tokens; first += kMaxBf16Tokens) {
+    const size_t count = std::min(kMaxBf16Tokens, tokens - first);
+    const float* const in = x + first * cols;
+    float* const out = y + first * w.rows;
+    const Bf16Tokens prepared = to_tiles(run, in, count, cols, false, parallel, scratch);
+    parallel_for(parallel, kPieces, [&](size_t i) {
+      const Range panels = piece(w.count(), kPieces, i, 2);
+      run.linear(w, panels.begin, panels.end, prepared, z != nullptr ? z : out, padded);
+    });
+    for (size_t t = 0; t < count && z != nullptr; ++t) std::copy_n(z + t * padded, w.rows, out + t * w.rows);
+    const LeftOut others = left_out(scratch, count);
+    for (size_t t = 0; t < count && others.any(); ++t) {
+      if (others[t]) run_linear(kernels, w, in + t * cols, 1, cols, out + t * w.rows, parallel, scratch);
+    }
+  }
+}
+
+}  // namespace prosparse
