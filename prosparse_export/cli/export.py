@@ -180,10 +180,8 @@ def export_command(
     _check_order(model_dir)
     if approximate is None and keep is not None:
         raise click.UsageError("--keep requires --approximate")
-    if approximate is not None and not (activation is None and threshold is None):
-        raise click.UsageError("--approximate cannot be combined with --activation or --threshold")
-    expected = _expected_seconds(click.get_current_context().params)
-    with stages(quiet=quiet, expected=expected) as progress:
+    _check_combination(approximate, activation, threshold)
+    with stages(quiet=quiet, expected=_expected_seconds(click.get_current_context().params)) as progress:
         progress("start", 0, 0)
         with collection_paused():  # torch takes seconds to import
             from prosparse_export.export import Approximation, ExportOptions, export_model
@@ -224,6 +222,11 @@ def _expected_seconds(options: Mapping[str, Any]) -> dict[str, float]:
         compensates=compensates and not formats.isdisjoint(("i4", "i4i8")),
         budgets=has_budget,
     )
+
+
+def _check_combination(approximate: str | None, activation: str | None, threshold: float | None) -> None:
+    if approximate is not None and not (activation is None and threshold is None):
+        raise click.UsageError("--approximate cannot be combined with --activation or --threshold")
 
 
 def _check_order(model_dir: Path) -> None:

@@ -1,0 +1,98 @@
+// The operators at accuracy level 4, for each variant: against double precision, and tokens that are out of range.
+#include "exact_ffn.h"
+
+using namespace prosparse;
+using namespace prosparse::testing;
+
+namespace {
+
+std::vector<float> run_level_4(const Kernels& k, const Ffn& ffn, const std::vector<float>& x, unsigned seed = 0,
+                               size_t threads = 1) {
+  Scratch scratch;
+  scratch.threads = threads;
+  std::vector<float> y(x.size(), NAN);
+  run_rounded_ffn(k, ffn, x.data(), x.size() / ffn.d_model, y.data(), {run_shuffled, &seed}, scratch);
+  return y;
+}
+
+// Accuracy level 4, with rows that no token uses poisoned, and tokens that are NaN, infinite and large among the
+// others.
+void test_level_4(const Kernels& k, FfnFormat format, size_t d_model, size_t d_ff, size_t tokens, bool gated,
+                  Activation activation, float threshold) {
+  std::mt19937 rng(static_cast<unsigned>(d_model * 3 + tokens));
+  Weights weights(format, d_model, d_ff, gated, activation, threshold, rng);
+  std::vector<float> x = normals(rng, tokens * d_model);
+  const std::vector<float> y = run_level_4(k, weights.ffn, x);
+  expect_ffn(k, weights, x, y, true);
+  for (const unsigned seed : {2u, 5u, 16u}) {
+    CHECK(run_level_4(k, weights.ffn, x, seed, seed) == y,
+          "%s %s level 4: the order of tasks or the number of threads changes the bits", k.isa, format.name());
+  }
+  Ffn dense = weights.ffn;
+  dense.dense = true;
+  expect_ffn(k, weights, x, run_level_4(k, dense, x), true);
+  if (tokens < 5) return;
+  std::vector<float> odd = x;
+  odd[1 * d_model] = NAN;
+  odd[2 * d_model] = INFINITY;
+  odd[4 * d_model + d_model - 1] = -3e30f;
+  const std::vector<float> mixed = run_level_4(k, weights.ffn, odd);
+  const auto token = [&](const std::vector<float>& all, size_t t) {
+    return std::vector<float>(all.begin() + static_cast<std::ptrdiff_t>(t * d_model),
+                              all.begin() + static_cast<std::ptrdiff_t>((t + 1) * d_model));
+  };
+  for (size_t t = 0; t < tokens; ++t) {
+    if (t != 1 && t != 2 && t != 4) {
+      expect_ffn(k, weights, token(x, t), token(mixed, t), true);
+    } else {
+      const std::vector<float> own = token(mixed, t), alone = run(k, weights.ffn, token(odd, t));
+      for (size_t j = 0; j < d_model; ++j) {
+        CHECK(own[j] == alone[j] || (std::isnan(own[j]) && std::isnan(alone[j])),
+              "%s %s level 4, token %zu out of range: expected %g, got %g", k.isa, format.name(), t,
+              static_cast<double>(alone[j]), static_cast<double>(own[j]));
+      }
+    }
+  }
+}
+
+// Rows that no token uses are never read: NaN and infinite scales there change nothing.
+void test_level_4_unused(const Kernels& k, FfnFormat format) {
+  std::mt19937 rng(3);
+  Weights weights(format, 70, 200, true, Activation::kRelu, 0.0f, rng);
+  for (size_t r = 0; r < 200; ++r) weights.b_gate[r] += r % 3 == 0 ? 1e3f : -1e3f;
+  weights.pack();
+  const std::vector<float> x = normals(rng, 20 * 70), y = run_level_4(k, weights.ffn, x);
+  for (size_t r = 0; r < 200; ++r) {
+    if (r % 3 == 0) continue;
+    poison_row(weights.up, r, r % 3);
+    poison_row(weights.down, r, r % 3);
+  }
+  weights.pack();
+  CHECK(run_level_4(k, weights.ffn, x) == y, "%s %s level 4 reads rows that no token uses", k.isa, format.name());
+}
+
+}  // namespace
+
+int main(int argc, char** argv) {
+  const bool brief = is_brief(argc, argv);
+  for (const Kernels* k : variants_to_test(argc, argv)) {
+    for (const FfnFormat f : kFfnFormats) {
+      for (const size_t tokens : {0, 1, 9, 17, 33, 131}) {
+        if (!is_quantized(f.format) || (brief && tokens > 17)) continue;
+        for (const Activation activation :
+             {Activation::kRelu, Activation::kRelu2, Activation::kDrelu, Activation::kSilu}) {
+          test_level_4(*k, f, 33, 150, tokens, true, activation, 1.5f);
+        }
+        test_level_4(*k, f, 300, 267, tokens, true, Activation::kRelu, 0.0f);
+        test_level_4(*k, f, 24, 100, tokens, false, Activation::kRelu2, 0.5f);
+        test_level_4(*k, f, 1, 1, tokens, true, Activation::kRelu, 0.0f);
+        if (f.mixed()) continue;
+        test_linear(*k, f.format, 37, 129, tokens, true);
+        test_linear(*k, f.format, 80, 300, tokens, true);
+      }
+      if (is_quantized(f.format)) test_level_4_unused(*k, f);
+    }
+    std::printf("%s done\n", k->isa);
+  }
+  return report(cases);
+}
