@@ -5,6 +5,7 @@
     python benchmarks/ffn.py --quick --against OLD/libprosparse_ops.so # two builds of the operator library
     python benchmarks/ffn.py --linear                                  # Linear against MatMulNBits
     python benchmarks/ffn.py --repack                                  # seconds per GB at session creation
+    python benchmarks/ffn.py --tokens 128 --accuracy-level 4           # i8 and i4 with activations of 8 bits
 
 Engines take turns, so whatever else the machine does meets all of them; every engine's weights exceed the caches.
 Times are per layer and call of n tokens. GB/s counts the bytes that a call must read: in the sparse run the gate and
@@ -32,7 +33,8 @@ from engines.ffn_onnxruntime import ort_dense, ort_linear
 from engines.ffn_ours import FfnLayers, own_linear
 from measurements import add_session
 
-from graph_passes import FFN_FORMATS
+from graph_passes import FFN_FORMATS, is_quantized
+from graph_passes.custom_ops import AccuracyLevel
 
 PEERS = {
     "f32": ("onnxruntime f32",),
@@ -102,6 +104,8 @@ def compare(
             "milliseconds": round(middle, 3),
             "ratio": {"median": round(ratio.median, 3), "q1": round(ratio.low, 3), "q3": round(ratio.high, 3)},
         }  # fmt: skip
+        if layers.level == 4:
+            row["accuracy_level"] = 4
         note = f"{cost.sparse_bytes / 1e6 / middle:6.1f} GB/s" if name == "ours" else str(ratio)
         if name == "ours":
             row["gigabytes_per_second"] = round(cost.sparse_bytes / 1e6 / middle, 1)
@@ -125,6 +129,7 @@ def sweep(
     *,
     peers: bool,
     against: Path | None,
+    accuracy_level: str,
 ) -> list[dict[str, Any]]:
     """Compare every combination. Other engines run at 89%, with several tokens, and where one sparsity is given."""
     rows = []
@@ -133,7 +138,8 @@ def sweep(
             for n in token_counts:
                 x = np.random.default_rng(1).standard_normal((n, shape.d_model), np.float32)
                 for kind in weights or FFN_FORMATS:
-                    layers = FfnLayers(shape, kind, x, Path(folder))
+                    level: AccuracyLevel = 4 if accuracy_level == "4" and is_quantized(kind) else 0
+                    layers = FfnLayers(shape, kind, x, Path(folder), level=level)
                     for count in threads:
                         names = PEERS[kind] if peers else ()
                         others = {name: run for name in names if (run := peer(name, shape, x, count)) is not None}
@@ -212,6 +218,9 @@ def repack(weights: tuple[str, ...], threads: tuple[int, ...], rounds: int) -> N
 @click.option("--rounds", type=click.IntRange(3), default=15, show_default=True)
 @click.option("--peers/--no-peers", default=True, help="Time other engines too.")
 @click.option("--against", type=click.Path(path_type=Path, exists=True), help="Another build of the operator library.")
+@click.option(
+    "--accuracy-level", type=click.Choice(["0", "4"]), default="0", help="Of the operators with integer weights."
+)
 @click.option("--linear", "only_linear", is_flag=True, help="Only time Linear against MatMulNBits.")
 @click.option("--repack", "only_repack", is_flag=True, help="Only time repacking, in seconds per GB.")
 @click.option("--quick", is_flag=True, help="TinyLlama's shape, all formats, 0 and 89%, 1 and 16 tokens, 2 threads.")

@@ -60,6 +60,10 @@ def _threads(run: Run) -> str:
     return f"{run['threads']} thread{'s' if run['threads'] > 1 else ''}"
 
 
+def _weights(run: Run) -> str:
+    return f"{run['weights']} at level {run['accuracy_level']}" if "accuracy_level" in run else str(run["weights"])
+
+
 def _phase(run: Run) -> str:
     return "decode" if run["phase"] == "decode" else f"prefill of {run['context']}"
 
@@ -117,7 +121,7 @@ TABLES = {
     "ffn-tokens": Table(
         ("ffn",),
         lambda run: run["tokens"] > 1,
-        lambda run: f"{_model(run)}, {run['weights']}, {run['tokens']} tokens, {run['sparsity']:.0%} sparse",
+        lambda run: f"{_model(run)}, {_weights(run)}, {run['tokens']} tokens, {run['sparsity']:.0%} sparse",
         TIME,
         "FFN of, weights",
     ),
@@ -142,6 +146,7 @@ def _order(row: Workload) -> tuple[Any, ...]:
         key.get("phase", ""),
         size,
         key["threads"],
+        key.get("accuracy_level", 0),
         -key.get("sparsity", 0.0),
     )
 

@@ -78,7 +78,9 @@ int main(int argc, char** argv) {
   for (const Kernels* k : variants_to_test(argc, argv)) {
     for (const FfnFormat f : kFfnFormats) {
       for (const size_t tokens : {0, 1, 9, 17, 33, 131}) {
-        if (!is_quantized(f.format) || (brief && tokens > 17)) continue;
+        if (!is_quantized(f.format)) continue;
+        const bool own_kernels = k->of[static_cast<size_t>(f.format)].rounded.tokens != 0;
+        if (tokens > 17 && (brief || !own_kernels)) continue;  // the exact kernels: several_tokens_test
         for (const Activation activation :
              {Activation::kRelu, Activation::kRelu2, Activation::kDrelu, Activation::kSilu}) {
           test_level_4(*k, f, 33, 150, tokens, true, activation, 1.5f);
