@@ -40,7 +40,7 @@ import openvino
 path, arrays = sys.argv[1:]
 compiled = openvino.Core().compile_model(path, "CPU", {"INFERENCE_PRECISION_HINT": "f32"})
 results = compiled(dict(np.load(arrays)))
-np.savez(arrays, **{port.get_any_name(): results[port] for port in compiled.outputs})
+np.savez(arrays, **{name: results[port] for port in compiled.outputs for name in port.get_names()})
 """
 Arrays = dict[str, NDArray[np.generic]]
 
