@@ -5,6 +5,7 @@
     python benchmarks/accuracy.py MODEL_DIR --text mine.txt --max-tokens 8192 --formats f32,i4
     python benchmarks/accuracy.py MODEL_DIR --engines --text a.txt --text b.txt      # beside llama.cpp's formats
     python benchmarks/accuracy.py MODEL_DIR --engines --text a.txt --export "mine: --weights i4 --profile-text mine.txt"
+    python benchmarks/accuracy.py MODEL_DIR --engines --text a.txt --window 4096 --export "i8: --kv-cache i8"
 
 Each format is exported, validated (every check, on the same text) and timed: greedy decode of one sequence, with the
 operator library and without it (dense), in turns in one process, medians and quartiles of the ratio. The last column
@@ -45,7 +46,7 @@ _ROUNDS, _STEPS = 7, 24
 @click.option("--engines", is_flag=True, help="Compare with llama.cpp's formats instead.")
 @click.option("--windows", default=16, show_default=True, help="With --engines: windows of each text.")
 @click.option(
-    "--window", default=512, show_default=True, type=click.IntRange(2, 512), help="With --engines: tokens of a window."
+    "--window", default=512, show_default=True, type=click.IntRange(2), help="With --engines: tokens of a window."
 )
 @click.option(
     "--export",

@@ -27,6 +27,7 @@ from prosparse_export.runtime.model import SparseModel
 __all__ = ["Candidates", "compare_engines"]
 
 _MATRICES = 7  # of a LLaMA layer
+_LLAMA_TOKENS = 512  # of llama.cpp's context here
 
 
 @dataclass(frozen=True)
@@ -86,7 +87,10 @@ def _runs(model: Path, domains: Domains, work: Path, candidates: Candidates) -> 
         folder = work / f"export-{name}"
         _export([str(model), str(folder / "m.onnx"), *shlex.split(options)])
         yield _ours(name, folder / "m.onnx", domains, threads)
-    yield from _llama_cpp(model, domains, work, threads)
+    if all(domain.windows.shape[1] <= _LLAMA_TOKENS for domain in domains.domains):
+        yield from _llama_cpp(model, domains, work, threads)
+    else:
+        click.echo(f"llama.cpp left out: windows of more than {_LLAMA_TOKENS} tokens", err=True)
 
 
 def _export(arguments: list[str]) -> None:
@@ -127,7 +131,7 @@ def _llama_cpp(model: Path, domains: Domains, work: Path, threads: int) -> Runs:
     bound = domains.half_precision_bound(_MATRICES * int(config["num_hidden_layers"]) + 1)
     for kind in ("F16", *FILE_TYPES):
         path = half if kind == "F16" else quantize_gguf(half, work / f"{kind}.gguf", kind)
-        engine = LlamaCpp(path, threads, 512, repacked=False)
+        engine = LlamaCpp(path, threads, _LLAMA_TOKENS, repacked=False)
         figures = domains.figures(kind, engine.logits)
         engine.close()
         found = [f.quality.kl_mean for f in figures.values()]

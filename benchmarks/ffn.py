@@ -35,6 +35,7 @@ from measurements import add_session
 
 from graph_passes import FFN_FORMATS, is_quantized
 from graph_passes.custom_ops import AccuracyLevel
+from prosparse_export.cli.accuracy_option import accuracy_level_option
 
 PEERS = {
     "f32": ("onnxruntime f32",),
@@ -129,7 +130,7 @@ def sweep(
     *,
     peers: bool,
     against: Path | None,
-    accuracy_level: str,
+    accuracy_level: AccuracyLevel,
 ) -> list[dict[str, Any]]:
     """Compare every combination. Other engines run at 89%, with several tokens, and where one sparsity is given."""
     rows = []
@@ -138,7 +139,7 @@ def sweep(
             for n in token_counts:
                 x = np.random.default_rng(1).standard_normal((n, shape.d_model), np.float32)
                 for kind in weights or FFN_FORMATS:
-                    level: AccuracyLevel = 4 if accuracy_level == "4" and is_quantized(kind) else 0
+                    level: AccuracyLevel = accuracy_level if is_quantized(kind) else 0
                     layers = FfnLayers(shape, kind, x, Path(folder), level=level)
                     for count in threads:
                         names = PEERS[kind] if peers else ()
@@ -218,9 +219,7 @@ def repack(weights: tuple[str, ...], threads: tuple[int, ...], rounds: int) -> N
 @click.option("--rounds", type=click.IntRange(3), default=15, show_default=True)
 @click.option("--peers/--no-peers", default=True, help="Time other engines too.")
 @click.option("--against", type=click.Path(path_type=Path, exists=True), help="Another build of the operator library.")
-@click.option(
-    "--accuracy-level", type=click.Choice(["0", "4"]), default="0", help="Of the operators with integer weights."
-)
+@accuracy_level_option()
 @click.option("--linear", "only_linear", is_flag=True, help="Only time Linear against MatMulNBits.")
 @click.option("--repack", "only_repack", is_flag=True, help="Only time repacking, in seconds per GB.")
 @click.option("--quick", is_flag=True, help="TinyLlama's shape, all formats, 0 and 89%, 1 and 16 tokens, 2 threads.")

@@ -13,7 +13,7 @@ from numpy.typing import NDArray
 __all__ = ["are_output_powers", "divided", "output_powers"]
 
 _OUTPUTS = 64  # at a time: their float64 copies stay small
-_LARGEST = 30  # exponent: products with weights and float16 scales stay in range
+_LARGEST = 30  # exponent: powers times weights and float16 scales stay in range
 
 
 def output_powers(weight: NDArray[np.float32]) -> NDArray[np.float32]:

@@ -178,9 +178,7 @@ def export_command(
     config.json, the tokenizer, prosparse.json, and the operator libraries. If anything fails, nothing is written.
     """
     _check_order(model_dir)
-    if approximate is None and keep is not None:
-        raise click.UsageError("--keep requires --approximate")
-    _check_combination(approximate, activation, threshold)
+    _check_approximate(approximate, keep, activation, threshold)
     with stages(quiet=quiet, expected=_expected_seconds(click.get_current_context().params)) as progress:
         progress("start", 0, 0)
         with collection_paused():  # torch takes seconds to import
@@ -224,7 +222,11 @@ def _expected_seconds(options: Mapping[str, Any]) -> dict[str, float]:
     )
 
 
-def _check_combination(approximate: str | None, activation: str | None, threshold: float | None) -> None:
+def _check_approximate(
+    approximate: str | None, keep: float | None, activation: str | None, threshold: float | None
+) -> None:
+    if approximate is None and keep is not None:
+        raise click.UsageError("--keep requires --approximate")
     if approximate is not None and not (activation is None and threshold is None):
         raise click.UsageError("--approximate cannot be combined with --activation or --threshold")
 

@@ -18,8 +18,10 @@ from numpy.typing import NDArray
 
 from graph_passes import is_quantized, parts_of
 from graph_passes.cached_rows import group_scales
+from graph_passes.custom_ops import accuracy_level
 from graph_passes.quantize_kv_cache import CACHE_LEVELS
 from prosparse_export.analysis.ffn_nodes import FfnNode
+from prosparse_export.artifact.accuracy_level import LEVEL_4_ERROR
 from prosparse_export.export.rounded_reference import INTEGER_STEP, as_stored, with_stored_weights
 from prosparse_export.progress import ProgressCallback, no_progress
 from prosparse_export.validation.activation_capture import ActivationCapture, CapturedActivations
@@ -188,7 +190,10 @@ class _Search:
         """Return the bound on rounding errors up to ``layer``, as a fraction of the largest value."""
         # Every MatMul up to here adds at most gamma(its length) of its size; norms keep sizes of order one.
         # 16-bit activations add their share as in `format_bound`, layer by layer.
-        each = self._quantized_matrices * INTEGER_STEP / max(len(self._nodes), 1) if case.library else 0.0
+        matrices = self._quantized_matrices / max(len(self._nodes), 1)
+        each = matrices * INTEGER_STEP if case.library else 0.0
+        if self._target.accuracy_level == 4:  # the body rounds too
+            each += matrices * LEVEL_4_ERROR
         return gamma((layer + 1) * (self._length + len(case.ids))) + (layer + 1) * each
 
     def _ends_attention(self, step: int) -> bool:
@@ -223,8 +228,8 @@ class _Search:
             if beyond:
                 return Finding(case.run, node.layer, self._between(node.node.input[0]), "", *beyond)
             rounds = case.library and is_quantized(node.weights)
-            wide = x.astype(np.float64)
-            expected, bound = exact_ffn(wide, weights(), node.activation, node.threshold, rounds=rounds)
+            wide, level = x.astype(np.float64), accuracy_level(node.node.op_type)
+            expected, bound = exact_ffn(wide, weights(), node.activation, node.threshold, rounds=rounds, level=level)
             beyond = _beyond(expected, case.captured.outputs[i], bound, axis=0)
             return Finding(case.run, node.layer, node.node.op_type, node.module, *beyond) if beyond else None
 
@@ -250,7 +255,8 @@ class _Search:
                 between = self._between(linear.x, from_inputs=is_first)
                 return Finding(case.run, layer, between, f"before {linear.module}", *beyond)
             rounds = case.library and is_quantized(linear.weights)
-            expected, bound = exact_linear(x.astype(np.float64), *weights(), rounds=rounds)
+            level = accuracy_level(linear.op)
+            expected, bound = exact_linear(x.astype(np.float64), *weights(), rounds=rounds, level=level)
             beyond = _beyond(expected, case.captured.linear_outputs[i], bound, axis=0)
             return Finding(case.run, layer, linear.op, linear.module, *beyond) if beyond else None
 

@@ -17,6 +17,8 @@ from prosparse_export.artifact.manifest import require_manifest
 from prosparse_export.cli import main
 from prosparse_export.runtime import operator_library
 from prosparse_export.runtime.operator_library import library_info
+from prosparse_export.validation.explain import explain
+from prosparse_export.validation.validation_target import open_target
 
 pytestmark = pytest.mark.integration
 FAST = ["-q", "--max-tokens", "128", "--context", "64", "--greedy", "4", "--step-tokens", "8"]
@@ -56,6 +58,11 @@ def test_manifest_and_info_state_the_level(artifact: Path) -> None:
 def test_validate_passes(artifact: Path, demo_folder: Path) -> None:
     result = run("validate", demo_folder, artifact, *FAST)
     assert result.exit_code == 0, result.output
+
+
+def test_explain_finds_no_fault(artifact: Path, demo_folder: Path) -> None:
+    target = open_target(demo_folder, artifact)
+    assert explain(target.load(low_memory=False), target, np.arange(300, 364)) == []
 
 
 def test_tokens_without_the_library_are_those_of_the_body(artifact: Path) -> None:

@@ -122,9 +122,9 @@ struct Bf16Hidden {
 
 // Accuracy level 4 (docs/reference/operators.md): null where the exact kernels serve for it.
 //
-// Error: a product's factors are rounded to bfloat16, by up to 2^-8 of each, which is less than half a step of 8 bits
-// (1/254 of a group's largest magnitude) for activations. So the bound of bf16x3_tokens above with one product, and
-// (2^-7 + 2^-16) * |w * a| instead of what it has for weights and steps.
+// Error: both factors of a multiplication are rounded to bfloat16, by up to 2^-8 of each, which is less than half a
+// step of 8 bits (1/254 of a group's largest magnitude) for activations. So the bound of bf16x3_tokens above with one
+// multiplication, and (2^-7 + 2^-16) * |w * a| instead of what it has for weights and steps.
 struct RoundedKernels {
   size_t tokens;                                      // from which they are used; 0: never
   bool (*is_in_range)(const float* x, size_t count);  // whether all magnitudes are below kMaxBf16x3X
