@@ -23,12 +23,17 @@ from support.server import serving
 from prosparse_export import ExportOptions, ProSparseError, export_model, load
 from prosparse_export.analysis.cache_scales import cache_scales
 from prosparse_export.analysis.ffn_nodes import read_graph
+from prosparse_export.analysis.graph_bytes import other_bytes
 from prosparse_export.artifact.manifest import require_manifest
+from prosparse_export.bench import BenchOptions, bench
 from prosparse_export.export.rounded_cache import RoundedCache, cache_rounding
 from prosparse_export.export.rounded_reference import format_bound
+from prosparse_export.report import ReportOptions, measure
+from prosparse_export.report.page import render_page
 from prosparse_export.runtime import session
 from prosparse_export.runtime.decode_loop import PREFILL_TOKENS
 from prosparse_export.runtime.model import SparseModel
+from prosparse_export.text import default_text
 from prosparse_export.validation import ValidationOptions, validate
 from prosparse_export.validation.exactness import generate_greedily, pad_left
 from prosparse_models import load_checkpoint
@@ -127,6 +132,28 @@ def test_validate(path: Path) -> None:
     assert result.lossy
     assert result.exact_against == "PyTorch with the stored weights, KV cache rounded to 8 bits"
     assert abs(result.quality[1].perplexity_increase) < 1e-3
+
+
+def test_report_counts_as_without_rounding(path: Path, demo_artifact: Path) -> None:
+    text = [("text", default_text()[:4000])]
+    found, expected = (measure(artifact, text, ReportOptions(300, 64)) for artifact in (path, demo_artifact))
+    assert found.tokens == expected.tokens == 300
+    for own, float32 in zip(found.layers, expected.layers, strict=True):
+        assert own.sparsity == pytest.approx(float32.sparsity, abs=2e-3)  # activations near zero change sides
+        assert own.speed is not None
+    assert render_page(found).count("<svg") == render_page(expected).count("<svg")
+
+
+def test_bench_measures_attention_and_its_bytes(path: Path, kind: str, demo_artifact: Path) -> None:
+    options = BenchOptions(threads=1, context=300, tokens=2, prefill=(4,), rounds=3)
+    (ids,) = texts(64)
+    result = bench(path, np.array(ids), options)
+    operator = "GroupQueryAttention" if kind == "i8" else "RotaryCachedAttentionI8"
+    assert result.other_microseconds[operator] > 0
+    assert all(timing.sparse.median > 0 and timing.ratio is not None for timing in result.timings)
+    graphs = [read_graph(artifact) for artifact in (path, demo_artifact)]
+    quarter, whole = (other_bytes(graph, 300) - other_bytes(graph, 0) for graph in graphs)
+    assert 4 * quarter == whole * (1 if kind == "i8" else 34 / 32)
 
 
 def test_a_server_writes_the_same_texts(path: Path, model: SparseModel) -> None:
