@@ -16,7 +16,7 @@ double float_weight(Format format, const uint8_t* data, size_t i) {
 }
 
 double quantized_weight(Format format, uint16_t scale, uint32_t field) {
-  const int value = static_cast<int>(field & ((1u << element_bits(format)) - 1)) - field_offset(format);
+  const int value = level(format, field & ((1u << element_bits(format)) - 1)) - level_offset(format);
   return static_cast<double>(f16_to_float(scale)) * value;
 }
 

@@ -16,14 +16,16 @@ constexpr size_t kWeightGroup = 32;  // columns that share a scale
 struct SourceWeights {
   const void* data;
   int32_t type;
-  int32_t low, high;  // the integers' range: -8 and 7, or -127 and 127
+  int32_t low, high;      // the integers' range: -8 and 7, -127 and 127, or the first and last level
+  const int32_t* levels;  // 16 in ascending order, the only integers; null: all of the range
   size_t rows, cols;
   ptrdiff_t row_stride, col_stride;
 };
 
 // Where rounded weights go: whichever is not null.
 struct RoundedWeights {
-  uint8_t* packed;  // [rows, 16 * groups]: two columns a byte, the even one in the low half, each plus 8
+  uint8_t* packed;  // [rows, 16 * groups]: two columns a byte, the even one in the low half, each plus 8 or as a place
+                    // in levels
   int8_t* bytes;    // [rows, cols]
   float* values;    // integer times scale, at these strides
   ptrdiff_t row_stride, col_stride;

@@ -10,17 +10,23 @@
 
 namespace prosparse::testing {
 
-constexpr Format kAllFormats[] = {Format::kF32, Format::kF16, Format::kBF16, Format::kI8, Format::kI4};
-constexpr const char* kFormatNames[] = {"F32", "F16", "BF16", "I8", "I4"};
+constexpr Format kAllFormats[] = {Format::kF32, Format::kF16, Format::kBF16, Format::kI8, Format::kI4, Format::kNL4};
+constexpr const char* kFormatNames[] = {"F32", "F16", "BF16", "I8", "I4", "NL4"};
 
 struct FfnFormat {  // of an FFN's matrices
   Format format, down;
   bool mixed() const { return down != format; }
-  const char* name() const { return mixed() ? "I4I8" : kFormatNames[static_cast<size_t>(format)]; }
+  const char* name() const {
+    return mixed() ? (format == Format::kI4 ? "I4I8" : "NL4I8") : kFormatNames[static_cast<size_t>(format)];
+  }
 };
 constexpr FfnFormat kFfnFormats[] = {{Format::kF32, Format::kF32},   {Format::kF16, Format::kF16},
                                      {Format::kBF16, Format::kBF16}, {Format::kI8, Format::kI8},
-                                     {Format::kI4, Format::kI4},     {Format::kI4, Format::kI8}};
+                                     {Format::kI4, Format::kI4},     {Format::kI4, Format::kI8},
+                                     {Format::kNL4, Format::kNL4},   {Format::kNL4, Format::kI8}};
+
+// What NL4's codes stand for, as docs/reference/operators.md lists them.
+constexpr int kNonlinear[16] = {-64, -50, -40, -31, -24, -17, -11, -5, 0, 7, 13, 20, 28, 36, 47, 62};
 
 struct Stored {
   std::vector<uint8_t> data;
@@ -37,7 +43,7 @@ struct Stored {
 
   Stored(Format format, size_t rows, size_t cols, std::mt19937& rng) : values(rows * cols), integers(rows * cols) {
     const size_t groups = groups_of(cols);
-    data.resize(format == Format::kI4 ? rows * groups * 16 : rows * cols * element_bits(format) / 8);
+    data.resize(element_bits(format) == 4 ? rows * groups * 16 : rows * cols * element_bits(format) / 8);
     scales.resize(is_quantized(format) ? rows * groups : 0);
     for (uint16_t& s : scales) s = static_cast<uint16_t>(0x2000 | (rng() & 0x8fff));  // 2^-7 to 2^-3, either sign
     std::normal_distribution<float> normal;
@@ -64,12 +70,13 @@ struct Stored {
             uint8_t& byte = data[r * groups * 16 + c / 2];
             byte = static_cast<uint8_t>(c % 2 == 0 ? (byte & 0xf0) | (q + 8) : (byte & 0x0f) | (q + 8) << 4);
           }
-          integers[i] = std::abs(q);
-          values[i] = half(scales[r * groups + c / 32]) * q;
+          const int integer = format == Format::kNL4 ? kNonlinear[q + 8] : q;
+          integers[i] = std::abs(integer);
+          values[i] = half(scales[r * groups + c / 32]) * integer;
         }
       }
     }
-    if (format == Format::kI4 && cols % 32 != 0) {  // padding may have any value
+    if (element_bits(format) == 4 && cols % 32 != 0) {  // padding may have any value
       for (size_t r = 0; r < rows; ++r) {
         for (size_t byte = (cols + 1) / 2; byte < groups * 16; ++byte)
           data[r * groups * 16 + byte] = static_cast<uint8_t>(rng());

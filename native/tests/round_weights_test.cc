@@ -14,6 +14,8 @@ using namespace prosparse::testing;
 namespace {
 
 size_t cases = 0;
+enum class Kind { kI8, kI4, kNL4 };
+const int32_t kLevels[16] = {-64, -50, -40, -31, -24, -17, -11, -5, 0, 7, 13, 20, 28, 36, 47, 62};
 const std::vector<float> kFactors = {1.0f, 0.85f, 0.92f, -0.85f, -0.92f, -1.0f, -1.08f};
 
 // A matrix in memory of exactly its size: `pitch` is the distance of rows, or of columns if these are contiguous.
@@ -22,9 +24,11 @@ struct Source {
   std::vector<uint16_t> halves;
   SourceWeights view{};
 
-  Source(size_t rows, size_t cols, int32_t type, bool by_rows, bool is_i4, std::mt19937& rng) {
+  Source(size_t rows, size_t cols, int32_t type, bool by_rows, Kind kind, std::mt19937& rng) {
     const size_t count = rows * cols;
-    view = {nullptr, type, is_i4 ? -8 : -127, is_i4 ? 7 : 127, rows, cols, 1, 1};
+    const int32_t low[] = {-127, -8, -64}, high[] = {127, 7, 62};
+    const size_t k = static_cast<size_t>(kind);
+    view = {nullptr, type, low[k], high[k], kind == Kind::kNL4 ? kLevels : nullptr, rows, cols, 1, 1};
     (by_rows ? view.row_stride : view.col_stride) = static_cast<ptrdiff_t>(by_rows ? cols : rows);
     values = normals(rng, count);
     for (size_t i = 0; i < count; ++i) {
@@ -42,6 +46,15 @@ struct Source {
 };
 
 float integer(float quotient, const SourceWeights& w) {
+  if (w.levels != nullptr) {  // the nearest; halfway, the lower one
+    const int32_t* best = w.levels;
+    for (const int32_t* level = w.levels + 1; level < w.levels + 16; ++level) {
+      const double gain =
+          std::fabs(static_cast<double>(quotient) - *best) - std::fabs(static_cast<double>(quotient) - *level);
+      if (gain > 0) best = level;
+    }
+    return static_cast<float>(*best);
+  }
   if (!(quotient >= static_cast<float>(w.low))) quotient = static_cast<float>(w.low);
   if (quotient > static_cast<float>(w.high)) quotient = static_cast<float>(w.high);
   return std::nearbyint(quotient) + 0.0f;
@@ -59,7 +72,7 @@ float scale_of(const Source& source, size_t row, size_t group, const float* impo
     bottom = std::fmin(bottom, v[c]);
   }
   const float peak = top >= -bottom ? top : bottom;
-  first = (w.low == -8 ? peak / -8.0f : std::fabs(peak) / 127.0f) + 0.0f;
+  first = (w.low == -127 ? std::fabs(peak) / 127.0f : peak / static_cast<float>(w.low)) + 0.0f;
   float best = first;
   for (const float factor : kFactors) {
     const float trial = first * factor, inverse = std::fabs(trial) >= FLT_MIN ? 1.0f / trial : 0.0f;
@@ -100,9 +113,9 @@ void test(const RoundingKernels& kernels, const Source& source, bool is_weighted
   std::vector<uint8_t> packed(w.rows * source.groups() * 16);
   std::vector<int8_t> bytes(w.rows * w.cols);
   std::vector<float> values(w.rows * w.cols);
-  const bool is_i4 = w.low == -8;
-  const RoundedWeights rounded = {is_i4 ? packed.data() : nullptr, is_i4 ? nullptr : bytes.data(), values.data(),
-                                  w.row_stride, w.col_stride};
+  const bool is_packed = w.low != -127;
+  const RoundedWeights rounded = {is_packed ? packed.data() : nullptr, is_packed ? nullptr : bytes.data(),
+                                  values.data(), w.row_stride, w.col_stride};
   CHECK(round_weights(kernels, w, scales.data(), rounded, threads), "%s: not rounded", kernels.isa);
   for (size_t r = 0; r < w.rows; ++r) {
     for (size_t c = 0; c < w.cols; ++c, ++cases) {
@@ -112,7 +125,8 @@ void test(const RoundingKernels& kernels, const Source& source, bool is_weighted
       if (c % 32 == 0) check_scale(scale, found, first, kernels.isa, r, c / 32);
       const float q = scale == 0.0f ? 0.0f : integer(source.at(r, c) / scale, w);
       const uint8_t byte = packed[r * source.groups() * 16 + c / 2];
-      const int stored = is_i4 ? (c % 2 ? byte >> 4 : byte & 15) - 8 : bytes[r * w.cols + c];
+      const int field = c % 2 ? byte >> 4 : byte & 15;
+      const int stored = !is_packed ? bytes[r * w.cols + c] : w.levels != nullptr ? w.levels[field] : field - 8;
       const float value = values[r * static_cast<size_t>(w.row_stride) + c * static_cast<size_t>(w.col_stride)];
       CHECK(static_cast<float>(stored) == q && value == q * scale, "%s: row %zu column %zu: %d, expected %g",
             kernels.isa, r, c, stored, q);
@@ -123,7 +137,7 @@ void test(const RoundingKernels& kernels, const Source& source, bool is_weighted
 void test_failures(const RoundingKernels& kernels) {
   std::mt19937 rng(7);
   for (const float bad : {std::numeric_limits<float>::quiet_NaN(), std::numeric_limits<float>::infinity(), 1e9f}) {
-    Source source(40, 70, 1, true, true, rng);
+    Source source(40, 70, 1, true, Kind::kI4, rng);
     source.values[39 * 70 + 69] = bad;
     const ScaleSearch search = {kFactors.data(), kFactors.size(), nullptr};
     std::vector<uint16_t> scales(40 * 3, 0x3c00);
@@ -154,8 +168,8 @@ int main() {
     for (const auto& [rows, cols] : std::vector<std::pair<size_t, size_t>>{{1, 1}, {3, 33}, {16, 32}, {37, 100}}) {
       for (const int32_t type : {1, 10, 16}) {
         for (const bool by_rows : {true, false}) {
-          for (const bool is_i4 : {true, false}) {
-            const Source source(rows, cols, type, by_rows, is_i4, rng);
+          for (const Kind kind : {Kind::kI8, Kind::kI4, Kind::kNL4}) {
+            const Source source(rows, cols, type, by_rows, kind, rng);
             for (const bool is_weighted : {true, false}) test(kernels, source, is_weighted, is_weighted ? 1 : 5);
           }
         }

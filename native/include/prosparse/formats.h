@@ -9,20 +9,26 @@
 namespace prosparse {
 
 // In the order of kFormatSpecs.
-enum class Format { kF32, kF16, kBF16, kI8, kI4 };
+enum class Format { kF32, kF16, kBF16, kI8, kI4, kNL4 };
 
-// Quantized formats store integers: weight = scale * integer, with one float16 scale per row and group of columns.
+// Quantized formats store integers: weight = scale * integer, with one float16 scale per row and group of columns. NL4
+// stores codes instead, which stand for integers at unequal distances, closer to each other near 0, where most weights
+// are: docs/decisions/quantization.md. These are its integers plus 64. The first is 0, so that a lookup of bytes leaves
+// the upper byte of a word 0.
+constexpr uint8_t kNonlinearLevels[16] = {0, 14, 24, 33, 40, 47, 53, 59, 64, 71, 77, 84, 92, 100, 111, 126};
+
 struct FormatSpec {
   Format format;
   const char* name;      // suffix of the operators' names: SparseGatedFFNI4
   int onnx_type;         // TensorProto.DataType of the stored weights
   size_t bits;           // per weight; below 8, a byte holds several, the first in the low bits
-  int offset;            // added to an integer in packed memory, which makes it unsigned; 0: a float format
-  int stored_offset;     // added to it in the model file
+  int offset;            // field of integer 0 in packed memory, where fields are unsigned; 0: a float format
+  int stored_offset;     // field of integer 0 in the model file
   uint16_t bf16_limit;   // 16-bit formats: magnitudes from these bits on are out of range for bfloat16 parts
   size_t bf16_parts;     // bfloat16 parts of a weight (kernels.h); 0: not split
   size_t bf16x3_tokens;  // tokens from which AMX is used; 0: never
   size_t widen_tokens;   // quantized: tokens from which variants with byte dot products widen panels to float32
+  const uint8_t* levels = nullptr;  // by field, as unsigned integers; null: the field itself
 };
 
 // The last two columns were measured by benchmarks/tuning.py.
@@ -32,6 +38,7 @@ constexpr FormatSpec kFormatSpecs[] = {
     {Format::kBF16, "BF16", 16, 16, 0, 0, 0x4cbe, 1, 8, 0},  // limit: 1e8
     {Format::kI8, "I8", 3, 8, 128, 0, 0, 2, 16, 8},          // signed in the model file
     {Format::kI4, "I4", 2, 4, 8, 8, 0, 2, 16, 24},           // unsigned in the model file
+    {Format::kNL4, "NL4", 2, 4, 8, 8, 0, 2, 16, 24, kNonlinearLevels},
 };
 constexpr size_t kFormats = std::size(kFormatSpecs);
 
@@ -39,12 +46,17 @@ constexpr size_t kFormats = std::size(kFormatSpecs);
 struct MixedFormat {
   Format gate_up, down;
 };
-constexpr MixedFormat kMixedFormats[] = {{Format::kI4, Format::kI8}};
+constexpr MixedFormat kMixedFormats[] = {{Format::kI4, Format::kI8}, {Format::kNL4, Format::kI8}};
 
 constexpr const FormatSpec& spec(Format f) { return kFormatSpecs[static_cast<size_t>(f)]; }
 constexpr bool is_quantized(Format f) { return spec(f).offset != 0; }
 constexpr size_t element_bits(Format f) { return spec(f).bits; }
 constexpr int field_offset(Format f) { return spec(f).offset; }
+constexpr bool is_nonlinear(Format f) { return spec(f).levels != nullptr; }
+constexpr int level(Format f, size_t field) {  // unsigned
+  return is_nonlinear(f) ? spec(f).levels[field] : static_cast<int>(field);
+}
+constexpr int level_offset(Format f) { return level(f, static_cast<size_t>(field_offset(f))); }  // level of integer 0
 constexpr size_t fields(Format f) { return 16 / spec(f).bits; }  // per 16-bit word, quantized formats only
 
 constexpr bool specs_are_in_order() {

@@ -38,8 +38,8 @@ struct Tokens {
   const int16_t* q;       // [tokens][stride]
   const int16_t* q_dot;   // [tokens][stride], per line of Rows by field, then by word
   const float* scale;     // [tokens][stride / 32]
-  const int32_t* starts;  // [tokens][stride / 2], 16 per line: -field_offset times the sum of q_dot's pairs
-  const int32_t* sums;    // [tokens][stride / 32]: -field_offset times the sum of a group
+  const int32_t* starts;  // [tokens][stride / 2], 16 per line: -level_offset times the sum of q_dot's pairs
+  const int32_t* sums;    // [tokens][stride / 32]: -level_offset times the sum of a group
   // x and q interleaved by token in groups of group_size(): gemm_panels reads these.
   const float* grouped_x;
   const int32_t* grouped_q;
