@@ -46,7 +46,7 @@ ATTENTION = frozenset({CACHED_ATTENTION, ROTARY_CACHED_ATTENTION})
 
 
 AccuracyLevel = Literal[0, 4]
-"""0: activations are exact. 4: i8 and i4 kernels may hold them with 8 bits, as in onnxruntime's MatMulNBits."""
+"""0: activations are exact. 4: kernels of integer formats may round them to 8 bits, as in onnxruntime's MatMulNBits."""
 _LEVEL_4 = "A8"
 
 

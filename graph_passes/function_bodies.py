@@ -99,8 +99,8 @@ _QUANTIZED_CONSTANTS = f"""
 _NIBBLE_CONSTANTS = """
   fifteen = Constant <value = uint8 {15}> ()
   four = Constant <value = uint8 {4}> ()
-  eight = Constant <value_float = 8.0> ()
 """
+_EIGHT = "eight = Constant <value_float = 8.0> ()\n"
 _PORTABLE_NIBBLE_CONSTANTS = "sixteen = Constant <value = int32 {16}> ()\n"
 
 # Each turns the inputs w{0} and, quantized, s{0} into the matrix m{0}: float32, [rows, columns of x].
@@ -127,14 +127,21 @@ _SPLIT_NIBBLES_PORTABLE = """
   high{0} = Mul (odd{0}, sixteen)
   even{0} = Sub (bytes{0}, high{0})
 """
-_DEQUANTIZE_NIBBLES = """
+_UNPACK_NIBBLES = """
   even{0}_column = Unsqueeze (even{0}, last_axis)
   odd{0}_column = Unsqueeze (odd{0}, last_axis)
   columns{0} = Concat <axis = -1> (even{0}_column, odd{0}_column)
   padded{0} = Reshape (columns{0}, row_shape)
-  unsigned{0} = Slice (padded{0}, start, d_in, column_axis)
-  unsigned{0}_float = Cast <to = 1> (unsigned{0})
-  q{0} = Sub (unsigned{0}_float, eight)
+  field{0} = Slice (padded{0}, start, d_in, column_axis)
+"""
+_DEQUANTIZE_NIBBLES = """
+  field{0}_float = Cast <to = 1> (field{0})
+  q{0} = Sub (field{0}_float, eight)
+  m{0} = Mul (q{0}, s{0}_each)
+"""
+_LOOK_UP_NIBBLES = """
+  field{0}_place = Cast <to = 6> (field{0})
+  q{0} = Gather <axis = 0> (levels, field{0}_place)
   m{0} = Mul (q{0}, s{0}_each)
 """
 
@@ -166,13 +173,19 @@ def _dequantize(matrix: str, spec: FormatSpec, *, portable: bool) -> str:
     if spec.bits == 8:
         return (_SCALES + _DEQUANTIZE_BYTES).format(matrix)
     split = _SPLIT_NIBBLES_PORTABLE if portable else _SPLIT_NIBBLES
-    return (_SCALES + split + _DEQUANTIZE_NIBBLES).format(matrix)
+    values = _DEQUANTIZE_NIBBLES if spec.table is None else _LOOK_UP_NIBBLES
+    return (_SCALES + split + _UNPACK_NIBBLES + values).format(matrix)
 
 
 def _constants(specs: list[FormatSpec], *, portable: bool) -> str:
     lines = _QUANTIZED_CONSTANTS if any(spec.group for spec in specs) else ""
     if any(spec.bits == 4 for spec in specs):
         lines += _NIBBLE_CONSTANTS + (_PORTABLE_NIBBLE_CONSTANTS if portable else "")
+    if any(spec.bits == 4 and spec.table is None for spec in specs):
+        lines += _EIGHT
+    table = next((spec.table for spec in specs if spec.table is not None), None)
+    if table is not None:
+        lines += f"levels = Constant <value_floats = [{', '.join(f'{level}.0' for level in table)}]> ()\n"
     return lines
 
 

@@ -11,22 +11,24 @@ from collections.abc import Mapping
 import numpy as np
 from numpy.typing import NDArray
 
-from graph_passes.formats import FormatSpec
+from graph_passes.formats import Format, FormatSpec
 from prosparse_export.errors import ProSparseError
 
 __all__ = ["WeightRangeError", "are_plausible", "group_scales", "round_to_integers", "search_factors"]
 
 Array = NDArray[np.float32]
 
-# Factors of the scale that maps the weight of largest magnitude to the last integer, by bits. The range of i4 is not
+# Factors of the scale that maps the weight of largest magnitude to the last integer. The ranges of 4 bits are not
 # symmetric, so there the sign matters too. Chosen on SmolLM2 by KL divergence: docs/decisions/quantization.md.
-_FACTORS: Mapping[int, tuple[float, ...]] = {
-    8: (1.0, 0.97),
-    4: (1.0, 0.85, 0.92, -0.85, -0.92, -1.0, -1.08),
+_FACTORS: Mapping[Format, tuple[float, ...]] = {
+    "i8": (1.0, 0.97),
+    "i4": (1.0, 0.85, 0.92, -0.85, -0.92, -1.0, -1.08),
+    "nl4": (1.0, 0.87, 0.93, 1.06, -0.87, -0.93, -1.0, -1.06),
 }
-_MORE_FACTORS: Mapping[int, tuple[float, ...]] = {  # importance may favor small weights
-    8: (1.0, 0.97),
-    4: (1.0, 0.55, 0.65, 0.75, 0.85, 0.92, -0.55, -0.65, -0.75, -0.85, -0.92, -1.0, -1.08),
+_MORE_FACTORS: Mapping[Format, tuple[float, ...]] = {  # importance may favor small weights
+    "i8": (1.0, 0.97),
+    "i4": (1.0, 0.55, 0.65, 0.75, 0.85, 0.92, -0.55, -0.65, -0.75, -0.85, -0.92, -1.0, -1.08),
+    "nl4": (1.0, 0.6, 0.7, 0.8, 0.87, 0.93, 1.06, -0.6, -0.7, -0.8, -0.87, -0.93, -1.0, -1.06),
 }
 _DAMAGED = "the checkpoint is damaged, or its training diverged; use another one"
 # Of the scale that maps the largest weight to the last integer: a candidate, refined for one weight rounded to 1.
@@ -46,7 +48,7 @@ class WeightRangeError(ProSparseError):
 
 def search_factors(spec: FormatSpec, *, weighted: bool) -> tuple[float, ...]:
     """Return the factors that `group_scales` tries, in order; ``weighted``: with importance."""
-    return (_MORE_FACTORS if weighted else _FACTORS)[spec.bits]
+    return (_MORE_FACTORS if weighted else _FACTORS)[spec.name]
 
 
 def group_scales(weight: Array, spec: FormatSpec, importance: Array | None = None) -> NDArray[np.float16]:
@@ -74,8 +76,7 @@ def group_scales(weight: Array, spec: FormatSpec, importance: Array | None = Non
     best, gain = first, np.zeros_like(first)
     for factor in search_factors(spec, weighted=importance is not None):
         np.multiply(weight, _inverse(first * np.float32(factor)), out=integers)
-        np.clip(integers, *spec.levels, out=integers)
-        np.rint(integers, out=integers)
+        _nearest(integers, spec)
         along = np.multiply(integers, weighted, out=work).sum(0)
         np.multiply(integers, integers, out=work)
         size = (work if importance is None else np.multiply(work, importance, out=work)).sum(0)
@@ -107,13 +108,22 @@ def are_plausible(weight: Array, scales: NDArray[np.float16], spec: FormatSpec) 
 
 def round_to_integers(weight: Array, scales: NDArray[np.floating], spec: FormatSpec, out: Array) -> None:
     """Write to ``out``, ``[32, groups]``, the integers nearest to ``weight / scales``; 0 where a scale is 0."""
-    assert spec.levels is not None
     divisor = scales.astype(np.float32)
     divisor[divisor == 0] = np.inf  # all weights of the group are 0 or nearly 0, and so are the integers
     np.divide(weight, divisor, out=out)
-    np.rint(out, out=out)
-    np.clip(out, *spec.levels, out=out)
+    _nearest(out, spec)
     np.add(out, np.float32(0), out=out)  # integers have no -0
+
+
+def _nearest(values: Array, spec: FormatSpec) -> None:
+    """Replace ``values`` by the nearest integers of a format: ties to even, and in a table to the lower one."""
+    assert spec.levels is not None
+    if spec.table is None:
+        np.clip(values, *spec.levels, out=values)
+        np.rint(values, out=values)
+        return
+    table = np.array(spec.table, np.float32)
+    np.take(table, np.searchsorted((table[1:] + table[:-1]) / 2, values), out=values)
 
 
 def _inverse(scales: Array) -> Array:

@@ -1,8 +1,9 @@
 """Round matrices to the integer formats, and back: canonical, neuron-major, independent of any instruction set.
 
 Quantization is symmetric with one float16 scale per row and group of 32 columns: ``weight = scale * integer``, integers
-in [-127, 127] for i8 and [-8, 7] for i4. group_scales.py chooses the scales; an i4 scale may be negative. Integers are
-rounded to nearest, ties to even, after rounding the scale to float16. docs/reference/operators.md states the layout.
+in [-127, 127] for i8, [-8, 7] for i4, and 16 unequally spaced ones for nl4. group_scales.py chooses the scales, which
+may be negative for 4 bits. Integers are the nearest ones, after rounding the scale to float16.
+docs/reference/operators.md states the layout.
 """
 
 from __future__ import annotations
@@ -80,8 +81,8 @@ def quantize(
         rounding: computes the same, faster.
 
     Returns:
-        Integers and float16 scales ``[rows, groups]``, groups = ceil(cols / 32). i8: int8 ``[rows, cols]``. i4: uint8
-        ``[rows, 16 * groups]``, two columns per byte, the even one in the low half, each plus 8.
+        Integers and float16 scales ``[rows, groups]``, groups = ceil(cols / 32). i8: int8 ``[rows, cols]``. i4, nl4:
+        uint8 ``[rows, 16 * groups]``, two columns per byte as in `pack`.
 
     Raises:
         WeightRangeError: a weight is not finite, or its scale is too large for float16.
@@ -99,7 +100,7 @@ def quantize(
     def part(rows: slice) -> None:
         values, used[rows] = _rounded_part(weight[rows], spec, importance, None if scales is None else scales[rows])
         if spec.bits == 4:
-            integers[rows] = pack(values.astype(np.int8))
+            integers[rows] = pack(values.astype(np.int8), weights)
         else:
             integers[rows] = values[:, :cols]
 
@@ -107,27 +108,36 @@ def quantize(
     return integers, used
 
 
-def dequantize(integers: NDArray[np.int8 | np.uint8], scales: NDArray[np.float16], cols: int) -> NDArray[np.float32]:
-    """Return the float32 matrix ``[rows, cols]`` that ``quantize``'s result stands for, exactly."""
+def dequantize(
+    integers: NDArray[np.int8 | np.uint8], scales: NDArray[np.float16], cols: int, weights: Format
+) -> NDArray[np.float32]:
+    """Return the float32 matrix ``[rows, cols]`` that ``quantize``'s result in this format stands for, exactly."""
     values: NDArray[np.float32]
-    if integers.dtype == np.uint8:
-        values = unpack(integers.astype(np.uint8, copy=False))[:, :cols].astype(np.float32)
+    if FORMAT_SPECS[weights].bits == 4:
+        values = unpack(integers.astype(np.uint8, copy=False), weights)[:, :cols].astype(np.float32)
     else:
         values = integers.astype(np.float32)
     return values * _each_column(scales, cols)
 
 
-def pack(values: NDArray[np.int8]) -> NDArray[np.uint8]:
-    """Return 4-bit values ``[rows, cols]``, cols even, as two per byte: the inverse of `unpack`."""
-    unsigned = (values + np.int8(8)).view(np.uint8)
-    packed: NDArray[np.uint8] = unsigned[:, ::2] | unsigned[:, 1::2] << 4
+def pack(values: NDArray[np.int8], weights: Format) -> NDArray[np.uint8]:
+    """Return a 4-bit format's integers ``[rows, cols]``, cols even, as two per byte, the even column in the low half.
+
+    i4 stores an integer plus 8, nl4 its place among the 16.
+    """
+    table = FORMAT_SPECS[weights].table
+    if table is None:
+        fields = (values + np.int8(8)).view(np.uint8)
+    else:
+        fields = np.searchsorted(np.array(table, np.int8), values).astype(np.uint8)
+    packed: NDArray[np.uint8] = fields[:, ::2] | fields[:, 1::2] << 4
     return packed
 
 
-def unpack(packed: NDArray[np.uint8]) -> NDArray[np.int8]:
-    """Return the 4-bit values of ``packed``, two per byte with the even column low and each plus 8, as int8."""
-    pairs = np.stack([packed & 15, packed >> 4], -1)
-    values: NDArray[np.int8] = pairs.reshape(len(packed), -1).astype(np.int8) - np.int8(8)
+def unpack(packed: NDArray[np.uint8], weights: Format) -> NDArray[np.int8]:
+    """Return the integers of ``packed`` as int8: the inverse of `pack`."""
+    fields = np.stack([packed & 15, packed >> 4], -1).reshape(len(packed), -1)
+    values: NDArray[np.int8] = np.array(FORMAT_SPECS[weights].table or range(-8, 8), np.int8)[fields]
     return values
 
 
@@ -214,23 +224,27 @@ def plausible_groups(weight: NDArray[np.float32], weights: Format, scales: NDArr
     return found
 
 
-def plausible_integers(weight: NDArray[np.float32], integers: NDArray[np.uint8], scales: NDArray[np.float16]) -> bool:
-    """Return whether i4's ``integers`` may be ``weight`` rounded with compensation.
+def plausible_integers(
+    weight: NDArray[np.float32], integers: NDArray[np.uint8], scales: NDArray[np.float16], weights: Format
+) -> bool:
+    """Return whether ``integers`` may be ``weight`` rounded with compensation to a 4-bit format.
 
-    A search may have chosen the scales for these weights. Compensation moves a weight by at most 3 steps before it is
-    rounded, so the integer differs from the nearest one by at most 4.
+    A search may have chosen the scales for these weights. Compensation takes at most the fourth integer from the
+    nearest one.
 
     Args:
         weight: ``[rows, cols]``.
         integers: as `quantize` returns them.
         scales: ``[rows, groups]``.
+        weights: i4 or nl4.
     """
-    spec = FORMAT_SPECS["i4"]
+    spec = FORMAT_SPECS[weights]
     rows, cols = weight.shape
-    if integers.shape != (rows, spec.stored_columns(cols)) or not plausible_scales(weight, "i4", scales):
+    if integers.shape != (rows, spec.stored_columns(cols)) or not plausible_scales(weight, weights, scales):
         return False
-    nearest = unpack(quantize(weight, "i4", scales=scales)[0].view(np.uint8))
-    return bool((np.abs(nearest - unpack(integers)) <= _MOST_STEPS).all())
+    nearest = quantize(weight, weights, scales=scales)[0].view(np.uint8)
+    moved = unpack(nearest, "i4") - unpack(integers, "i4")  # of nl4: the difference of places
+    return bool((np.abs(moved) <= _MOST_STEPS).all())
 
 
 def _in_parts(shape: tuple[int, ...], part: Callable[[slice], None]) -> None:

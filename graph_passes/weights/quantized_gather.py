@@ -38,7 +38,10 @@ def gathered_rows(new: tape.Tape, stored: Sequence[ir.Value], ids: ir.Value, wei
         last = _constant(new, np.array([-1]))
         columns = [new.op("Unsqueeze", [half, last]) for half in (even, odd)]
         rows = new.op("Concat", columns, {"axis": -1})
-    if spec.bits == 4:
+    if spec.table is not None:
+        places = new.op("Cast", [rows], {"to": ir.DataType.INT32})
+        values = new.op("Gather", [_constant(new, np.array(spec.table, np.float32)), places])
+    elif spec.bits == 4:
         values = new.op("Sub", [rows, _constant(new, np.array(8.0, np.float32))])
     else:
         values = new.op("Cast", [rows], {"to": ir.DataType.FLOAT})

@@ -10,7 +10,7 @@ import numpy as np
 import onnx_ir as ir
 from numpy.typing import NDArray
 
-from graph_passes.formats import FORMAT_SPECS, Format
+from graph_passes.formats import FORMAT_SPECS, Format, FormatSpec
 from graph_passes.weights.output_powers import divided, output_powers
 from graph_passes.weights.quantization import Rounding
 from graph_passes.weights.stored_tensors import repacked_tensors, stored_tensors
@@ -69,7 +69,7 @@ class WeightStore:
             in_major: ``source`` is ``[d_in, d_out]``.
             is_down: the layer is a down_proj, whose inputs are the neurons.
             importance: of the columns as stored, see `quantize`.
-            rounded: reads i4's integers and scales as stored, if they are chosen already.
+            rounded: reads the integers and scales of 4 bits as stored, if they are chosen already.
             powers: what a down_proj is divided by.
         """
         transposed = is_down != in_major
@@ -83,7 +83,8 @@ class WeightStore:
             shape = source.shape[::-1] if transposed else source.shape
             if rounded is not None:
                 tensors = repacked_tensors(rounded, shape, weights, name)
-            elif source.packed is not None and spec.group and not transposed:
+            elif _keeps_integers(source, spec) and not transposed:
+                assert source.packed is not None
                 tensors = repacked_tensors(source.packed, shape, weights, name)
             else:
                 read = _reader(source, transposed=transposed, powers=powers)
@@ -104,7 +105,7 @@ class WeightStore:
             chosen: the powers, ``[d_model]``, if the matrix was rounded with some already.
         """
         spec = FORMAT_SPECS[weights]
-        if not spec.group or (source.packed is not None and in_major):
+        if not spec.group or (_keeps_integers(source, spec) and in_major):
             return None
         key = (id(source.value), in_major, weights)
         if key not in self._powers:
@@ -166,6 +167,11 @@ class WeightStore:
         )
         self._graph.register_initializer(value)
         return value
+
+
+def _keeps_integers(source: Weight, spec: FormatSpec) -> bool:
+    """Return whether a format can store the source's 4-bit integers as they are."""
+    return source.packed is not None and spec.group > 0 and spec.table is None
 
 
 def _stored_name(module: str, *, is_down: bool) -> str:

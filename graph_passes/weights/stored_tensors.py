@@ -64,16 +64,16 @@ def repacked_tensors(
     """Return the tensors that store 4-bit values in an integer format without rounding them; scales become float16.
 
     Args:
-        packed: returns the values, two per byte as in i4, and their scales.
+        packed: returns the values, two per byte as in ``weights``, or as in i4 if that is wider, and their scales.
         shape: rows and columns of the matrix.
-        weights: i4, or a wider integer format.
+        weights: an integer format.
         name: as in `stored_tensors`.
     """
     spec = FORMAT_SPECS[weights]
 
     def integers() -> Array:
         values = packed()[0]
-        return np.ascontiguousarray(values) if spec.bits == 4 else unpack(values).astype(spec.dtype)
+        return np.ascontiguousarray(values) if spec.bits == 4 else unpack(values, "i4").astype(spec.dtype)
 
     return _integers_and_scales(integers, lambda: packed()[1].astype(np.float16), shape, spec, name)
 

@@ -19,19 +19,21 @@ Packed = tuple[NDArray[np.uint8], NDArray[np.float16]]
 
 @dataclass(frozen=True)
 class RoundedMatrix:
-    """A matrix that was rounded to i4 before the passes run.
+    """A matrix that was rounded to 4 bits before the passes run.
 
     Attributes:
         integers: two per byte, as `quantize` returns them.
         scales: ``[rows, groups]``.
         is_down: its rows are a down_proj's inputs; else they are the outputs.
         powers: what the matrix was divided by before, ``[d_model]``; down_proj only.
+        weights: i4 or nl4.
     """
 
     integers: NDArray[np.uint8]
     scales: NDArray[np.float16]
     is_down: bool = False
     powers: NDArray[np.float32] | None = None
+    weights: Format = "i4"
 
 
 @dataclass(frozen=True)
@@ -45,7 +47,7 @@ class WeightPlan:
         importance: mean square of each input channel, ``[d_in]``, by module path: the weight of a column's rounding
             errors. Matrices without one are rounded with equal weights.
         rounding: as in `quantize`.
-        rounded: matrices in i4 that are rounded already, by module path.
+        rounded: matrices in 4 bits that are rounded already, by module path.
     """
 
     ffn: FfnFormat
@@ -57,7 +59,7 @@ class WeightPlan:
 
     @classmethod
     def of(cls, weights: FfnFormat, rounding: Rounding | None = None) -> WeightPlan:
-        """Return the plan that stores every matrix in one format (i4 for those outside FFNs in i4i8)."""
+        """Return the plan that stores every matrix in one format (that of gate_proj for those outside FFNs)."""
         return cls(weights, format_of(weights, is_down=False), rounding=rounding)
 
     def linear_format(self, module: str) -> Format:
@@ -85,12 +87,12 @@ class WeightPlan:
             is_down: the rows are to be a down_proj's inputs.
         """
         parts = [self.rounded.get(part) for part in parts_of(module)]
-        known = [part for part in parts if part is not None and part.is_down == is_down]
-        if weights != "i4" or len(known) < len(parts):
+        known = [p for p in parts if p is not None and p.is_down == is_down and p.weights == weights]
+        if len(known) < len(parts):
             return None
         return lambda: (np.concatenate([p.integers for p in known]), np.concatenate([p.scales for p in known]))
 
     def chosen_powers(self, module: str, weights: Format) -> NDArray[np.float32] | None:
         """Return the powers that a down_proj was divided by when it was rounded; None if it is still to be rounded."""
-        known = self.rounded.get(module) if weights == "i4" else None
-        return known.powers if known is not None and known.is_down else None
+        known = self.rounded.get(module)
+        return known.powers if known is not None and known.is_down and known.weights == weights else None

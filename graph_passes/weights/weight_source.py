@@ -189,7 +189,7 @@ def nbits_weight(node: ir.Node) -> Weight | str:
 
     def read() -> NDArray[np.float32]:
         packed, scale = packed_and_scales()
-        values: NDArray[np.float32] = unpack(packed).astype(np.float32)
+        values: NDArray[np.float32] = unpack(packed, "i4").astype(np.float32)
         return values * np.repeat(scale.astype(np.float32), block, axis=1)
 
     return Weight(integers, (rows, cols), scale_tensor.dtype, "nbits", read, packed_and_scales)

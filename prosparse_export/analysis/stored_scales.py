@@ -15,7 +15,7 @@ from prosparse_export.analysis.ffn_nodes import initializer, read_graph
 
 __all__ = ["StoredScales", "stored_scales"]
 
-_NAME = re.compile(r"(.+)\.weight(?:_t)?\.(?:i8|i4)(?:\.\d+)?_scale")
+_NAME = re.compile(r"(.+)\.weight(?:_t)?\.(?:i8|i4|nl4)(?:\.\d+)?_scale")
 
 
 class StoredScales(NamedTuple):

@@ -23,6 +23,6 @@ def check_accuracy_level(level: AccuracyLevel, *weights: FfnFormat | None) -> No
     """
     if level == 4 and not any(own is not None and is_quantized(own) for own in weights):
         raise ProSparseError(
-            f"accuracy level: 4 applies to i8 and i4 weights, got {weights[0] or 'float'} weights",
-            hint="pass --weights i8, i4, or i4i8, or omit --accuracy-level",
+            f"accuracy level: 4 applies to integer weights, got {weights[0] or 'float'} weights",
+            hint="pass --weights i8, i4, or nl4, or omit --accuracy-level",
         )

@@ -27,13 +27,14 @@ if TYPE_CHECKING:
 
 __all__ = ["export_command"]
 
-_INTEGERS = {"i8", "i4", "i4i8"}  # formats for which the model runs on text
+_FOUR_BITS = {"i4", "nl4", "i4i8", "nl4i8"}
+_INTEGERS = _FOUR_BITS | {"i8"}  # formats for which the model runs on text
 
 _EXAMPLES = """
 Examples:
   prosparse-export models/demo out/demo/demo.onnx
-  prosparse-export prosparse-llama-2-7b out/7b/m.onnx --weights i4 -v
-  prosparse-export model out/small/m.onnx --weights i4 --target-size 105MB --profile-text mytext.txt
+  prosparse-export prosparse-llama-2-7b out/7b/m.onnx --weights nl4 -v
+  prosparse-export model out/small/m.onnx --weights nl4 --target-size 105MB --profile-text mytext.txt
   prosparse-export models/demo out/long/demo.onnx --kv-cache i8        # 8-bit KV cache
   prosparse-export models/demo out/profiled/demo.onnx --profile-text mytext.txt   # predict the speedup
   prosparse-export models/demo out/unfused/demo.onnx --attention unfused
@@ -65,37 +66,39 @@ Examples:
     type=FormatChoice("checkpoint", ffn=True),
     default="checkpoint",
     show_default=True,
-    help="Storage format of the sparse FFNs. checkpoint: the checkpoint's float type. i8, i4: integers with one scale "
-    "per 32 weights; smaller and faster, but rounded. i4i8: i4, with down_proj in i8. i4 and "
-    "i4i8 keep the embedding, lm_head, and narrow v_proj in i8.",
+    help="Storage format of the sparse FFNs. checkpoint: the checkpoint's float type. i8, i4, nl4: integers with one "
+    "scale per 32 weights; smaller and faster, but rounded. nl4: 4 bits as i4, with unequally spaced levels, which "
+    "err less. i4i8, nl4i8: likewise, with down_proj in i8. 4 bits keep the embedding, lm_head, and narrow v_proj in "
+    "i8.",
 )
 @click.option(
     "--other-weights",
     type=FormatChoice("same", ffn=False),
     default="same",
     show_default=True,
-    help="Storage format of attention, lm_head, and the embedding. same: as --weights (i4 for i4i8), "
-    "with some matrices in i8.",
+    help="Storage format of attention, lm_head, and the embedding. same: as --weights (i4 for i4i8, "
+    "nl4 for nl4i8), with some matrices in i8.",
 )
 @click.option(
     "--rounding",
     type=click.Choice(["auto", "nearest", "compensated"]),
     default="auto",
     show_default=True,
-    help="How i4 is rounded. compensated: later columns of a matrix make up for the rounding errors of earlier ones, "
-    "for the inputs that --profile-text or a bundled text gives. auto: compensated with --profile-text, --target-size, "
-    "or --max-ppl-increase; else nearest.",
+    help="How 4 bits are rounded. compensated: later columns of a matrix make up for the rounding errors of earlier "
+    "ones, for the inputs that --profile-text or a bundled text gives. auto: compensated with --profile-text, "
+    "--target-size, or --max-ppl-increase; else nearest.",
 )
 @click.option(
     "--target-size",
     type=Size(),
-    help="With --weights i4: measure what each part of the model costs, and store in i8 what gains most per byte, "
-    "up to this size of graph and weights, such as 105MB.",
+    help="With --weights nl4 or i4: measure what each part of the model costs, and store in i8 what gains most per "
+    "byte, up to this size of graph and weights, such as 105MB.",
 )
 @click.option(
     "--max-ppl-increase",
     type=Percent(),
-    help="With --weights i4: likewise, until perplexity grows by at most this, such as 5%, on the end of the text.",
+    help="With --weights nl4 or i4: likewise, until perplexity grows by at most this, such as 5%, on the end of the "
+    "text.",
 )
 @click.option(
     "--kv-cache",
@@ -135,7 +138,7 @@ Examples:
     multiple=True,
     metavar="FILE",
     help="Representative plain text, UTF-8. Measures each FFN's activation sparsity, leaves FFNs dense that would not "
-    "get faster, and predicts the speedup. Also calibrates i8, i4, and the KV cache. Repeatable.",
+    "get faster, and predicts the speedup. Also calibrates integer formats and the KV cache. Repeatable.",
 )
 @libraries_option()
 @click.option("--trust-remote-code", is_flag=True, help="Run Python code from MODEL_DIR. Review it first.")
@@ -217,7 +220,7 @@ def _expected_seconds(options: Mapping[str, Any]) -> dict[str, float]:
         options["model_dir"],
         measures_inputs=not _INTEGERS.isdisjoint(formats),
         profiles=has_text,
-        compensates=compensates and not formats.isdisjoint(("i4", "i4i8")),
+        compensates=compensates and not formats.isdisjoint(_FOUR_BITS),
         budgets=has_budget,
     )
 

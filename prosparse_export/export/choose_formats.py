@@ -10,11 +10,11 @@ import onnx_ir as ir
 import torch
 from transformers.pytorch_utils import Conv1D
 
-from graph_passes import FfnFormat, Format, WeightPlan, format_of, is_quantized
+from graph_passes import FORMAT_SPECS, FfnFormat, Format, WeightPlan, format_of, is_quantized
 from graph_passes.patterns.ffn_pattern import find_ffns
 from prosparse_export.artifact.rounding_records import FormatCost, RoundingRecord
 from prosparse_export.errors import ProSparseError
-from prosparse_export.export.compensated_rounding import compensated_matrices
+from prosparse_export.export.compensated_rounding import NarrowMatrix, compensated_matrices
 from prosparse_export.export.format_budget import choose_exceptions, held_back
 from prosparse_export.export.input_moments import calibration_documents, input_moments
 from prosparse_export.export.mixed_precision import PartRounding, embedding_and_head
@@ -25,7 +25,7 @@ from prosparse_export.runtime.weight_rounding import library_rounding
 from prosparse_export.text import Document
 from prosparse_models import Checkpoint
 
-__all__ = ["i4_matrices", "plan_by_rule", "plan_weights", "rounds_compensating", "sparse_ffns"]
+__all__ = ["narrow_matrices", "plan_by_rule", "plan_weights", "rounds_compensating", "sparse_ffns"]
 
 _NARROW = 0.5  # of its input's width
 _WINDOW = 256  # tokens
@@ -53,14 +53,14 @@ def plan_weights(
         dense: module paths of the down_proj of FFNs that stay dense.
 
     Raises:
-        ProSparseError: compensated rounding or a budget was asked for, and there is no text, no matrix in i4, or
-            nothing meets the budget.
+        ProSparseError: compensated rounding or a budget was asked for, and there is no text, no matrix in 4 bits,
+            or             nothing meets the budget.
     """
     plan = plan_by_rule(checkpoint, options)
     ffns = sparse_ffns(graph, dense)
-    matrices = i4_matrices(checkpoint, plan, ffns)
+    matrices = narrow_matrices(checkpoint, plan, ffns)
     if not matrices and (options.rounding == "compensated" or options.has_budget):
-        raise ProSparseError(f"weights: {folder}: expected matrices in i4, got none", hint="pass --weights i4")
+        raise ProSparseError(f"weights: {folder}: expected matrices in 4 bits, got none", hint="pass --weights nl4")
     if not _quantizes(plan):
         return plan, None
     compensates = bool(matrices) and rounds_compensating(options, texts)
@@ -81,17 +81,17 @@ def plan_weights(
     moments = input_moments(checkpoint, documents, progress)
     plan = replace(plan, importance=moments.by_module)
     if options.has_budget:
-        rounding = PartRounding(moments.by_module, {name for name, is_down in matrices.items() if is_down})
+        rounding = PartRounding(moments.by_module, {name for name, matrix in matrices.items() if matrix.is_down})
         budget = choose_exceptions(checkpoint, folder, options, ffns, matrices, rounding, rest, progress)
         plan, costs = replace(plan, exceptions=budget.exceptions), budget.costs
-        matrices = i4_matrices(checkpoint, plan, ffns)
+        matrices = narrow_matrices(checkpoint, plan, ffns)
     if compensates and matrices:  # a budget may have stored all of them in i8
         plan = replace(plan, rounded=compensated_matrices(checkpoint, documents, matrices, progress))
     return plan, RoundingRecord(hashes, moments.tokens, tuple(plan.rounded), costs)
 
 
 def rounds_compensating(options: ExportOptions, texts: Collection[object]) -> bool:
-    """Return whether i4 is rounded with compensation: if asked for, or by default if minutes of work are expected."""
+    """Return whether 4 bits are rounded with compensation: if asked for, or by default if work takes minutes anyway."""
     if options.rounding is None:
         return bool(texts) or options.has_budget
     return options.rounding == "compensated"
@@ -122,8 +122,8 @@ def sparse_ffns(graph: ir.Graph, dense: Collection[str] = ()) -> list[list[str]]
     ]
 
 
-def i4_matrices(checkpoint: Checkpoint, plan: WeightPlan, ffns: Sequence[Sequence[str]]) -> dict[str, bool]:
-    """Return the projections that are stored in i4, and whether as a sparse operator's down_proj, by module path.
+def narrow_matrices(checkpoint: Checkpoint, plan: WeightPlan, ffns: Sequence[Sequence[str]]) -> dict[str, NarrowMatrix]:
+    """Return the projections that are stored in 4 bits, by module path.
 
     lm_head is not among them.
 
@@ -143,15 +143,15 @@ def i4_matrices(checkpoint: Checkpoint, plan: WeightPlan, ffns: Sequence[Sequenc
     for name, module in checkpoint.model.named_modules():
         if isinstance(module, torch.nn.Linear | Conv1D) and module is not last:
             weights, is_down = formats.get(name, (plan.linear_format(name), False))
-            if weights == "i4":
-                found[name] = is_down
+            if FORMAT_SPECS[weights].bits == 4:
+                found[name] = NarrowMatrix(weights, is_down)
     return found
 
 
 def plan_by_rule(checkpoint: Checkpoint, options: ExportOptions) -> WeightPlan:
     """Return the formats that ``options`` ask for.
 
-    With i4 and i4i8, and unless ``options`` name a format for the matrices outside the FFNs, those that cost most for
+    With 4 bits, and unless ``options`` name a format for the matrices outside the FFNs, those that cost most for
     their size are stored in i8:
 
     1. the embedding and lm_head: every token passes them, and their errors reach the logits directly;
@@ -160,7 +160,7 @@ def plan_by_rule(checkpoint: Checkpoint, options: ExportOptions) -> WeightPlan:
     """
     weights: FfnFormat = options.weights or checkpoint_format(checkpoint.weight_dtype)
     other = options.other_weights or format_of(weights, is_down=False)
-    by_rule = other == "i4" and options.other_weights is None and not options.has_budget
+    by_rule = FORMAT_SPECS[other].bits == 4 and options.other_weights is None and not options.has_budget
     exceptions = _exceptions(checkpoint) if by_rule else {}
     return WeightPlan(weights, other, exceptions, rounding=library_rounding())
 

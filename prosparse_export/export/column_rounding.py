@@ -8,12 +8,13 @@ from __future__ import annotations
 
 import torch
 
-from graph_passes import FORMAT_SPECS
-from graph_passes.formats import QUANT_GROUP
+from graph_passes import FORMAT_SPECS, Format
+from graph_passes.formats import QUANT_GROUP, FormatSpec
 
 __all__ = ["fit_scales", "improve_integers", "inverse_factor", "round_columns"]
 
-_MOST_STEPS = 3.0  # that other columns' errors may move a weight; `plausible_integers` allows one more, for rounding
+_MOST_STEPS = 3.0  # that other columns' errors may move a weight
+_MOST_PLACES = 4  # from the nearest integer, as `plausible_integers` allows
 _BLOCK = 128  # columns whose errors are spread over the rest in one MatMul
 _RIDGE = 1e-3  # of a scale's mean curvature: keeps scales that the moments say nothing about
 _SYSTEMS = 1 << 25  # numbers in the systems of equations that are solved at once
@@ -27,17 +28,49 @@ def inverse_factor(moments: torch.Tensor) -> torch.Tensor:
     return factor
 
 
-def round_columns(columns: torch.Tensor, scales: torch.Tensor, factor: torch.Tensor) -> torch.Tensor:
+class _Integers:
+    """The integers of a 4-bit format, near those that are nearest to given weights.
+
+    Args:
+        spec: the format.
+        columns: the weights, ``[d_in, d_out]``.
+        divisors: the scale of each, infinite instead of 0.
+    """
+
+    def __init__(self, spec: FormatSpec, columns: torch.Tensor, divisors: torch.Tensor) -> None:
+        low, high = spec.levels or (0, 0)
+        table = torch.arange(low, high + 1) if spec.table is None else torch.tensor(spec.table)
+        self._table = table.float()
+        self._middles = None if spec.table is None else (self._table[1:] + self._table[:-1]) / 2
+        self._low, self._high = float(low), float(high)
+        place = torch.searchsorted(self._table, self._nearest(columns / divisors))
+        last = len(table) - 1
+        self._least = self._table[(place - _MOST_PLACES).clamp_(0, last)]
+        self._most = self._table[(place + _MOST_PLACES).clamp_(0, last)]
+
+    def _nearest(self, quotients: torch.Tensor) -> torch.Tensor:
+        if self._middles is None:
+            return quotients.round().clamp_(self._low, self._high)
+        return self._table[torch.bucketize(quotients, self._middles)]
+
+    def of(self, j: int, quotients: torch.Tensor) -> torch.Tensor:
+        """Return the integers of column ``j`` for weights over scales."""
+        return torch.clamp(self._nearest(quotients), self._least[j], self._most[j])
+
+
+def round_columns(columns: torch.Tensor, scales: torch.Tensor, factor: torch.Tensor, weights: Format) -> torch.Tensor:
     """Round columns in order, spreading each one's error over those after it; return float32 integers.
 
     Args:
         columns: the matrix transposed, ``[d_in, d_out]``.
         scales: of each weight, likewise.
         factor: from `inverse_factor`.
+        weights: the format.
     """
-    low, high = FORMAT_SPECS["i4"].levels or (0, 0)
+    spec = FORMAT_SPECS[weights]
     divisors = _divisors(scales)
-    reach = _MOST_STEPS * scales.abs()
+    allowed = _Integers(spec, columns, divisors)
+    reach = _MOST_STEPS * spec.step * scales.abs()
     least, most = columns - reach, columns + reach
     left = columns.clone()
     integers = torch.empty_like(columns)
@@ -46,7 +79,7 @@ def round_columns(columns: torch.Tensor, scales: torch.Tensor, factor: torch.Ten
         last = min(first + _BLOCK, len(left))
         for j in range(first, last):
             moved = torch.clamp(left[j], least[j], most[j])
-            integers[j] = (moved / divisors[j]).round_().clamp_(low, high)
+            integers[j] = allowed.of(j, moved / divisors[j])
             errors[j - first] = (left[j] - integers[j] * scales[j]) / factor[j, j]
             left[j + 1 : last].addr_(factor[j, j + 1 : last], errors[j - first], alpha=-1)
         left[last:].addmm_(factor[first:last, last:].T, errors[: last - first], alpha=-1)
@@ -54,7 +87,7 @@ def round_columns(columns: torch.Tensor, scales: torch.Tensor, factor: torch.Ten
 
 
 def improve_integers(
-    columns: torch.Tensor, integers: torch.Tensor, scales: torch.Tensor, moments: torch.Tensor
+    columns: torch.Tensor, integers: torch.Tensor, scales: torch.Tensor, moments: torch.Tensor, weights: Format
 ) -> torch.Tensor:
     """Choose each column's integers once more, in order, given those of all others; return the new ones.
 
@@ -63,19 +96,17 @@ def improve_integers(
         integers: likewise.
         scales: of each weight, likewise.
         moments: ``[d_in, d_in]``.
+        weights: the format.
     """
-    low, high = FORMAT_SPECS["i4"].levels or (0, 0)
     divisors = _divisors(scales)
-    nearest = (columns / divisors).round_().clamp_(low, high)
-    least, most = nearest - (_MOST_STEPS + 1), nearest + (_MOST_STEPS + 1)
+    allowed = _Integers(FORMAT_SPECS[weights], columns, divisors)
     slope = moments @ (columns - integers * scales)
     changes = torch.empty(_BLOCK, columns.shape[1])
     found = integers.clone()
     for first in range(0, len(columns), _BLOCK):
         last = min(first + _BLOCK, len(columns))
         for j in range(first, last):
-            wanted = (found[j] + slope[j] / moments[j, j] / divisors[j]).round_().clamp_(low, high)
-            wanted = torch.clamp(wanted, least[j], most[j])
+            wanted = allowed.of(j, found[j] + slope[j] / moments[j, j] / divisors[j])
             changes[j - first] = (wanted - found[j]) * scales[j]
             found[j] = wanted
             slope[j + 1 : last].addr_(moments[j, j + 1 : last], changes[j - first], alpha=-1)

@@ -1,4 +1,4 @@
-"""Round matrices to i4 so that later columns make up for the errors of earlier ones, on the inputs that text gives.
+"""Round matrices to 4 bits so that later columns make up for the errors of earlier ones, on the inputs that text gives.
 
 For each linear layer, the rounded matrix R minimizes approximately ``|(W - R) X|`` over the inputs X of a text: columns
 are rounded one by one, most important first, and each one's error is spread over those that are still to come, in the
@@ -16,12 +16,14 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from contextlib import suppress
+from typing import NamedTuple
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
 
 from graph_passes import (
+    Format,
     RoundedMatrix,
     WeightRangeError,
     dequantize,
@@ -42,10 +44,22 @@ from prosparse_export.quiet import quiet
 from prosparse_export.text import Document
 from prosparse_models import Checkpoint
 
-__all__ = ["compensated_matrices", "round_compensating"]
+__all__ = ["NarrowMatrix", "compensated_matrices", "round_compensating"]
 
 _SHRINKAGE = 0.3  # of the moments of pairs; chosen by the outputs' error on other text
 _DAMPING = 1e-3  # of the mean second moment, added to all of them, so that unused inputs cause no division by 0
+
+
+class NarrowMatrix(NamedTuple):
+    """A matrix in 4 bits.
+
+    Attributes:
+        weights: i4 or nl4.
+        is_down: it is stored as a sparse operator's down_proj.
+    """
+
+    weights: Format
+    is_down: bool
 
 
 class _AllRounded(Exception):  # noqa: N818  (no error: the rest of the model need not run)
@@ -56,7 +70,7 @@ class _AllRounded(Exception):  # noqa: N818  (no error: the rest of the model ne
 def compensated_matrices(
     checkpoint: Checkpoint,
     documents: Sequence[Document],
-    is_down: Mapping[str, bool],
+    matrices: Mapping[str, NarrowMatrix],
     progress: ProgressCallback,
 ) -> dict[str, RoundedMatrix]:
     """Run a model over text, round matrices when a token reaches them, and return those, by module path.
@@ -66,7 +80,7 @@ def compensated_matrices(
     Args:
         checkpoint: the model; its own weights are back in place afterwards.
         documents: the text.
-        is_down: the matrices to round, by module path; whether each is stored as a sparse operator's down_proj.
+        matrices: those to round, by module path.
         progress: called with each matrix.
     """
     rows = [torch.from_numpy(row) for row in token_rows(documents, checkpoint.config)]
@@ -75,9 +89,9 @@ def compensated_matrices(
 
     def substitute(name: str, matrix: torch.Tensor, x: torch.Tensor) -> torch.Tensor:
         if name not in found:
-            progress("round", len(found), len(is_down))
-            found[name] = _named(name, matrix, seen.of(x), is_down=is_down[name])
-        if len(found) == len(is_down):
+            progress("round", len(found), len(matrices))
+            found[name] = _named(name, matrix, seen.of(x), matrices[name])
+        if len(found) == len(matrices):
             raise _AllRounded
         return _values(found[name], matrix.shape)
 
@@ -85,7 +99,7 @@ def compensated_matrices(
         quiet(),
         suppress(_AllRounded),
         as_stored(checkpoint, {}),
-        substituted_weights(checkpoint.model, is_down, substitute),
+        substituted_weights(checkpoint.model, matrices, substitute),
     ):
         checkpoint.model(input_ids=torch.stack(rows), use_cache=False)
     return found
@@ -106,19 +120,22 @@ class _SecondMoments:
         return self._last[1]
 
 
-def _named(name: str, matrix: torch.Tensor, moments: torch.Tensor, *, is_down: bool) -> RoundedMatrix:
+def _named(name: str, matrix: torch.Tensor, moments: torch.Tensor, wanted: NarrowMatrix) -> RoundedMatrix:
     try:
-        return round_compensating(matrix, moments, is_down=is_down)
+        return round_compensating(matrix, moments, wanted.weights, is_down=wanted.is_down)
     except WeightRangeError as error:
         raise ProSparseError(f"weights: {name}: {error.detail}", hint=error.hint) from error
 
 
-def round_compensating(weight: torch.Tensor, moments: torch.Tensor, *, is_down: bool = False) -> RoundedMatrix:
-    """Round a matrix to i4, spreading each column's error over the columns after it.
+def round_compensating(
+    weight: torch.Tensor, moments: torch.Tensor, weights: Format, *, is_down: bool = False
+) -> RoundedMatrix:
+    """Round a matrix to 4 bits, spreading each column's error over the columns after it.
 
     Args:
         weight: ``[d_out, d_in]``, float32.
         moments: second moments of its inputs, ``[d_in, d_in]``; if they are not finite, inputs count as independent.
+        weights: i4 or nl4.
         is_down: groups of 32 share a scale along d_out instead of d_in, as in a sparse operator's down_proj.
 
     Raises:
@@ -138,29 +155,30 @@ def round_compensating(weight: torch.Tensor, moments: torch.Tensor, *, is_down: 
     back = torch.argsort(order)
     columns = weight.T[order].contiguous()
     if is_down:
-        scales = scales_of(weight.T.contiguous().numpy(), "i4")
+        scales = scales_of(weight.T.contiguous().numpy(), weights)
     else:
         left_over = factor.diagonal() ** -2  # what an error costs after the columns to come have made up for it
-        scales = scales_of(weight.numpy(), "i4", relative_importance(left_over[back]))
-        found = round_columns(columns, _by_input(scales, weight, is_down=False)[order], factor)
-        scales = _fitted(weight, found[back].T, scales, shrunk)
+        scales = scales_of(weight.numpy(), weights, relative_importance(left_over[back]))
+        found = round_columns(columns, _by_input(scales, weight, is_down=False)[order], factor, weights)
+        scales = _fitted(weight, found[back].T, scales, shrunk, weights)
     each = _by_input(scales, weight, is_down=is_down)[order]
-    found = improve_integers(columns, round_columns(columns, each, factor), each, ordered)
+    found = round_columns(columns, each, factor, weights)
+    found = improve_integers(columns, found, each, ordered, weights)
     integers = found[back] if is_down else found[back].T
     padded = np.zeros((len(integers), scales.shape[1] * QUANT_GROUP), np.int8)
     padded[:, : integers.shape[1]] = integers.numpy()
-    return RoundedMatrix(pack(padded), scales, is_down, powers)
+    return RoundedMatrix(pack(padded, weights), scales, is_down, powers, weights)
 
 
 def _fitted(
-    weight: torch.Tensor, integers: torch.Tensor, scales: NDArray[np.float16], moments: torch.Tensor
+    weight: torch.Tensor, integers: torch.Tensor, scales: NDArray[np.float16], moments: torch.Tensor, weights: Format
 ) -> NDArray[np.float16]:
     """Return scales that fit ``integers`` better; those that a search might not have chosen stay."""
     wanted = fit_scales(weight, integers, torch.from_numpy(scales.astype(np.float32)), moments)
     with np.errstate(over="ignore"):
         fitted = wanted.numpy().astype(np.float16)
     usable = np.isfinite(fitted) & (np.sign(fitted) == np.sign(scales))
-    usable &= plausible_groups(weight.numpy(), "i4", np.where(usable, fitted, scales))
+    usable &= plausible_groups(weight.numpy(), weights, np.where(usable, fitted, scales))
     return np.where(usable, fitted, scales)
 
 
@@ -173,7 +191,8 @@ def _by_input(scales: NDArray[np.float16], weight: torch.Tensor, *, is_down: boo
 
 def _values(rounded: RoundedMatrix, shape: torch.Size) -> torch.Tensor:
     """Return the float32 matrix ``[d_out, d_in]`` that is stored."""
-    values = torch.from_numpy(dequantize(rounded.integers, rounded.scales, shape[0 if rounded.is_down else 1]))
+    columns = shape[0 if rounded.is_down else 1]
+    values = torch.from_numpy(dequantize(rounded.integers, rounded.scales, columns, rounded.weights))
     if rounded.powers is not None:
         values *= torch.from_numpy(rounded.powers)
     return values.T.contiguous() if rounded.is_down else values

@@ -1,12 +1,12 @@
-"""``--target-size`` and ``--max-ppl-increase``: which matrices of an i4 model get 8 bits."""
+"""``--target-size`` and ``--max-ppl-increase``: which matrices of a 4-bit model get 8 bits."""
 
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import numpy as np
 import torch
@@ -43,7 +43,7 @@ class Budget:
 
     Attributes:
         exceptions: the matrices in i8, by module path.
-        costs: what each part costs in i4, in the order in which bytes are spent, and how it is stored.
+        costs: what each part costs in 4 bits, in the order in which bytes are spent, and how it is stored.
     """
 
     exceptions: Mapping[str, Format]
@@ -80,7 +80,7 @@ def choose_exceptions(
     folder: Path,
     options: ExportOptions,
     ffns: Sequence[Sequence[str]],
-    matrices: Mapping[str, bool],
+    matrices: Collection[str],
     rounding: PartRounding,
     ids: torch.Tensor,
     progress: ProgressCallback,
@@ -92,7 +92,7 @@ def choose_exceptions(
         folder: its folder, for messages.
         options: with ``target_bytes`` or ``max_ppl_increase``.
         ffns: module paths of each rewritten FFN's projections, down_proj last.
-        matrices: from `i4_matrices`.
+        matrices: from `narrow_matrices`.
         rounding: how they are rounded while they are measured.
         ids: from `held_back`.
         progress: called with each part.
@@ -100,22 +100,25 @@ def choose_exceptions(
     Raises:
         ProSparseError: nothing meets the budget.
     """
+    narrow = cast("Format", options.weights)
     parts = find_parts(checkpoint.model, matrices, ffns)
     if options.target_bytes is not None:
         smallest = matrix_bytes(parts) + _other_bytes(checkpoint, parts)
         if smallest > options.target_bytes:  # before minutes of work
             raise ProSparseError(
-                f"target size: {folder}: i4 takes {smallest / 1e6:.1f} MB, got {options.target_bytes / 1e6:.1f} MB",
+                f"target size: {folder}: {narrow} takes {smallest / 1e6:.1f} MB, "
+                f"got {options.target_bytes / 1e6:.1f} MB",
                 hint=f"pass --target-size {-(-smallest // 10**6) + 1}MB or more",
             )
     some = ids[: max(1, _MEASURED * _ROW // ids.shape[1])]
-    order = list(widest_gains(measure_costs(checkpoint, parts, some, rounding, progress)))
+    order = list(widest_gains(measure_costs(checkpoint, parts, some, rounding, narrow, progress)))
     if options.target_bytes is not None:
         wide = _within_size(order, options.target_bytes - smallest)
     else:
         assert options.max_ppl_increase is not None
-        wide = _within_perplexity(checkpoint, folder, order, ids, rounding, options.max_ppl_increase, progress)
-    costs = tuple(FormatCost(part.name, part.kl, part.more_bytes, "i8" if part in wide else "i4") for part in order)
+        limit = options.max_ppl_increase
+        wide = _within_perplexity(checkpoint, folder, order, ids, rounding, narrow, limit, progress)
+    costs = tuple(FormatCost(part.name, part.kl, part.more_bytes, "i8" if part in wide else narrow) for part in order)
     return Budget({name: "i8" for part in wide for name in part.modules}, costs)
 
 
@@ -134,6 +137,7 @@ def _within_perplexity(
     order: Sequence[Part],
     ids: torch.Tensor,
     rounding: PartRounding,
+    narrow: Format,
     limit: float,
     progress: ProgressCallback,
 ) -> list[Part]:
@@ -143,7 +147,7 @@ def _within_perplexity(
     def increase(count: int) -> float:
         progress(f"measure with {count} of {len(order)} parts in i8", 0, 0)
         formats: dict[str, Format] = {
-            name: "i8" if i < count else "i4" for i, part in enumerate(order) for name in part.modules
+            name: "i8" if i < count else narrow for i, part in enumerate(order) for name in part.modules
         }
         return math.exp(mean_nll(checkpoint, ids, formats, rounding) - own) - 1
 

@@ -1,7 +1,7 @@
-"""Choose which matrices of an i4 model are stored in i8: those that gain most accuracy for their bytes.
+"""Choose which matrices of a 4-bit model are stored in i8: those that gain most accuracy for their bytes.
 
-What a part costs is measured: the KL divergence of the model with this part alone in i4. Costs of parts are taken to
-add up. Parts are the embedding with lm_head, and each kind of projection in up to four bands of layers.
+What a part costs is measured: the KL divergence of the model with this part alone in 4 bits. Costs of parts are taken
+to add up. Parts are the embedding with lm_head, and each kind of projection in up to four bands of layers.
 """
 
 from __future__ import annotations
@@ -55,9 +55,9 @@ class PartRounding:
         if name in self.is_down:
             powers = output_powers(matrix.T)
             down = quantize(divided(matrix.T, powers), weights, rounding=library_rounding())
-            return np.ascontiguousarray((dequantize(*down, len(matrix)) * powers).T)
+            return np.ascontiguousarray((dequantize(*down, len(matrix), weights) * powers).T)
         stored = quantize(matrix, weights, self.importance.get(name), rounding=library_rounding())
-        return dequantize(*stored, matrix.shape[1])
+        return dequantize(*stored, matrix.shape[1], weights)
 
 
 @dataclass(frozen=True)
@@ -68,8 +68,8 @@ class Part:
         name: for the user, such as ``v_proj, layers 0 to 7``.
         modules: their module paths.
         weights: their number; a matrix that two modules share counts once.
-        needs: the part that must be in i8 before this one: no operator has gate_proj in i8 and down_proj in i4.
-        kl: measured cost in i4, nats per token.
+        needs: the part that must be in i8 before this one: no operator has gate_proj in i8 and down_proj in 4 bits.
+        kl: measured cost in 4 bits, nats per token.
     """
 
     name: str
@@ -80,24 +80,24 @@ class Part:
 
     @property
     def more_bytes(self) -> int:
-        """What i8 takes more than i4."""
+        """What i8 takes more than 4 bits."""
         return math.ceil(self.weights * (FORMAT_SPECS["i8"].bits_per_weight - FORMAT_SPECS["i4"].bits_per_weight) / 8)
 
 
-def find_parts(model: torch.nn.Module, is_down: Mapping[str, bool], ffns: Sequence[Sequence[str]]) -> list[Part]:
+def find_parts(model: torch.nn.Module, projections: Collection[str], ffns: Sequence[Sequence[str]]) -> list[Part]:
     """Return the parts of a model, the embedding and lm_head first.
 
     Args:
         model: the causal LM.
-        is_down: its projections, by module path.
+        projections: their module paths.
         ffns: module paths of each rewritten FFN's projections, down_proj last.
     """
     down_of = {module: modules[-1] for modules in ffns for module in modules[:-1]}
     first_kind = {module: " and ".join(map(_kind, modules[:-1])) for modules in ffns for module in modules[:-1]}
-    layers = sorted({_layer(name) for name in is_down if _layer(name) is not None})  # type: ignore[type-var]
+    layers = sorted({_layer(name) for name in projections if _layer(name) is not None})  # type: ignore[type-var]
     size = math.ceil(len(layers) / min(_BANDS, max(len(layers), 1))) if layers else 1
     groups: dict[tuple[str, int], list[str]] = {}
-    for name in is_down:
+    for name in projections:
         layer = _layer(name)
         kind = first_kind.get(name) or _kind(name)
         groups.setdefault((kind, -1 if layer is None else layers.index(layer) // size), []).append(name)
@@ -114,7 +114,7 @@ def find_parts(model: torch.nn.Module, is_down: Mapping[str, bool], ffns: Sequen
 
 
 def matrix_bytes(parts: Sequence[Part]) -> int:
-    """Return what all parts take in i4."""
+    """Return what all parts take in 4 bits."""
     return math.ceil(sum(part.weights for part in parts) * FORMAT_SPECS["i4"].bits_per_weight / 8)
 
 
@@ -149,6 +149,7 @@ def measure_costs(
     parts: Sequence[Part],
     ids: torch.Tensor,
     rounding: PartRounding,
+    narrow: Format,
     progress: ProgressCallback,
 ) -> list[Part]:
     """Return the parts with their costs.
@@ -158,13 +159,14 @@ def measure_costs(
         parts: from `find_parts`.
         ids: text, ``[rows, tokens]``.
         rounding: how they are rounded.
+        narrow: the 4-bit format.
         progress: called with each part.
     """
     own = _log_probabilities(checkpoint, ids, {}, rounding)
     measured = []
     for done, part in enumerate(parts):
         progress("measure formats", done, len(parts))
-        found = _log_probabilities(checkpoint, ids, dict.fromkeys(part.modules, "i4"), rounding)
+        found = _log_probabilities(checkpoint, ids, dict.fromkeys(part.modules, narrow), rounding)
         kl = float((own.exp() * (own - found)).sum(-1).mean())
         measured.append(Part(part.name, part.modules, part.weights, part.needs, max(kl, 0.0)))
     return measured

@@ -47,14 +47,14 @@ class ExportOptions:
             ``this`` platform's, ``none``, or a list of platforms separated by commas.
         trust_remote_code: run Python code from the model folder, for model types that transformers does not know.
         weights: storage format of the rewritten FFNs; None for the checkpoint's float type.
-        other_weights: storage format of attention, lm_head and embedding; None for the same as ``weights`` (i4 for
-            i4i8).
-        rounding: of i4: ``nearest``, or ``compensated``, which makes later columns of a matrix make up for the errors
-            of earlier ones; None for compensated with ``profile_texts`` or a budget.
-        target_bytes: with i4: store what gains most accuracy per byte in i8, up to this size of the artifact's graph
-            and weights.
-        max_ppl_increase: with i4: likewise, up to this relative increase of perplexity.
-        accuracy_level: 4 lets the kernels of i8 and i4 hold activations with 8 bits. LOSSY, faster prompts.
+        other_weights: storage format of attention, lm_head and embedding; None for the same as ``weights`` (that of
+            gate_proj).
+        rounding: of i4 and nl4: ``nearest``, or ``compensated``, which makes later columns of a matrix make up for the
+            errors of earlier ones; None for compensated with ``profile_texts`` or a budget.
+        target_bytes: with i4 or nl4: store what gains most accuracy per byte in i8, up to this size of the artifact's
+            graph and weights.
+        max_ppl_increase: with i4 or nl4: likewise, up to this relative increase of perplexity.
+        accuracy_level: 4 lets the kernels of integer formats hold activations with 8 bits. LOSSY, faster prompts.
         kv_cache: storage format of the KV cache. i8: onnxruntime's operator, >= 1.27, with scales found on text;
             i8-token: ours, with a scale per token. Both need fused attention.
         activation: the FFNs' activation (relu, relu2, fatrelu, drelu), if config.json states another one.
@@ -115,11 +115,12 @@ def check_options(folder: Path, output: Path, options: ExportOptions) -> None:
             f"KV cache: {options.kv_cache}: requires fused attention",
             hint=f"omit {'--decomposed' if options.decomposed else '--attention unfused'}, or use --kv-cache f32",
         )
-    if options.has_budget and (options.weights != "i4" or options.other_weights is not None):
+    if options.has_budget and (options.weights not in ("i4", "nl4") or options.other_weights is not None):
         raise ProSparseError(
-            f"weights: a budget for size or perplexity chooses between i4 and i8, got {options.weights or 'checkpoint'}"
+            "weights: a budget for size or perplexity chooses between 4 and 8 bits, "
+            f"got {options.weights or 'checkpoint'}"
             + (f" and {options.other_weights} outside the FFNs" if options.other_weights is not None else ""),
-            hint="pass --weights i4, without --other-weights",
+            hint="pass --weights nl4 or i4, without --other-weights",
         )
     if options.target_bytes is not None and options.max_ppl_increase is not None:
         raise ProSparseError(

@@ -163,7 +163,8 @@ def _rounding(model: PreTrainedModel, formats: Mapping[str, StoredAs]) -> Change
         scales = None if stored.scales is None else stored.scales.read()[part]
         powers = stored.scales.read_powers() if stored.is_down and stored.scales is not None else None
         if stored.compensated and stored.scales is not None and scales is not None:
-            own = torch.from_numpy(dequantize(stored.scales.read_integers()[part], scales, weight.numel() // rows))
+            integers = stored.scales.read_integers()[part]
+            own = torch.from_numpy(dequantize(integers, scales, weight.numel() // rows, stored.weights))
             if powers is not None:
                 own *= torch.from_numpy(powers)
             return (own.T if transposed else own).to(weight.dtype)
@@ -277,7 +278,7 @@ def stored_arrays(
     if is_quantized(own):
         known = cast("NDArray[np.float16] | None", scales)
         given = cast("NDArray[np.uint8] | None", integers)
-        if given is not None and known is not None and plausible_integers(matrix, given, known):
+        if given is not None and known is not None and plausible_integers(matrix, given, known, own):
             return [given, known]
         if known is not None and not plausible_scales(matrix, own, known):
             known = None

@@ -26,6 +26,7 @@ class _Weights(ctypes.Structure):  # SourceWeights in native/src/round_weights.h
         ("type", ctypes.c_int32),
         ("low", ctypes.c_int32),
         ("high", ctypes.c_int32),
+        ("levels", ctypes.c_void_p),
         ("rows", ctypes.c_size_t),
         ("cols", ctypes.c_size_t),
         ("row_stride", ctypes.c_ssize_t),
@@ -119,7 +120,13 @@ def _source(weight: NDArray[Any], spec: FormatSpec) -> _Weights | None:
         return None
     if not weight.dtype.isnative or not weight.flags.aligned:
         return None
-    return _Weights(weight.ctypes.data, code, *spec.levels, *weight.shape, *strides)
+    return _Weights(weight.ctypes.data, code, *spec.levels, _levels(spec.table), *weight.shape, *strides)
+
+
+@cache
+def _levels(table: tuple[int, ...] | None) -> Any:
+    """Return a table as int32 in memory that stays."""
+    return None if table is None else ctypes.cast((ctypes.c_int32 * len(table))(*table), ctypes.c_void_p)
 
 
 def _address(array: NDArray[Any] | None) -> int | None:

@@ -15,7 +15,7 @@ from transformers import PreTrainedModel
 from transformers.pytorch_utils import Conv1D
 
 from graph_passes import are_output_powers, dequantize, is_quantized, output_powers
-from graph_passes.formats import QUANT_GROUP
+from graph_passes.formats import QUANT_GROUP, Format, format_of
 from prosparse_export.analysis.ffn_nodes import FfnNode
 from prosparse_export.export.rounded_reference import stored_arrays
 from prosparse_models import FileWeights
@@ -74,7 +74,7 @@ def load_weights(
         arrays = stored_arrays(matrix, node.weights, is_down=is_down, scales=scales, integers=integers, powers=powers)
         stored |= dict(zip(names, arrays, strict=True))
         columns = matrix.shape[0 if role == "down" else 1]
-        exact[role] = stored_values(arrays, columns).astype(np.float64)
+        exact[role] = stored_values(arrays, columns, format_of(node.weights, is_down=is_down)).astype(np.float64)
         width = columns if role == "down" else len(arrays[0])
         bias = getattr(layer, "bias", None)
         values = np.zeros(width, np.float32) if bias is None else bias.detach().float().numpy()
@@ -98,12 +98,12 @@ def _powers(
     return cast("NDArray[np.float32]", own) if are_output_powers(own, weight) else output_powers(weight)
 
 
-def stored_values(arrays: Sequence[NDArray[Any]], columns: int) -> NDArray[np.float32]:
-    """Return the exact float32 values, ``[rows, columns]``, of the result of `stored_arrays`."""
+def stored_values(arrays: Sequence[NDArray[Any]], columns: int, weights: Format) -> NDArray[np.float32]:
+    """Return the exact float32 values, ``[rows, columns]``, of the result of `stored_arrays` in a format."""
     if len(arrays) == 1:
         return arrays[0].astype(np.float32)
     integers, scales = arrays
-    return dequantize(integers, scales, columns)
+    return dequantize(integers, scales, columns, weights)
 
 
 def exact_ffn(

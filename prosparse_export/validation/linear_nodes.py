@@ -13,7 +13,7 @@ from numpy.typing import NDArray
 from transformers.pytorch_utils import Conv1D
 
 from graph_passes.custom_ops import DOMAIN, format_in
-from graph_passes.formats import FfnFormat
+from graph_passes.formats import FfnFormat, format_of
 from graph_passes.patterns.linear import find_linears
 from graph_passes.weights.packed_names import parts_of
 from prosparse_export.export.rounded_reference import stored_arrays
@@ -145,7 +145,7 @@ def _part(
     arrays = stored_arrays(weight, weights, is_down=False, scales=own, integers=rounded)
     bias = getattr(layer, "bias", None)
     values = np.zeros(len(weight), np.float32) if bias is None else bias.detach().float().numpy()
-    return arrays, stored_values(arrays, weight.shape[1]), values
+    return arrays, stored_values(arrays, weight.shape[1], format_of(weights, is_down=False)), values
 
 
 def exact_linear(

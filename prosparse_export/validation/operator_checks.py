@@ -30,7 +30,7 @@ from prosparse_models import Checkpoint
 
 __all__ = ["OperatorCheck", "StoredWeights", "check_operators", "layer_of", "operators_in"]
 
-_STORED_NAME = re.compile(r"(.+)\.weight\.(f16|bf16|i8|i4)")
+_STORED_NAME = re.compile(r"(.+)\.weight\.(f16|bf16|i8|i4|nl4)")
 _NUMBER = re.compile(r"\.(\d+)(?:\.|$)")
 
 
