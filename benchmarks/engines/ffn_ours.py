@@ -48,7 +48,7 @@ class FfnLayers:
                     if name == self.names[0]:
                         wide = stored.astype(np.float32)
                         if scales is not None:
-                            wide = dequantize(stored, scales, shape.d_model)
+                            wide = dequantize(stored, scales, shape.d_model, own)
                         self._z.append(x[:8] @ wide.T)
 
     def _add(self, data, name: str, array: Array, kind: int) -> None:

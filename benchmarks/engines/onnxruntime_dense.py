@@ -67,7 +67,7 @@ class _DenseGraph:
         scales = self.read(f"{weight}_scale")
         if is_down:
             cols = stored.shape[1] * (2 if weights == "i4" else 1)
-            stored, scales = quantize(np.ascontiguousarray(dequantize(stored, scales, cols).T), weights)
+            stored, scales = quantize(np.ascontiguousarray(dequantize(stored, scales, cols, weights).T), weights)
         rows, groups = scales.shape
         packed = stored if weights == "i4" else (stored.astype(np.int16) + 128).astype(np.uint8)
         self._add(f"{name}.q", packed.reshape(rows, groups, -1), TensorProto.UINT8)

@@ -13,7 +13,7 @@ from graph_passes.weights.quantization import scales_of
 from prosparse_export.runtime.operator_library import library_path
 from prosparse_export.runtime.weight_rounding import LibraryRounding, library_rounding
 
-INTEGERS: list[Format] = ["i8", "i4"]
+INTEGERS: list[Format] = ["i8", "i4", "nl4"]
 SHAPES = [(1, 1), (1, 32), (3, 31), (16, 32), (17, 100), (33, 257)]
 
 

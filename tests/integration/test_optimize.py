@@ -112,7 +112,7 @@ def test_4_bit_values_stay(stored: str, tmp_path: Path) -> None:
     packed = {i.name: onnx.numpy_helper.to_array(i) for i in onnx.load(source).graph.initializer}
     for integers, scales, suffix in ((names[1], names[2], "gate"), (names[4], names[5], "up")):
         old = packed[f"q_{suffix}"].reshape(D_FF, -1)
-        expected = old if stored == "i4i8" else unpack(old)
+        expected = old if stored == "i4i8" else unpack(old, "i4")
         assert arrays[integers].dtype == expected.dtype
         np.testing.assert_array_equal(arrays[integers], expected)
         np.testing.assert_array_equal(arrays[scales].reshape(-1), packed[f"s_{suffix}"].reshape(-1).astype(np.float16))
@@ -123,7 +123,7 @@ def test_4_bit_values_stay(stored: str, tmp_path: Path) -> None:
     down = (down * packed["s_down"].reshape(D_MODEL, -1).T[:, None]).reshape(D_FF, -1, 32)
     largest = np.abs(down).max(-1, keepdims=True)
     assert arrays[names[7]].dtype == np.int8
-    rounded = dequantize(arrays[names[7]], arrays[names[8]], D_MODEL).reshape(down.shape)
+    rounded = dequantize(arrays[names[7]], arrays[names[8]], D_MODEL, "i8").reshape(down.shape)
     assert (np.abs(rounded - down) <= largest / 254 * (1 + 2.0**-10)).all()  # and the scale is a float16
     check = result.manifest.output_check
     assert check.outputs_compared

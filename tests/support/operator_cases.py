@@ -31,7 +31,7 @@ def stored(matrix: NDArray[np.float32], weights: Format, suffix: str) -> tuple[A
         array = matrix.astype(spec.dtype)
         return {f"w{suffix}": array}, array.astype(np.float64)
     integers, scales = quantize(matrix, weights)
-    exact = dequantize(integers, scales, matrix.shape[1]).astype(np.float64)
+    exact = dequantize(integers, scales, matrix.shape[1], weights).astype(np.float64)
     return {f"w{suffix}": integers, f"s{suffix}": scales}, exact
 
 

@@ -44,7 +44,7 @@ def test_the_factor_is_of_the_inverse(moments: torch.Tensor) -> None:
 
 
 def test_columns_make_up_for_earlier_ones(weight: torch.Tensor, scales: torch.Tensor, moments: torch.Tensor) -> None:
-    found = round_columns(weight.T.contiguous(), each(scales).T.contiguous(), inverse_factor(moments)).T
+    found = round_columns(weight.T, each(scales).T, inverse_factor(moments), "i4").T
     nearest = (weight / each(scales)).round().clamp(-8, 7)
     assert error(weight, found, scales, moments) < 0.6 * error(weight, nearest, scales, moments)
     assert (found - nearest).abs().max() <= 4
@@ -55,7 +55,7 @@ def test_columns_move_no_weight_by_more_than_three_steps(weight: torch.Tensor, s
     generator = torch.Generator().manual_seed(2)
     inputs = torch.randn(900, 1, generator=generator) + 1e-2 * torch.randn(900, D_IN, generator=generator)
     clipped = 0.3 * scales  # so that errors are large and of one sign per weight
-    found = round_columns(weight.T.contiguous(), each(clipped).T.contiguous(), inverse_factor(inputs.T @ inputs)).T
+    found = round_columns(weight.T, each(clipped).T, inverse_factor(inputs.T @ inputs), "i4").T
     steps = weight / each(clipped)
     assert (found - steps.clamp(-8, 7)).abs().max() <= 3.5
     inside = steps.abs() < 4
@@ -65,7 +65,7 @@ def test_columns_move_no_weight_by_more_than_three_steps(weight: torch.Tensor, s
 def test_a_column_at_a_time(weight: torch.Tensor, scales: torch.Tensor, moments: torch.Tensor) -> None:
     """In blocks, the result is that of choosing each column by the definition."""
     nearest = (weight / each(scales)).round().clamp(-8, 7)
-    found = improve_integers(weight.T.contiguous(), nearest.T.contiguous(), each(scales).T.contiguous(), moments).T
+    found = improve_integers(weight.T, nearest.T.contiguous(), each(scales).T, moments, "i4").T
     expected = nearest.double()
     w, s, h = weight.double(), each(scales).double(), moments.double()
     for j in range(D_IN):
@@ -73,7 +73,7 @@ def test_a_column_at_a_time(weight: torch.Tensor, scales: torch.Tensor, moments:
         expected[:, j] = (left / s[:, j]).round().clamp(-8, 7).clamp(nearest[:, j] - 4, nearest[:, j] + 4)
     assert (found != expected).double().mean() < 1e-3  # float32 decides ties differently
     assert error(weight, found, scales, moments) < 0.7 * error(weight, nearest, scales, moments)
-    again = improve_integers(weight.T.contiguous(), found.T.contiguous(), each(scales).T.contiguous(), moments).T
+    again = improve_integers(weight.T, found.T.contiguous(), each(scales).T, moments, "i4").T
     assert error(weight, again, scales, moments) <= error(weight, found, scales, moments) * (1 + 1e-5)
 
 
@@ -82,7 +82,7 @@ def test_integers_stay_within_four_steps_of_the_nearest(
 ) -> None:
     nearest = (weight / each(scales)).round().clamp(-8, 7)
     start = -nearest.clamp(-7, 7)
-    found = improve_integers(weight.T.contiguous(), start.T.contiguous(), each(scales).T.contiguous(), moments).T
+    found = improve_integers(weight.T, start.T.contiguous(), each(scales).T, moments, "i4").T
     assert (found - nearest).abs().max() == 4
 
 

@@ -10,10 +10,10 @@ import torch
 from numpy.typing import NDArray
 from support.families import family
 
-from graph_passes import WeightRangeError, dequantize, plausible_integers, quantize
+from graph_passes import Format, WeightRangeError, dequantize, plausible_integers, quantize
 from prosparse_export.errors import ProSparseError
 from prosparse_export.export import compensated_rounding
-from prosparse_export.export.compensated_rounding import compensated_matrices, round_compensating
+from prosparse_export.export.compensated_rounding import NarrowMatrix, compensated_matrices, round_compensating
 from prosparse_export.progress import no_progress
 from prosparse_export.text import Document
 from prosparse_models import load_checkpoint
@@ -27,22 +27,26 @@ def correlated() -> tuple[torch.Tensor, torch.Tensor]:
     return torch.randn(D_OUT, D_IN), inputs
 
 
-def stored(weight: torch.Tensor, inputs: torch.Tensor, *, is_down: bool) -> tuple[NDArray[np.float32], bool]:
-    found = round_compensating(weight.clone(), inputs.T @ inputs, is_down=is_down)
+def stored(
+    weight: torch.Tensor, inputs: torch.Tensor, weights: Format, *, is_down: bool
+) -> tuple[NDArray[np.float32], bool]:
+    found = round_compensating(weight.clone(), inputs.T @ inputs, weights, is_down=is_down)
     rows = weight.T if is_down else weight
-    values = dequantize(found.integers, found.scales, rows.shape[1])
+    values = dequantize(found.integers, found.scales, rows.shape[1], weights)
     powers = np.float32(1) if found.powers is None else found.powers
     assert (found.powers is not None) == is_down
-    return values * powers, plausible_integers(rows.contiguous().numpy() / powers, found.integers, found.scales)
+    plausible = plausible_integers(rows.contiguous().numpy() / powers, found.integers, found.scales, weights)
+    return values * powers, plausible
 
 
+@pytest.mark.parametrize("weights", ["i4", "nl4"])
 @pytest.mark.parametrize("is_down", [False, True])
-def test_outputs_are_closer_than_with_nearest_integers(is_down: bool) -> None:
+def test_outputs_are_closer_than_with_nearest_integers(is_down: bool, weights: Format) -> None:
     weight, inputs = correlated()
     rows = (weight.T if is_down else weight).contiguous().numpy()
     moments = inputs.square().mean(0).numpy()
-    nearest = dequantize(*quantize(rows, "i4", None if is_down else moments), rows.shape[1])  # type: ignore[arg-type]
-    values, plausible = stored(weight, inputs, is_down=is_down)
+    nearest = dequantize(*quantize(rows, weights, None if is_down else moments), rows.shape[1], weights)
+    values, plausible = stored(weight, inputs, weights, is_down=is_down)
     assert plausible
 
     def error(matrix: NDArray[np.float32]) -> float:
@@ -54,18 +58,19 @@ def test_outputs_are_closer_than_with_nearest_integers(is_down: bool) -> None:
 
 def test_uncorrelated_inputs_give_nearest_integers() -> None:
     weight, _ = correlated()
-    found = round_compensating(weight.clone(), torch.eye(D_IN))
+    found = round_compensating(weight.clone(), torch.eye(D_IN), "i4")
     rows = weight.numpy()
     np.testing.assert_array_equal(found.integers, quantize(rows, "i4", scales=found.scales)[0])
-    searched = dequantize(*quantize(rows, "i4"), D_IN)
-    fitted = dequantize(found.integers, found.scales, D_IN)
+    searched = dequantize(*quantize(rows, "i4"), D_IN, "i4")
+    fitted = dequantize(found.integers, found.scales, D_IN, "i4")
     assert np.square(rows - fitted).sum() < np.square(rows - searched).sum()
 
 
-def test_inputs_that_never_occur_and_singular_moments_are_rounded() -> None:
+@pytest.mark.parametrize("weights", ["i4", "nl4"])
+def test_inputs_that_never_occur_and_singular_moments_are_rounded(weights: Format) -> None:
     weight, inputs = correlated()
     inputs[:, 3:9] = 0
-    values, plausible = stored(weight, inputs[:5], is_down=False)
+    values, plausible = stored(weight, inputs[:5], weights, is_down=False)
     assert np.isfinite(values).all()
     assert plausible
 
@@ -73,36 +78,37 @@ def test_inputs_that_never_occur_and_singular_moments_are_rounded() -> None:
 def test_moments_that_are_not_finite_give_nearest_integers() -> None:
     weight, inputs = correlated()
     inputs[4, 6] = torch.inf
-    found = round_compensating(weight.clone(), inputs.T @ inputs)
+    found = round_compensating(weight.clone(), inputs.T @ inputs, "i4")
     np.testing.assert_array_equal(found.integers, quantize(weight.numpy(), "i4", scales=found.scales)[0])
 
 
 def test_inputs_that_are_all_zero_give_nearest_integers() -> None:
     weight, _ = correlated()
-    found = round_compensating(weight.clone(), torch.zeros(D_IN, D_IN))
+    found = round_compensating(weight.clone(), torch.zeros(D_IN, D_IN), "i4")
     np.testing.assert_array_equal(found.integers, quantize(weight.numpy(), "i4", scales=found.scales)[0])
 
 
-def test_other_weights_are_not_plausible() -> None:
+@pytest.mark.parametrize("weights", ["i4", "nl4"])
+def test_other_weights_are_not_plausible(weights: Format) -> None:
     weight, inputs = correlated()
-    found = round_compensating(weight.clone(), inputs.T @ inputs)
+    found = round_compensating(weight.clone(), inputs.T @ inputs, weights)
     rows = weight.numpy()
     swapped = found.integers.copy()
     swapped[[0, 1]] = swapped[[1, 0]]
-    assert not plausible_integers(rows, swapped, found.scales)
+    assert not plausible_integers(rows, swapped, found.scales, weights)
     scales = found.scales.copy()
     scales[5, 1] *= -1
-    assert not plausible_integers(rows, found.integers, scales)
+    assert not plausible_integers(rows, found.integers, scales, weights)
     scales[5, 1] *= -2
-    assert not plausible_integers(rows, found.integers, scales)
-    assert not plausible_integers(rows, found.integers[:, :-1], found.scales)
+    assert not plausible_integers(rows, found.integers, scales, weights)
+    assert not plausible_integers(rows, found.integers[:, :-1], found.scales, weights)
 
 
 def test_nan_is_an_error() -> None:
     weight, inputs = correlated()
     weight[1, 2] = torch.nan
     with pytest.raises(WeightRangeError, match="expected finite weights"):
-        round_compensating(weight, inputs.T @ inputs)
+        round_compensating(weight, inputs.T @ inputs, "i4")
 
 
 def test_a_model_is_rounded_on_the_inputs_that_rounded_layers_give(
@@ -116,7 +122,11 @@ def test_a_model_is_rounded_on_the_inputs_that_rounded_layers_give(
         checkpoint = load_checkpoint(tmp_path, in_files=in_files)
         before = {name: weight.clone() for name, weight in checkpoint.model.state_dict().items()}
         down = "model.layers.0.mlp.down_proj"
-        matrices = {"model.layers.0.self_attn.q_proj": False, "model.layers.0.mlp.up_proj": False, down: True}
+        matrices = {
+            "model.layers.0.self_attn.q_proj": NarrowMatrix("i4", False),
+            "model.layers.0.mlp.up_proj": NarrowMatrix("nl4", False),
+            down: NarrowMatrix("i4", True),
+        }
         checkpoint.model.register_forward_pre_hook(
             lambda _, __, options: caches.append(options["use_cache"]), with_kwargs=True
         )
@@ -129,6 +139,7 @@ def test_a_model_is_rounded_on_the_inputs_that_rounded_layers_give(
     assert caches == [False, False]  # of thousands of tokens, a KV cache takes gigabytes
     assert list(one) == list(matrices)
     assert one[down].is_down
+    assert [matrix.weights for matrix in one.values()] == ["i4", "nl4", "i4"]
     for name in matrices:
         np.testing.assert_array_equal(one[name].integers, other[name].integers)
 

@@ -56,7 +56,7 @@ def test_costs_are_measured_and_bytes_go_where_they_gain_most(
     gate = next(part for part in parts if part.name.startswith("gate_proj and up_proj"))
     assert gate.modules == tuple(FFN[:2])
     assert gate.needs == "down_proj, layers 0 to 0"
-    measured = measure_costs(checkpoint, parts, IDS, PartRounding({}, {FFN[-1]}), no_progress)
+    measured = measure_costs(checkpoint, parts, IDS, PartRounding({}, {FFN[-1]}), "i4", no_progress)
     assert all(part.kl > 0 for part in measured)
     order = [part.name for part in widest_gains(measured)]
     assert order.index(gate.needs) < order.index(gate.name)
@@ -171,7 +171,7 @@ def test_rows_fit_a_short_context() -> None:
 @pytest.mark.parametrize(
     ("options", "message"),
     [
-        (ExportOptions(weights="i8", target_bytes=1), "chooses between i4 and i8, got i8"),
+        (ExportOptions(weights="i8", target_bytes=1), "chooses between 4 and 8 bits, got i8"),
         (ExportOptions(weights="i4", other_weights="i8", max_ppl_increase=0.1), "got i4 and i8 outside the FFNs"),
         (ExportOptions(weights="i4", target_bytes=1, max_ppl_increase=0.1), "expected one budget"),
     ],

@@ -29,6 +29,7 @@ def test_sizes() -> None:
         "bf16": 16,
         "i8": 8.5,
         "i4": 4.5,
+        "nl4": 4.5,
     }
     i8, i4, f16 = (FORMAT_SPECS[name] for name in ("i8", "i4", "f16"))
     assert [spec.stored_columns(33) for spec in (f16, i8, i4)] == [33, 33, 32]  # two groups of 16 bytes

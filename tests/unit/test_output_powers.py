@@ -38,8 +38,8 @@ def test_division_is_exact_in_any_layout(dtype: type) -> None:
 def test_small_outputs_keep_their_precision(weights: str) -> None:
     weight, magnitudes = uneven()
     powers = output_powers(weight)
-    plain = dequantize(*quantize(weight, weights), D_MODEL)  # type: ignore[arg-type]
-    even = dequantize(*quantize(divided(weight, powers), weights), D_MODEL) * powers  # type: ignore[arg-type]
+    plain = dequantize(*quantize(weight, weights), D_MODEL, weights)  # type: ignore[arg-type]
+    even = dequantize(*quantize(divided(weight, powers), weights), D_MODEL, weights) * powers  # type: ignore[arg-type]
     small = magnitudes == magnitudes.min()
     errors = [float(np.abs(found - weight)[:, small].max() / magnitudes.min()) for found in (plain, even)]
     levels = 127 if weights == "i8" else 7

@@ -7,9 +7,14 @@ import pytest
 
 from graph_passes.formats import FORMAT_SPECS, QUANT_GROUP, Format
 from graph_passes.weights.group_scales import WeightRangeError
-from graph_passes.weights.quantization import dequantize, plausible_scales, quantize, rounded, scales_of, unpack
+from graph_passes.weights.quantization import dequantize, pack, plausible_scales, quantize, rounded, scales_of, unpack
 
-INTEGERS: list[Format] = ["i8", "i4"]
+INTEGERS: list[Format] = ["i8", "i4", "nl4"]
+LEVELS = {
+    "i8": np.arange(-127.0, 128),
+    "i4": np.arange(-8.0, 8),
+    "nl4": np.array([-64.0, -50, -40, -31, -24, -17, -11, -5, 0, 7, 13, 20, 28, 36, 47, 62]),
+}
 HALF_ULP = 2.0**-11  # of float16, relative
 DIVISION = 2.0**-17  # float32's quotient of at most 128 is off by 128 * 2^-24
 
@@ -20,13 +25,13 @@ def matrix(rows: int = 130, cols: int = 70, seed: int = 0) -> np.ndarray:
     return (rng.standard_normal((rows, cols)) * 10 ** rng.uniform(-1, 3, (rows, 1))).astype(np.float32)
 
 
-def integers_of(stored: np.ndarray, cols: int) -> np.ndarray:
-    """The integers as float64, unpacked with arithmetic of its own: the even column is in the low half, plus 8."""
+def integers_of(stored: np.ndarray, cols: int, weights: Format) -> np.ndarray:
+    """The integers as float64, unpacked with arithmetic of its own: the even column is in the low half."""
     if stored.dtype == np.int8:
         return stored.astype(np.float64)
     values = np.empty((len(stored), 2 * stored.shape[1]))
     values[:, ::2], values[:, 1::2] = stored % 16, stored // 16
-    return values[:, :cols] - 8
+    return LEVELS[weights][values[:, :cols].astype(int)]
 
 
 def spread(scales: np.ndarray, cols: int) -> np.ndarray:
@@ -47,23 +52,22 @@ def test_stored_shapes(weights: Format) -> None:
 def test_integers_are_rounded_to_nearest(weights: Format) -> None:
     weight = matrix()
     stored, scales = quantize(weight, weights)
-    got = integers_of(stored, 70)
-    low, high = FORMAT_SPECS[weights].levels or (0, 0)
+    got = integers_of(stored, 70, weights)
     quotient = weight.astype(np.float64) / spread(scales, 70)
-    expected = np.clip(np.rint(quotient), low, high)
-    near_a_tie = np.abs(np.abs(quotient - np.floor(quotient)) - 0.5) <= DIVISION
+    distances = np.sort(np.abs(quotient[..., None] - LEVELS[weights]), axis=-1)
+    near_a_tie = distances[..., 1] - distances[..., 0] <= 2 * DIVISION
     assert near_a_tie.mean() < 0.01
-    np.testing.assert_array_equal(got[~near_a_tie], expected[~near_a_tie])
-    assert (np.abs(got - quotient)[near_a_tie] <= 0.5 + DIVISION).all()
-    assert (got.min(), got.max()) == (low, high)
+    np.testing.assert_array_equal(np.abs(got - quotient)[~near_a_tie], distances[~near_a_tie][:, 0])
+    assert (np.abs(got - quotient)[near_a_tie] <= distances[near_a_tie][:, 1]).all()
+    assert (got.min(), got.max()) == (LEVELS[weights][0], LEVELS[weights][-1])
 
 
 @pytest.mark.parametrize("weights", INTEGERS)
 def test_dequantized_weights_are_exact_and_near(weights: Format) -> None:
     weight = matrix()
     stored, scales = quantize(weight, weights)
-    values = dequantize(stored, scales, 70)
-    exact = integers_of(stored, 70) * spread(scales, 70)  # 8 and 11 bits: exact in float32 too
+    values = dequantize(stored, scales, 70, weights)
+    exact = integers_of(stored, 70, weights) * spread(scales, 70)  # 8 and 11 bits: exact in float32 too
     np.testing.assert_array_equal(values.astype(np.float64), exact)
     np.testing.assert_array_equal(rounded(weight, weights), values)
 
@@ -75,7 +79,25 @@ def test_i4_pairs_of_columns_share_a_byte() -> None:
     assert stored.shape == (1, 16)
     assert stored[0, :3].tolist() == [0x90, 0x8F, 0x88]  # -8 and 1; 7 and padding
     assert scales.tolist() == [[1.0]]
-    assert unpack(stored)[0, :4].tolist() == [-8, 1, 7, 0]
+    assert unpack(stored, "i4")[0, :4].tolist() == [-8, 1, 7, 0]
+
+
+def test_nl4_stores_places() -> None:
+    weight = np.zeros((1, 3), np.float32)
+    weight[0] = [-64, 7, 62]  # the scale is 1
+    stored, scales = quantize(weight, "nl4")
+    assert stored[0, :3].tolist() == [0x90, 0x8F, 0x88]  # -64 and 7; 62 and padding
+    assert scales.tolist() == [[1.0]]
+    assert unpack(stored, "nl4")[0, :4].tolist() == [-64, 7, 62, 0]
+    np.testing.assert_array_equal(pack(unpack(stored, "nl4"), "nl4"), stored)
+
+
+def test_nl4_errs_less_than_i4_on_normal_weights() -> None:
+    weight = np.random.default_rng(0).standard_normal((2000, 64)).astype(np.float32)
+    errors = [np.square(rounded(weight, name) - weight).mean() for name in ("i4", "nl4")]
+    assert errors[1] / errors[0] == pytest.approx(0.815, abs=0.01)  # formats.py
+    for name, error in zip(("i4", "nl4"), errors, strict=True):
+        assert np.sqrt(error) == pytest.approx(FORMAT_SPECS[name].error, rel=0.03)  # type: ignore[index]
 
 
 @pytest.mark.parametrize("weights", INTEGERS)
@@ -83,7 +105,7 @@ def test_i4_pairs_of_columns_share_a_byte() -> None:
 def test_weights_too_small_for_a_scale_become_0(weights: Format, weight: float) -> None:
     stored, scales = quantize(np.full((2, 40), weight, np.float32), weights)
     assert not scales.any()
-    assert not integers_of(stored, 40).any()
+    assert not integers_of(stored, 40, weights).any()
     assert not rounded(np.full((2, 40), weight, np.float32), weights).any()
 
 
@@ -117,7 +139,7 @@ def test_given_scales_are_used(weights: Format) -> None:
     stored, scales = quantize(weight, weights, importance)
     np.testing.assert_array_equal(scales_of(weight, weights, importance), scales)
     np.testing.assert_array_equal(quantize(weight, weights, scales=scales)[0], stored)
-    np.testing.assert_array_equal(rounded(weight, weights, scales), dequantize(stored, scales, 70))
+    np.testing.assert_array_equal(rounded(weight, weights, scales), dequantize(stored, scales, 70, weights))
 
 
 @pytest.mark.parametrize("weights", INTEGERS)

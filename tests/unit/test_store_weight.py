@@ -7,7 +7,7 @@ import onnx_ir as ir
 import pytest
 from support.graphs import graph_of
 
-from graph_passes.formats import FORMATS, Format
+from graph_passes.formats import FORMATS, Format, is_quantized
 from graph_passes.weights.output_powers import output_powers
 from graph_passes.weights.quantization import dequantize, quantize, rounded
 from graph_passes.weights.store_weight import WeightStore
@@ -32,9 +32,9 @@ def source(graph: ir.Graph) -> Weight:
     return Weight(value, (D_FF, D_MODEL), ir.DataType.FLOAT, "float", value.const_value.numpy)
 
 
-def contents(values: list[ir.Value], cols: int) -> np.ndarray:
+def contents(values: list[ir.Value], cols: int, weights: Format) -> np.ndarray:
     arrays = [value.const_value.numpy() for value in values if value.const_value is not None]
-    return dequantize(arrays[0], arrays[1], cols) if len(arrays) == 2 else arrays[0].astype(np.float32)
+    return dequantize(arrays[0], arrays[1], cols, weights) if len(arrays) == 2 else arrays[0].astype(np.float32)
 
 
 @pytest.mark.parametrize("weights", FORMATS)
@@ -44,13 +44,13 @@ def test_layout(weights: Format, in_major: bool, is_down: bool) -> None:
     g = graph()
     stored = WeightStore(g).neuron_major(source(g), "mlp.up", weights, in_major=in_major, is_down=is_down)
     wanted = MATRIX.T if in_major != is_down else MATRIX
-    np.testing.assert_array_equal(contents(stored, wanted.shape[1]), rounded(wanted, weights))
+    np.testing.assert_array_equal(contents(stored, wanted.shape[1], weights), rounded(wanted, weights))
     for value in stored:
         assert g.initializers[value.name] is value
         assert tuple(value.shape.numpy()) == tuple(value.const_value.shape.numpy())
         assert value.dtype == value.const_value.dtype
     name = "mlp.up.weight" + ("_t" if is_down else "") + ("" if weights == "f32" else f".{weights}")
-    names = [name, f"{name}_scale"] if weights in ("i8", "i4") else [name]
+    names = [name, f"{name}_scale"] if is_quantized(weights) else [name]
     assert [value.name for value in stored] == (["w"] if weights == "f32" and in_major == is_down else names)
 
 
@@ -74,19 +74,30 @@ def test_names_are_not_taken_twice() -> None:
 @pytest.mark.parametrize("weights", ["i4", "i8"])
 def test_4_bit_values_are_kept_unless_transposed(weights: Format) -> None:
     packed, scales = quantize(MATRIX, "i4")
-    values = dequantize(packed, scales, D_MODEL)
+    values = dequantize(packed, scales, D_MODEL, "i4")
     g = graph()
     w = g.initializers["w"]
     nbits = Weight(w, (D_FF, D_MODEL), ir.DataType.FLOAT, "nbits", lambda: values, lambda: (packed, scales))
     kept = WeightStore(g).neuron_major(nbits, "a", weights, in_major=False)
-    np.testing.assert_array_equal(contents(kept, D_MODEL), values)
+    np.testing.assert_array_equal(contents(kept, D_MODEL, weights), values)
     assert kept[1].const_value is not None
     np.testing.assert_array_equal(kept[1].const_value.numpy(), scales)
     other = WeightStore(g).neuron_major(nbits, "a", weights, in_major=False, is_down=True)
-    np.testing.assert_array_equal(contents(other, D_FF), rounded(values.T, weights))
+    np.testing.assert_array_equal(contents(other, D_FF, weights), rounded(values.T, weights))
 
 
-@pytest.mark.parametrize("weights", ["i8", "i4"])
+def test_4_bit_values_are_rounded_anew_to_nl4() -> None:
+    packed, scales = quantize(MATRIX, "i4")
+    values = dequantize(packed, scales, D_MODEL, "i4")
+    g = graph()
+    nbits = Weight(
+        g.initializers["w"], (D_FF, D_MODEL), ir.DataType.FLOAT, "nbits", lambda: values, lambda: (packed, scales)
+    )
+    stored = WeightStore(g).neuron_major(nbits, "a", "nl4", in_major=False)
+    np.testing.assert_array_equal(contents(stored, D_MODEL, "nl4"), rounded(values, "nl4"))
+
+
+@pytest.mark.parametrize("weights", ["i8", "i4", "nl4"])
 @pytest.mark.parametrize("in_major", [False, True])
 def test_a_down_proj_is_divided_by_powers_of_its_outputs(weights: Format, in_major: bool) -> None:
     g = graph()
@@ -101,7 +112,7 @@ def test_a_down_proj_is_divided_by_powers_of_its_outputs(weights: Format, in_maj
     assert (powers.value.name, own.dtype, own.shape) == (f"down.weight_t.{weights}_power", np.float32, (rows.shape[1],))
     assert tuple(powers.value.shape.numpy()) == own.shape
     stored = store.neuron_major(source(g), "down", weights, in_major=in_major, is_down=True, powers=powers)
-    np.testing.assert_array_equal(contents(stored, rows.shape[1]), rounded(rows / own, weights))
+    np.testing.assert_array_equal(contents(stored, rows.shape[1], weights), rounded(rows / own, weights))
     if in_major:
         return
     plain = store.bias(g.initializers["b"], D_FF)
@@ -123,7 +134,7 @@ def test_float_formats_have_no_powers() -> None:
     g = graph()
     for weights in FORMATS:
         found = WeightStore(g).output_powers(source(g), "down", weights, in_major=True)
-        assert (found is None) == (weights not in ("i8", "i4"))
+        assert (found is None) == (not is_quantized(weights))
 
 
 def test_biases_are_float32_vectors() -> None:

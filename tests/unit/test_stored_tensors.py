@@ -6,14 +6,14 @@ import numpy as np
 import onnx_ir as ir
 import pytest
 
-from graph_passes.formats import FORMATS, Format
+from graph_passes.formats import FORMATS, Format, is_quantized
 from graph_passes.weights.group_scales import WeightRangeError
 from graph_passes.weights.quantization import dequantize, quantize, rounded
 from graph_passes.weights.stored_tensors import repacked_tensors, stored_tensors
 
 MATRIX = np.random.default_rng(0).standard_normal((3, 40)).astype(np.float32)
-SHAPES = {"f32": (3, 40), "f16": (3, 40), "bf16": (3, 40), "i8": (3, 40), "i4": (3, 32)}
-TYPES = {"f32": "FLOAT", "f16": "FLOAT16", "bf16": "BFLOAT16", "i8": "INT8", "i4": "UINT8"}
+SHAPES = {"f32": (3, 40), "f16": (3, 40), "bf16": (3, 40), "i8": (3, 40), "i4": (3, 32), "nl4": (3, 32)}
+TYPES = {"f32": "FLOAT", "f16": "FLOAT16", "bf16": "BFLOAT16", "i8": "INT8", "i4": "UINT8", "nl4": "UINT8"}
 
 
 def unread() -> np.ndarray:
@@ -25,14 +25,14 @@ def test_types_and_shapes_are_known_without_reading(weights: Format) -> None:
     first, *scales = stored_tensors(unread, (3, 40), weights, "w")
     assert (first.name, first.dtype.name, tuple(first.shape.numpy())) == ("w", TYPES[weights], SHAPES[weights])
     found = [(scale.name, scale.dtype, tuple(scale.shape.numpy())) for scale in scales]
-    assert found == ([("w_scale", ir.DataType.FLOAT16, (3, 2))] if weights in ("i8", "i4") else [])
+    assert found == ([("w_scale", ir.DataType.FLOAT16, (3, 2))] if is_quantized(weights) else [])
 
 
 @pytest.mark.parametrize("weights", FORMATS)
 def test_contents(weights: Format) -> None:
     arrays = [tensor.numpy() for tensor in stored_tensors(lambda: MATRIX, (3, 40), weights, "w")]
     assert tuple(arrays[0].shape) == SHAPES[weights]
-    values = dequantize(arrays[0], arrays[1], 40) if len(arrays) == 2 else arrays[0].astype(np.float32)
+    values = dequantize(arrays[0], arrays[1], 40, weights) if len(arrays) == 2 else arrays[0].astype(np.float32)
     np.testing.assert_array_equal(values, rounded(MATRIX, weights))
 
 
@@ -74,5 +74,5 @@ def test_4_bit_values_are_repacked_without_rounding(weights: Format) -> None:
     tensors = repacked_tensors(lambda: (packed, scales.astype(np.float32)), (3, 64), weights, "w")
     integers, stored = (tensor.numpy() for tensor in tensors)
     assert stored.dtype == np.float16
-    np.testing.assert_array_equal(dequantize(integers, stored, 64), dequantize(packed, scales, 64))
+    np.testing.assert_array_equal(dequantize(integers, stored, 64, weights), dequantize(packed, scales, 64, "i4"))
     assert integers.dtype == (np.uint8 if weights == "i4" else np.int8)
