@@ -42,8 +42,7 @@ PEERS = {
     "f16": ("onnxruntime f32",),
     "bf16": ("onnxruntime f32",),
     "i8": ("onnxruntime q8", "llama.cpp Q8_0", "OpenVINO int8"),
-    "i4": ("onnxruntime q4", "llama.cpp Q4_0", "OpenVINO int4"),
-    "i4i8": ("onnxruntime q4", "llama.cpp Q4_0", "OpenVINO int4"),
+    **dict.fromkeys(("i4", "nl4", "i4i8", "nl4i8"), ("onnxruntime q4", "llama.cpp Q4_0", "OpenVINO int4")),
 }
 _QUICK = {
     "shapes": ("tinyllama",),

@@ -75,7 +75,8 @@ def random_weights(weights: Format, rows: int, cols: int, rng: np.random.Generat
     if spec.bits == 8:
         integers = rng.integers(-127, 128, (rows, cols), np.int8)
         return integers, np.full(scales, size / 73, np.float16)
-    return rng.integers(0, 256, (rows, spec.stored_columns(cols)), np.uint8), np.full(scales, size / 4.6, np.float16)
+    spread = float(np.std(spec.table or range(-8, 8)))
+    return rng.integers(0, 256, (rows, spec.stored_columns(cols)), np.uint8), np.full(scales, size / spread, np.float16)
 
 
 def summed(

@@ -14,7 +14,7 @@ import numpy as np
 from engines import Engine
 from engines.onnxruntime_dense import GenAi, write_dense
 from engines.ours import Ours
-from graph_passes import is_quantized
+from graph_passes import FORMAT_SPECS, FfnFormat, format_of, is_quantized
 
 __all__ = ["Loaded", "candidates", "opened", "resident"]
 
@@ -43,7 +43,7 @@ def size(path: Path) -> int:
 
 
 def candidates(
-    weights: str, checkpoint: Path, ours: Path, decomposed: Path | None, work: Path, without: tuple[str, ...]
+    weights: FfnFormat, checkpoint: Path, ours: Path, decomposed: Path | None, work: Path, without: tuple[str, ...]
 ) -> dict[str, Path]:
     """Write the models that the engines need; return their paths by engine, ours first."""
 
@@ -63,7 +63,8 @@ def candidates(
                 result["onnxruntime-genai"] = dense
         except ImportError as error:
             click.echo(f"skipped: onnxruntime-genai: {error}", err=True)
-    kind = {"i4": "Q4_0", "i4i8": "Q4_0", "i8": "Q8_0", "f16": "F16"}[weights]
+    bits = FORMAT_SPECS[format_of(weights, is_down=False)].bits
+    kind = {4: "Q4_0", 8: "Q8_0", 16: "F16"}[bits]
     try:
         if wanted("llama.cpp"):
             import llama_cpp  # noqa: F401
@@ -79,7 +80,6 @@ def candidates(
             from engines.openvino import write_openvino
 
             path = work / f"openvino-{weights}.xml"
-            bits = int(weights[1])
             result["OpenVINO"] = path if path.is_file() else write_openvino(decomposed, path, bits)
         except ImportError as error:
             click.echo(f"skipped: OpenVINO: {error}", err=True)

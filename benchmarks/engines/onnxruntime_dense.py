@@ -14,7 +14,7 @@ import numpy as np
 import onnx
 from onnx import TensorProto, helper
 
-from graph_passes import dequantize, format_of, is_quantized, quantize
+from graph_passes import FORMAT_SPECS, Format, dequantize, format_of, is_quantized, quantize
 from graph_passes.custom_ops import DOMAIN, format_in
 from prosparse_export.analysis.ffn_nodes import initializer, read_graph
 
@@ -65,15 +65,16 @@ class _DenseGraph:
             self.nodes.append(helper.make_node("MatMul", [x, f"{name}.dense"], [out], name=name))
             return
         scales = self.read(f"{weight}_scale")
-        if is_down:
-            cols = stored.shape[1] * (2 if weights == "i4" else 1)
-            stored, scales = quantize(np.ascontiguousarray(dequantize(stored, scales, cols, weights).T), weights)
+        spec = FORMAT_SPECS[weights]
+        narrow: Format = "i4" if spec.bits == 4 else weights  # MatMulNBits' levels are equally spaced
+        if is_down or narrow != weights:
+            wide = dequantize(stored, scales, spec.columns(stored.shape[1]), weights)
+            stored, scales = quantize(np.ascontiguousarray(wide.T if is_down else wide), narrow)
         rows, groups = scales.shape
-        packed = stored if weights == "i4" else (stored.astype(np.int16) + 128).astype(np.uint8)
+        packed = stored if spec.bits == 4 else (stored.astype(np.int16) + 128).astype(np.uint8)
         self._add(f"{name}.q", packed.reshape(rows, groups, -1), TensorProto.UINT8)
         self._add(f"{name}.s", scales.astype(np.float32).reshape(-1), TensorProto.FLOAT)
-        bits = 4 if weights == "i4" else 8
-        attributes = {"K": groups * _GROUP, "N": rows, "bits": bits, "block_size": _GROUP, "accuracy_level": 4}
+        attributes = {"K": groups * _GROUP, "N": rows, "bits": spec.bits, "block_size": _GROUP, "accuracy_level": 4}
         inputs = [x, f"{name}.q", f"{name}.s"]
         self.nodes.append(
             helper.make_node("MatMulNBits", inputs, [out], name=name, domain="com.microsoft", **attributes)
