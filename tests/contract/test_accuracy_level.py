@@ -17,9 +17,10 @@ from graph_passes.custom_ops import accuracy_level, format_in, without_format
 from prosparse_export.validation.float64_reference import exact_ffn, linear_error
 
 CASES: list[tuple[str, FfnFormat]] = [
-    *((kind, weights) for kind in ("gated", "ungated") for weights in ("i8", "i4", "i4i8")),
+    *((kind, weights) for kind in ("gated", "ungated") for weights in ("i8", "i4", "nl4", "nl4i8")),
     ("linear", "i8"),
     ("linear", "i4"),
+    ("linear", "nl4"),
 ]
 
 

@@ -95,7 +95,7 @@ def in_numpy(kind: str, x: NDArray[np.float64], arrays: Arrays) -> NDArray[np.fl
 
 
 @pytest.mark.parametrize("widths", WIDTHS)
-@pytest.mark.parametrize("stored", ["f32", "f16", "bf16", "i8", "i4", "i4i8"])
+@pytest.mark.parametrize("stored", ["f32", "f16", "bf16", "i8", "i4", "nl4i8"])
 @pytest.mark.parametrize("kind", KINDS)
 def test_openvino_runs_decomposed_ffns(stored: str, kind: str, widths: str, python: Path, tmp_path: Path) -> None:
     nodes, activation = KINDS[kind]
