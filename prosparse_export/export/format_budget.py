@@ -51,7 +51,9 @@ class Budget:
 
 
 def held_back(documents: Sequence[Document], config: Mapping[str, Any]) -> tuple[list[Document], torch.Tensor]:
-    """Return the text without its last tokens, and those as ``[rows, tokens]``: rounding must not see them.
+    """Return the text without some last tokens, and those as ``[rows, tokens]``: rounding must not see them.
+
+    Every document gives rows in proportion to its length, or the last ones give all, if that leaves too few.
 
     Args:
         documents: the text.
@@ -67,12 +69,28 @@ def held_back(documents: Sequence[Document], config: Mapping[str, Any]) -> tuple
             f"profile text: expected at least {2 * _ROW} tokens to choose formats on, got {len(ids)}",
             hint="pass more text with --profile-text",
         )
-    kept, left = [], len(ids) - rows * _ROW
-    for document in documents:
-        kept.append(Document(document.name, document.ids[:left]))
-        left -= len(kept[-1].ids)
-    last = token_rows([Document("", ids[-rows * _ROW :])], config)
+    taken = _rows_by_document(documents, rows)
+    cuts = [len(document.ids) - count for document, count in zip(documents, taken, strict=True)]
+    kept = [Document(document.name, document.ids[:cut]) for document, cut in zip(documents, cuts, strict=True)]
+    rest = np.concatenate([document.ids[cut:] for document, cut in zip(documents, cuts, strict=True)])
+    last = token_rows([Document("", rest)], config)
     return [document for document in kept if len(document.ids)], torch.from_numpy(np.stack(last))
+
+
+def _rows_by_document(documents: Sequence[Document], rows: int) -> list[int]:
+    """Return how many tokens to take from the end of each document, ``rows * 256`` in all."""
+    lengths = [len(document.ids) for document in documents]
+    taken = [0] * len(documents)
+    for _ in range(rows):
+        best = max(range(len(documents)), key=lambda i: lengths[i] / (taken[i] + _ROW))
+        taken[best] += _ROW
+    if all(count < length for count, length in zip(taken, lengths, strict=True) if count):
+        return taken
+    left = rows * _ROW
+    for i in reversed(range(len(documents))):
+        taken[i] = min(left, lengths[i])
+        left -= taken[i]
+    return taken
 
 
 def choose_exceptions(

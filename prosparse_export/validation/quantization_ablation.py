@@ -29,8 +29,9 @@ class QuantizationCost:
     """The cost of storing one part's matrices as the artifact does, with the checkpoint's own weights elsewhere.
 
     Attributes:
-        module: the part, such as ``model.layers.2.mlp``; "" for the whole model; "the KV cache" for its rounding to 8
-            bits; "the approximation" for the activations dropped by --approximate.
+        module: the part, such as ``model.layers.2.mlp``, or ``model.embed_tokens and lm_head`` if they share a
+            matrix; "" for the whole model; "the KV cache" for its rounding to 8 bits; "the approximation" for the
+            activations dropped by --approximate.
         kl: mean KL divergence per token from the checkpoint's own weights, nats.
         how: the weight formats, such as "i4".
     """
@@ -67,7 +68,8 @@ def quantization_costs(
     parts: dict[str, dict[str, StoredAs]] = {}
     for name, stored in rounded.items():
         path = name.rpartition(".")[0]
-        parts.setdefault(path if any(c.isdigit() for c in path) else name, {})[name] = stored
+        part = path if any(c.isdigit() for c in path) else _with_tied(name, rounded, checkpoint)
+        parts.setdefault(part, {})[name] = stored
     own = _logits(checkpoint, {}, ids)
 
     def cost(
@@ -91,6 +93,12 @@ def quantization_costs(
         how.append(f"approximated {approximation.activation}")
         costs.append(cost("the approximation", {}, how[-1]))
     return (cost("", rounded, " and ".join(how), scales), *sorted(costs, key=lambda c: -c.kl))
+
+
+def _with_tied(name: str, rounded: Mapping[str, StoredAs], checkpoint: Checkpoint) -> str:
+    """Return the names of the modules that have the matrix of ``name``: an embedding and lm_head may share one."""
+    weight = checkpoint.model.get_submodule(name).weight
+    return " and ".join(other for other in rounded if checkpoint.model.get_submodule(other).weight is weight)
 
 
 def _formats(stored: Mapping[str, StoredAs]) -> str:

@@ -11,6 +11,7 @@ import onnx
 import pytest
 import torch
 
+from graph_passes import FfnFormat
 from prosparse_export import ExportOptions, export_model
 from prosparse_export.analysis.stored_scales import stored_scales
 from prosparse_export.artifact.manifest import require_manifest
@@ -88,15 +89,16 @@ def test_a_folder_without_a_tokenizer_weighs_all_errors_the_same(demo_folder: Pa
     assert calibration_documents(checkpoint, folder, ()) is None
 
 
-def test_compensated_rounding_passes_validation(demo_folder: Path, tmp_path: Path) -> None:
+@pytest.mark.parametrize("weights", ["i4", "nl4"])
+def test_compensated_rounding_passes_validation(weights: FfnFormat, demo_folder: Path, tmp_path: Path) -> None:
     text = tmp_path / "text.txt"
     text.write_text(default_text()[-4000:], encoding="utf-8")
-    options = ExportOptions(weights="i4", profile_texts=(text,), target_bytes=4_300_000)
+    options = ExportOptions(weights=weights, profile_texts=(text,), target_bytes=4_300_000)
     result = export_model(demo_folder, tmp_path / "out" / "m.onnx", options)
     rounding = result.manifest.rounding
     assert rounding is not None
     assert "model.layers.1.mlp.down_proj" in rounding.compensated
-    assert {cost.format for cost in rounding.costs} == {"i4", "i8"}
+    assert {cost.format for cost in rounding.costs} == {weights, "i8"}
     size = sum(record.bytes for record in result.manifest.files.values())
     assert size <= 4_300_000
     few = ValidationOptions(tokens=128, step_tokens=8, greedy=4, operator_tokens=16)

@@ -151,10 +151,25 @@ def test_the_likelihood_is_pytorchs(checkpoint: Checkpoint) -> None:
     assert mean_nll(checkpoint, IDS, {}, PartRounding({}, set())) == pytest.approx(expected, rel=1e-6)
 
 
+def test_every_document_gives_rows_by_its_length() -> None:
+    documents = [
+        Document("a", np.arange(3000)),
+        Document("b", np.arange(5000, 6200)),
+        Document("c", np.arange(9000, 9100)),
+    ]
+    kept, rest = held_back(documents, {})
+    assert [len(document.ids) for document in kept] == [3000 - 768, 1200 - 256, 100]
+    np.testing.assert_array_equal(rest.numpy()[:3].ravel(), np.arange(3000 - 768, 3000))
+    np.testing.assert_array_equal(rest.numpy()[3], np.arange(6200 - 256, 6200))
+
+
 def test_the_end_of_the_text_is_held_back() -> None:
-    documents = [Document("a", np.arange(700)), Document("b", np.arange(700, 1400))]
+    documents = [Document("a", np.arange(1200)), Document("b", np.arange(1200, 1400))]  # b is shorter than a row
     kept, rest = held_back(documents, {})
     assert rest.shape == (2, 256)
+    assert rest.flatten().tolist() == list(range(1200 - 512, 1200))
+    documents = [Document(str(i), np.arange(200 * i, 200 * (i + 1))) for i in range(7)]  # so are all
+    kept, rest = held_back(documents, {})
     assert rest.flatten().tolist() == list(range(1400 - 512, 1400))
     assert np.concatenate([document.ids for document in kept]).tolist() == list(range(1400 - 512))
     with pytest.raises(ProSparseError, match="expected at least 512 tokens to choose formats on, got 511"):
