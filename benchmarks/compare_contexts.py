@@ -7,8 +7,8 @@
 
 One process; in decode, engines take turns, and ratios are medians of paired rounds against ours with an 8-bit cache.
 Caches: onnxruntime-genai float32, llama.cpp float16 and q8_0, OpenVINO its own. Resident memory is an engine's own:
-what the process grew by while it was loaded and read its prompts. Models for the other engines are written into --work
-once and reused (compare_engines.py writes the same).
+what the process grew by while it was loaded and read its prompts; peak is the most that it grew by in the prompt.
+Models for the other engines are written into --work once and reused (compare_engines.py writes the same).
 """
 
 from __future__ import annotations
@@ -20,13 +20,14 @@ import statistics
 import sys
 import time
 from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import click
 import numpy as np
 from common import help_text, in_turns, machine, paired_ratio
-from engines.load import Loaded, candidates, opened, resident
+from engines.load import Loaded, candidates, opened, peak, reset_peak, resident
 from measurements import add_session
 
 from prosparse_export.artifact.manifest import require_manifest
@@ -47,15 +48,35 @@ def models_of(
     return {name: path for name, path in found.items() if name not in without}
 
 
-def first_tokens(engines: Sequence[Loaded], ids: np.ndarray, capacity: int, memory: dict[str, int]) -> dict[str, float]:
-    """Run a prompt in every engine; return the seconds by engine, and add to ``memory`` what each grew by, in bytes."""
-    seconds = {}
+@dataclass
+class FirstToken:
+    """An engine's prompt.
+
+    Attributes:
+        seconds: until its first token.
+        peak: bytes that the engine takes while it reads the prompt, at most.
+        memory: bytes that it takes afterwards.
+    """
+
+    seconds: float
+    peak: int
+    memory: int
+
+
+def first_tokens(
+    engines: Sequence[Loaded], ids: np.ndarray, capacity: int, memory: dict[str, int]
+) -> dict[str, FirstToken]:
+    """Run a prompt in every engine; add to ``memory`` what each grew by, in bytes."""
+    found = {}
     for loaded in engines:
+        reset_peak()
         before, began = resident(), time.perf_counter()
         loaded.engine.prefill(ids, capacity)
-        seconds[loaded.name] = time.perf_counter() - began
+        seconds = time.perf_counter() - began
+        most = memory[loaded.name] + peak() - before
         memory[loaded.name] += resident() - before
-    return seconds
+        found[loaded.name] = FirstToken(seconds, most, memory[loaded.name])
+    return found
 
 
 def decode(
@@ -77,18 +98,18 @@ def runs_of(
     context: int,
     tokens: int,
     times: Mapping[str, Sequence[float]],
-    first: Mapping[str, float],
-    memory: Mapping[str, int],
+    first: Mapping[str, FirstToken],
 ) -> list[dict[str, Any]]:
     """Print one context's results and return them as `measurements` stores them."""
     ours = times[EIGHT_BITS]
     runs = []
     for name, seconds in times.items():
         ratio, rate = paired_ratio(seconds, ours), tokens / statistics.median(seconds)
-        megabytes = round(memory[name] / 1e6)
+        prompt = first[name]
+        megabytes, most = round(prompt.memory / 1e6), round(prompt.peak / 1e6)
         click.echo(
             f"{context:6} tokens  {name:22}{rate:8.2f} tokens/s  {ratio}  "
-            f"first token {first[name]:7.2f} s  {megabytes:6} MB"
+            f"first token {prompt.seconds:7.2f} s  {megabytes:6} MB, peak {most:6} MB"
         )
         runs.append(
             {
@@ -98,8 +119,9 @@ def runs_of(
                 "engine": name,
                 "tokens_per_second": {"median": round(rate, 2)},
                 "ratio": {"median": round(ratio.median, 2), "q1": round(ratio.low, 2), "q3": round(ratio.high, 2)},
-                "first_token_seconds": round(first[name], 2),
+                "first_token_seconds": round(prompt.seconds, 2),
                 "resident_megabytes": megabytes,
+                "peak_megabytes": most,
             }
         )
     return runs
@@ -155,7 +177,7 @@ def main(
     for context in sorted(contexts):
         first = first_tokens(engines, ids[:context], context + room, memory)
         times = decode(engines, ids, context, tokens, rounds)
-        runs += runs_of(model, context, tokens, times, first, memory)
+        runs += runs_of(model, context, tokens, times, first)
     if record is not None:
         arguments = [argument for argument in sys.argv[1:] if argument not in ("--record", record)]
         command = shlex.join(["python", "benchmarks/compare_contexts.py", *arguments])

@@ -16,7 +16,7 @@ from engines.onnxruntime_dense import GenAi, write_dense
 from engines.ours import Ours
 from graph_passes import FORMAT_SPECS, FfnFormat, format_of, is_quantized
 
-__all__ = ["Loaded", "candidates", "opened", "resident"]
+__all__ = ["Loaded", "candidates", "opened", "peak", "reset_peak", "resident"]
 
 
 @dataclass(frozen=True)
@@ -32,8 +32,22 @@ class Loaded:
 
 def resident() -> int:
     """Return this process's resident bytes."""
+    return _status("VmRSS")
+
+
+def reset_peak() -> None:
+    """Let `peak` begin at what is resident now."""
+    Path("/proc/self/clear_refs").write_text("5")
+
+
+def peak() -> int:
+    """Return the most bytes that were resident since `reset_peak`."""
+    return _status("VmHWM")
+
+
+def _status(name: str) -> int:
     lines = Path("/proc/self/status").read_text().splitlines()
-    return next(int(line.split()[1]) * 1024 for line in lines if line.startswith("VmRSS"))
+    return next(int(line.split()[1]) * 1024 for line in lines if line.startswith(name))
 
 
 def size(path: Path) -> int:
