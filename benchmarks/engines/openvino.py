@@ -28,7 +28,9 @@ def _compressed(weight: np.ndarray, bits: int) -> ov.Node:
     scale = np.maximum(np.abs(groups).max(2, keepdims=True), 1e-12) / 7
     values = np.rint(groups / scale).astype(np.int8).reshape(-1)
     packed = (values[::2] & 15 | (values[1::2] & 15) << 4).astype(np.uint8)
-    stored = ops.constant(ov.Tensor(packed, ov.Shape(list(groups.shape)), ov.Type.i4))
+    tensor = ov.Tensor(ov.Type.i4, ov.Shape(list(groups.shape)))  # with memory of its own: one around packed has none
+    tensor.data[:] = packed.reshape(tensor.data.shape)
+    stored = ops.constant(tensor)
     wide = ops.multiply(ops.convert(stored, "f32"), ops.constant(scale.astype(np.float32)))
     return ops.reshape(wide, ops.constant(np.array([rows, cols])), False)
 
