@@ -29,7 +29,7 @@ THEMES = {
     "light": {"text": "#1f2328", "grid": "#d1d9e0", "ours": "#0969da", "other": "#9aa4af", "lost": "#bc4c00"},
     "dark": {"text": "#f0f6fc", "grid": "#3d444d", "ours": "#4493f8", "other": "#6e7781", "lost": "#f0883e"},
 }
-LINES = ("#0969da", "#1a7f37", "#8250df", "#bf8700", "#cf222e")
+LINES = ("#0969da", "#1a7f37", "#8250df", "#bf8700", "#cf222e", "#57606a")
 Theme = Mapping[str, str]
 
 
@@ -97,7 +97,7 @@ def contexts_figure(results: Mapping[str, Any], theme: Theme) -> Figure:
         (panels[0], "Decode, tokens/s", lambda run: run["tokens_per_second"]["median"]),
         (panels[1], "Resident memory, MB", lambda run: run["resident_megabytes"]),
     ):
-        for name, color in zip(names, LINES, strict=False):
+        for name, color in zip(names, LINES[: len(names)], strict=True):
             points = [(run["context"], value(run)) for run in session["runs"] if run["engine"] == name]
             label = name.replace("ours", "prosparse-export")
             axes.plot(*zip(*points, strict=True), "o-", ms=3.5, linewidth=1.4, color=color, label=label)
@@ -121,12 +121,13 @@ def _style(axes: Axes, theme: Theme) -> None:
 
 @click.command(context_settings={"help_option_names": ["-h", "--help"]}, help=help_text(__doc__))
 @click.option("--machine", default="xeon-amx", show_default=True, help="Name of a file in benchmarks/results.")
+@click.option("--contexts-machine", default="epyc-zen4", show_default=True, help="Likewise, for `contexts`.")
 @click.option("--model", default="tinyllama", show_default=True)
 @click.option("--weights", default="i4", show_default=True)
 @click.option(
     "-o", "--output", type=click.Path(file_okay=False, path_type=Path), default=IMAGES, help="Folder for the charts."
 )
-def main(machine: str, model: str, weights: str, output: Path) -> None:
+def main(machine: str, contexts_machine: str, model: str, weights: str, output: Path) -> None:
     """Parse and draw."""
     output.mkdir(parents=True, exist_ok=True)
     results = read(machine)
@@ -136,7 +137,7 @@ def main(machine: str, model: str, weights: str, output: Path) -> None:
             ("engines", engines_figure(results, model, weights, theme)),
             ("engines-narrow", engines_figure(results, model, weights, theme, stacked=True)),
             ("sparsity", sparsity_figure(results, theme)),
-            ("contexts", contexts_figure(results, theme)),
+            ("contexts", contexts_figure(read(contexts_machine), theme)),
         ):
             path = output / f"{stem}-{name}.svg"
             figure.savefig(path, transparent=True, metadata={"Date": None, "Creator": None})

@@ -181,11 +181,6 @@ def test_three_projections_stay_where_tables_would_be_large(monkeypatch: pytest.
     assert [node.inputs[1] is None for graph in graphs for node in attentions(graph)] == [True] * 2 + [False] * 2
 
 
-@pytest.mark.parametrize(("positions", "width"), [(131_072, 64), (131_072, 128)])
-def test_contexts_of_131072_tokens_have_a_cos_sin_cache(positions: int, width: int) -> None:
-    assert positions * width * 4 <= rope_cache_module.MOST_BYTES
-
-
 def test_angles_that_depend_on_the_text_stay_in_the_graph() -> None:
     """Angles have one more factor, as with scaling by the sequence length."""
     model = traced("grouped queries")[1]
