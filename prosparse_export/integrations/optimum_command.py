@@ -6,7 +6,7 @@ optimum-cli imports every module in optimum/commands/register; packaging/namespa
 
 from __future__ import annotations
 
-from argparse import ArgumentParser, Namespace
+from argparse import ArgumentParser
 from pathlib import Path
 
 import click
@@ -14,6 +14,7 @@ from optimum.commands.base import BaseOptimumCLICommand, CommandInfo
 
 from prosparse_export.cli.export import export_command
 from prosparse_export.errors import ProSparseError
+from prosparse_export.integrations.command_options import command_options, option_words
 
 __all__ = ["ProSparseExportCommand", "check_task"]
 
@@ -32,14 +33,13 @@ class ProSparseExportCommand(BaseOptimumCLICommand):  # type: ignore[misc]  # op
         parser.add_argument("-m", "--model", required=True, type=Path, help="Model folder from save_pretrained.")
         parser.add_argument("output", type=Path, help=f"Folder to write {GRAPH} and the files next to it to.")
         parser.add_argument("--task", default="auto", help="A task name of optimum, to be checked.  [default: auto]")
-        for option in export_command.params:
-            if isinstance(option, click.Option) and option.name != "help":
-                text = (option.help or "").replace("%", "%%")
-                if option.is_flag:
-                    parser.add_argument(*option.opts, dest=option.name, action="store_true", help=text)
-                else:
-                    action = "append" if option.multiple else "store"
-                    parser.add_argument(*option.opts, dest=option.name, action=action, help=text, metavar="VALUE")
+        for option in command_options(export_command):
+            text = (option.help or "").replace("%", "%%")
+            if option.is_flag:
+                parser.add_argument(*option.opts, dest=option.name, action="store_true", help=text)
+            else:
+                action = "append" if option.multiple else "store"
+                parser.add_argument(*option.opts, dest=option.name, action=action, help=text, metavar="VALUE")
 
     def run(self) -> None:
         """Export; user errors are one line and a hint, exit code 1, or 2 for usage."""
@@ -48,7 +48,7 @@ class ProSparseExportCommand(BaseOptimumCLICommand):  # type: ignore[misc]  # op
         except ProSparseError as error:
             click.echo(f"error: {error}\nhint: {error.hint}", err=True)
             raise SystemExit(1) from None
-        words = [str(self.args.model), str(self.args.output / GRAPH), *_option_words(self.args)]
+        words = [str(self.args.model), str(self.args.output / GRAPH), *option_words(export_command, vars(self.args))]
         export_command.main(words, prog_name="optimum-cli export prosparse", standalone_mode=True)
 
 
@@ -72,15 +72,3 @@ def check_task(folder: Path, task: str) -> None:
         expected = "feature-extraction" if is_bare(read_model_config(folder)) else "text-generation-with-past"
     if TasksManager.map_from_synonym(task) != expected:
         raise ProSparseError(f"task: expected {expected}, got {task}", hint=f"omit --task, or pass --task {expected}")
-
-
-def _option_words(args: Namespace) -> list[str]:
-    """Return the options that were given, as words of prosparse-export's command line."""
-    words: list[str] = []
-    for option in export_command.params:
-        value = getattr(args, option.name or "", None)
-        if not isinstance(option, click.Option) or value in (None, False):
-            continue
-        for one in value if isinstance(value, list) else [value]:
-            words += [option.opts[-1]] if option.is_flag else [option.opts[-1], str(one)]
-    return words
