@@ -22,7 +22,7 @@ $(DEMO): $(VENV)/installed $(wildcard models/demo/*.json models/demo/*.safetenso
 check: $(VENV)/installed-dev
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
-	$(BIN)/mypy
+	$(BIN)/mypy --platform win32 --cache-dir .mypy_cache/win32 & $(BIN)/mypy && wait $$!  # beside each other
 	$(BIN)/lint-imports
 	find native examples -name '*.h' -o -name '*.c' -o -name '*.cc' -o -name '*.inc' | xargs $(BIN)/clang-format --dry-run --Werror
 	$(BIN)/python benchmarks/tables.py --check

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import copy
-import fcntl
 import functools
 import gc
 import os
@@ -17,6 +16,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 import pytest
+from filelock import FileLock
 from support.onnxruntime_header import download_headers
 
 if TYPE_CHECKING:
@@ -63,8 +63,7 @@ def _once(tmp_path_factory: pytest.TempPathFactory, name: str) -> Iterator[Path]
     base = tmp_path_factory.getbasetemp()
     shared = (base.parent if "PYTEST_XDIST_WORKER" in os.environ else base) / f"shared-{name}"
     shared.mkdir(exist_ok=True)
-    with (shared / "lock").open("w") as lock:
-        fcntl.flock(lock, fcntl.LOCK_EX)
+    with FileLock(shared / "lock"):
         yield shared
 
 

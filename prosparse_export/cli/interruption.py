@@ -14,9 +14,11 @@ _arrived: list[int] = []
 
 @contextmanager
 def interruptible() -> Iterator[None]:
-    """Make SIGINT, SIGTERM and SIGHUP unwind the stack, at once or at the next `raise_if_interrupted`."""
+    """Make SIGINT, SIGTERM, and SIGHUP unwind the stack, at once or at the next `raise_if_interrupted`."""
     _arrived.clear()
-    numbers = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
+    numbers = [signal.SIGINT, signal.SIGTERM]
+    if hasattr(signal, "SIGHUP"):  # Windows has none
+        numbers.append(signal.SIGHUP)
     wanted = [number for number in numbers if signal.getsignal(number) is not signal.SIG_IGN]  # nohup ignores SIGHUP
     previous = {number: signal.signal(number, _arrive) for number in wanted}
     try:

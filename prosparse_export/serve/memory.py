@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import ctypes
 import os
+import sys
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -72,13 +74,33 @@ def memory_needs(path: Path, *, rows: int, capacity: int, token_bytes: int, pref
 
 def available_bytes(limits: tuple[Path, ...] = _LIMITS) -> int:
     """Return the machine's memory, or the control group's limit if that is lower."""
-    size = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
+    size = _physical_bytes()
     for path in limits:
         try:
             size = min(size, int(path.read_text()))
         except (OSError, ValueError):  # no such file, or "max"
             continue
     return size
+
+
+def _physical_bytes() -> int:
+    if sys.platform != "win32":
+        return os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
+    status = WindowsMemoryStatus(length=ctypes.sizeof(WindowsMemoryStatus))
+    if not ctypes.windll.kernel32.GlobalMemoryStatusEx(ctypes.byref(status)):
+        raise ctypes.WinError()
+    return int(status.physical)
+
+
+class WindowsMemoryStatus(ctypes.Structure):
+    """MEMORYSTATUSEX."""
+
+    _fields_ = (
+        ("length", ctypes.c_uint32),
+        ("load", ctypes.c_uint32),
+        ("physical", ctypes.c_uint64),
+        ("others", ctypes.c_uint64 * 6),
+    )
 
 
 def check_memory(needs: MemoryNeeds, available: int) -> None:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import contextlib
-import os
 import signal
 from collections.abc import Iterator
 
@@ -12,21 +11,24 @@ import pytest
 from prosparse_export.cli.display import stages
 from prosparse_export.cli.interruption import interruptible, raise_if_interrupted
 
-RAISED = {signal.SIGINT: KeyboardInterrupt, signal.SIGTERM: SystemExit, signal.SIGHUP: SystemExit}
+RAISED = {signal.SIGINT: KeyboardInterrupt, signal.SIGTERM: SystemExit}
+if hasattr(signal, "SIGHUP"):
+    RAISED[signal.SIGHUP] = SystemExit
 
 
 @pytest.fixture(autouse=True)
 def not_ignored() -> Iterator[None]:
     """Under nohup, SIGHUP is ignored; these tests must not depend on it."""
-    before = signal.signal(signal.SIGHUP, signal.SIG_DFL)
+    before = {number: signal.signal(number, signal.default_int_handler) for number in RAISED}
     yield
-    signal.signal(signal.SIGHUP, before)
+    for number, handler in before.items():
+        signal.signal(number, handler)
 
 
 def dropped(number: int) -> None:
     """What a callback in a library does to an exception."""
     with contextlib.suppress(BaseException):
-        os.kill(os.getpid(), number)
+        signal.raise_signal(number)
         for _ in range(1000):  # Python runs handlers between its own instructions
             pass
 
@@ -53,10 +55,13 @@ def test_the_next_command_begins_anew() -> None:
 
 
 def test_what_was_ignored_stays_ignored() -> None:
-    before = signal.signal(signal.SIGHUP, signal.SIG_IGN)  # nohup
-    try:
-        with interruptible():
-            os.kill(os.getpid(), signal.SIGHUP)
-            raise_if_interrupted()
-    finally:
-        signal.signal(signal.SIGHUP, before)
+    signal.signal(signal.SIGTERM, signal.SIG_IGN)  # as nohup does to SIGHUP
+    with interruptible():
+        signal.raise_signal(signal.SIGTERM)
+        raise_if_interrupted()
+
+
+def test_windows_has_no_sighup(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.delattr(signal, "SIGHUP", raising=False)
+    with interruptible(), pytest.raises(SystemExit):
+        signal.raise_signal(signal.SIGTERM)

@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+import ctypes
 import json
 from pathlib import Path
 
 import pytest
 
 from prosparse_export import ProSparseError
-from prosparse_export.serve.memory import available_bytes, check_memory, memory_needs
+from prosparse_export.serve.memory import WindowsMemoryStatus, available_bytes, check_memory, memory_needs
 
 
 def test_needs(tmp_path: Path) -> None:
@@ -31,3 +32,8 @@ def test_the_lower_limit_counts(tmp_path: Path) -> None:
     none.write_text("max\n")
     assert available_bytes((none, limit, tmp_path / "missing")) == 1234
     assert available_bytes(()) > 1 << 20
+
+
+def test_layout_that_windows_expects() -> None:
+    assert ctypes.sizeof(WindowsMemoryStatus) == 64
+    assert WindowsMemoryStatus.physical.offset == 8
