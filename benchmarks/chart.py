@@ -92,7 +92,7 @@ def contexts_figure(results: Mapping[str, Any], theme: Theme) -> Figure:
     sessions = [session for session in results["sessions"] if session["suite"] == "contexts"]
     session = next(session for session in sessions if session["runs"][0]["model"] == "llama-2-7b")
     names = list(dict.fromkeys(run["engine"] for run in session["runs"]))
-    figure, panels = plt.subplots(1, 2, figsize=(8.4, 3.4))
+    figure, panels = plt.subplots(1, 2, figsize=(8.4, 3.8))
     for axes, title, value in (
         (panels[0], "Decode, tokens/s", lambda run: run["tokens_per_second"]["median"]),
         (panels[1], "Resident memory, MB", lambda run: run["resident_megabytes"]),
@@ -106,8 +106,9 @@ def contexts_figure(results: Mapping[str, Any], theme: Theme) -> Figure:
         axes.set_ylim(0)
         axes.grid(color=theme["grid"], linewidth=0.6)
         _style(axes, theme)
-    panels[1].legend(frameon=False, labelcolor=theme["text"], fontsize=8, loc="upper left")
-    figure.tight_layout(w_pad=2.5)
+    lines, labels = panels[0].get_legend_handles_labels()
+    figure.tight_layout(w_pad=2.5, rect=(0, 0.14, 1, 1))
+    figure.legend(lines, labels, frameon=False, labelcolor=theme["text"], fontsize=9, loc="lower center", ncol=3)
     return figure
 
 
