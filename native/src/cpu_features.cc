@@ -28,7 +28,9 @@ namespace {
 
 struct CpuId {
   unsigned a = 0, b = 0, c = 0, d = 0;
-  explicit CpuId(unsigned leaf) { __get_cpuid_count(leaf, 0, &a, &b, &c, &d); }  // all 0 if there is no such leaf
+  explicit CpuId(unsigned leaf, unsigned part = 0) {
+    __get_cpuid_count(leaf, part, &a, &b, &c, &d);  // all 0 if there is no such leaf
+  }
 };
 
 bool all(unsigned bits, unsigned wanted) { return (bits & wanted) == wanted; }
@@ -67,6 +69,11 @@ bool has_avx512() {
 bool has_vnni() {
   constexpr unsigned kVnni = 1u << 11;
   return has_avx512() && all(CpuId(7).c, kVnni);
+}
+
+bool has_bf16() {
+  constexpr unsigned kBf16 = 1u << 5;
+  return has_vnni() && CpuId(7).a >= 1 && all(CpuId(7, 1).a, kBf16);
 }
 
 bool is_intel() {

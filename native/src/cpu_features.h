@@ -11,6 +11,7 @@ namespace prosparse {
 bool has_avx2();    // with FMA and F16C
 bool has_avx512();  // F, BW, DQ, VL
 bool has_vnni();
+bool has_bf16();  // of AVX-512
 bool is_intel();
 #if defined(PROSPARSE_AMX)
 bool has_amx();

@@ -17,6 +17,7 @@ const std::vector<Variant>& compiled_variants() {
 #if defined(PROSPARSE_AMX)
       {&kAmxKernels, has_amx, request_amx},
 #endif
+      {&kAvx512Bf16Kernels, has_bf16},
       {&kAvx512VnniKernels, has_vnni},
       {&kAvx512Kernels, has_avx512},
       {&kAvx2Kernels, has_avx2},

@@ -3,6 +3,8 @@
 #include <algorithm>
 #include <bitset>
 
+#include "dot_ffn.h"
+#include "dot_neurons.h"
 #include "quantize_activations.h"
 #include "silu.h"
 
@@ -135,16 +137,24 @@ LeftOut left_out(const Scratch& scratch, size_t count) {
   return tokens;
 }
 
+bool takes(size_t least, size_t tokens) { return least != 0 && tokens >= least; }
+
 bool takes_rounded(const Kernels& kernels, Format format, size_t tokens) {
-  const size_t least = rounded(kernels, format).tokens;
-  return least != 0 && tokens >= least;
+  return takes(rounded(kernels, format).tokens, tokens);
+}
+
+bool takes_dot(const Kernels& kernels, Format format, size_t tokens) {
+  return takes(dot_kernels(kernels, format).tokens, tokens);
 }
 
 }  // namespace
 
 void run_rounded_ffn(const Kernels& kernels, const Ffn& ffn, const float* x, size_t tokens, float* y,
                      const Parallel& parallel, Scratch& scratch) {
-  if (!takes_rounded(kernels, ffn.gate.format, tokens)) return run_ffn(kernels, ffn, x, tokens, y, parallel, scratch);
+  if (!takes_rounded(kernels, ffn.gate.format, tokens)) {
+    const auto run = takes_dot(kernels, ffn.gate.format, tokens) ? run_dot_ffn : run_ffn;
+    return run(kernels, ffn, x, tokens, y, parallel, scratch);
+  }
   for (size_t first = 0; first < tokens; first += kMaxBf16Tokens) {
     const size_t count = std::min(kMaxBf16Tokens, tokens - first), at = first * ffn.d_model;
     run_batch(kernels, ffn, x + at, count, y + at, parallel, scratch);
@@ -158,7 +168,10 @@ void run_rounded_ffn(const Kernels& kernels, const Ffn& ffn, const float* x, siz
 
 void run_rounded_linear(const Kernels& kernels, const Panels& w, const float* x, size_t tokens, size_t cols, float* y,
                         const Parallel& parallel, Scratch& scratch) {
-  if (!takes_rounded(kernels, w.format, tokens)) return run_linear(kernels, w, x, tokens, cols, y, parallel, scratch);
+  if (!takes_rounded(kernels, w.format, tokens)) {
+    const auto run = takes_dot(kernels, w.format, tokens) ? run_dot_linear : run_linear;
+    return run(kernels, w, x, tokens, cols, y, parallel, scratch);
+  }
   const RoundedKernels& run = rounded(kernels, w.format);
   const size_t padded = w.count() * kLanes;
   float* const z = padded != w.rows ? scratch.z.get<float>(std::min(tokens, kMaxBf16Tokens) * padded) : nullptr;

@@ -37,7 +37,7 @@ class Buffer {
 // Bounded by kBatchTokens tokens.
 struct Scratch {
   Buffer x, q, q_dot, scale, starts, sums, grouped, bf16x3, amx_sums, transposed;  // x as the kernels read it
-  Buffer z, active, a, h, y, work, tile_integers, tile_floats, attention;
+  Buffer z, active, a, h, y, work, tile_integers, tile_floats, lists, attention;
   size_t counts[kBatchTokens];                     // active neurons
   std::atomic<bool> needs_fallback[kBatchTokens];  // quantized formats: the scalar kernels; float formats: no AMX
   bool is_nan[kBatchTokens];                       // quantized formats: x has a NaN, so that all results are NaN

@@ -17,6 +17,7 @@ int main() {
                       __builtin_cpu_supports("avx512dq") && __builtin_cpu_supports("avx512vl");
   CHECK(has_avx512() == avx512, "AVX-512");
   CHECK(has_vnni() == (has_avx512() && __builtin_cpu_supports("avx512vnni")), "VNNI");
+  CHECK(has_bf16() == (has_vnni() && __builtin_cpu_supports("avx512bf16")), "BF16");
   CHECK(is_intel() == (__builtin_cpu_is("intel") != 0), "vendor");
 #if defined(PROSPARSE_AMX)  // the operating system may deny what the processor has
   const bool amx = __builtin_cpu_supports("amx-tile") && __builtin_cpu_supports("amx-bf16");

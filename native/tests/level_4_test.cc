@@ -79,7 +79,8 @@ int main(int argc, char** argv) {
     for (const FfnFormat f : kFfnFormats) {
       for (const size_t tokens : {0, 1, 9, 17, 33, 131}) {
         if (!is_quantized(f.format)) continue;
-        const bool own_kernels = k->of[static_cast<size_t>(f.format)].rounded.tokens != 0;
+        const FormatKernels& of = k->of[static_cast<size_t>(f.format)];
+        const bool own_kernels = of.rounded.tokens != 0 || of.dot.tokens != 0;
         if (tokens > 17 && (brief || !own_kernels)) continue;  // the exact kernels: several_tokens_test
         for (const Activation activation :
              {Activation::kRelu, Activation::kRelu2, Activation::kDrelu, Activation::kSilu}) {

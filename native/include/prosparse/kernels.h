@@ -22,6 +22,7 @@
 #include <atomic>
 
 #include "prosparse/attention.h"
+#include "prosparse/dot_kernels.h"
 #include "prosparse/weights.h"
 
 namespace prosparse {
@@ -184,6 +185,7 @@ struct FormatKernels {
                              size_t col, size_t cols, const PrefetchRows& next, float* v, size_t v_stride);
 
   RoundedKernels rounded;
+  DotKernels dot;
 };
 
 constexpr size_t scatter_axpy_work_bytes(size_t cols) {  // sums, scaled activations as float, then as pairs, maxima
@@ -227,6 +229,7 @@ extern const Kernels kScalarKernels;  // the reference: double accumulators, no 
 extern const Kernels kAvx2Kernels;
 extern const Kernels kAvx512Kernels;
 extern const Kernels kAvx512VnniKernels;
+extern const Kernels kAvx512Bf16Kernels;
 #if (defined(__linux__) || defined(_WIN32)) && !defined(PROSPARSE_NO_AMX) && \
     (defined(__clang__) ? __clang_major__ >= 12 : __GNUC__ >= 11)
 #define PROSPARSE_AMX

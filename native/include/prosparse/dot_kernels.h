@@ -1,0 +1,75 @@
+// Accuracy level 4 (docs/reference/operators.md) by sums of four products of bytes.
+#ifndef PROSPARSE_DOT_KERNELS_H_
+#define PROSPARSE_DOT_KERNELS_H_
+
+#include "prosparse/weights.h"
+
+namespace prosparse {
+
+constexpr size_t kMaxDotTokens = 128;  // of DotTokens
+
+// Tokens at accuracy level 4: each group of 32 columns as signed bytes, x = scale * q. `group` tokens are interleaved.
+struct DotTokens {
+  size_t count, group, groups;  // groups: of columns
+  const int8_t* q;              // of each `group` tokens: [groups][8][tokens][4], columns 4i, 4i + 2, 4i + 1, 4i + 3
+  const float* scale;           // [groups][tokens]
+  const int32_t* start;         // [groups][tokens]: what the sums of products begin with, for the weights' offset
+  const uint8_t* rows;          // [count][row_bytes]: each token by itself, as to_bytes leaves them; FFNs only
+  size_t row_bytes;
+};
+
+// One token's active neurons among some rows.
+struct DotList {
+  const int32_t* slots;  // which of the rows
+  float* values;
+  size_t count;
+};
+
+// Of one token: two of a tile's rows, and down_proj's input for them in bfloat16, the first one low.
+struct DotPair {
+  uint16_t rows[2];
+  uint32_t h;
+};
+
+// Neurons whose rows of down_proj stay in a cache while all tokens use them.
+struct DotTile {
+  const int32_t* rows;
+  size_t count;            // at most DotKernels::tile_rows
+  const DotPair* entries;  // of token t: [ends[t - 1], ends[t])
+  const uint32_t* ends;    // [tokens]
+};
+
+// down_proj's input.
+struct DotHidden {
+  size_t tokens, count;
+  const DotTile* tiles;
+};
+
+// Accuracy level 4 where there are no tiles of registers. Null where the exact kernels serve for it.
+//
+// Error: activations are rounded to bytes, by up to half of max|x| / 127 over the group, and multiplied by integers, so
+// the bound of float formats and that times |w| for each product. `down` as RoundedKernels.
+struct DotKernels {
+  size_t tokens;  // from which they are used; 0: never
+  size_t group;   // the most tokens that are interleaved
+  size_t (*row_bytes)(size_t cols);
+  // `count` tokens, interleaved, and rows unless that is null: zeros for those that are null. All magnitudes are below
+  // 1e30.
+  void (*to_bytes)(const float* const* x, size_t count, size_t cols, int8_t* q, float* scale, int32_t* start,
+                   uint8_t* rows);
+  // As gemm_panels, but z begins at row 16 * first.
+  void (*multiply)(const Panels& w, size_t first, size_t last, const DotTokens& x, float* z, size_t z_stride);
+  // values[i] = bias + sum over c of w[rows[slots[i]]][c] * x[c], for every token's list. No other rows are read.
+  void (*up)(const Rows& w, const DotTokens& x, const int32_t* rows, const DotList* lists);
+
+  // With sums of two products of bfloat16; else scatter_axpy serves.
+
+  size_t tile_rows;
+  // y[t * y_stride + j] = bias[j] + sum over h's neurons, for columns [first, last), in units of kPadColumns. sums:
+  // work space, [tokens][kPadColumns].
+  void (*down)(const Rows& w, const DotHidden& h, size_t first, size_t last, float* sums, float* y, size_t y_stride);
+};
+
+}  // namespace prosparse
+
+#endif  // PROSPARSE_DOT_KERNELS_H_

@@ -1,0 +1,175 @@
+#include "dot_ffn.h"
+
+#include <algorithm>
+
+#include "dot_neurons.h"
+#include "quantize_activations.h"
+
+namespace prosparse {
+namespace {
+
+LeftOut left_out(const Scratch& scratch, size_t count) {
+  LeftOut tokens;
+  for (size_t t = 0; t < count; ++t) tokens[t] = scratch.needs_fallback[t].load(std::memory_order_relaxed);
+  return tokens;
+}
+
+// Tokens out of range are zeros here; the exact kernels compute them. `rows`: DotTokens::rows too.
+DotTokens to_bytes(const DotKernels& run, const float* x, size_t count, size_t cols, bool rows,
+                   const Parallel& parallel, Scratch& scratch) {
+  const size_t group = group_size(count, run.group), groups = groups_of(cols),
+               row_bytes = rows ? run.row_bytes(cols) : 0;
+  int8_t* const q = scratch.q.get<int8_t>(count * groups * kGroupColumns);
+  float* const scale = scratch.scale.get<float>(count * groups);
+  int32_t* const start = scratch.starts.get<int32_t>(count * groups);
+  uint8_t* const wide = scratch.bf16x3.get<uint8_t>(count * row_bytes);
+  parallel_for(parallel, (count + group - 1) / group, [&](size_t i) {
+    const size_t first = i * group, own = std::min(group, count - first);
+    const float* in[kMaxDotTokens] = {};
+    for (size_t t = 0; t < own; ++t) {
+      const float* const row = x + (first + t) * cols;
+      const bool in_range = is_in_range(row, cols);
+      scratch.needs_fallback[first + t].store(!in_range, std::memory_order_relaxed);
+      if (in_range) in[t] = row;
+    }
+    run.to_bytes(in, own, cols, q + first * groups * kGroupColumns, scale + first * groups, start + first * groups,
+                 rows ? wide + first * row_bytes : nullptr);
+  });
+  return {count, group, groups, q, scale, start, wide, row_bytes};
+}
+
+// down_proj's input, and what it is written in.
+struct Hidden {
+  DotPiece pieces[kPieces];
+  size_t most;  // tiles of a piece
+  DotTile* tiles;
+};
+
+Hidden make_hidden(const Ffn& ffn, size_t tile_rows, size_t count, Scratch& scratch) {
+  const size_t panels = piece(ffn.gate.count(), kPieces, 0, 2).end,
+               blocks = (panels * kLanes + kDotBlock - 1) / kDotBlock, rows = blocks * kDotBlock;
+  const size_t most = tile_rows == 0 ? blocks : blocks * ((kDotBlock + tile_rows - 1) / tile_rows);
+  const size_t pairs = tile_rows == 0 ? rows : rows / 2 + most;  // of a token; an entry of a list is as large
+  int32_t* const used = scratch.active.get<int32_t>(kPieces * rows);
+  DotPair* const entries = scratch.h.get<DotPair>(kPieces * count * pairs);
+  uint32_t* const ends = scratch.lists.get<uint32_t>(kPieces * most * count);
+  Hidden hidden{{}, most, scratch.tile_integers.get<DotTile>(kPieces * most)};
+  for (size_t i = 0; i < kPieces; ++i) {
+    DotPair* const own = entries + i * count * pairs;
+    int32_t* const active = reinterpret_cast<int32_t*>(own);
+    hidden.pieces[i] = {
+        used + i * rows,         own, active, reinterpret_cast<float*>(active + count * pairs), ends + i * most * count,
+        hidden.tiles + i * most, 0};
+  }
+  return hidden;
+}
+
+void run_down(const DotKernels& run, const Ffn& ffn, Hidden& hidden, size_t count, float* y, const Parallel& parallel,
+              Scratch& scratch) {
+  DotHidden h{count, 0, hidden.tiles};
+  for (size_t i = 0; i < kPieces; ++i) {
+    std::copy_n(hidden.tiles + i * hidden.most, hidden.pieces[i].count, hidden.tiles + h.count);
+    h.count += hidden.pieces[i].count;
+  }
+  const size_t columns = (ffn.d_model + kPadColumns - 1) / kPadColumns, sums = count * kPadColumns;
+  const size_t pieces = std::min(columns, std::clamp<size_t>(scratch.threads, 2, kPieces));
+  float* const work = scratch.z.get<float>(pieces * sums);
+  parallel_for(parallel, pieces, [&](size_t i) {
+    const Range part = piece(columns, pieces, i, 1);
+    if (part.begin < part.end) run.down(ffn.down, h, part.begin, part.end, work + i * sums, y, ffn.d_model);
+  });
+}
+
+// down_proj by the exact kernels.
+void run_exact_down(const FormatKernels& run, const Ffn& ffn, const Hidden& hidden, size_t count, float* y,
+                    const Parallel& parallel, Scratch& scratch) {
+  const size_t padded = round_up(ffn.d_model, kPadColumns), columns = padded / kPadColumns;
+  const size_t pieces = std::min(columns, std::clamp<size_t>(scratch.threads, 2, kPieces));
+  const size_t bytes = round_up(scatter_axpy_work_bytes(piece(columns, pieces, 0, 1).end * kPadColumns), kLineBytes);
+  float* const sums = scratch.y.get<float>(count * padded);
+  uint8_t* const work = scratch.work.get<uint8_t>(pieces * bytes);
+  parallel_for(parallel, pieces, [&](size_t i) {
+    const Range part = piece(columns, pieces, i, 1);
+    const size_t first = part.begin * kPadColumns, last = std::min(ffn.d_model, part.end * kPadColumns);
+    if (first >= last) return;
+    for (size_t t = 0; t < count; ++t)
+      std::copy(ffn.down.bias + first, ffn.down.bias + last, sums + t * padded + first);
+    for (const DotPiece& own : hidden.pieces) {
+      if (own.count == 0) continue;
+      const float* h = own.h - (own.active - own.tiles[0].rows);
+      for (size_t tile = 0; tile < own.count; ++tile) {
+        const DotTile& lists = own.tiles[tile];
+        for (size_t t = 0, from = 0; t < count; from = lists.ends[t++]) {
+          const size_t n = lists.ends[t] - from;
+          if (n != 0)
+            run.scatter_axpy(ffn.down, lists.rows + from, h + from, n, first, last - first, true,
+                             sums + t * padded + first, work + i * bytes);
+        }
+        h += lists.ends[count - 1];
+      }
+    }
+    for (size_t t = 0; t < count; ++t)
+      std::copy(sums + t * padded + first, sums + t * padded + last, y + t * ffn.d_model + first);
+  });
+}
+
+void run_batch(const Kernels& kernels, const Ffn& ffn, const float* x, size_t count, float* y, const Parallel& parallel,
+               Scratch& scratch) {
+  const FormatKernels& down = kernels.of[static_cast<size_t>(ffn.down.format)];
+  const DotTokens tokens =
+      to_bytes(dot_kernels(kernels, ffn.gate.format), x, count, ffn.d_model, ffn.gated, parallel, scratch);
+  const LeftOut others = left_out(scratch, count);
+  Hidden hidden = make_hidden(ffn, down.dot.tile_rows, count, scratch);
+  const size_t floats = dot_work_floats(count);
+  float* const work = scratch.a.get<float>(kPieces * floats);
+  parallel_for(parallel, kPieces, [&](size_t i) {
+    scratch.ran_on[i] = std::this_thread::get_id();
+    run_dot_neurons(kernels, ffn, tokens, piece(ffn.gate.count(), kPieces, i, 2), others, work + i * floats,
+                    hidden.pieces[i], scratch);
+  });
+  scratch.count_threads();
+  if (down.dot.tile_rows != 0) {
+    run_down(down.dot, ffn, hidden, count, y, parallel, scratch);
+  } else {
+    run_exact_down(down, ffn, hidden, count, y, parallel, scratch);
+  }
+}
+
+}  // namespace
+
+void run_dot_ffn(const Kernels& kernels, const Ffn& ffn, const float* x, size_t tokens, float* y,
+                 const Parallel& parallel, Scratch& scratch) {
+  for (size_t first = 0; first < tokens; first += kMaxDotTokens) {
+    const size_t count = std::min(kMaxDotTokens, tokens - first), at = first * ffn.d_model;
+    run_batch(kernels, ffn, x + at, count, y + at, parallel, scratch);
+    const LeftOut others = left_out(scratch, count);  // scratch is used again below
+    for (size_t t = 0; t < count && others.any(); ++t) {
+      const size_t own = at + t * ffn.d_model;
+      if (others[t]) run_ffn(kernels, ffn, x + own, 1, y + own, parallel, scratch);
+    }
+  }
+}
+
+void run_dot_linear(const Kernels& kernels, const Panels& w, const float* x, size_t tokens, size_t cols, float* y,
+                    const Parallel& parallel, Scratch& scratch) {
+  const DotKernels& run = dot_kernels(kernels, w.format);
+  const size_t padded = w.count() * kLanes;
+  float* const z = padded != w.rows ? scratch.z.get<float>(std::min(tokens, kMaxDotTokens) * padded) : nullptr;
+  for (size_t first = 0; first < tokens; first += kMaxDotTokens) {
+    const size_t count = std::min(kMaxDotTokens, tokens - first);
+    const float* const in = x + first * cols;
+    float *const out = y + first * w.rows, *const rows = z != nullptr ? z : out;
+    const DotTokens prepared = to_bytes(run, in, count, cols, false, parallel, scratch);
+    parallel_for(parallel, kPieces, [&](size_t i) {
+      const Range panels = piece(w.count(), kPieces, i, 2);
+      run.multiply(w, panels.begin, panels.end, prepared, rows + panels.begin * kLanes, padded);
+    });
+    for (size_t t = 0; t < count && z != nullptr; ++t) std::copy_n(z + t * padded, w.rows, out + t * w.rows);
+    const LeftOut others = left_out(scratch, count);
+    for (size_t t = 0; t < count && others.any(); ++t) {
+      if (others[t]) run_linear(kernels, w, in + t * cols, 1, cols, out + t * w.rows, parallel, scratch);
+    }
+  }
+}
+
+}  // namespace prosparse

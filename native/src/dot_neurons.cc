@@ -1,0 +1,182 @@
+#include "dot_neurons.h"
+
+#include <algorithm>
+#include <cmath>
+#include <cstring>
+
+#include "quantize_activations.h"
+#include "silu.h"
+
+namespace prosparse {
+namespace {
+
+uint32_t to_bf16(float value) {
+  uint32_t bits;
+  std::memcpy(&bits, &value, sizeof(bits));
+  return (bits + 0x8000) >> 16;
+}
+
+// Runs gate_proj and up_proj of a piece, a block of neurons at a time so that activations stay in the cache.
+class Neurons {
+ public:
+  Neurons(const Kernels& kernels, const Ffn& ffn, const DotTokens& x, const LeftOut& others, float* work, DotPiece& out,
+          Scratch& scratch)
+      : kernels_(kernels),
+        run_(dot_kernels(kernels, ffn.gate.format)),
+        tile_rows_(dot_kernels(kernels, ffn.down.format).tile_rows),
+        ffn_(ffn),
+        x_(x),
+        others_(others),
+        z_(work),
+        a_(z_ + x.count * kDotBlock),
+        v_(a_ + x.count * kDotStride),
+        slots_(reinterpret_cast<int32_t*>(v_ + x.count * kDotStride)),
+        out_(out),
+        scratch_(scratch) {}
+
+  void compute(Range panels) {
+    out_.count = 0;
+    for (size_t panel = panels.begin; panel < panels.end; panel += kDotBlock / kLanes) {
+      const size_t last = std::min(panels.end, panel + kDotBlock / kLanes), first_row = panel * kLanes;
+      run_.multiply(ffn_.gate, panel, last, x_, z_, kDotBlock);
+      const size_t used = list(std::min(ffn_.d_ff, last * kLanes) - first_row);
+      for (size_t i = 0; i < used; ++i) used_[i] += static_cast<int32_t>(first_row);
+      if (ffn_.gated) run_.up(ffn_.up, x_, used_, lists_);
+      for (size_t t = 0; t < x_.count; ++t) finish(t);
+      if (tile_rows_ != 0) {
+        add_tiles(used);
+      } else {
+        add_lists();
+      }
+    }
+  }
+
+ private:
+  // Lists the active neurons of each token among the block's `width`, and in used_ those of any.
+  size_t list(size_t width) {
+    bool is_used[kDotBlock] = {};
+    for (size_t t = 0; t < x_.count; ++t) {
+      int32_t* const slots = slots_ + t * kDotStride;
+      float* const a = a_ + t * kDotStride;
+      const size_t count = others_[t] ? 0 : list_token(z_ + t * kDotBlock, width, slots, a);
+      lists_[t] = {slots, ffn_.gated ? v_ + t * kDotStride : a, count};
+      for (size_t i = 0; i < count; ++i) is_used[slots[i]] = true;
+    }
+    int32_t place[kDotBlock];
+    size_t used = 0;
+    for (size_t k = 0; k < width; ++k) {
+      place[k] = static_cast<int32_t>(used);
+      used_[used] = static_cast<int32_t>(k);
+      used += is_used[k];
+    }
+    for (size_t t = 0; t < x_.count && used != width; ++t) {
+      int32_t* const slots = slots_ + t * kDotStride;
+      for (size_t i = 0; i < lists_[t].count; ++i) slots[i] = place[slots[i]];
+    }
+    return used;
+  }
+
+  size_t list_token(float* z, size_t width, int32_t* slots, float* a) const {
+    const bool by_magnitude = ffn_.activation == Activation::kSilu;
+    if (by_magnitude) silu(z, width);
+    size_t count = width;
+    if (ffn_.dense) {
+      for (size_t k = 0; k < width; ++k) {
+        slots[k] = static_cast<int32_t>(k);
+        a[k] = (by_magnitude ? std::fabs(z[k]) : z[k]) <= ffn_.threshold ? 0.0f : z[k];
+      }
+    } else if (by_magnitude) {
+      count = compact_magnitude(z, width, ffn_.threshold, slots, a);
+    } else {
+      count = kernels_.compact(z, width, ffn_.threshold, slots, a);
+    }
+    if (ffn_.activation == Activation::kRelu2) {
+      for (size_t i = 0; i < count; ++i) a[i] *= a[i];
+    }
+    return count;
+  }
+
+  // values: down_proj's input.
+  void finish(size_t t) {
+    DotList& list = lists_[t];
+    float* const h = list.values;
+    if (ffn_.gated) {
+      const float* const a = a_ + t * kDotStride;
+      const bool drelu = ffn_.activation == Activation::kDrelu;
+      for (size_t i = 0; i < list.count; ++i) h[i] = a[i] * (drelu && h[i] <= 0.0f ? 0.0f : h[i]);
+    }
+    if (is_in_range(h, list.count)) return;
+    list.count = 0;
+    scratch_.needs_fallback[t].store(true, std::memory_order_relaxed);
+  }
+
+  // Appends the block's neurons.
+  void add_tiles(size_t used) {
+    size_t place[kMaxDotTokens] = {};
+    const size_t size = group_size(used, tile_rows_);
+    for (size_t first = 0; first < used; first += size) {
+      const size_t last = std::min(used, first + size);
+      out_.tiles[out_.count++] = {out_.rows, last - first, out_.entries, out_.ends};
+      out_.rows = std::copy(used_ + first, used_ + last, out_.rows);
+      DotPair* end = out_.entries;
+      for (size_t t = 0; t < x_.count; ++t) {
+        end = add_pairs(lists_[t], place[t], first, last, end);
+        out_.ends[t] = static_cast<uint32_t>(end - out_.entries);
+      }
+      out_.entries = end;
+      out_.ends += x_.count;
+    }
+  }
+
+  // Appends the block's neurons as lists for Kernels::scatter_axpy.
+  void add_lists() {
+    out_.tiles[out_.count++] = {out_.active, 0, nullptr, out_.ends};
+    uint32_t count = 0;
+    for (size_t t = 0; t < x_.count; ++t) {
+      const DotList& list = lists_[t];
+      for (size_t i = 0; i < list.count; ++i) *out_.active++ = used_[list.slots[i]];
+      out_.h = std::copy_n(list.values, list.count, out_.h);
+      out_.ends[t] = count += static_cast<uint32_t>(list.count);
+    }
+    out_.ends += x_.count;
+  }
+
+  // Of one token, from list entry i on. An odd one is its own partner, with 0 for h.
+  static DotPair* add_pairs(const DotList& list, size_t& i, size_t first, size_t last, DotPair* out) {
+    const auto is_left = [&] { return i < list.count && static_cast<size_t>(list.slots[i]) < last; };
+    const auto row = [&] { return static_cast<uint16_t>(static_cast<size_t>(list.slots[i]) - first); };
+    while (is_left()) {
+      const uint16_t own = row();
+      const uint32_t h = to_bf16(list.values[i++]);
+      if (is_left()) {
+        *out++ = {{own, row()}, h | to_bf16(list.values[i]) << 16};
+        ++i;
+      } else {
+        *out++ = {{own, own}, h};
+      }
+    }
+    return out;
+  }
+
+  const Kernels& kernels_;
+  const DotKernels& run_;
+  const size_t tile_rows_;
+  const Ffn& ffn_;
+  const DotTokens& x_;
+  const LeftOut& others_;
+  float *z_, *a_, *v_;  // of a block
+  int32_t* slots_;
+  DotList lists_[kMaxDotTokens];
+  int32_t used_[kDotBlock + 1];  // the last neuron of a block is written in any case
+  DotPiece& out_;
+  Scratch& scratch_;
+};
+
+}  // namespace
+
+void run_dot_neurons(const Kernels& kernels, const Ffn& ffn, const DotTokens& x, Range panels, const LeftOut& others,
+                     float* work, DotPiece& out, Scratch& scratch) {
+  Neurons(kernels, ffn, x, others, work, out, scratch).compute(panels);
+}
+
+}  // namespace prosparse

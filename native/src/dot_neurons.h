@@ -1,0 +1,45 @@
+// gate_proj and up_proj at accuracy level 4 by DotKernels.
+#ifndef PROSPARSE_DOT_NEURONS_H_
+#define PROSPARSE_DOT_NEURONS_H_
+
+#include <bitset>
+
+#include "ffn.h"
+
+namespace prosparse {
+
+constexpr size_t kDotBlock = 192;  // neurons at a time, so that their activations stay in the L2 cache
+using LeftOut = std::bitset<kMaxDotTokens>;
+
+inline const DotKernels& dot_kernels(const Kernels& kernels, Format format) {
+  return kernels.of[static_cast<size_t>(format)].dot;
+}
+
+// down_proj's input of a piece of neurons, which follows tile after tile.
+struct DotPiece {
+  int32_t* rows;
+  DotPair* entries;  // with DotKernels::down; else:
+  int32_t* active;
+  float* h;
+  uint32_t* ends;
+  DotTile* tiles;
+  size_t count;
+};
+
+// Of a block of neurons, for some tokens.
+struct DotWork {
+  float *z, *a, *v;
+  int32_t* slots;
+};
+// Kernels::compact writes beyond its result.
+constexpr size_t kDotStride = kDotBlock + kLanes;
+constexpr size_t dot_work_floats(size_t tokens) { return tokens * (kDotBlock + 3 * kDotStride); }
+
+// Computes the neurons of some panels. Tokens in `others` have none; those whose h is out of range are marked in
+// scratch.needs_fallback.
+void run_dot_neurons(const Kernels& kernels, const Ffn& ffn, const DotTokens& x, Range panels, const LeftOut& others,
+                     float* work, DotPiece& out, Scratch& scratch);
+
+}  // namespace prosparse
+
+#endif  // PROSPARSE_DOT_NEURONS_H_
