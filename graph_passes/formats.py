@@ -68,6 +68,11 @@ class FormatSpec:
         return QUANT_GROUP if self.levels is not None else 0
 
     @property
+    def keeps_integers(self) -> bool:
+        """Whether it stores the 4-bit integers of other files (MatMulNBits) as they are."""
+        return self.levels is not None and self.table is None
+
+    @property
     def step(self) -> float:
         """Mean distance of neighboring integers."""
         return 1.0 if self.table is None else (self.table[-1] - self.table[0]) / (len(self.table) - 1)

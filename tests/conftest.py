@@ -94,9 +94,9 @@ def unfused_demo_artifact(demo_folder: Path, tmp_path_factory: pytest.TempPathFa
 
 
 @pytest.fixture(scope="session")
-def demo_i4i8(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """The demo model with FFNs in i4i8 and other matrices in i4."""
-    return _export_demo(tmp_path_factory.mktemp("i4i8"), "i4i8")
+def demo_nl4i8(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The demo model with FFNs in nl4i8 and other matrices in nl4."""
+    return _export_demo(tmp_path_factory.mktemp("nl4i8"), "nl4i8")
 
 
 @pytest.fixture(scope="session")
@@ -109,7 +109,7 @@ def _export_demo(folder: Path, weights: FfnFormat) -> Path:
     from prosparse_export.export import ExportOptions, export_model  # torch takes seconds to import
 
     return export_model(
-        DEMO, folder / "demo.onnx", ExportOptions(weights=weights, other_weights="i4" if weights == "i4i8" else None)
+        DEMO, folder / "demo.onnx", ExportOptions(weights=weights, other_weights="nl4" if weights == "nl4i8" else None)
     ).path
 
 

@@ -7,6 +7,7 @@ Every operation is elementwise or adds in a fixed order, so that all processors 
 from __future__ import annotations
 
 from collections.abc import Mapping
+from functools import cache
 
 import numpy as np
 from numpy.typing import NDArray
@@ -19,7 +20,8 @@ __all__ = ["WeightRangeError", "are_plausible", "group_scales", "round_to_intege
 Array = NDArray[np.float32]
 
 # Factors of the scale that maps the weight of largest magnitude to the last integer. The ranges of 4 bits are not
-# symmetric, so there the sign matters too. Chosen on SmolLM2 by KL divergence: docs/decisions/quantization.md.
+# symmetric, so there the sign matters too. Those of i8 and i4 were chosen on SmolLM2 by KL divergence
+# (docs/decisions/quantization.md), those of nl4 on normal weights.
 _FACTORS: Mapping[Format, tuple[float, ...]] = {
     "i8": (1.0, 0.97),
     "i4": (1.0, 0.85, 0.92, -0.85, -0.92, -1.0, -1.08),
@@ -32,6 +34,7 @@ _MORE_FACTORS: Mapping[Format, tuple[float, ...]] = {  # importance may favor sm
 }
 _DAMAGED = "the checkpoint is damaged, or its training diverged; use another one"
 # Of the scale that maps the largest weight to the last integer: a candidate, refined for one weight rounded to 1.
+# nl4: 1.06 * 8 / 5 at most, for one halfway between -11 and -5 that is rounded to -5.
 _LEAST, _MOST = 0.25, 1.7
 _TINY = np.float32(1e-30)  # a divisor for groups whose integers are all 0
 
@@ -122,8 +125,19 @@ def _nearest(values: Array, spec: FormatSpec) -> None:
         np.clip(values, *spec.levels, out=values)
         np.rint(values, out=values)
         return
-    table = np.array(spec.table, np.float32)
-    np.take(table, np.searchsorted((table[1:] + table[:-1]) / 2, values), out=values)
+    low, high = spec.levels
+    np.clip(values, low, high, out=values)
+    np.ceil(np.multiply(values, 2, out=values), out=values)  # halfway between two integers is a multiple of 1/2
+    np.take(_by_half(spec.table), (values - 2 * low).astype(np.intp), out=values)
+
+
+@cache
+def _by_half(table: tuple[int, ...]) -> Array:
+    """Return the nearest of ``table`` for 0, 1/2, 1 ... above its first."""
+    wide = np.array(table, np.float32)
+    halves = np.arange(2 * table[0], 2 * table[-1] + 1) / 2
+    nearest: Array = wide[np.searchsorted((wide[1:] + wide[:-1]) / 2, halves)]
+    return nearest
 
 
 def _inverse(scales: Array) -> Array:

@@ -225,7 +225,11 @@ def plausible_groups(weight: NDArray[np.float32], weights: Format, scales: NDArr
 
 
 def plausible_integers(
-    weight: NDArray[np.float32], integers: NDArray[np.uint8], scales: NDArray[np.float16], weights: Format
+    weight: NDArray[np.float32],
+    integers: NDArray[np.uint8],
+    scales: NDArray[np.float16],
+    weights: Format,
+    rounding: Rounding | None = None,
 ) -> bool:
     """Return whether ``integers`` may be ``weight`` rounded with compensation to a 4-bit format.
 
@@ -237,12 +241,13 @@ def plausible_integers(
         integers: as `quantize` returns them.
         scales: ``[rows, groups]``.
         weights: i4 or nl4.
+        rounding: as in `quantize`.
     """
     spec = FORMAT_SPECS[weights]
     rows, cols = weight.shape
     if integers.shape != (rows, spec.stored_columns(cols)) or not plausible_scales(weight, weights, scales):
         return False
-    nearest = quantize(weight, weights, scales=scales)[0].view(np.uint8)
+    nearest = quantize(weight, weights, scales=scales, rounding=rounding)[0].view(np.uint8)
     moved = unpack(nearest, "i4") - unpack(integers, "i4")  # of nl4: the difference of places
     return bool((np.abs(moved) <= _MOST_STEPS).all())
 

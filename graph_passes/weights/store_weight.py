@@ -171,7 +171,7 @@ class WeightStore:
 
 def _keeps_integers(source: Weight, spec: FormatSpec) -> bool:
     """Return whether a format can store the source's 4-bit integers as they are."""
-    return source.packed is not None and spec.group > 0 and spec.table is None
+    return source.packed is not None and spec.keeps_integers
 
 
 def _stored_name(module: str, *, is_down: bool) -> str:

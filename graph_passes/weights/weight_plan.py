@@ -24,16 +24,16 @@ class RoundedMatrix:
     Attributes:
         integers: two per byte, as `quantize` returns them.
         scales: ``[rows, groups]``.
+        weights: i4 or nl4.
         is_down: its rows are a down_proj's inputs; else they are the outputs.
         powers: what the matrix was divided by before, ``[d_model]``; down_proj only.
-        weights: i4 or nl4.
     """
 
     integers: NDArray[np.uint8]
     scales: NDArray[np.float16]
+    weights: Format
     is_down: bool = False
     powers: NDArray[np.float32] | None = None
-    weights: Format = "i4"
 
 
 @dataclass(frozen=True)

@@ -22,6 +22,8 @@ if TYPE_CHECKING:
 
 __all__ = ["info_command"]
 
+_COSTS = 3  # parts to list
+
 _PACKAGES = (
     "prosparse-export",
     "onnxruntime",
@@ -154,9 +156,24 @@ def _rounding_lines(manifest: Manifest) -> Iterator[str]:
         for weights, kinds in names.items():
             counts = ", ".join(f"{kind} ({kinds.count(kind)})" for kind in dict.fromkeys(kinds))
             yield f"in {weights}: {counts}; other linear layers in {manifest.linears.weight_format}"
+    yield from _ffn_formats(manifest)
+    if manifest.rounding is not None and manifest.rounding.compensated:
+        yield f"compensated rounding: {len(manifest.rounding.compensated)} matrices"
+    if manifest.rounding is not None and manifest.rounding.costs:
+        costs = sorted(manifest.rounding.costs, key=lambda cost: -cost.kl)[:_COSTS]
+        yield "most expensive in 4 bits: " + "; ".join(f"{c.part} {c.kl:.2g} nats, in {c.format}" for c in costs)
     if manifest.rounding is not None and manifest.rounding.tokens:
         texts = ", ".join(manifest.rounding.texts)
         yield f"rounding errors weighted by inputs: {manifest.rounding.tokens} tokens of {texts}"
+
+
+def _ffn_formats(manifest: Manifest) -> Iterator[str]:
+    """Yield the formats of the sparse FFNs, if they have several."""
+    from graph_passes.custom_ops import format_in
+
+    found = [format_in(ffn.op) for ffn in manifest.rewritten]
+    if len(set(found)) > 1:
+        yield "sparse FFNs: " + ", ".join(f"{found.count(name)} in {name}" for name in dict.fromkeys(found))
 
 
 def _is_current(path: Path, validated: ValidatedFiles, *, verify: bool) -> bool:

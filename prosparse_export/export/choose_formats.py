@@ -15,7 +15,7 @@ from graph_passes.patterns.ffn_pattern import find_ffns
 from prosparse_export.artifact.rounding_records import FormatCost, RoundingRecord
 from prosparse_export.errors import ProSparseError
 from prosparse_export.export.compensated_rounding import NarrowMatrix, compensated_matrices
-from prosparse_export.export.format_budget import choose_exceptions, held_back
+from prosparse_export.export.format_budget import choose_exceptions, held_back, parts_within_size
 from prosparse_export.export.input_moments import calibration_documents, input_moments
 from prosparse_export.export.mixed_precision import PartRounding, embedding_and_head
 from prosparse_export.export.options import ExportOptions
@@ -25,7 +25,14 @@ from prosparse_export.runtime.weight_rounding import library_rounding
 from prosparse_export.text import Document
 from prosparse_models import Checkpoint
 
-__all__ = ["narrow_matrices", "plan_by_rule", "plan_weights", "rounds_compensating", "sparse_ffns"]
+__all__ = [
+    "narrow_matrices",
+    "plan_by_rule",
+    "plan_weights",
+    "rounds_compensating",
+    "short_text_warnings",
+    "sparse_ffns",
+]
 
 _NARROW = 0.5  # of its input's width
 _WINDOW = 256  # tokens
@@ -54,7 +61,7 @@ def plan_weights(
 
     Raises:
         ProSparseError: compensated rounding or a budget was asked for, and there is no text, no matrix in 4 bits,
-            or             nothing meets the budget.
+            or nothing meets the budget.
     """
     plan = plan_by_rule(checkpoint, options)
     ffns = sparse_ffns(graph, dense)
@@ -76,13 +83,14 @@ def plan_weights(
     hashes = {document.name: document.sha256 for document in documents}
     costs: tuple[FormatCost, ...] = ()
     if options.has_budget:
+        parts, left = parts_within_size(checkpoint, folder, options, ffns, matrices)
         first, rest = held_back(documents, checkpoint.config)
         documents = tuple(first)
     moments = input_moments(checkpoint, documents, progress)
     plan = replace(plan, importance=moments.by_module)
     if options.has_budget:
         rounding = PartRounding(moments.by_module, {name for name, matrix in matrices.items() if matrix.is_down})
-        budget = choose_exceptions(checkpoint, folder, options, ffns, matrices, rounding, rest, progress)
+        budget = choose_exceptions(checkpoint, folder, options, parts, left, rounding, rest, progress)
         plan, costs = replace(plan, exceptions=budget.exceptions), budget.costs
         matrices = narrow_matrices(checkpoint, plan, ffns)
     if compensates and matrices:  # a budget may have stored all of them in i8
@@ -95,6 +103,18 @@ def rounds_compensating(options: ExportOptions, texts: Collection[object]) -> bo
     if options.rounding is None:
         return bool(texts) or options.has_budget
     return options.rounding == "compensated"
+
+
+def short_text_warnings(record: RoundingRecord, plan: WeightPlan, options: ExportOptions) -> list[str]:
+    """Return a line for the user if 4 bits are rounded to nearest because the text is too short."""
+    if record.compensated or not options.profile_texts or options.rounding is not None or options.has_budget:
+        return []
+    if all(FORMAT_SPECS[format_of(name, is_down=False)].bits != 4 for name in (plan.ffn, plan.other)):
+        return []
+    return [
+        f"profile text: expected at least {_WINDOW} tokens for compensated rounding, got {record.tokens}: "
+        "4 bits are rounded to nearest"
+    ]
 
 
 def _is_long_enough(documents: Sequence[Document], options: ExportOptions) -> bool:

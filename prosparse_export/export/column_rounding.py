@@ -43,7 +43,7 @@ class _Integers:
         self._table = table.float()
         self._middles = None if spec.table is None else (self._table[1:] + self._table[:-1]) / 2
         self._low, self._high = float(low), float(high)
-        place = torch.searchsorted(self._table, self._nearest(columns / divisors).contiguous())
+        place = torch.searchsorted(self._table, self._nearest((columns / divisors).contiguous()))
         last = len(table) - 1
         self._least = self._table[(place - _MOST_PLACES).clamp_(0, last)]
         self._most = self._table[(place + _MOST_PLACES).clamp_(0, last)]

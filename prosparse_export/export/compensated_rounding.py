@@ -41,6 +41,7 @@ from prosparse_export.export.rounded_reference import as_stored
 from prosparse_export.export.substituted_weights import substituted_weights
 from prosparse_export.progress import ProgressCallback
 from prosparse_export.quiet import quiet
+from prosparse_export.runtime.weight_rounding import library_rounding
 from prosparse_export.text import Document
 from prosparse_models import Checkpoint
 
@@ -155,10 +156,10 @@ def round_compensating(
     back = torch.argsort(order)
     columns = weight.T[order].contiguous()
     if is_down:
-        scales = scales_of(weight.T.contiguous().numpy(), weights)
+        scales = scales_of(weight.T.contiguous().numpy(), weights, rounding=library_rounding())
     else:
         left_over = factor.diagonal() ** -2  # what an error costs after the columns to come have made up for it
-        scales = scales_of(weight.numpy(), weights, relative_importance(left_over[back]))
+        scales = scales_of(weight.numpy(), weights, relative_importance(left_over[back]), library_rounding())
         found = round_columns(columns, _by_input(scales, weight, is_down=False)[order], factor, weights)
         scales = _fitted(weight, found[back].T, scales, shrunk, weights)
     each = _by_input(scales, weight, is_down=is_down)[order]
@@ -167,7 +168,7 @@ def round_compensating(
     integers = found[back] if is_down else found[back].T
     padded = np.zeros((len(integers), scales.shape[1] * QUANT_GROUP), np.int8)
     padded[:, : integers.shape[1]] = integers.numpy()
-    return RoundedMatrix(pack(padded, weights), scales, is_down, powers, weights)
+    return RoundedMatrix(pack(padded, weights), scales, weights, is_down, powers)
 
 
 def _fitted(

@@ -15,7 +15,7 @@ from prosparse_export.artifact.model_settings import context_in
 from prosparse_export.artifact.rounding_records import KvCacheRecord
 from prosparse_export.errors import ProSparseError
 from prosparse_export.export.approximate import approximate
-from prosparse_export.export.choose_formats import plan_by_rule, plan_weights
+from prosparse_export.export.choose_formats import plan_by_rule, plan_weights, short_text_warnings
 from prosparse_export.export.file_hashes import FileHashes
 from prosparse_export.export.kv_cache_scales import find_cache_scales
 from prosparse_export.export.lazy_initializers import place_weights
@@ -64,7 +64,7 @@ def rewrite_decoder(
     outcomes: list[FfnOutcome] = []
     attention: list[str] = []
     linears: list[LinearOutcome] = []
-    warnings: list[str] = []
+    warnings = [] if rounding is None else short_text_warnings(rounding, plan, options)
     export_pipeline(
         outcomes,
         attention,

@@ -30,7 +30,7 @@ from prosparse_export.progress import ProgressCallback
 from prosparse_export.text import Document
 from prosparse_models import Checkpoint
 
-__all__ = ["Budget", "choose_exceptions", "held_back"]
+__all__ = ["Budget", "choose_exceptions", "held_back", "parts_within_size"]
 
 _ROW, _MEASURED, _LIMITED = 256, 2, 4  # tokens of a row; such rows to measure parts on, and a perplexity limit
 _ROPE_BYTES = 128 << 20  # cos/sin caches are not larger: graph_passes/patterns/rope_cache.py
@@ -93,12 +93,44 @@ def _rows_by_document(documents: Sequence[Document], rows: int) -> list[int]:
     return taken
 
 
-def choose_exceptions(
+def parts_within_size(
     checkpoint: Checkpoint,
     folder: Path,
     options: ExportOptions,
     ffns: Sequence[Sequence[str]],
     matrices: Collection[str],
+) -> tuple[list[Part], int]:
+    """Return the model's parts, and the bytes that ``target_bytes`` leaves beyond all of them in 4 bits (0 without it).
+
+    Args:
+        checkpoint: the model.
+        folder: its folder, for messages.
+        options: with ``target_bytes`` or ``max_ppl_increase``.
+        ffns: module paths of each rewritten FFN's projections, down_proj last.
+        matrices: from `narrow_matrices`.
+
+    Raises:
+        ProSparseError: nothing is left.
+    """
+    narrow = cast("Format", options.weights)
+    parts = find_parts(checkpoint.model, matrices, ffns, narrow)
+    if options.target_bytes is None:
+        return parts, 0
+    smallest = matrix_bytes(parts) + _other_bytes(checkpoint, parts)
+    if smallest > options.target_bytes:
+        raise ProSparseError(
+            f"target size: {folder}: {narrow} takes {smallest / 1e6:.1f} MB, got {options.target_bytes / 1e6:.1f} MB",
+            hint=f"pass --target-size {-(-smallest // 10**6) + 1}MB or more",
+        )
+    return parts, options.target_bytes - smallest
+
+
+def choose_exceptions(
+    checkpoint: Checkpoint,
+    folder: Path,
+    options: ExportOptions,
+    parts: Sequence[Part],
+    left: int,
     rounding: PartRounding,
     ids: torch.Tensor,
     progress: ProgressCallback,
@@ -109,8 +141,8 @@ def choose_exceptions(
         checkpoint: the model.
         folder: its folder, for messages.
         options: with ``target_bytes`` or ``max_ppl_increase``.
-        ffns: module paths of each rewritten FFN's projections, down_proj last.
-        matrices: from `narrow_matrices`.
+        parts: from `parts_within_size`.
+        left: likewise.
         rounding: how they are rounded while they are measured.
         ids: from `held_back`.
         progress: called with each part.
@@ -118,25 +150,17 @@ def choose_exceptions(
     Raises:
         ProSparseError: nothing meets the budget.
     """
-    narrow = cast("Format", options.weights)
-    parts = find_parts(checkpoint.model, matrices, ffns)
-    if options.target_bytes is not None:
-        smallest = matrix_bytes(parts) + _other_bytes(checkpoint, parts)
-        if smallest > options.target_bytes:  # before minutes of work
-            raise ProSparseError(
-                f"target size: {folder}: {narrow} takes {smallest / 1e6:.1f} MB, "
-                f"got {options.target_bytes / 1e6:.1f} MB",
-                hint=f"pass --target-size {-(-smallest // 10**6) + 1}MB or more",
-            )
     some = ids[: max(1, _MEASURED * _ROW // ids.shape[1])]
-    order = list(widest_gains(measure_costs(checkpoint, parts, some, rounding, narrow, progress)))
+    order = list(widest_gains(measure_costs(checkpoint, parts, some, rounding, progress)))
     if options.target_bytes is not None:
-        wide = _within_size(order, options.target_bytes - smallest)
+        wide = _within_size(order, left)
     else:
         assert options.max_ppl_increase is not None
         limit = options.max_ppl_increase
-        wide = _within_perplexity(checkpoint, folder, order, ids, rounding, narrow, limit, progress)
-    costs = tuple(FormatCost(part.name, part.kl, part.more_bytes, "i8" if part in wide else narrow) for part in order)
+        wide = _within_perplexity(checkpoint, folder, order, ids, rounding, limit, progress)
+    costs = tuple(
+        FormatCost(part.name, part.kl, part.more_bytes, "i8" if part in wide else part.narrow) for part in order
+    )
     return Budget({name: "i8" for part in wide for name in part.modules}, costs)
 
 
@@ -155,7 +179,6 @@ def _within_perplexity(
     order: Sequence[Part],
     ids: torch.Tensor,
     rounding: PartRounding,
-    narrow: Format,
     limit: float,
     progress: ProgressCallback,
 ) -> list[Part]:
@@ -165,7 +188,7 @@ def _within_perplexity(
     def increase(count: int) -> float:
         progress(f"measure with {count} of {len(order)} parts in i8", 0, 0)
         formats: dict[str, Format] = {
-            name: "i8" if i < count else narrow for i, part in enumerate(order) for name in part.modules
+            name: "i8" if i < count else part.narrow for i, part in enumerate(order) for name in part.modules
         }
         return math.exp(mean_nll(checkpoint, ids, formats, rounding) - own) - 1
 

@@ -9,7 +9,7 @@ from __future__ import annotations
 import math
 import re
 from collections.abc import Collection, Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 import torch
@@ -68,6 +68,7 @@ class Part:
         name: for the user, such as ``v_proj, layers 0 to 7``.
         modules: their module paths.
         weights: their number; a matrix that two modules share counts once.
+        narrow: the 4-bit format.
         needs: the part that must be in i8 before this one: no operator has gate_proj in i8 and down_proj in 4 bits.
         kl: measured cost in 4 bits, nats per token.
     """
@@ -75,22 +76,26 @@ class Part:
     name: str
     modules: tuple[str, ...]
     weights: int
+    narrow: Format
     needs: str = ""
     kl: float = 0.0
 
     @property
     def more_bytes(self) -> int:
         """What i8 takes more than 4 bits."""
-        return math.ceil(self.weights * (FORMAT_SPECS["i8"].bits_per_weight - FORMAT_SPECS["i4"].bits_per_weight) / 8)
+        return _bytes(self.weights, "i8") - _bytes(self.weights, self.narrow)
 
 
-def find_parts(model: torch.nn.Module, projections: Collection[str], ffns: Sequence[Sequence[str]]) -> list[Part]:
+def find_parts(
+    model: torch.nn.Module, projections: Collection[str], ffns: Sequence[Sequence[str]], narrow: Format
+) -> list[Part]:
     """Return the parts of a model, the embedding and lm_head first.
 
     Args:
         model: the causal LM.
         projections: their module paths.
         ffns: module paths of each rewritten FFN's projections, down_proj last.
+        narrow: the 4-bit format.
     """
     down_of = {module: modules[-1] for modules in ffns for module in modules[:-1]}
     first_kind = {module: " and ".join(map(_kind, modules[:-1])) for modules in ffns for module in modules[:-1]}
@@ -107,15 +112,19 @@ def find_parts(model: torch.nn.Module, projections: Collection[str], ffns: Seque
     for group, names in groups.items():
         weights = sum(_weights(model.get_submodule(name)) for name in names)
         needs = next((title_of[down_of[name]] for name in names if name in down_of), "")
-        parts.append(Part(titles[group], tuple(names), weights, needs))
+        parts.append(Part(titles[group], tuple(names), weights, narrow, needs))
     ends = {name: module for name, module in model.named_modules() if module in embedding_and_head(model)}
     shared = {id(module.weight): _weights(module) for module in ends.values()}
-    return [Part("embedding and lm_head", tuple(ends), sum(shared.values())), *parts]
+    return [Part("embedding and lm_head", tuple(ends), sum(shared.values()), narrow), *parts]
 
 
 def matrix_bytes(parts: Sequence[Part]) -> int:
     """Return what all parts take in 4 bits."""
-    return math.ceil(sum(part.weights for part in parts) * FORMAT_SPECS["i4"].bits_per_weight / 8)
+    return sum(_bytes(part.weights, part.narrow) for part in parts)
+
+
+def _bytes(weights: int, stored: Format) -> int:
+    return math.ceil(weights * FORMAT_SPECS[stored].bits_per_weight / 8)
 
 
 def embedding_and_head(model: torch.nn.Module) -> list[torch.nn.Module]:
@@ -149,7 +158,6 @@ def measure_costs(
     parts: Sequence[Part],
     ids: torch.Tensor,
     rounding: PartRounding,
-    narrow: Format,
     progress: ProgressCallback,
 ) -> list[Part]:
     """Return the parts with their costs.
@@ -159,16 +167,15 @@ def measure_costs(
         parts: from `find_parts`.
         ids: text, ``[rows, tokens]``.
         rounding: how they are rounded.
-        narrow: the 4-bit format.
         progress: called with each part.
     """
     own = _log_probabilities(checkpoint, ids, {}, rounding)
     measured = []
     for done, part in enumerate(parts):
         progress("measure formats", done, len(parts))
-        found = _log_probabilities(checkpoint, ids, dict.fromkeys(part.modules, narrow), rounding)
+        found = _log_probabilities(checkpoint, ids, dict.fromkeys(part.modules, part.narrow), rounding)
         kl = float((own.exp() * (own - found)).sum(-1).mean())
-        measured.append(Part(part.name, part.modules, part.weights, part.needs, max(kl, 0.0)))
+        measured.append(replace(part, kl=max(kl, 0.0)))
     return measured
 
 

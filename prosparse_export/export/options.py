@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
 
-from graph_passes import FfnFormat, Format
+from graph_passes import FORMAT_SPECS, FfnFormat, Format, format_of
 from graph_passes.custom_ops import AccuracyLevel
 from prosparse_export.artifact.accuracy_level import check_accuracy_level
 from prosparse_export.errors import ProSparseError
@@ -115,7 +115,7 @@ def check_options(folder: Path, output: Path, options: ExportOptions) -> None:
             f"KV cache: {options.kv_cache}: requires fused attention",
             hint=f"omit {'--decomposed' if options.decomposed else '--attention unfused'}, or use --kv-cache f32",
         )
-    if options.has_budget and (options.weights not in ("i4", "nl4") or options.other_weights is not None):
+    if options.has_budget and (not _is_narrow(options.weights) or options.other_weights is not None):
         raise ProSparseError(
             "weights: a budget for size or perplexity chooses between 4 and 8 bits, "
             f"got {options.weights or 'checkpoint'}"
@@ -130,6 +130,11 @@ def check_options(folder: Path, output: Path, options: ExportOptions) -> None:
     check_accuracy_level(options.accuracy_level, options.weights, options.other_weights)
     if options.approximate is not None:
         _check_approximation(options.approximate)
+
+
+def _is_narrow(weights: FfnFormat | None) -> bool:
+    """Return whether all matrices of an FFN have 4 bits."""
+    return weights is not None and {FORMAT_SPECS[format_of(weights, is_down=d)].bits for d in (False, True)} == {4}
 
 
 def _check_approximation(wanted: Approximation) -> None:

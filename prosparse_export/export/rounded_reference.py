@@ -278,9 +278,10 @@ def stored_arrays(
     if is_quantized(own):
         known = cast("NDArray[np.float16] | None", scales)
         given = cast("NDArray[np.uint8] | None", integers)
-        if given is not None and known is not None and plausible_integers(matrix, given, known, own):
+        library = library_rounding()
+        if given is not None and known is not None and plausible_integers(matrix, given, known, own, library):
             return [given, known]
         if known is not None and not plausible_scales(matrix, own, known):
             known = None
-        return list(quantize(matrix, own, scales=known, rounding=library_rounding()))
+        return list(quantize(matrix, own, scales=known, rounding=library))
     return [matrix.astype(FORMAT_SPECS[own].dtype)]

@@ -36,15 +36,15 @@ def output_bound(rewritten: Sequence[FfnOutcome], weights: FfnFormat | None, *, 
 
     Rounding errors of different MatMuls are independent, so their squares add: up_proj, down_proj and, if gated,
     gate_proj of every FFN. relu2 doubles its argument's error. Under FATReLU, a fraction of neurons about as large as
-    the error crosses the threshold and changes fully. MatMulNBits keeps its 4-bit values except in down_proj;
-    the other scales become float16.
+    the error crosses the threshold and changes fully. Unless the format is nl4, MatMulNBits keeps its 4-bit
+    values except in down_proj; the other scales become float16.
     """
     bound = _HALF if halves else _FLOAT
     squares = 0.0
     for outcome in rewritten if weights is not None else ():
         stored = format_in(outcome.op)
         first, down = (FORMAT_SPECS[format_of(stored, is_down=is_down)] for is_down in (False, True))
-        scales_only = outcome.source == "nbits" and first.group > 0
+        scales_only = outcome.source == "nbits" and first.keeps_integers
         error = FORMAT_SPECS["f16"].error if scales_only else first.error
         squares += (error * (2.0 if outcome.activation == "relu2" else 1.0)) ** 2 + down.error**2
         squares += error**2 if "Gated" in outcome.op else 0.0

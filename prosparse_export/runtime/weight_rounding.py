@@ -52,13 +52,13 @@ class LibraryRounding:
     """`Rounding` by the functions of an operator library.
 
     Args:
-        library: exports prosparse_search_scales and prosparse_round_weights.
+        library: exports prosparse_search_scales_2 and prosparse_round_weights_2.
         threads: threads to use.
     """
 
     def __init__(self, library: ctypes.CDLL, threads: int) -> None:
-        self._search: Callable[..., int] = _function(library.prosparse_search_scales)
-        self._round: Callable[..., int] = _function(library.prosparse_round_weights)
+        self._search: Callable[..., int] = _function(library.prosparse_search_scales_2)
+        self._round: Callable[..., int] = _function(library.prosparse_round_weights_2)
         self._threads = threads
 
     def scales(

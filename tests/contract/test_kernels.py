@@ -273,6 +273,6 @@ def test_library_exports_its_entry_points_only() -> None:
         "RegisterCustomOps",
         "ReleaseEpFactory",
         "prosparse_ops_info",
-        "prosparse_round_weights",
-        "prosparse_search_scales",
+        "prosparse_round_weights_2",
+        "prosparse_search_scales_2",
     }

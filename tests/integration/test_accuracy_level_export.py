@@ -98,8 +98,8 @@ def test_float_weights_have_no_level_4(weights: str, demo_folder: Path, tmp_path
     result = run("export", demo_folder, tmp_path / "m.onnx", "--weights", weights, "--accuracy-level", 4)
     assert result.exit_code == 1
     error, hint = result.stderr.strip().splitlines()[-2:]
-    assert error == f"error: accuracy level: 4 applies to i8 and i4 weights, got {weights} weights"
-    assert hint == "hint: pass --weights i8, i4, or i4i8, or omit --accuracy-level"
+    assert error == f"error: accuracy level: 4 applies to integer weights, got {weights} weights"
+    assert hint == "hint: pass --weights i8, i4, or nl4, or omit --accuracy-level"
     assert list(tmp_path.iterdir()) == []
 
 

@@ -29,7 +29,7 @@ KEPT = ROOT / ".venv" / "runtimes" / "elsewhere"  # between runs
 PROMPT, COUNT, RUNTIME = (1, 5, 9), 12, "1.32.0"
 LINKER_EXPORTS = ("_Zn", "_Zd", "__dso_handle", "_mh_dylib_header")  # operators new and delete are weak: no conflict
 EXPORTS = {"RegisterCustomOps", "CreateEpFactories", "ReleaseEpFactory", "prosparse_ops_info"}
-EXPORTS |= {"prosparse_round_weights", "prosparse_search_scales"}
+EXPORTS |= {"prosparse_round_weights_2", "prosparse_search_scales_2"}
 # onnxruntime's cpuinfo does not survive another processor's /proc/cpuinfo: a Neoverse N1 with one core.
 CPUINFO = """processor\t: 0
 Features\t: fp asimd evtstrm aes pmull sha1 sha2 crc32 atomics fphp asimdhp cpuid asimdrdm lrcpc dcpop asimddp

@@ -30,7 +30,7 @@ from prosparse_export.artifact.measured_records import (
     ValidationRecord,
     WeightsRecord,
 )
-from prosparse_export.artifact.rounding_records import KvCacheRecord, RoundingRecord
+from prosparse_export.artifact.rounding_records import FormatCost, KvCacheRecord, RoundingRecord
 
 SPARSE = FfnRecord(0, "model.layers.0.mlp", "SparseGatedFFNI4", "fatrelu", 0.01, 64, 256, "", ("g", "u", "d"), "n", "x")
 DENSE = FfnRecord(1, "model.layers.1.mlp", "", "", 0.0, 64, 256, "gate_proj has a bias")
@@ -49,7 +49,9 @@ FULL = Manifest(
     attention_not_fused=("layer 1: no RoPE",),
     already_sparse={"f32": 2},
     linears=LinearRecord("i4", ("lm_head", "q"), {"lm_head": "i8"}),
-    rounding=RoundingRecord({"t": "00"}, 64),
+    rounding=RoundingRecord(
+        {"t": "00"}, 64, ("q",), (FormatCost("q_proj", 0.25, 10, "i4"), FormatCost("head", 0.5, 9, "i8"))
+    ),
     overrides={"activation": OverrideRecord("relu", "silu"), "threshold": OverrideRecord(0.03)},
     kv_cache=KvCacheRecord("i8", "channel", 2, {"t": "00"}, 64),
     encoder="m.encoder.onnx",

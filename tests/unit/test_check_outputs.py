@@ -20,16 +20,19 @@ from prosparse_export.optimize.matmulnbits_float import with_float_activations
 
 LEVEL_4 = nbits().replace("block_size = 32", "block_size = 32, accuracy_level = 4")
 I8, I4 = 2.3 / 127 / 12**0.5, 2.3 / 8 / 12**0.5
+NL4 = 0.9 * I4
 # Source, format, bound relative to the largest output: 4 times the root of the MatMuls' summed squared errors.
 CASES: dict[str, tuple[str, FfnFormat, float]] = {
     "float, f32": (GATED, "f32", 1e-4),
     "float, f16": (GATED, "f16", 1e-4 + 4 * 3**0.5 * 2.0**-11),
     "float, i8": (GATED, "i8", 1e-4 + 4 * 3**0.5 * I8),
     "float, i4": (GATED, "i4", 1e-4 + 4 * 3**0.5 * I4),
+    "float, nl4": (GATED, "nl4", 1e-4 + 4 * 3**0.5 * NL4),
     "float, i4i8": (GATED, "i4i8", 1e-4 + 4 * (2 * I4**2 + I8**2) ** 0.5),
     "MatMulNBits, f32": (LEVEL_4, "f32", 1e-4),
     "MatMulNBits, i8": (LEVEL_4, "i8", 1e-4 + 4 * (2 * 2.0**-22 + I8**2) ** 0.5),
     "MatMulNBits, i4i8": (LEVEL_4, "i4i8", 1e-4 + 4 * (2 * 2.0**-22 + I8**2) ** 0.5),
+    "MatMulNBits, nl4i8": (LEVEL_4, "nl4i8", 1e-4 + 4 * (2 * NL4**2 + I8**2) ** 0.5),
     "MatMulNBits, i4": (LEVEL_4, "i4", 1e-4 + 4 * (2 * 2.0**-22 + I4**2) ** 0.5),
 }
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import pytest
 import torch
 
+from graph_passes import FORMAT_SPECS
 from prosparse_export.export.column_rounding import fit_scales, improve_integers, inverse_factor, round_columns
 
 D_OUT, D_IN = 24, 300  # more than two blocks of columns; no multiple of 32
@@ -48,6 +49,25 @@ def test_columns_make_up_for_earlier_ones(weight: torch.Tensor, scales: torch.Te
     nearest = (weight / each(scales)).round().clamp(-8, 7)
     assert error(weight, found, scales, moments) < 0.6 * error(weight, nearest, scales, moments)
     assert (found - nearest).abs().max() <= 4
+
+
+def test_columns_of_unequal_levels_make_up_for_each_other(weight: torch.Tensor, moments: torch.Tensor) -> None:
+    """nl4: every integer is one of 16 levels, at most four of them from the nearest."""
+    padded = torch.nn.functional.pad(weight, (0, -D_IN % 32))
+    scales = padded.reshape(D_OUT, -1, 32).abs().amax(2) / 62
+    levels = torch.tensor(FORMAT_SPECS["nl4"].table)
+    places = ((weight / each(scales))[..., None] - levels).abs().argmin(-1)
+    nearest = levels[places].float()
+    rounded = round_columns(weight.T, each(scales).T, inverse_factor(moments), "nl4").T
+    improved = improve_integers(weight.T, rounded.T, each(scales).T, moments, "nl4").T
+    errors = [error(weight, found, scales, moments) for found in (improved, rounded, nearest)]
+    assert errors[0] < errors[1] < 0.6 * errors[2]
+    for found in (rounded, improved):
+        assert set(found.unique().tolist()) <= set(levels.tolist())
+        assert (torch.searchsorted(levels, found.contiguous()) - places).abs().max() <= 4
+    start = levels.flip(0)[places].float()  # the farthest ones
+    found = improve_integers(weight.T, start.T, each(scales).T, moments, "nl4").T
+    assert (torch.searchsorted(levels, found.contiguous()) - places).abs().max() == 4
 
 
 def test_columns_move_no_weight_by_more_than_three_steps(weight: torch.Tensor, scales: torch.Tensor) -> None:

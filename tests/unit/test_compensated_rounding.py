@@ -104,11 +104,12 @@ def test_other_weights_are_not_plausible(weights: Format) -> None:
     assert not plausible_integers(rows, found.integers[:, :-1], found.scales, weights)
 
 
-def test_nan_is_an_error() -> None:
+@pytest.mark.parametrize("weights", ["i4", "nl4"])
+def test_nan_is_an_error(weights: Format) -> None:
     weight, inputs = correlated()
     weight[1, 2] = torch.nan
-    with pytest.raises(WeightRangeError, match="expected finite weights"):
-        round_compensating(weight, inputs.T @ inputs, "i4")
+    with pytest.raises(WeightRangeError, match=f"{weights}: expected finite weights"):
+        round_compensating(weight, inputs.T @ inputs, weights)
 
 
 def test_a_model_is_rounded_on_the_inputs_that_rounded_layers_give(

@@ -11,11 +11,12 @@ import pytest
 import torch
 from support.families import family
 
+from graph_passes import FfnFormat
 from prosparse_export.cli.budget_options import Percent, Size
 from prosparse_export.errors import ProSparseError
 from prosparse_export.export import ExportOptions, choose_formats, format_budget
 from prosparse_export.export.choose_formats import plan_weights, rounds_compensating
-from prosparse_export.export.format_budget import Budget, choose_exceptions, held_back
+from prosparse_export.export.format_budget import Budget, choose_exceptions, held_back, parts_within_size
 from prosparse_export.export.mixed_precision import (
     Part,
     PartRounding,
@@ -51,12 +52,12 @@ def matrices() -> dict[str, bool]:
 def test_costs_are_measured_and_bytes_go_where_they_gain_most(
     checkpoint: Checkpoint, matrices: dict[str, bool]
 ) -> None:
-    parts = find_parts(checkpoint.model, matrices, [FFN])
+    parts = find_parts(checkpoint.model, matrices, [FFN], "i4")
     assert [part.name for part in parts[:2]] == ["embedding and lm_head", "q_proj, layers 0 to 0"]
     gate = next(part for part in parts if part.name.startswith("gate_proj and up_proj"))
     assert gate.modules == tuple(FFN[:2])
     assert gate.needs == "down_proj, layers 0 to 0"
-    measured = measure_costs(checkpoint, parts, IDS, PartRounding({}, {FFN[-1]}), "i4", no_progress)
+    measured = measure_costs(checkpoint, parts, IDS, PartRounding({}, {FFN[-1]}), no_progress)
     assert all(part.kl > 0 for part in measured)
     order = [part.name for part in widest_gains(measured)]
     assert order.index(gate.needs) < order.index(gate.name)
@@ -77,35 +78,42 @@ def test_parts_of_rewritten_ffns_need_the_down_proj_part_that_dense_ffns_share(f
 
     ffns = [[f"layers.{i}.{name}" for name in (*first, "down")] for i in range(8)]
     is_down = {name: name == names[-1] for names in ffns for name in names}
-    parts = find_parts(Model(), is_down, ffns[1:])  # layer 0 stays dense
+    parts = find_parts(Model(), is_down, ffns[1:], "nl4")  # layer 0 stays dense
     needs = [part.needs for part in parts if ffns[1][0] in part.modules or ffns[7][0] in part.modules]
     assert needs == ["down, layers 0 to 1", "down, layers 6 to 7"]
     assert set(needs) <= {part.name for part in parts}
 
 
 def test_most_cost_per_byte_comes_first() -> None:
-    parts = [Part("large", ("a",), 1000, kl=0.5), Part("small", ("b",), 10, kl=0.1), Part("free", ("c",), 10)]
+    parts = [
+        Part("large", ("a",), 1000, "i4", kl=0.5),
+        Part("small", ("b",), 10, "i4", kl=0.1),
+        Part("free", ("c",), 10, "i4"),
+    ]
     assert [part.name for part in widest_gains(parts)] == ["small", "large", "free"]
 
 
 def budget(checkpoint: Checkpoint, matrices: dict[str, bool], options: ExportOptions) -> dict[str, str]:
     rounding = PartRounding({}, {FFN[-1]})
-    return dict(
-        choose_exceptions(checkpoint, Path("m"), options, [FFN], matrices, rounding, IDS, no_progress).exceptions
-    )
+    parts, left = parts_within_size(checkpoint, Path("m"), options, [FFN], matrices)
+    return dict(choose_exceptions(checkpoint, Path("m"), options, parts, left, rounding, IDS, no_progress).exceptions)
 
 
-def test_a_target_size(checkpoint: Checkpoint, matrices: dict[str, bool], monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.mark.parametrize("weights", ["i4", "nl4"])
+def test_a_target_size(
+    weights: FfnFormat, checkpoint: Checkpoint, matrices: dict[str, bool], monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.setattr(format_budget, "_other_bytes", lambda *_: 0)
-    parts = find_parts(checkpoint.model, matrices, [FFN])
+    parts = find_parts(checkpoint.model, matrices, [FFN], "nl4")
     least, most = format_budget.matrix_bytes(parts), sum(part.more_bytes for part in parts)
-    assert budget(checkpoint, matrices, ExportOptions(weights="i4", target_bytes=least)) == {}
-    everything = budget(checkpoint, matrices, ExportOptions(weights="i4", target_bytes=least + most))
+    assert budget(checkpoint, matrices, ExportOptions(weights=weights, target_bytes=least)) == {}
+    everything = budget(checkpoint, matrices, ExportOptions(weights=weights, target_bytes=least + most))
     assert everything.keys() == {name for part in parts for name in part.modules}
-    some = budget(checkpoint, matrices, ExportOptions(weights="i4", target_bytes=least + most // 2))
+    some = budget(checkpoint, matrices, ExportOptions(weights=weights, target_bytes=least + most // 2))
     assert 0 < len(some) < len(everything)
-    with pytest.raises(ProSparseError, match=r"target size: m: i4 takes 0.0 MB, got 0.0 MB"):
-        budget(checkpoint, matrices, ExportOptions(weights="i4", target_bytes=least - 1))
+    with pytest.raises(ProSparseError, match=rf"target size: m: {weights} takes 0.0 MB, got 0.0 MB") as caught:
+        budget(checkpoint, matrices, ExportOptions(weights=weights, target_bytes=least - 1))
+    assert caught.value.hint == "pass --target-size 2MB or more"
 
 
 def test_a_limit_of_perplexity(
@@ -135,6 +143,7 @@ def test_a_budget_that_leaves_nothing_in_i4(checkpoint: Checkpoint, monkeypatch:
     everything = Budget(dict.fromkeys(linears, "i8"), ())
     monkeypatch.setattr(choose_formats, "sparse_ffns", lambda *_: [FFN])
     monkeypatch.setattr(choose_formats, "calibration_documents", lambda *_, **__: (Document("a", np.full(1024, 5)),))
+    monkeypatch.setattr(choose_formats, "parts_within_size", lambda *_: ([], 0))
     monkeypatch.setattr(choose_formats, "choose_exceptions", lambda *_: everything)
     monkeypatch.setattr(choose_formats, "compensated_matrices", fails)
     options = ExportOptions(weights="i4", target_bytes=1)

@@ -60,6 +60,8 @@ def test_every_section(tmp_path: Path) -> None:
         "sparse FFNs: 1, not rewritten: 1",
         "in i8: lm_head (1); other linear layers in i4",
         "rounding errors weighted by inputs: 64 tokens of t",
+        "compensated rounding: 1 matrices",
+        "most expensive in 4 bits: head 0.5 nats, in i8; q_proj 0.25 nats, in i4",
         "LOSSY: silu approximated, 50% of the neurons kept: perplexity 20 -> 25 (+25.00%)",
         "calibrated: 0.01 of each layer's energy dropped",
         "exported with: torch 2.9",
@@ -70,6 +72,12 @@ def test_every_section(tmp_path: Path) -> None:
     ):
         assert line in result.stdout
     assert result.stderr == ""
+
+
+def test_formats_of_ffns_that_differ(tmp_path: Path) -> None:
+    ffns = [replace(FULL.ffns[0], op=f"SparseGatedFFN{name}") for name in ("NL4", "NL4I8", "NL4")]
+    result = info(written(tmp_path, replace(FULL, ffns=tuple(ffns))))
+    assert "sparse FFNs: 2 in nl4, 1 in nl4i8\n" in result.stdout
 
 
 @pytest.mark.parametrize("changed", ["m.onnx", "m.onnx.data"])

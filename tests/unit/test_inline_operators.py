@@ -14,7 +14,7 @@ DRELU = "a = Relu (z)\nv = Relu (u)\nh = Mul (a, v)"
 SILU = "g = Sigmoid (z)\ns = Mul (g, z)\nn = Abs (s)\nc = LessOrEqual (n, t)\na = Where (c, zero, s)\nh = Mul (a, u)"
 
 
-@pytest.mark.parametrize("weights", ["f32", "f16", "i8", "i4", "i4i8"])
+@pytest.mark.parametrize("weights", ["f32", "f16", "i8", "i4", "nl4i8"])
 @pytest.mark.parametrize("nodes", [RELU, DRELU, SILU], ids=["relu", "drelu", "silu"])
 def test_the_body_replaces_the_operator(nodes: str, weights: FfnFormat) -> None:
     model = ffn_graph(nodes)

@@ -86,7 +86,7 @@ def test_shared_weights_are_stored_once() -> None:
 
 
 @pytest.mark.parametrize("nodes", [GATED, UNGATED.format("ThresholdedRelu <alpha = 0.1> (z)")])
-@pytest.mark.parametrize("stored", ["f32", "f16", "i8", "i4", "i4i8"])
+@pytest.mark.parametrize("stored", ["f32", "f16", "i8", "i4", "nl4i8"])
 def test_decomposed_graphs_are_standard_onnx(nodes: str, stored: FfnFormat) -> None:
     source = model(nodes, opset=20)
     proto, _ = optimized(source, stored, decomposed=True)

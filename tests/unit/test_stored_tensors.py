@@ -51,13 +51,14 @@ def test_scales_are_the_same_in_any_order(order: tuple[int, ...]) -> None:
     assert len(reads) == (1 if order == (0, 1) else len(order))  # scales after integers are not computed again
 
 
-@pytest.mark.parametrize(("weights", "bad"), [("f16", 1e6), ("i8", 1e8), ("i4", np.nan)])
+@pytest.mark.parametrize(("weights", "bad"), [("f16", 1e6), ("i8", 1e8), ("i4", np.nan), ("nl4", np.nan)])
 def test_errors_name_the_matrix(weights: Format, bad: float) -> None:
     matrix = MATRIX.copy()
     matrix[1, 1] = bad
     for tensor in stored_tensors(lambda: matrix, (3, 40), weights, "layer.weight"):
         with pytest.raises(
-            WeightRangeError, match=r"weights: layer\.weight: (weights reach |i4: expected finite weights, got NaN)"
+            WeightRangeError,
+            match=r"weights: layer\.weight: (weights reach |n?l?i?4: expected finite weights, got NaN)",
         ):
             tensor.numpy()
 

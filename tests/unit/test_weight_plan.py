@@ -36,11 +36,15 @@ def test_an_ffn_gets_the_narrowest_operator_that_is_wide_enough(
     exceptions: dict[str, Format], expected: FfnFormat
 ) -> None:
     assert WeightPlan("i4", "i4", exceptions).ffn_format(FFN) == expected
+    assert WeightPlan("nl4", "nl4", exceptions).ffn_format(FFN) == expected.replace("i4", "nl4")
 
 
 def test_matrices_that_are_rounded_already_are_packed_by_rows() -> None:
-    q, k = (RoundedMatrix(np.full((rows, 16), rows, np.uint8), np.full((rows, 1), rows, np.float16)) for rows in (3, 2))
-    down = RoundedMatrix(np.zeros((4, 16), np.uint8), np.zeros((4, 1), np.float16), is_down=True)
+    q, k = (
+        RoundedMatrix(np.full((rows, 16), rows, np.uint8), np.full((rows, 1), rows, np.float16), "i4")
+        for rows in (3, 2)
+    )
+    down = RoundedMatrix(np.zeros((4, 16), np.uint8), np.zeros((4, 1), np.float16), "i4", is_down=True)
     plan = WeightPlan("i4", "i4", rounded={"a.q": q, "a.k": k, "down": down})
     read = plan.already_rounded("a.q+k", "i4")
     assert read is not None
@@ -49,4 +53,5 @@ def test_matrices_that_are_rounded_already_are_packed_by_rows() -> None:
     assert plan.already_rounded("down", "i4", is_down=True) is not None
     assert plan.already_rounded("down", "i4") is None  # stored the other way
     assert plan.already_rounded("a.q", "i8") is None
+    assert plan.already_rounded("a.q", "nl4") is None
     assert plan.already_rounded("a.q+v", "i4") is None
