@@ -42,7 +42,7 @@ _ROUNDS, _STEPS = 7, 24
 @click.option("--max-tokens", default=2048, show_default=True)
 @click.option("--step-tokens", default=512, show_default=True, help="Tokens to decode, as in validate.")
 @click.option("--greedy", default=64, show_default=True, help="Tokens to generate per prompt, as in validate.")
-@click.option("--formats", default="f32,bf16,f16,i8,i4i8,i4", show_default=True)
+@click.option("--formats", default="f32,bf16,f16,i8,i4,nl4", show_default=True)
 @click.option("--engines", is_flag=True, help="Compare with llama.cpp's formats instead.")
 @click.option("--windows", default=16, show_default=True, help="With --engines: windows of each text.")
 @click.option(
@@ -52,7 +52,7 @@ _ROUNDS, _STEPS = 7, 24
     "--export",
     "exports",
     multiple=True,
-    help="With --engines: NAME: OPTIONS of an export. Repeatable.  [default: i8 and i4, without --artifact]",
+    help="With --engines: NAME: OPTIONS of an export. Repeatable.  [default: i8, i4, and nl4, without --artifact]",
 )
 @click.option("--artifact", "artifacts", multiple=True, help="With --engines: NAME: PATH of an artifact. Repeatable.")
 @click.option("--threads", default=1, show_default=True)
@@ -81,7 +81,7 @@ def main(
         from engine_accuracy import Candidates, compare_engines
 
         if not exports and not artifacts:
-            exports = ("i8: --weights i8", "i4: --weights i4")
+            exports = ("i8: --weights i8", "i4: --weights i4", "nl4: --weights nl4")
         found = [
             {"model": str(model), "rows": compare_engines(model, text_files, windows, window, candidates)}
             for candidates in [Candidates(exports, artifacts, threads)]

@@ -5,7 +5,7 @@
     python benchmarks/ffn.py --quick --against OLD/libprosparse_ops.so # two builds of the operator library
     python benchmarks/ffn.py --linear                                  # Linear against MatMulNBits
     python benchmarks/ffn.py --repack                                  # seconds per GB at session creation
-    python benchmarks/ffn.py --tokens 128 --accuracy-level 4           # i8 and i4 with activations of 8 bits
+    python benchmarks/ffn.py --tokens 128 --accuracy-level 4           # integer formats with activations of 8 bits
 
 Engines take turns, so whatever else the machine does meets all of them; every engine's weights exceed the caches.
 Times are per layer and call of n tokens. GB/s counts the bytes that a call must read: in the sparse run the gate and
@@ -155,7 +155,7 @@ def linear(threads: int, rounds: int) -> list[dict[str, Any]]:
     rows = []
     for d_in, d_out in ((4096, 4096), (4096, 11008)):
         x = np.random.default_rng(1).standard_normal((1, d_in), np.float32)
-        for weights, width in (("i8", 8), ("i4", 4)):
+        for weights, width in (("i8", 8), ("i4", 4), ("nl4", 4)):
             runs = {
                 "ours": own_linear(d_in, d_out, weights, x, threads),
                 "onnxruntime": ort_linear(d_in, d_out, width, x, threads),

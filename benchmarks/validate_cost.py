@@ -9,8 +9,8 @@ The runs by themselves are PyTorch and the artifact without and with the library
 artifact also token by token and as a padded batch. Their logits are discarded. `validate` also compares, checks the
 operators against float64, repeats runs and measures sparsity. Each part runs in its own process, in turns. Time
 includes loading but not imports. Memory is the peak resident size, and the anonymous part of it, sampled 50 times a
-second: the kernel can reclaim pages of mapped files. For i8 and i4, `validate` runs PyTorch a second time with the
-stored weights, and that run counts too.
+second: the kernel can reclaim pages of mapped files. For integer formats, `validate` runs PyTorch a second time with
+the stored weights, and that run counts too.
 """
 
 from __future__ import annotations

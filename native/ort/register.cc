@@ -68,7 +68,8 @@ PROSPARSE_EXPORT const char* prosparse_ops_info(void) {
 // For prosparse_export/runtime/weight_rounding.py, which has the same structs: a change of theirs renames the
 // functions. 0: done. 1: left undone, see round_weights.h, or memory ran out.
 PROSPARSE_EXPORT int prosparse_search_scales_2(const prosparse::SourceWeights* weights,
-                                             const prosparse::ScaleSearch* search, uint16_t* scales, unsigned threads) {
+                                               const prosparse::ScaleSearch* search, uint16_t* scales,
+                                               unsigned threads) {
   try {
     return prosparse::search_scales(*weights, *search, scales, threads) ? 0 : 1;
   } catch (...) {
@@ -77,7 +78,7 @@ PROSPARSE_EXPORT int prosparse_search_scales_2(const prosparse::SourceWeights* w
 }
 
 PROSPARSE_EXPORT int prosparse_round_weights_2(const prosparse::SourceWeights* weights, const uint16_t* scales,
-                                             const prosparse::RoundedWeights* rounded, unsigned threads) {
+                                               const prosparse::RoundedWeights* rounded, unsigned threads) {
   try {
     return prosparse::round_weights(*weights, scales, *rounded, threads) ? 0 : 1;
   } catch (...) {

@@ -178,7 +178,7 @@ class Manifest:
         attention_not_fused: one line for each attention that was not fused.
         already_sparse: sparse operators that ``prosparse optimize`` found in its input, counted by weight format.
         linears: the other matrices; None if they stay as in the source.
-        rounding: how scales and formats of i8 and i4 were chosen; None for float formats.
+        rounding: how scales and formats of integer matrices were chosen; None for float formats.
         overrides: settings of config.json that were replaced.
         accuracy_level: 4 if operators with integer weights may hold activations with 8 bits, as their names end.
         kv_cache: how an 8-bit KV cache is scaled; None for float32.

@@ -34,8 +34,8 @@ class FormatCost:
 
     Attributes:
         part: such as ``v_proj, layers 0 to 7``.
-        kl: mean KL divergence per token with this part alone in i4, nats.
-        bytes: what i8 takes more than i4.
+        kl: mean KL divergence per token with this part alone in 4 bits, nats.
+        bytes: what i8 takes more than 4 bits.
         format: the choice.
     """
 
@@ -47,7 +47,7 @@ class FormatCost:
 
 @dataclass(frozen=True)
 class RoundingRecord:
-    """What the scales and formats of i8 and i4 matrices were chosen on.
+    """What the scales and formats of integer matrices were chosen on.
 
     Attributes:
         texts: SHA-256 of the token ids of each text, by name.

@@ -67,9 +67,9 @@ Examples:
     default="checkpoint",
     show_default=True,
     help="Storage format of the sparse FFNs. checkpoint: the checkpoint's float type. i8, i4, nl4: integers with one "
-    "scale per 32 weights; smaller and faster, but rounded. nl4: 4 bits as i4, with unequally spaced levels, which "
-    "err less. i4i8, nl4i8: likewise, with down_proj in i8. 4 bits keep the embedding, lm_head, and narrow v_proj in "
-    "i8.",
+    "scale per 32 weights; smaller and faster, but rounded. nl4: 4 bits as in i4, but "
+    "the 16 values are closer to each other near 0, which is more accurate and slightly slower. i4i8, nl4i8: likewise, "
+    "with down_proj in i8. With 4 bits, the embedding, lm_head, and v_proj of grouped heads stay in i8.",
 )
 @click.option(
     "--other-weights",
@@ -97,8 +97,8 @@ Examples:
 @click.option(
     "--max-ppl-increase",
     type=Percent(),
-    help="With --weights nl4 or i4: likewise, until perplexity grows by at most this, such as 5%, on the end of the "
-    "text.",
+    help="With --weights nl4 or i4: store in i8 as few parts as keep the growth of perplexity within this, such as 5%, "
+    "measured on up to 1,024 tokens at the end of the text.",
 )
 @click.option(
     "--kv-cache",

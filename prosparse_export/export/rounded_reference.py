@@ -64,8 +64,8 @@ _FLOAT_STEP = 2.0**-19  # float32 sum of a thousand terms, in any order: 2^-24 t
 def format_bound(formats: Mapping[str, StoredAs], largest: float, crossings: float = 0.0, level: int = 0) -> float:
     """Return the largest allowed difference of logits from the dense baseline's.
 
-    Float formats: 1e-3, for float32 rounding with any summation order. i8 and i4 also round activations to 16 bits,
-    once per matrix. A step is 2^-16 of the largest of 32 values, which is at most sqrt(32) times their root mean
+    Float formats: 1e-3, for float32 rounding with any summation order. Integer formats also round activations to 16
+    bits, once per matrix. A step is 2^-16 of the largest of 32 values, which is at most sqrt(32) times their root mean
     square; each rounding changes the layer's output, and so the logits, by at most that fraction.
 
     A discontinuous activation (FATReLU with t > 0) gains or loses a neuron when rounding moves z across t. A changed
@@ -192,8 +192,8 @@ def as_stored(checkpoint: Checkpoint, formats: Mapping[str, StoredAs]) -> Abstra
 def with_stored_weights(model: PreTrainedModel, formats: Mapping[str, StoredAs]) -> None:
     """Round the matrices of ``model``, in place, as the artifact stores them.
 
-    An artifact then differs from the model by summation order only and, for i8 and i4, by rounding of activations to
-    16 bits.
+    An artifact then differs from the model by summation order only and, for integer formats, by rounding of activations
+    to 16 bits.
 
     Args:
         model: the PyTorch model, any float dtype.

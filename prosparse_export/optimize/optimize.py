@@ -44,7 +44,7 @@ class OptimizeOptions:
             formats that round, and the difference that this made.
         decomposed: write standard ONNX operators instead of com.prosparse ones.
         check: compare the outputs with the source's. Runs both models, and needs the memory to run them.
-        accuracy_level: 4 lets the kernels of i8 and i4 hold activations with 8 bits. LOSSY, faster prompts.
+        accuracy_level: 4 lets the kernels of integer formats hold activations with 8 bits. LOSSY, faster prompts.
     """
 
     overwrite: bool = False

@@ -24,8 +24,8 @@ __all__ = ["Weights", "exact_ffn", "gamma", "level_4_error", "linear_error", "lo
 
 U = 2.0**-24  # unit roundoff of float32
 STEP = 0.52 / 32639
-"""Error of a 16-bit activation in the i8 and i4 kernels, relative to the largest of its group of 32: half a step and
-the roundings before it (native/include/prosparse/kernels.h)."""
+"""Error of a 16-bit activation in the kernels of integer formats, relative to the largest of its group of 32: half a step
+and the roundings before it (native/include/prosparse/kernels.h)."""
 
 Array = NDArray[np.float64]
 Weights = Mapping[str, Array]
@@ -116,7 +116,7 @@ def exact_ffn(
         w: the stored weights.
         activation: relu, relu2, fatrelu, drelu or silu.
         threshold: the activation's threshold.
-        rounds: activations are rounded to 16 bits, as in the i8 and i4 kernels.
+        rounds: activations are rounded to 16 bits, as in the kernels of integer formats.
         level: accuracy level of the operator.
 
     Source:

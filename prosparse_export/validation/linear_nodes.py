@@ -36,7 +36,7 @@ class LinearNode:
         position: index of the node in the graph.
         x: name of the input ``[..., d_in]``.
         y: name of the output ``[..., d_out]``.
-        stored: initializers of the matrix: weights and, for i8 and i4, scales.
+        stored: initializers of the matrix: weights and, for integer formats, scales.
         transposed: the matrix is stored ``[d_in, d_out]``.
         bias: initializer of the bias; "" without a bias.
     """
@@ -157,7 +157,7 @@ def exact_linear(
         x: ``[tokens, d_in]``.
         matrix: ``[d_out, d_in]``.
         bias: ``[d_out]``.
-        rounds: activations are rounded to 16 bits, as in the i8 and i4 kernels.
+        rounds: activations are rounded to 16 bits, as in the kernels of integer formats.
         level: accuracy level of the operator.
     """
     parts = [
