@@ -24,8 +24,8 @@ __all__ = ["Weights", "exact_ffn", "gamma", "level_4_error", "linear_error", "lo
 
 U = 2.0**-24  # unit roundoff of float32
 STEP = 0.52 / 32639
-"""Error of a 16-bit activation in the kernels of integer formats, relative to the largest of its group of 32: half a step
-and the roundings before it (native/include/prosparse/kernels.h)."""
+"""Error of a 16-bit activation in the kernels of integer formats, relative to the largest of its group of 32: half a
+step and the roundings before it (native/include/prosparse/kernels.h)."""
 
 Array = NDArray[np.float64]
 Weights = Mapping[str, Array]
