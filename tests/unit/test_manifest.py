@@ -15,6 +15,7 @@ from prosparse_export import ProSparseError
 from prosparse_export.artifact import manifest, measured_records
 from prosparse_export.artifact.json_records import from_json, to_json
 from prosparse_export.artifact.manifest import Manifest, read_manifest, require_manifest, write_manifest
+from prosparse_export.artifact.rounding_records import FormatCost
 
 
 @pytest.mark.parametrize("written", [SMALL, FULL], ids=["small", "full"])
