@@ -5,14 +5,14 @@ from __future__ import annotations
 import json
 import subprocess
 import sys
-import venv
 from dataclasses import dataclass
 from pathlib import Path
 
 import onnx
 import pytest
 import torch
-from conftest import DEMO, ROOT
+from conftest import DEMO
+from support.environments import environment
 from support.relu_shapes import count_relu_shapes
 from transformers import LlamaConfig, LlamaForCausalLM
 
@@ -56,21 +56,7 @@ PRODUCERS = {
 
 def interpreter(packages: tuple[str, ...]) -> Path:
     """Return a Python with ``packages`` before our own ones; kept between runs."""
-    if not packages:
-        return Path(sys.executable)
-    name = packages[0].replace("==", "-")
-    folder = ROOT / ".venv" / "runtimes" / f"{name}-py{sys.version_info.major}{sys.version_info.minor}"
-    python = folder / "bin" / "python"
-    if not (folder / "ready").is_file():
-        venv.create(folder, with_pip=True, clear=True)
-        install = [str(python), "-m", "pip", "install", "-q", "--no-deps", *packages]
-        done = subprocess.run(install, capture_output=True, text=True, check=False)
-        assert done.returncode == 0, done.stderr
-        site = next((folder / "lib").glob("python*/site-packages"))
-        ours = [path for path in sys.path if path.endswith("site-packages")]
-        (site / "ours.pth").write_text("\n".join(ours) + "\n")
-        (folder / "ready").touch()
-    return python
+    return environment(packages[0].replace("==", "-"), packages, ours=True) if packages else Path(sys.executable)
 
 
 @pytest.fixture(scope="module")

@@ -6,12 +6,12 @@ import json
 import shutil
 import subprocess
 import sys
-import venv
 from dataclasses import replace
 from pathlib import Path
 
 import pytest
-from conftest import DEMO, ROOT
+from conftest import DEMO
+from support.environments import environment
 from transformers import AutoTokenizer
 
 from prosparse_export import ExportOptions, export_model, load
@@ -54,16 +54,7 @@ def python() -> Path:
     """An interpreter with onnxruntime-genai and nothing of ours; kept between runs."""
     if sys.version_info < (3, 11):
         pytest.skip(f"there is no onnxruntime-genai {VERSION} for Python 3.10")
-    folder = ROOT / ".venv" / "runtimes" / f"genai-{VERSION}-py{sys.version_info.major}{sys.version_info.minor}"
-    interpreter = folder / "bin" / "python"
-    if not (folder / "ready").is_file():
-        venv.create(folder, with_pip=True, clear=True)
-        packages = [f"onnxruntime-genai=={VERSION}", "onnxruntime==1.32.0"]
-        command = [str(interpreter), "-m", "pip", "install", "-q", *packages]
-        done = subprocess.run(command, capture_output=True, text=True, check=False)
-        assert done.returncode == 0, done.stderr
-        (folder / "ready").touch()
-    return interpreter
+    return environment(f"genai-{VERSION}", [f"onnxruntime-genai=={VERSION}", "onnxruntime==1.32.0"])
 
 
 def generate(python: Path, folder: Path, chat: list[dict[str, str]] | None = None) -> dict[str, object]:

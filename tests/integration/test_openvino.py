@@ -4,8 +4,6 @@ from __future__ import annotations
 
 import functools
 import subprocess
-import sys
-import venv
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
@@ -15,8 +13,8 @@ import onnxruntime
 import pytest
 import torch
 import transformers as hf
-from conftest import ROOT
 from numpy.typing import NDArray
+from support.environments import environment
 from support.families import Family, family
 from support.model_sizes import VOCAB, grouped
 from support.onnx_text import D_FF, D_MODEL, model
@@ -48,15 +46,7 @@ Arrays = dict[str, NDArray[np.generic]]
 @pytest.fixture(scope="module")
 def python() -> Path:
     """An interpreter with OpenVINO, without our packages; kept between runs."""
-    folder = ROOT / ".venv" / "runtimes" / f"openvino-{VERSION}-py{sys.version_info.major}{sys.version_info.minor}"
-    interpreter = folder / "bin" / "python"
-    if not (folder / "ready").is_file():
-        venv.create(folder, with_pip=True, clear=True)
-        install = [str(interpreter), "-m", "pip", "install", "-q", f"openvino=={VERSION}", "numpy"]
-        done = subprocess.run(install, capture_output=True, text=True, check=False)
-        assert done.returncode == 0, done.stderr
-        (folder / "ready").touch()
-    return interpreter
+    return environment(f"openvino-{VERSION}", [f"openvino=={VERSION}", "numpy"])
 
 
 def openvino(python: Path, path: Path, inputs: Arrays) -> Arrays:

@@ -4,13 +4,12 @@ from __future__ import annotations
 
 import subprocess
 import sys
-import venv
 from pathlib import Path
 
 import numpy as np
 import onnx
 import pytest
-from conftest import ROOT
+from support.environments import environment
 
 from prosparse_export.artifact.manifest import require_manifest
 from prosparse_export.runtime.operator_library import library_path
@@ -60,19 +59,12 @@ for use_library in (True, False):
 
 def runtime_python(version: str) -> Path:
     """An interpreter with onnxruntime ``version`` and nothing of ours; kept between runs."""
-    folder = ROOT / ".venv" / "runtimes" / f"{version}-py{sys.version_info.major}{sys.version_info.minor}"
-    python = folder / "bin" / "python"
-    if not (folder / "ready").is_file():
-        venv.create(folder, with_pip=True, clear=True)
-        install = [str(python), "-m", "pip", "install", "-q", f"onnxruntime=={version}", *_REQUIREMENTS[version]]
-        done = subprocess.run(install, capture_output=True, text=True, check=False)
-        if "No matching distribution" in done.stderr and sys.version_info >= (3, 13):
-            pytest.skip(
-                f"there is no onnxruntime {version} for Python {sys.version_info.major}.{sys.version_info.minor}"
-            )
-        assert done.returncode == 0, done.stderr
-        (folder / "ready").touch()
-    return python
+    try:
+        return environment(version, [f"onnxruntime=={version}", *_REQUIREMENTS[version]])
+    except RuntimeError as error:
+        if "No matching distribution" not in str(error) or sys.version_info < (3, 13):
+            raise
+        pytest.skip(f"there is no onnxruntime {version} for Python {sys.version_info.major}.{sys.version_info.minor}")
 
 
 def run(version: str, model: Path, arrays: Path) -> None:
