@@ -9,6 +9,8 @@ import onnx_ir as ir
 from numpy.typing import NDArray
 from onnx_ir import tape
 
+from graph_passes.custom_ops import DOMAIN
+
 __all__ = ["CACHE_LEVELS", "QuantizeKvCachePass", "rotated_dims"]
 
 CACHE_LEVELS = 127
@@ -85,7 +87,7 @@ def _rotated(node: ir.Node, head_dim: int) -> int:
     while value is not None and (producer := value.producer()) is not None:
         if producer.op_type == "RotaryEmbedding":
             return producer.attributes.get_int("rotary_embedding_dim", 0) or head_dim
-        if producer.op_type == "MatMul":  # the projection
+        if producer.op_type == "MatMul" or producer.domain == DOMAIN:  # the projection
             return 0
         value = producer.inputs[0]
     return 0
