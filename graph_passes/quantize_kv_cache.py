@@ -83,10 +83,13 @@ def _rotated(node: ir.Node, head_dim: int) -> int:
     if node.attributes.get_int("do_rotary", 0):
         cos = node.inputs[_COS]
         return 2 * int(cos.shape[1]) if cos is not None and cos.shape is not None else head_dim  # type: ignore[arg-type]
-    value = node.inputs[1]
+    value, width = node.inputs[1], head_dim
     while value is not None and (producer := value.producer()) is not None:
         if producer.op_type == "RotaryEmbedding":
-            return producer.attributes.get_int("rotary_embedding_dim", 0) or head_dim
+            return width
+        if producer.op_type == "Reshape":  # to [batch, tokens, heads, width] after RoPE on part of a head
+            shape = ir.convenience.get_const_tensor(producer.inputs[1]) if producer.inputs[1] is not None else None
+            width = int(shape.numpy()[-1]) if shape is not None and len(shape.numpy()) == 4 else width
         if producer.op_type == "MatMul" or producer.domain == DOMAIN:  # the projection
             return 0
         value = producer.inputs[0]
