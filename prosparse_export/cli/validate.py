@@ -17,7 +17,7 @@ from prosparse_export.cli.output_paths import check_outputs
 if TYPE_CHECKING:
     from prosparse_export.validation import Validation
 
-__all__ = ["validate_command"]
+__all__ = ["tokens_by_default", "validate_command"]
 
 _EXAMPLES = """
 Examples:
@@ -53,9 +53,7 @@ Options override limits from a TOML file; docs/guides/validate.md has an example
     "--max-tokens",
     "tokens",
     type=click.IntRange(min=16),
-    default=2048,
-    show_default=True,
-    help="Maximum tokens of text.",
+    help="Maximum tokens of text, all files together.  [default: 2048, or a window of each file if that is more]",
 )
 @click.option("--context", type=click.IntRange(min=8), default=512, show_default=True, help="Tokens per window.")
 @click.option("--stride", type=click.IntRange(min=1), help="Tokens between windows.  [default: half the context]")
@@ -124,6 +122,7 @@ def validate_command(
         from prosparse_export.text import read_text  # torch takes seconds to import
         from prosparse_export.validation import ValidationOptions, as_junit, as_markdown, as_text, validate
 
+        comparison["tokens"] = comparison["tokens"] or tokens_by_default(comparison["context"], len(text_files))
         options = ValidationOptions(**comparison, limits=limits.limits())
         texts = [(path.name, read_text(path)) for path in text_files]
         trust = trust_remote_code
@@ -136,6 +135,11 @@ def validate_command(
     click.echo(json.dumps(result.to_dict(), indent=2) if as_json else as_text(result))
     if not result.passed:
         raise SystemExit(1)
+
+
+def tokens_by_default(context: int, files: int) -> int:
+    """Return how many tokens of text to read, so that every file has a window of ``context`` tokens."""
+    return max(2048, context * max(files, 1))
 
 
 def _record(onnx_file: Path, result: Validation) -> None:
