@@ -96,14 +96,16 @@ static OrtValue* empty_past(const OrtSession* session, size_t index) {
   static float nothing[1];
   OrtTypeInfo* type;
   const OrtTensorTypeAndShapeInfo* info;
+  ONNXTensorElementDataType element; /* float, or int8 with a KV cache in 8 bits */
   int64_t shape[4];
   check(api->SessionGetInputTypeInfo(session, index, &type));
   check(api->CastTypeInfoToTensorInfo(type, &info));
+  check(api->GetTensorElementType(info, &element));
   check(api->GetDimensions(info, shape, 4));
   api->ReleaseTypeInfo(type);
   shape[0] = 1;
   shape[2] = 0;
-  return tensor(nothing, 0, shape, 4, ONNX_TENSOR_ELEMENT_DATA_TYPE_FLOAT);
+  return tensor(nothing, 0, shape, 4, element);
 }
 
 static void read_inputs(const OrtSession* session) {

@@ -56,8 +56,9 @@ typedef struct OrtApi {
   OrtStatus* (*GetTensorMutableData)(OrtValue*, void**); /* 51 */
   void* gap52[3];
   OrtStatus* (*CastTypeInfoToTensorInfo)(const OrtTypeInfo*, const OrtTensorTypeAndShapeInfo**); /* 55 */
-  void* gap56[5];
-  OrtStatus* (*GetDimensionsCount)(const OrtTensorTypeAndShapeInfo*, size_t*); /* 61 */
+  void* gap56[4];
+  OrtStatus* (*GetTensorElementType)(const OrtTensorTypeAndShapeInfo*, ONNXTensorElementDataType*); /* 60 */
+  OrtStatus* (*GetDimensionsCount)(const OrtTensorTypeAndShapeInfo*, size_t*);                      /* 61 */
   OrtStatus* (*GetDimensions)(const OrtTensorTypeAndShapeInfo*, int64_t*, size_t);
   void* gap63[2];
   OrtStatus* (*GetTensorTypeAndShape)(const OrtValue*, OrtTensorTypeAndShapeInfo**); /* 65 */

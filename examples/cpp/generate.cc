@@ -29,10 +29,11 @@ Ort::Session open_session(const Ort::Env& env, const std::filesystem::path& mode
 // Batch 1, and no tokens yet.
 Ort::Value empty_past(const Ort::Session& session, size_t index, OrtAllocator* allocator) {
   const Ort::TypeInfo type = session.GetInputTypeInfo(index);
-  std::vector<int64_t> shape = type.GetTensorTypeAndShapeInfo().GetShape();
+  const auto info = type.GetTensorTypeAndShapeInfo();
+  std::vector<int64_t> shape = info.GetShape();
   shape[0] = 1;
   shape[2] = 0;
-  return Ort::Value::CreateTensor<float>(allocator, shape.data(), shape.size());
+  return Ort::Value::CreateTensor(allocator, shape.data(), shape.size(), info.GetElementType());  // float or int8
 }
 
 class Decoder {

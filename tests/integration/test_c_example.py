@@ -12,7 +12,7 @@ import onnxruntime
 import pytest
 from conftest import ROOT
 
-from prosparse_export import load
+from prosparse_export import ExportOptions, export_model, load
 from prosparse_export.artifact.libraries import library_in_artifact
 from prosparse_export.artifact.platforms import this_platform
 
@@ -38,16 +38,26 @@ def run(demo_artifact: Path, runtime: Path, tmp_path_factory: pytest.TempPathFac
     flags = ["-std=c11", "-O2", "-Wall", "-Wextra", "-Werror"]
     subprocess.run(["cc", *flags, str(ROOT / "examples/c/generate.c"), "-o", str(program), "-ldl"], check=True)
 
-    def run(library: Path, *more: str) -> subprocess.CompletedProcess[str]:
-        words = [str(runtime), str(demo_artifact), str(library), str(COUNT), *map(str, PROMPT), *more]
+    def run(library: Path, *more: str, artifact: Path = demo_artifact) -> subprocess.CompletedProcess[str]:
+        words = [str(runtime), str(artifact), str(library), str(COUNT), *map(str, PROMPT), *more]
         return subprocess.run([str(program), *words], capture_output=True, text=True, check=False)
 
     return run
 
 
+def tokens(artifact: Path) -> list[int]:
+    return [int(step[0]) for step in load(artifact).stream([PROMPT], max_new_tokens=COUNT)]
+
+
 @pytest.fixture(scope="module")
 def expected(demo_artifact: Path) -> list[int]:
-    return [int(step[0]) for step in load(demo_artifact).stream([PROMPT], max_new_tokens=COUNT)]
+    return tokens(demo_artifact)
+
+
+@pytest.fixture(scope="module")
+def in_8_bits(demo_folder: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    options = ExportOptions(kv_cache="i8-token")
+    return export_model(demo_folder, tmp_path_factory.mktemp("token") / "m.onnx", options).path
 
 
 def test_the_artifacts_library(run: Run, demo_artifact: Path, expected: list[int]) -> None:
@@ -55,6 +65,12 @@ def test_the_artifacts_library(run: Run, demo_artifact: Path, expected: list[int
     assert done.returncode == 0, done.stderr
     assert [*map(int, done.stdout.split())] == expected
     assert done.stderr == ""
+
+
+def test_a_cache_in_8_bits(run: Run, in_8_bits: Path) -> None:
+    done = run(in_8_bits.parent / library_in_artifact(this_platform()), "--require-library", artifact=in_8_bits)
+    assert done.returncode == 0, done.stderr
+    assert [*map(int, done.stdout.split())] == tokens(in_8_bits)
 
 
 @pytest.mark.parametrize("problem", ["missing", "another processor's", "damaged"])
@@ -80,7 +96,12 @@ def test_a_library_that_cannot_be_used(
 
 
 def test_cpp(
-    demo_artifact: Path, runtime: Path, onnxruntime_headers: Path, expected: list[int], tmp_path: Path
+    demo_artifact: Path,
+    in_8_bits: Path,
+    runtime: Path,
+    onnxruntime_headers: Path,
+    expected: list[int],
+    tmp_path: Path,
 ) -> None:
     (tmp_path / "libonnxruntime.so.1").symlink_to(runtime)  # the name that programs look for
     program = tmp_path / "generate"
@@ -89,14 +110,17 @@ def test_cpp(
     command = ["c++", *flags, source, str(runtime), f"-Wl,-rpath,{tmp_path}", "-o", str(program)]
     subprocess.run(command, check=True)
 
-    def run(library: object) -> subprocess.CompletedProcess[str]:
-        words = [str(demo_artifact), str(library), str(COUNT), *map(str, PROMPT)]
+    def run(library: object, artifact: Path = demo_artifact) -> subprocess.CompletedProcess[str]:
+        words = [str(artifact), str(library), str(COUNT), *map(str, PROMPT)]
         return subprocess.run([str(program), *words], capture_output=True, text=True, check=False)
 
     for library in (demo_artifact.parent / library_in_artifact(this_platform()), "-"):
         done = run(library)
         assert (done.returncode, done.stderr) == (0, "")
         assert [*map(int, done.stdout.split())] == expected
+    done = run(in_8_bits.parent / library_in_artifact(this_platform()), in_8_bits)
+    assert (done.returncode, done.stderr) == (0, "")
+    assert [*map(int, done.stdout.split())] == tokens(in_8_bits)
     done = run(tmp_path / "none")
     assert (done.returncode, done.stdout) == (1, "")
     assert done.stderr.startswith("error: ")
