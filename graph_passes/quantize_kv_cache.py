@@ -86,7 +86,7 @@ def _rotated(node: ir.Node, head_dim: int) -> int:
     value, width = node.inputs[1], head_dim
     while value is not None and (producer := value.producer()) is not None:
         if producer.op_type == "RotaryEmbedding":
-            return width
+            return producer.attributes.get_int("rotary_embedding_dim", 0) or width
         if producer.op_type == "Reshape":  # to [batch, tokens, heads, width] after RoPE on part of a head
             shape = ir.convenience.get_const_tensor(producer.inputs[1]) if producer.inputs[1] is not None else None
             width = int(shape.numpy()[-1]) if shape is not None and len(shape.numpy()) == 4 else width

@@ -97,7 +97,7 @@ def test_compensated_rounding_passes_validation(weights: FfnFormat, demo_folder:
     result = export_model(demo_folder, tmp_path / "out" / "m.onnx", options)
     rounding = result.manifest.rounding
     assert rounding is not None
-    assert "model.layers.1.mlp.down_proj" in rounding.compensated
+    assert any(name.endswith("down_proj") for name in rounding.compensated)
     assert {cost.format for cost in rounding.costs} == {weights, "i8"}
     size = sum(record.bytes for record in result.manifest.files.values())
     assert size <= 4_300_000
