@@ -8,12 +8,6 @@
 namespace prosparse {
 namespace {
 
-LeftOut left_out(const Scratch& scratch, size_t count) {
-  LeftOut tokens;
-  for (size_t t = 0; t < count; ++t) tokens[t] = scratch.needs_fallback[t].load(std::memory_order_relaxed);
-  return tokens;
-}
-
 // Tokens out of range are zeros here; the exact kernels compute them. `rows`: DotTokens::rows too.
 DotTokens to_bytes(const DotKernels& run, const float* x, size_t count, size_t cols, bool rows,
                    const Parallel& parallel, Scratch& scratch) {
@@ -113,12 +107,14 @@ void run_exact_down(const FormatKernels& run, const Ffn& ffn, const Hidden& hidd
   });
 }
 
-void run_batch(const Kernels& kernels, const Ffn& ffn, const float* x, size_t count, float* y, const Parallel& parallel,
-               Scratch& scratch) {
+}  // namespace
+
+void run_dot_batch(const Kernels& kernels, const Ffn& ffn, const float* x, size_t count, float* y,
+                   const Parallel& parallel, Scratch& scratch) {
   const FormatKernels& down = kernels.of[static_cast<size_t>(ffn.down.format)];
   const DotTokens tokens =
       to_bytes(dot_kernels(kernels, ffn.gate.format), x, count, ffn.d_model, ffn.gated, parallel, scratch);
-  const LeftOut others = left_out(scratch, count);
+  const LeftOut others = scratch.left_out(count);
   Hidden hidden = make_hidden(ffn, down.dot.tile_rows, count, scratch);
   const size_t floats = dot_work_floats(count);
   float* const work = scratch.a.get<float>(kPieces * floats);
@@ -135,41 +131,14 @@ void run_batch(const Kernels& kernels, const Ffn& ffn, const float* x, size_t co
   }
 }
 
-}  // namespace
-
-void run_dot_ffn(const Kernels& kernels, const Ffn& ffn, const float* x, size_t tokens, float* y,
-                 const Parallel& parallel, Scratch& scratch) {
-  for (size_t first = 0; first < tokens; first += kMaxDotTokens) {
-    const size_t count = std::min(kMaxDotTokens, tokens - first), at = first * ffn.d_model;
-    run_batch(kernels, ffn, x + at, count, y + at, parallel, scratch);
-    const LeftOut others = left_out(scratch, count);  // scratch is used again below
-    for (size_t t = 0; t < count && others.any(); ++t) {
-      const size_t own = at + t * ffn.d_model;
-      if (others[t]) run_ffn(kernels, ffn, x + own, 1, y + own, parallel, scratch);
-    }
-  }
-}
-
-void run_dot_linear(const Kernels& kernels, const Panels& w, const float* x, size_t tokens, size_t cols, float* y,
-                    const Parallel& parallel, Scratch& scratch) {
+void multiply_dot_batch(const Kernels& kernels, const Panels& w, const float* x, size_t count, size_t cols, float* z,
+                        size_t z_stride, const Parallel& parallel, Scratch& scratch) {
   const DotKernels& run = dot_kernels(kernels, w.format);
-  const size_t padded = w.count() * kLanes;
-  float* const z = padded != w.rows ? scratch.z.get<float>(std::min(tokens, kMaxDotTokens) * padded) : nullptr;
-  for (size_t first = 0; first < tokens; first += kMaxDotTokens) {
-    const size_t count = std::min(kMaxDotTokens, tokens - first);
-    const float* const in = x + first * cols;
-    float *const out = y + first * w.rows, *const rows = z != nullptr ? z : out;
-    const DotTokens prepared = to_bytes(run, in, count, cols, false, parallel, scratch);
-    parallel_for(parallel, kPieces, [&](size_t i) {
-      const Range panels = piece(w.count(), kPieces, i, 2);
-      run.multiply(w, panels.begin, panels.end, prepared, rows + panels.begin * kLanes, padded);
-    });
-    for (size_t t = 0; t < count && z != nullptr; ++t) std::copy_n(z + t * padded, w.rows, out + t * w.rows);
-    const LeftOut others = left_out(scratch, count);
-    for (size_t t = 0; t < count && others.any(); ++t) {
-      if (others[t]) run_linear(kernels, w, in + t * cols, 1, cols, out + t * w.rows, parallel, scratch);
-    }
-  }
+  const DotTokens prepared = to_bytes(run, x, count, cols, false, parallel, scratch);
+  parallel_for(parallel, kPieces, [&](size_t i) {
+    const Range panels = piece(w.count(), kPieces, i, 2);
+    run.multiply(w, panels.begin, panels.end, prepared, z + panels.begin * kLanes, z_stride);
+  });
 }
 
 }  // namespace prosparse

@@ -1,4 +1,5 @@
-// The operators at accuracy level 4 by DotKernels.
+// The operators at accuracy level 4 by DotKernels, for up to kBatchTokens tokens. Those out of range are marked in
+// scratch.needs_fallback, and their results are left undefined.
 #ifndef PROSPARSE_DOT_FFN_H_
 #define PROSPARSE_DOT_FFN_H_
 
@@ -6,13 +7,17 @@
 
 namespace prosparse {
 
-// As run_rounded_ffn, where DotKernels has its kernels and takes so many tokens.
-void run_dot_ffn(const Kernels& kernels, const Ffn& ffn, const float* x, size_t tokens, float* y,
-                 const Parallel& parallel, Scratch& scratch);
+inline const DotKernels& dot_kernels(const Kernels& kernels, Format format) {
+  return kernels.of[static_cast<size_t>(format)].dot;
+}
 
-// As run_linear, where DotKernels takes so many tokens.
-void run_dot_linear(const Kernels& kernels, const Panels& w, const float* x, size_t tokens, size_t cols, float* y,
-                    const Parallel& parallel, Scratch& scratch);
+// y: [count][d_model].
+void run_dot_batch(const Kernels& kernels, const Ffn& ffn, const float* x, size_t count, float* y,
+                   const Parallel& parallel, Scratch& scratch);
+
+// z[t * z_stride + r]; z has room for whole panels.
+void multiply_dot_batch(const Kernels& kernels, const Panels& w, const float* x, size_t count, size_t cols, float* z,
+                        size_t z_stride, const Parallel& parallel, Scratch& scratch);
 
 }  // namespace prosparse
 

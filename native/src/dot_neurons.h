@@ -2,18 +2,11 @@
 #ifndef PROSPARSE_DOT_NEURONS_H_
 #define PROSPARSE_DOT_NEURONS_H_
 
-#include <bitset>
-
-#include "ffn.h"
+#include "dot_ffn.h"
 
 namespace prosparse {
 
 constexpr size_t kDotBlock = 192;  // neurons at a time, so that their activations stay in the L2 cache
-using LeftOut = std::bitset<kMaxDotTokens>;
-
-inline const DotKernels& dot_kernels(const Kernels& kernels, Format format) {
-  return kernels.of[static_cast<size_t>(format)].dot;
-}
 
 // down_proj's input of a piece of neurons, which follows tile after tile.
 struct DotPiece {

@@ -1,10 +1,8 @@
 #include "rounded_ffn.h"
 
 #include <algorithm>
-#include <bitset>
 
 #include "dot_ffn.h"
-#include "dot_neurons.h"
 #include "quantize_activations.h"
 #include "silu.h"
 
@@ -12,7 +10,6 @@ namespace prosparse {
 namespace {
 
 constexpr size_t kPair = 2 * kLanes;  // rows of a step of down_proj
-using LeftOut = std::bitset<kMaxBf16Tokens>;
 
 const RoundedKernels& rounded(const Kernels& kernels, Format format) {
   return kernels.of[static_cast<size_t>(format)].rounded;
@@ -131,65 +128,72 @@ void run_batch(const Kernels& kernels, const Ffn& ffn, const float* x, size_t co
   });
 }
 
-LeftOut left_out(const Scratch& scratch, size_t count) {
-  LeftOut tokens;
-  for (size_t t = 0; t < count; ++t) tokens[t] = scratch.needs_fallback[t].load(std::memory_order_relaxed);
-  return tokens;
+// z[t * z_stride + r] of up to kBatchTokens tokens by tiles.
+void multiply_batch(const Kernels& kernels, const Panels& w, const float* x, size_t count, size_t cols, float* z,
+                    size_t z_stride, const Parallel& parallel, Scratch& scratch) {
+  const RoundedKernels& run = rounded(kernels, w.format);
+  const Bf16Tokens prepared = to_tiles(run, x, count, cols, false, parallel, scratch);
+  parallel_for(parallel, kPieces, [&](size_t i) {
+    const Range panels = piece(w.count(), kPieces, i, 2);
+    run.linear(w, panels.begin, panels.end, prepared, z, z_stride);
+  });
 }
 
-bool takes(size_t least, size_t tokens) { return least != 0 && tokens >= least; }
+// The functions for a batch: by tiles, by byte dot products, or null where the exact kernels serve.
+struct Batches {
+  decltype(&run_batch) ffn;
+  decltype(&multiply_batch) linear;
+};
 
-bool takes_rounded(const Kernels& kernels, Format format, size_t tokens) {
-  return takes(rounded(kernels, format).tokens, tokens);
+Batches batches(const Kernels& kernels, Format format, size_t tokens) {
+  const auto takes = [&](size_t least) { return least != 0 && tokens >= least; };
+  if (takes(rounded(kernels, format).tokens)) return {run_batch, multiply_batch};
+  if (takes(dot_kernels(kernels, format).tokens)) return {run_dot_batch, multiply_dot_batch};
+  return {nullptr, nullptr};
 }
 
-bool takes_dot(const Kernels& kernels, Format format, size_t tokens) {
-  return takes(dot_kernels(kernels, format).tokens, tokens);
+// batch(first, count) for all tokens, then alone(token) for those that it left out.
+template <class Batch, class Alone>
+void in_batches(size_t tokens, const Scratch& scratch, const Batch& batch, const Alone& alone) {
+  for (size_t first = 0; first < tokens; first += kBatchTokens) {
+    const size_t count = std::min(kBatchTokens, tokens - first);
+    batch(first, count);
+    const LeftOut others = scratch.left_out(count);  // `alone` uses scratch again
+    for (size_t t = 0; t < count && others.any(); ++t) {
+      if (others[t]) alone(first + t);
+    }
+  }
 }
 
 }  // namespace
 
 void run_rounded_ffn(const Kernels& kernels, const Ffn& ffn, const float* x, size_t tokens, float* y,
                      const Parallel& parallel, Scratch& scratch) {
-  if (!takes_rounded(kernels, ffn.gate.format, tokens)) {
-    const auto run = takes_dot(kernels, ffn.gate.format, tokens) ? run_dot_ffn : run_ffn;
-    return run(kernels, ffn, x, tokens, y, parallel, scratch);
-  }
-  for (size_t first = 0; first < tokens; first += kMaxBf16Tokens) {
-    const size_t count = std::min(kMaxBf16Tokens, tokens - first), at = first * ffn.d_model;
-    run_batch(kernels, ffn, x + at, count, y + at, parallel, scratch);
-    const LeftOut others = left_out(scratch, count);
-    for (size_t t = 0; t < count && others.any(); ++t) {
-      const size_t own = at + t * ffn.d_model;
-      if (others[t]) run_ffn(kernels, ffn, x + own, 1, y + own, parallel, scratch);
-    }
-  }
+  const auto run = batches(kernels, ffn.gate.format, tokens).ffn;
+  if (run == nullptr) return run_ffn(kernels, ffn, x, tokens, y, parallel, scratch);
+  const size_t width = ffn.d_model;
+  in_batches(
+      tokens, scratch,
+      [&](size_t first, size_t count) {
+        run(kernels, ffn, x + first * width, count, y + first * width, parallel, scratch);
+      },
+      [&](size_t t) { run_ffn(kernels, ffn, x + t * width, 1, y + t * width, parallel, scratch); });
 }
 
 void run_rounded_linear(const Kernels& kernels, const Panels& w, const float* x, size_t tokens, size_t cols, float* y,
                         const Parallel& parallel, Scratch& scratch) {
-  if (!takes_rounded(kernels, w.format, tokens)) {
-    const auto run = takes_dot(kernels, w.format, tokens) ? run_dot_linear : run_linear;
-    return run(kernels, w, x, tokens, cols, y, parallel, scratch);
-  }
-  const RoundedKernels& run = rounded(kernels, w.format);
+  const auto run = batches(kernels, w.format, tokens).linear;
+  if (run == nullptr) return run_linear(kernels, w, x, tokens, cols, y, parallel, scratch);
   const size_t padded = w.count() * kLanes;
-  float* const z = padded != w.rows ? scratch.z.get<float>(std::min(tokens, kMaxBf16Tokens) * padded) : nullptr;
-  for (size_t first = 0; first < tokens; first += kMaxBf16Tokens) {
-    const size_t count = std::min(kMaxBf16Tokens, tokens - first);
-    const float* const in = x + first * cols;
-    float* const out = y + first * w.rows;
-    const Bf16Tokens prepared = to_tiles(run, in, count, cols, false, parallel, scratch);
-    parallel_for(parallel, kPieces, [&](size_t i) {
-      const Range panels = piece(w.count(), kPieces, i, 2);
-      run.linear(w, panels.begin, panels.end, prepared, z != nullptr ? z : out, padded);
-    });
-    for (size_t t = 0; t < count && z != nullptr; ++t) std::copy_n(z + t * padded, w.rows, out + t * w.rows);
-    const LeftOut others = left_out(scratch, count);
-    for (size_t t = 0; t < count && others.any(); ++t) {
-      if (others[t]) run_linear(kernels, w, in + t * cols, 1, cols, out + t * w.rows, parallel, scratch);
-    }
-  }
+  float* const z = padded != w.rows ? scratch.z.get<float>(std::min(tokens, kBatchTokens) * padded) : nullptr;
+  in_batches(
+      tokens, scratch,
+      [&](size_t first, size_t count) {
+        float* const out = y + first * w.rows;
+        run(kernels, w, x + first * cols, count, cols, z != nullptr ? z : out, padded, parallel, scratch);
+        for (size_t t = 0; t < count && z != nullptr; ++t) std::copy_n(z + t * padded, w.rows, out + t * w.rows);
+      },
+      [&](size_t t) { run_linear(kernels, w, x + t * cols, 1, cols, y + t * w.rows, parallel, scratch); });
 }
 
 }  // namespace prosparse

@@ -25,6 +25,12 @@ void Scratch::count_threads() {
   threads = std::max(threads, static_cast<size_t>(std::unique(ran_on, ran_on + kPieces) - ran_on));
 }
 
+LeftOut Scratch::left_out(size_t count) const {
+  LeftOut tokens;
+  for (size_t t = 0; t < count; ++t) tokens[t] = needs_fallback[t].load(std::memory_order_relaxed);
+  return tokens;
+}
+
 std::shared_ptr<ScratchPool> ScratchPool::shared() {
   static std::mutex mutex;
   static std::weak_ptr<ScratchPool> current;

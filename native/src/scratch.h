@@ -3,6 +3,7 @@
 #define PROSPARSE_SCRATCH_H_
 
 #include <atomic>
+#include <bitset>
 #include <memory>
 #include <mutex>
 #include <thread>
@@ -13,7 +14,8 @@
 namespace prosparse {
 
 constexpr size_t kBatchTokens = 128;  // tokens that share one pass over the weights
-static_assert(kBatchTokens <= kMaxBf16x3Tokens);
+static_assert(kBatchTokens <= kMaxBf16x3Tokens && kBatchTokens <= kMaxBf16Tokens && kBatchTokens <= kMaxDotTokens);
+using LeftOut = std::bitset<kBatchTokens>;
 constexpr size_t kPieces = 16;  // parts that gate_proj is cut into
 
 // Aligned memory that grows and is not cleared: pages that no call needs are never touched.
@@ -46,6 +48,9 @@ struct Scratch {
 
   // Updates threads from ran_on.
   void count_threads();
+
+  // Which of the first `count` tokens need the fallback.
+  LeftOut left_out(size_t count) const;
 };
 
 // Keeps the scratch of finished calls. Each concurrent call holds its own.

@@ -1,4 +1,4 @@
-// Accuracy level 4 (docs/reference/operators.md) by sums of four products of bytes.
+// Accuracy level 4 (docs/reference/operators.md) by dot products of four bytes.
 #ifndef PROSPARSE_DOT_KERNELS_H_
 #define PROSPARSE_DOT_KERNELS_H_
 
@@ -13,7 +13,7 @@ struct DotTokens {
   size_t count, group, groups;  // groups: of columns
   const int8_t* q;              // of each `group` tokens: [groups][8][tokens][4], columns 4i, 4i + 2, 4i + 1, 4i + 3
   const float* scale;           // [groups][tokens]
-  const int32_t* start;         // [groups][tokens]: what the sums of products begin with, for the weights' offset
+  const int32_t* start;         // [groups][tokens]: what the dot products begin with, for the weights' offset
   const uint8_t* rows;          // [count][row_bytes]: each token by itself, as to_bytes leaves them; FFNs only
   size_t row_bytes;
 };
@@ -48,7 +48,7 @@ struct DotHidden {
 // Accuracy level 4 where there are no tiles of registers. Null where the exact kernels serve for it.
 //
 // Error: activations are rounded to bytes, by up to half of max|x| / 127 over the group, and multiplied by integers, so
-// the bound of float formats and that times |w| for each product. `down` as RoundedKernels.
+// the bound of float formats and that times |w| for each multiplication. `down` as RoundedKernels.
 struct DotKernels {
   size_t tokens;  // from which they are used; 0: never
   size_t group;   // the most tokens that are interleaved
@@ -62,7 +62,7 @@ struct DotKernels {
   // values[i] = bias + sum over c of w[rows[slots[i]]][c] * x[c], for every token's list. No other rows are read.
   void (*up)(const Rows& w, const DotTokens& x, const int32_t* rows, const DotList* lists);
 
-  // With sums of two products of bfloat16; else scatter_axpy serves.
+  // With dot products of two bfloat16; else scatter_axpy serves.
 
   size_t tile_rows;
   // y[t * y_stride + j] = bias[j] + sum over h's neurons, for columns [first, last), in units of kPadColumns. sums:
