@@ -88,8 +88,9 @@ def _rotated(node: ir.Node, head_dim: int) -> int:
         if producer.op_type == "RotaryEmbedding":
             return producer.attributes.get_int("rotary_embedding_dim", 0) or width
         if producer.op_type == "Reshape":  # to [batch, tokens, heads, width] after RoPE on part of a head
-            shape = ir.convenience.get_const_tensor(producer.inputs[1]) if producer.inputs[1] is not None else None
-            width = int(shape.numpy()[-1]) if shape is not None and len(shape.numpy()) == 4 else width
+            shape = ir.convenience.get_const_tensor(producer.inputs[1])  # type: ignore[arg-type]  # not optional
+            if shape is not None and shape.size == 4 and shape.numpy()[-1] > 0:
+                width = int(shape.numpy()[-1])
         if producer.op_type == "MatMul" or producer.domain == DOMAIN:  # the projection
             return 0
         value = producer.inputs[0]

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import shutil
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -11,6 +10,7 @@ import onnx_ir as ir
 import pytest
 import torch
 import transformers as hf
+from support.random_models import SIZES, save_with_tokenizer
 
 from graph_passes.quantize_kv_cache import rotated_dims
 from prosparse_export import export_model
@@ -20,18 +20,8 @@ from prosparse_export.validation import ValidationOptions, validate
 pytestmark = pytest.mark.integration
 OPTIONS = ValidationOptions(tokens=128, context=64, greedy=8, step_tokens=16)
 HEAD_DIM = 16
-SIZES: dict[str, Any] = {
-    "vocab_size": 4096,
-    "hidden_size": 64,
-    "num_hidden_layers": 2,
-    "num_attention_heads": 4,
-    "intermediate_size": 64,
-    "max_position_embeddings": 128,
-    "pad_token_id": 0,
-    "bos_token_id": 1,
-    "eos_token_id": 2,
-}
-GROUPED = {**SIZES, "num_key_value_heads": 2, "head_dim": HEAD_DIM}
+WIDTHS = {**SIZES, "hidden_size": 64, "num_hidden_layers": 2, "intermediate_size": 64}
+GROUPED = {**WIDTHS, "num_key_value_heads": 2, "head_dim": HEAD_DIM}
 GEMMA = {**GROUPED, "hidden_activation": "relu", "sliding_window": 16}
 MODELS: dict[str, tuple[Callable[[], hf.PreTrainedModel], int]] = {  # and the elements of a head that RoPE rotates
     "window": (
@@ -44,7 +34,7 @@ MODELS: dict[str, tuple[Callable[[], hf.PreTrainedModel], int]] = {  # and the e
         HEAD_DIM,
     ),
     "partial": (
-        lambda: hf.GPTNeoXForCausalLM(hf.GPTNeoXConfig(**SIZES, hidden_act="relu", rotary_pct=0.5)),
+        lambda: hf.GPTNeoXForCausalLM(hf.GPTNeoXConfig(**WIDTHS, hidden_act="relu", rotary_pct=0.5)),
         HEAD_DIM // 2,
     ),
 }
@@ -57,12 +47,7 @@ def model(
     folder = tmp_path_factory.mktemp("model")
     torch.manual_seed(0)
     build, rotated = MODELS[request.param]
-    own = build()
-    for name, parameter in own.named_parameters():
-        torch.nn.init.normal_(parameter, mean=1.0 if "norm" in name and "weight" in name else 0.0, std=0.2)
-    own.save_pretrained(folder)
-    for file in demo_folder.glob("token*"):
-        shutil.copy(file, folder)
+    save_with_tokenizer(build(), folder, demo_folder)
     return folder, rotated
 
 

@@ -121,3 +121,20 @@ def test_a_dense_model_is_checked_with_the_library(
         assert not result.rewritten
         assert checked.pop() == bool(result.manifest.operators)
     assert any("Linear" in name for name in require_manifest(tmp_path / "i8" / "m.onnx").operators)
+
+
+@pytest.mark.parametrize(
+    ("weights", "text", "warns"), [("nl4", "The demo. " * 20, True), ("i8", "The demo. " * 20, False)]
+)
+def test_a_text_too_short_for_compensation_is_named(
+    weights: FfnFormat, text: str, warns: bool, demo_folder: Path, tmp_path: Path
+) -> None:
+    (tmp_path / "short.txt").write_text(text, encoding="utf-8")
+    options = ExportOptions(weights=weights, profile_texts=(tmp_path / "short.txt",))
+    result = export_model(demo_folder, tmp_path / "out" / "m.onnx", options)
+    expected = "profile text: expected at least 256 tokens for compensated rounding, got "
+    assert [line.startswith(expected) and line.endswith("rounded to nearest") for line in result.warnings] == [
+        True
+    ] * warns
+    assert result.manifest.rounding is not None
+    assert not result.manifest.rounding.compensated

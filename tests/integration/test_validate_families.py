@@ -17,6 +17,7 @@ import transformers as hf
 from click.testing import CliRunner
 from onnx import helper
 from support.mutations import changed
+from support.random_models import SIZES, save_with_tokenizer
 
 from prosparse_export import export_model
 from prosparse_export.analysis.ffn_nodes import ffn_nodes
@@ -33,26 +34,17 @@ from prosparse_models.loading.tokenizer import load_tokenizer
 pytestmark = pytest.mark.integration
 OPTIONS = ValidationOptions(tokens=128, context=64, greedy=8, step_tokens=16, explain=True)
 LAYER = 1
-SIZES: dict[str, Any] = {
-    "vocab_size": 4096,
-    "hidden_size": 32,
-    "num_hidden_layers": 3,
-    "num_attention_heads": 4,
-    "max_position_embeddings": 128,
-    "pad_token_id": 0,
-    "bos_token_id": 1,
-    "eos_token_id": 2,
-}
-GROUPED = {**SIZES, "intermediate_size": 64, "num_key_value_heads": 2, "head_dim": 8, "hidden_act": "relu"}
+WIDTHS = {**SIZES, "hidden_size": 32, "num_hidden_layers": 3}
+GROUPED = {**WIDTHS, "intermediate_size": 64, "num_key_value_heads": 2, "head_dim": 8, "hidden_act": "relu"}
 FALCON = {
-    **SIZES,
+    **WIDTHS,
     "ffn_hidden_size": 64,
     "activation": "relu",
     "alibi": False,
     "new_decoder_architecture": True,
     "num_kv_heads": 2,
 }
-OPT = {**SIZES, "ffn_dim": 64, "activation_function": "relu", "word_embed_proj_dim": 16, "do_layer_norm_before": False}
+OPT = {**WIDTHS, "ffn_dim": 64, "activation_function": "relu", "word_embed_proj_dim": 16, "do_layer_norm_before": False}
 MODELS: dict[str, Callable[[], hf.PreTrainedModel]] = {
     "parallel attention": lambda: hf.FalconForCausalLM(hf.FalconConfig(**FALCON)),
     "sliding window": lambda: hf.MistralForCausalLM(hf.MistralConfig(**GROUPED, sliding_window=16)),
@@ -68,12 +60,7 @@ def exported(
 ) -> tuple[Path, Path]:
     folder = tmp_path_factory.mktemp("model")
     torch.manual_seed(0)
-    model = MODELS[request.param]()
-    for name, parameter in model.named_parameters():
-        torch.nn.init.normal_(parameter, mean=1.0 if "norm" in name and "weight" in name else 0.0, std=0.2)
-    model.save_pretrained(folder)
-    for file in demo_folder.glob("token*"):
-        shutil.copy(file, folder)
+    save_with_tokenizer(MODELS[request.param](), folder, demo_folder)
     if request.param == "threshold":
         config = json.loads((folder / "config.json").read_text())
         (folder / "config.json").write_text(json.dumps({**config, "hidden_act": "fatrelu", "hidden_act_param": 0.01}))
