@@ -55,6 +55,7 @@ _ROUNDS, _STEPS = 7, 24
     help="With --engines: NAME: OPTIONS of an export. Repeatable.  [default: i8, i4, and nl4, without --artifact]",
 )
 @click.option("--artifact", "artifacts", multiple=True, help="With --engines: NAME: PATH of an artifact. Repeatable.")
+@click.option("--matmulnbits", is_flag=True, help="With --engines: also run the exports' weights in MatMulNBits.")
 @click.option("--threads", default=1, show_default=True)
 @click.option("--decode/--no-decode", default=True, show_default=True, help="Also time decode.")
 @click.option("-o", "--output", type=click.Path(path_type=Path), help="Write the results as JSON.")
@@ -70,6 +71,7 @@ def main(
     window: int,
     exports: tuple[str, ...],
     artifacts: tuple[str, ...],
+    matmulnbits: bool,
     threads: int,
     decode: bool,
     output: Path | None,
@@ -84,7 +86,7 @@ def main(
             exports = ("i8: --weights i8", "i4: --weights i4", "nl4: --weights nl4")
         found = [
             {"model": str(model), "rows": compare_engines(model, text_files, windows, window, candidates)}
-            for candidates in [Candidates(exports, artifacts, threads)]
+            for candidates in [Candidates(exports, artifacts, matmulnbits, threads)]
             for model in models
         ]
         _write(output, found)

@@ -37,11 +37,13 @@ class Candidates:
     Attributes:
         exports: "NAME: OPTIONS" of exports to make.
         artifacts: "NAME: PATH" of artifacts.
+        matmulnbits: also run the exports' weights in onnxruntime's MatMulNBits, at accuracy levels 0 and 4.
         threads: intra-op threads.
     """
 
     exports: tuple[str, ...]
     artifacts: tuple[str, ...]
+    matmulnbits: bool
     threads: int
 
 
@@ -87,6 +89,8 @@ def _runs(model: Path, domains: Domains, work: Path, candidates: Candidates) -> 
         folder = work / f"export-{name}"
         _export([str(model), str(folder / "m.onnx"), *shlex.split(options)])
         yield _ours(name, folder / "m.onnx", domains, threads)
+        if candidates.matmulnbits:
+            yield from _matmulnbits(name, folder, domains, threads)
     if all(domain.windows.shape[1] <= _LLAMA_TOKENS for domain in domains.domains):
         yield from _llama_cpp(model, domains, work, threads)
     else:
@@ -107,6 +111,16 @@ def _ours(name: str, path: Path, domains: Domains, threads: int) -> tuple[str, i
         return artifact.forward(ids[None], np.ones((1, len(ids)), np.int64))[0][0]
 
     return f"ours, {name}", size, domains.figures(name, logits)
+
+
+def _matmulnbits(name: str, exported: Path, domains: Domains, threads: int) -> Runs:
+    """Yield MatMulNBits with the weights of an export; down_proj of a sparse FFN is quantized again, along d_ff."""
+    from engines.onnxruntime_dense import write_dense
+
+    for level in (0, 4):
+        path = write_dense(exported / "m.onnx", exported / f"matmulnbits-{level}", level)
+        _, size, figures = _ours(name, path, domains, threads)
+        yield f"MatMulNBits, {name}, accuracy level {level}", size, figures
 
 
 def _llama_cpp(model: Path, domains: Domains, work: Path, threads: int) -> Runs:

@@ -3,6 +3,7 @@
     python benchmarks/serving.py out/tl-i4/m.onnx --llama-server PATH --gguf out/engines/tl/Q4_0.gguf \
         --genai out/engines/tl/ort-i4 --clients 1 --clients 4 --clients 16
 
+Several artifacts are served beside each other, named by their folders; ratios are those of the first.
 llama-server is part of llama.cpp; llama-cpp-python's source package has its sources
 (cmake -S vendor/llama.cpp -B build -DLLAMA_USE_PREBUILT_UI=OFF -DLLAMA_OPENSSL=OFF; cmake --build build --target
 llama-server). Every server starts once and stays; rounds take turns. Prompts and answers have fixed lengths.
@@ -62,7 +63,7 @@ def free_port() -> int:
 
 
 @click.command(help=help_text(__doc__))
-@click.argument("onnx_file", type=click.Path(path_type=Path))
+@click.argument("onnx_files", metavar="ONNX_FILE...", nargs=-1, required=True, type=click.Path(path_type=Path))
 @click.option("--llama-server", type=click.Path(exists=True, path_type=Path))
 @click.option("--gguf", type=click.Path(exists=True, path_type=Path))
 @click.option("--genai", type=click.Path(exists=True, path_type=Path), help="A folder with genai_config.json.")
@@ -75,7 +76,7 @@ def free_port() -> int:
 @click.option("--threads", type=int, default=2, show_default=True)
 @click.option("--json", "json_file", type=click.Path(path_type=Path))
 def main(
-    onnx_file: Path,
+    onnx_files: tuple[Path, ...],
     llama_server: Path | None,
     gguf: Path | None,
     genai: Path | None,
@@ -90,10 +91,13 @@ def main(
 ) -> None:
     """Run the benchmark."""
     rows = max(clients)
-    ids = np.asarray(require_tokenizer(onnx_file.parent).encode(default_text()).ids, np.int64)
+    ids = np.asarray(require_tokenizer(onnx_files[0].parent).encode(default_text()).ids, np.int64)
     with contextlib.ExitStack() as stack:
         options = ["--threads", str(threads), "--max-batch", str(rows), "--context", "512", "--prefix-cache", "0"]
-        urls = {"ours": stack.enter_context(launched(onnx_file, options))}
+        names = ["ours"] if len(onnx_files) == 1 else [file.parent.name for file in onnx_files]
+        urls = {
+            name: stack.enter_context(launched(file, options)) for name, file in zip(names, onnx_files, strict=True)
+        }
         if llama_server and gguf:
             port = free_port()
             command = [str(llama_server), "-m", str(gguf), "--port", str(port), "-t", str(threads), "-np", str(rows)]
@@ -121,7 +125,7 @@ def main(
 
 
 def show(points: dict[tuple[str, int], list[Point]], names: list[str], clients: tuple[int, ...]) -> None:
-    """Print medians over rounds, and ratios to ours paired by round."""
+    """Print medians over rounds, and the first server's throughput over each other's, paired by round."""
     for count in clients:
         for name in names:
             run = points[name, count]
@@ -131,8 +135,8 @@ def show(points: dict[tuple[str, int], list[Point]], names: list[str], clients: 
             line = f"{count:3} clients {name:10} {np.median(rates):7.1f} tokens/s"
             line += f", p95: first token {first:6.0f} ms, between tokens {between:5.0f} ms"
             if name != names[0]:
-                ours = [point.tokens_per_second for point in points[names[0], count]]
-                line += f", ours/{name} {paired_ratio(ours, rates)}"
+                first_rates = [point.tokens_per_second for point in points[names[0], count]]
+                line += f", {names[0]}/{name} {paired_ratio(first_rates, rates)}"
             click.echo(line)
 
 

@@ -1,6 +1,7 @@
 """A server under load for minutes: clients that leave in mid-stream, bad requests, and every text compared.
 
     python benchmarks/soak.py out/demo/demo.onnx --minutes 10 --clients 16
+    python benchmarks/soak.py out/demo/demo.onnx --minutes 1 --url http://127.0.0.1:8000   # a server that runs
 
 Texts are compared with `SparseModel.generate` for the same prompt and seed. Prints requests by outcome, texts that
 differ, and the server's resident memory: after the first minute, at most, at the end.
@@ -11,6 +12,7 @@ from __future__ import annotations
 import asyncio
 import collections
 import json
+import math
 import random
 import statistics
 import subprocess
@@ -107,7 +109,7 @@ def resident(process: int) -> float:
     return next(int(line.split()[1]) / 1024 for line in lines if line.startswith("VmRSS"))
 
 
-async def run(url: str, process: int, work: list[Case], clients: int, minutes: float) -> None:
+async def run(url: str, process: int | None, work: list[Case], clients: int, minutes: float) -> None:
     """Load the server and print what was seen."""
     seen: collections.Counter[str] = collections.Counter()
     memory: list[tuple[float, float]] = []
@@ -118,7 +120,7 @@ async def run(url: str, process: int, work: list[Case], clients: int, minutes: f
         end = began + 60 * minutes
         tasks = [asyncio.create_task(client(http, name, work, seed, end, seen)) for seed in range(clients)]
         while not all(task.done() for task in tasks):
-            memory.append((time.monotonic() - began, resident(process)))
+            memory.append((time.monotonic() - began, resident(process) if process else math.nan))
             await asyncio.wait(tasks, timeout=5)
         for task in tasks:
             task.result()
@@ -127,18 +129,27 @@ async def run(url: str, process: int, work: list[Case], clients: int, minutes: f
             if state["running"] == state["waiting"] == 0:
                 break
             await asyncio.sleep(0.1)
-    after = [size for seconds, size in memory if seconds >= 60] or [memory[-1][1]]
+    for outcome, count in sorted(seen.items()):
+        click.echo(f"{count:8} {outcome}")
+    click.echo(f"rows and queue at the end: {state}")
+    if process:
+        show_memory(memory)
+
+
+def show_memory(memory: list[tuple[float, float]]) -> None:
+    """Print the median of each minute, and how much it grows after the first: single samples hold passing bodies."""
     count = int(memory[-1][0] // 60) + 1
     by_minute = [[size for seconds, size in memory if seconds // 60 == minute] for minute in range(count)]
     medians = [statistics.median(sizes) for sizes in by_minute if sizes]
     click.echo(f"resident MB, median of each minute: {', '.join(f'{size:.1f}' for size in medians)}")
-    for outcome, count in sorted(seen.items()):
-        click.echo(f"{count:8} {outcome}")
-    click.echo(f"rows and queue at the end: {state}")
-    growth = 100 * (max(after) / after[0] - 1)
+    after = [size for seconds, size in memory if seconds >= 60] or [memory[-1][1]]
     click.echo(
-        f"resident MB: {after[0]:.1f} after a minute, {max(after):.1f} at most ({growth:+.2f}%), {after[-1]:.1f} last"
+        f"resident MB: {after[0]:.1f} after a minute, {max(after):.1f} at most ({max(after) / after[0] - 1:+.2%}), "
+        f"{after[-1]:.1f} last"
     )
+    later = medians[1:-1]  # whole minutes after the first
+    if len(later) > 1:
+        click.echo(f"medians of minutes 2 to {len(later) + 1}: {max(later) / later[0] - 1:+.2%} at most")
 
 
 @click.command(help=help_text(__doc__))
@@ -147,9 +158,13 @@ async def run(url: str, process: int, work: list[Case], clients: int, minutes: f
 @click.option("--clients", type=int, default=16, show_default=True)
 @click.option("--cases", "count", type=int, default=200, show_default=True, help="Different requests.")
 @click.option("--threads", type=int, default=1, show_default=True)
-def main(onnx_file: Path, minutes: float, clients: int, count: int, threads: int) -> None:
+@click.option("--url", help="A server of the same model that runs already; its memory is not watched.")
+def main(onnx_file: Path, minutes: float, clients: int, count: int, threads: int, url: str | None) -> None:
     """Run the benchmark."""
     work = cases(load(onnx_file, threads=threads), count)
+    if url is not None:
+        asyncio.run(run(url, None, work, clients, minutes))
+        return
     command = [sys.executable, "-m", "prosparse_export", "serve", str(onnx_file), "--port", "0"]
     command += ["--threads", str(threads), "--max-batch", "8", "--prefix-cache", "16"]
     process = subprocess.Popen(command, stderr=subprocess.PIPE, text=True)
@@ -157,8 +172,7 @@ def main(onnx_file: Path, minutes: float, clients: int, count: int, threads: int
     try:
         click.echo(process.stderr.readline().strip())
         line = process.stderr.readline().strip()
-        url = line.rpartition(" ")[2].removesuffix("/v1")
-        asyncio.run(run(url, process.pid, work, clients, minutes))
+        asyncio.run(run(line.rpartition(" ")[2].removesuffix("/v1"), process.pid, work, clients, minutes))
     finally:
         process.terminate()
         rest = process.stderr.read()

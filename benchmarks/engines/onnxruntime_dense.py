@@ -46,8 +46,9 @@ class _Data:
 class _DenseGraph:
     """Nodes and initializers of the dense graph, as they are made from the artifact's ``model``."""
 
-    def __init__(self, model: onnx.ModelProto, source: Path, data: _Data) -> None:
+    def __init__(self, model: onnx.ModelProto, source: Path, data: _Data, accuracy_level: int) -> None:
         self._model, self._folder, self._data = model, source.parent, data
+        self._accuracy_level = accuracy_level
         self.nodes: list[onnx.NodeProto] = []
         self.tensors: dict[str, TensorProto] = {}
 
@@ -74,7 +75,8 @@ class _DenseGraph:
         packed = stored if spec.bits == 4 else (stored.astype(np.int16) + 128).astype(np.uint8)
         self._add(f"{name}.q", packed.reshape(rows, groups, -1), TensorProto.UINT8)
         self._add(f"{name}.s", scales.astype(np.float32).reshape(-1), TensorProto.FLOAT)
-        attributes = {"K": groups * _GROUP, "N": rows, "bits": spec.bits, "block_size": _GROUP, "accuracy_level": 4}
+        attributes = {"K": groups * _GROUP, "N": rows, "bits": spec.bits, "block_size": _GROUP}
+        attributes["accuracy_level"] = self._accuracy_level
         inputs = [x, f"{name}.q", f"{name}.s"]
         self.nodes.append(
             helper.make_node("MatMulNBits", inputs, [out], name=name, domain="com.microsoft", **attributes)
@@ -107,12 +109,15 @@ class _DenseGraph:
         self.tensors[name] = self._data.add(name, array, kind)
 
 
-def write_dense(source: Path, folder: Path) -> Path:
-    """Write the artifact ``source`` with dense operators into ``folder``, with genai_config.json; return its graph."""
+def write_dense(source: Path, folder: Path, accuracy_level: int = 4) -> Path:
+    """Write the artifact ``source`` with dense operators into ``folder``, with genai_config.json; return its graph.
+
+    ``accuracy_level`` is MatMulNBits' own: at 4 it rounds activations to 8 bits.
+    """
     folder.mkdir(parents=True)
     model = read_graph(source)
     data = _Data(folder / "model.onnx.data")
-    dense = _DenseGraph(model, source, data)
+    dense = _DenseGraph(model, source, data, accuracy_level)
     for node in model.graph.node:
         if node.domain != DOMAIN:
             dense.nodes.append(node)
