@@ -7,6 +7,7 @@ using System;
 using System.Collections.Generic;
 using System.Linq;
 using Microsoft.ML.OnnxRuntime;
+using Microsoft.ML.OnnxRuntime.Tensors;
 
 internal static class Generate
 {
@@ -37,7 +38,7 @@ internal static class Generate
         foreach (var input in session.InputMetadata.Where(input => input.Key.StartsWith(Past)))
         {
             var shape = input.Value.Dimensions;  // batch 1, and no tokens yet
-            past[input.Key] = OrtValue.CreateTensorValueFromMemory(new float[0], new long[] { 1, shape[1], 0, shape[3] });
+            past[input.Key] = Empty(input.Value.ElementDataType, new long[] { 1, shape[1], 0, shape[3] });
         }
         var names = past.Keys.ToArray();
         var outputs = names.Select(name => "present." + name.Substring(Past.Length)).Prepend("logits").ToArray();
@@ -66,6 +67,11 @@ internal static class Generate
         }
         foreach (var value in past.Values) value.Dispose();
     }
+
+    // A KV cache holds float, or 8-bit integers after --kv-cache i8 or i8-token.
+    private static OrtValue Empty(TensorElementType type, long[] shape) =>
+        type == TensorElementType.Int8 ? OrtValue.CreateTensorValueFromMemory(new sbyte[0], shape)
+                                       : OrtValue.CreateTensorValueFromMemory(new float[0], shape);
 
     private static OrtValue Row(long[] values) =>
         OrtValue.CreateTensorValueFromMemory(values, new long[] { 1, values.Length });

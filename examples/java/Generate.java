@@ -1,9 +1,11 @@
+import ai.onnxruntime.OnnxJavaType;
 import ai.onnxruntime.OnnxTensor;
 import ai.onnxruntime.OrtEnvironment;
 import ai.onnxruntime.OrtException;
 import ai.onnxruntime.OrtLoggingLevel;
 import ai.onnxruntime.OrtSession;
 import ai.onnxruntime.TensorInfo;
+import java.nio.ByteBuffer;
 import java.nio.FloatBuffer;
 import java.nio.LongBuffer;
 import java.util.Arrays;
@@ -34,12 +36,9 @@ public final class Generate {
     private static void decode(OrtEnvironment environment, OrtSession session, long[] prompt, int count)
             throws OrtException {
         Map<String, OnnxTensor> past = new HashMap<>();
-        for (String name : session.getInputNames()) { // batch 1, and no tokens yet
+        for (String name : session.getInputNames()) {
             if (!name.startsWith(PAST)) continue;
-            long[] shape = ((TensorInfo) session.getInputInfo().get(name).getInfo()).getShape();
-            shape[0] = 1;
-            shape[2] = 0;
-            past.put(name, OnnxTensor.createTensor(environment, FloatBuffer.allocate(0), shape));
+            past.put(name, empty(environment, (TensorInfo) session.getInputInfo().get(name).getInfo()));
         }
         long[] ids = prompt;
         OrtSession.Result last = null; // owns the KV cache that the next step reads
@@ -70,6 +69,16 @@ public final class Generate {
             System.out.print(ids[0] + (count > 1 ? " " : "\n"));
         }
         if (last != null) last.close();
+    }
+
+    /** Returns a KV cache for batch 1 and no tokens yet: of floats, or of bytes after --kv-cache i8 or i8-token. */
+    private static OnnxTensor empty(OrtEnvironment environment, TensorInfo info) throws OrtException {
+        long[] shape = info.getShape();
+        shape[0] = 1;
+        shape[2] = 0;
+        return info.type == OnnxJavaType.INT8
+                ? OnnxTensor.createTensor(environment, ByteBuffer.allocateDirect(0), shape, OnnxJavaType.INT8)
+                : OnnxTensor.createTensor(environment, FloatBuffer.allocate(0), shape);
     }
 
     private static OnnxTensor row(OrtEnvironment environment, long[] values) throws OrtException {

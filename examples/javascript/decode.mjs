@@ -19,7 +19,8 @@ export async function* decode(ort, session, prompt, count) {
   for (const input of session.inputMetadata) {
     if (!input.name.startsWith(PAST)) continue;
     const [, heads, , width] = input.shape; // batch 1, and no tokens yet
-    past[input.name] = new ort.Tensor("float32", new Float32Array(0), [1, heads, 0, width]);
+    const nothing = input.type === "int8" ? new Int8Array(0) : new Float32Array(0); // int8: --kv-cache i8, i8-token
+    past[input.name] = new ort.Tensor(input.type, nothing, [1, heads, 0, width]);
   }
   let ids = prompt;
   for (let length = 0; count > 0; --count) {
