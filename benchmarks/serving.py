@@ -3,7 +3,7 @@
     python benchmarks/serving.py out/tl-i4/m.onnx --llama-server PATH --gguf out/engines/tl/Q4_0.gguf \
         --genai out/engines/tl/ort-i4 --clients 1 --clients 4 --clients 16
 
-Several artifacts are served beside each other, named by their folders; ratios are those of the first.
+Several artifacts are served beside each other, named by their folders.
 llama-server is part of llama.cpp; llama-cpp-python's source package has its sources
 (cmake -S vendor/llama.cpp -B build -DLLAMA_USE_PREBUILT_UI=OFF -DLLAMA_OPENSSL=OFF; cmake --build build --target
 llama-server). Every server starts once and stays; rounds take turns. Prompts and answers have fixed lengths.
@@ -118,26 +118,27 @@ def main(
                     rate = run[0].tokens_per_second
                     click.echo(f"round {number + 1}: {count} clients, {name}: {rate:.1f} tokens/s", err=True)
     click.echo(json.dumps(machine()))
-    show(points, list(urls), clients)
+    show(points, names, [name for name in urls if name not in names], clients)
     if json_file is not None:
         found = {f"{name}, {count}": [vars(p) for p in run] for (name, count), run in points.items()}
         json_file.write_text(json.dumps(found, default=vars, indent=2))
 
 
-def show(points: dict[tuple[str, int], list[Point]], names: list[str], clients: tuple[int, ...]) -> None:
-    """Print medians over rounds, and the first server's throughput over each other's, paired by round."""
+def show(
+    points: dict[tuple[str, int], list[Point]], ours: list[str], peers: list[str], clients: tuple[int, ...]
+) -> None:
+    """Print medians over rounds, and ours to each peer's paired by round."""
     for count in clients:
-        for name in names:
+        rates = {name: [point.tokens_per_second for point in points[name, count]] for name in (*ours, *peers)}
+        for name in rates:
             run = points[name, count]
-            rates = [point.tokens_per_second for point in run]
             first = 1e3 * np.quantile([seconds for point in run for seconds in point.first_seconds], 0.95)
             between = 1e3 * np.median([point.between_tokens.p95 for point in run])
-            line = f"{count:3} clients {name:10} {np.median(rates):7.1f} tokens/s"
-            line += f", p95: first token {first:6.0f} ms, between tokens {between:5.0f} ms"
-            if name != names[0]:
-                first_rates = [point.tokens_per_second for point in points[names[0], count]]
-                line += f", {names[0]}/{name} {paired_ratio(first_rates, rates)}"
-            click.echo(line)
+            line = f"{count:3} clients {name:12} {np.median(rates[name]):7.1f} tokens/s"
+            click.echo(f"{line}, p95: first token {first:6.0f} ms, between tokens {between:5.0f} ms")
+        for name in ours:
+            for peer in peers:
+                click.echo(f"{count:3} clients {name} / {peer}: {paired_ratio(rates[name], rates[peer])}")
 
 
 if __name__ == "__main__":

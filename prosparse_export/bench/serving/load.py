@@ -56,7 +56,8 @@ def run_load(
 
 async def _run(url: str, ids: NDArray[np.int64], options: LoadOptions, progress: ProgressCallback) -> LoadResult:
     headers = {} if options.api_key is None else {"Authorization": f"Bearer {options.api_key}"}
-    limits = httpx2.Limits(max_connections=None)
+    # A connection per request: llama-server closes one after a stream without having said so.
+    limits = httpx2.Limits(max_connections=None, max_keepalive_connections=0)
     async with httpx2.AsyncClient(headers=headers, timeout=_SECONDS, limits=limits) as http:
         answer = await http.get(f"{url}/models")
         _check(answer.status_code, answer.text)
