@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
-from typing import Literal
-
-import onnx_ir as ir
+from typing import TYPE_CHECKING, Literal
 
 from graph_passes.formats import FFN_FORMATS, FORMATS, FfnFormat, Format, is_quantized
+
+if TYPE_CHECKING:
+    import onnx_ir as ir
 
 __all__ = [
     "ATTENTION",

@@ -5,10 +5,12 @@ from __future__ import annotations
 import math
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Literal
+from typing import TYPE_CHECKING, Literal
 
 import numpy as np
-import onnx_ir as ir
+
+if TYPE_CHECKING:
+    import onnx_ir as ir
 
 __all__ = [
     "FFN_FORMATS",
@@ -46,7 +48,7 @@ class FormatSpec:
 
     Attributes:
         name: as in operator names (in upper case there) and command-line options.
-        onnx_type: element type of the stored tensor. UINT8 holds two 4-bit weights per byte, each plus 8 or as a place
+        onnx_name: element type of the stored tensor. UINT8 holds two 4-bit weights per byte, each plus 8 or as a place
             in ``table``.
         bits: bits per weight, without its share of the scale.
         error: root mean square error of a linear layer's output caused by rounding its weights, relative to the output.
@@ -56,11 +58,18 @@ class FormatSpec:
     """
 
     name: Format
-    onnx_type: ir.DataType
+    onnx_name: str
     bits: int
     error: float
     levels: tuple[int, int] | None = None
     table: tuple[int, ...] | None = None
+
+    @property
+    def onnx_type(self) -> ir.DataType:
+        """Element type of the stored tensor."""
+        import onnx_ir as ir  # prosparse-runtime has none
+
+        return ir.DataType[self.onnx_name]
 
     @property
     def group(self) -> int:
@@ -100,21 +109,21 @@ class FormatSpec:
         return stored * 2 if self.bits == 4 else stored
 
 
-def _integers(name: Format, onnx_type: ir.DataType, bits: int, low: int, high: int) -> FormatSpec:
-    return FormatSpec(name, onnx_type, bits, _PEAK / max(-low, high) / math.sqrt(12), (low, high))
+def _integers(name: Format, onnx_name: str, bits: int, low: int, high: int) -> FormatSpec:
+    return FormatSpec(name, onnx_name, bits, _PEAK / max(-low, high) / math.sqrt(12), (low, high))
 
 
 FORMAT_SPECS: Mapping[Format, FormatSpec] = {
     spec.name: spec
     for spec in (
-        FormatSpec("f32", ir.DataType.FLOAT, 32, 0.0),
-        FormatSpec("f16", ir.DataType.FLOAT16, 16, 2.0**-11),
-        FormatSpec("bf16", ir.DataType.BFLOAT16, 16, 2.0**-8),
-        _integers("i8", ir.DataType.INT8, 8, -127, 127),
-        _integers("i4", ir.DataType.UINT8, 4, -8, 7),
+        FormatSpec("f32", "FLOAT", 32, 0.0),
+        FormatSpec("f16", "FLOAT16", 16, 2.0**-11),
+        FormatSpec("bf16", "BFLOAT16", 16, 2.0**-8),
+        _integers("i8", "INT8", 8, -127, 127),
+        _integers("i4", "UINT8", 4, -8, 7),
         FormatSpec(
             "nl4",
-            ir.DataType.UINT8,
+            "UINT8",
             4,
             _NONLINEAR_GAIN * _PEAK / 8 / math.sqrt(12),
             (_NONLINEAR[0], _NONLINEAR[-1]),

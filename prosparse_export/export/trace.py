@@ -12,7 +12,8 @@ from torch.overrides import TorchFunctionMode
 from transformers import DynamicCache, PreTrainedModel
 from transformers.exporters import OnnxConfig, OnnxExporter
 
-from graph_passes import CannotStampError, StampLayersPass, merge_equal, simplify_trace
+from graph_passes import CannotStampError, StampLayersPass
+from graph_passes.simplify_trace import merge_equal, simplify_trace
 from prosparse_export.collection import collection_paused
 from prosparse_export.errors import ProSparseError
 from prosparse_export.export.layer_tensors import LayerTensors

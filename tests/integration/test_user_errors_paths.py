@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import shutil
 import subprocess
+import sys
 import time
 from collections.abc import Iterator
 from pathlib import Path
@@ -145,7 +146,14 @@ def test_output_in_the_model_folder(tmp_path: Path) -> None:
     assert names(tmp_path / "model") == before
 
 
-@pytest.mark.parametrize("where", ["/proc/prosparse", "under a file", "read-only"])
+@pytest.mark.parametrize(
+    "where",
+    [
+        pytest.param("/proc/prosparse", marks=pytest.mark.skipif(sys.platform != "linux", reason="needs /proc")),
+        "under a file",
+        pytest.param("read-only", marks=pytest.mark.skipif(os.name == "nt", reason="Windows ignores it for folders")),
+    ],
+)
 def test_unwritable_folder(where: str, demo_folder: Path, tmp_path: Path) -> None:
     target = tmp_path / "target"
     if where == "under a file":

@@ -25,6 +25,9 @@ ROOT = Path(__file__).parents[2]
 COMPILERS = ("cc", "c++", "gcc", "g++", "clang", "clang++", "cl", "cmake", "make", "ninja", "zig")
 GENERATE = ("generate", "{artifact}", "The city of Paris is", "-n", "12", "--require-library")
 
+BENCH = ("-q", "--context", "8", "--tokens", "4", "--prefill", "4", "--rounds", "3")
+SERVE = ("-q", "--serve", "--clients", "1", "--requests", "2", "--prompt", "8", "--answer", "4")
+
 
 def run(*command: object, path: str) -> str:
     """Run a command that must succeed, with ``path`` as PATH and none of this environment's PYTHONPATH."""
@@ -51,14 +54,13 @@ def check(package: Path, artifact: Path, text: str, folder: Path) -> None:
     """Install ``package`` into a new environment in ``folder``, run it, and print what it costs."""
     venv.create(folder, with_pip=True)
     scripts = folder / ("Scripts" if os.name == "nt" else "bin")
-    bare = package.suffix == ".whl"
+    bare, runtime = package.suffix == ".whl", package.name.startswith("prosparse_runtime")
     path = str(scripts) if bare else f"{scripts}{os.pathsep}{os.environ['PATH']}"
     found = [tool for tool in COMPILERS if bare and shutil.which(tool, path=path)]
     assert found == [], found
     (site,) = folder.rglob("site-packages")
     before, constraints = megabytes(site), ROOT / "constraints.txt"
     took = seconds(scripts / "python", "-m", "pip", "install", "-q", "-c", constraints, package, path=path)
-    runtime = package.name.startswith("prosparse_runtime")
     assert (site / "torch").exists() != runtime, "torch is for the export"
     run(scripts / "prosparse", "info", artifact, "--verify", path=path)
     words = [word.format(artifact=artifact) for word in GENERATE]
@@ -70,6 +72,14 @@ def check(package: Path, artifact: Path, text: str, folder: Path) -> None:
     print(f"  pip install {took:.1f} s, {how}; the same text as here")
     start = f"{statistics.median(starts):.2f} s [{min(starts):.2f}, {max(starts):.2f}]"
     print(f"  prosparse generate --help {start}", flush=True)
+    if runtime:
+        run(scripts / "python", "-m", "pip", "install", "-q", "-c", constraints, f"{package}[bench,serve]", path=path)
+        run(scripts / "prosparse", "bench", artifact, *BENCH, path=path)
+        run(scripts / "prosparse", "bench", artifact, *SERVE, path=path)
+        print(
+            f"  with [bench,serve]: {megabytes(site) - before:.0f} MB; prosparse bench runs, a server answers",
+            flush=True,
+        )
 
 
 def main() -> None:

@@ -12,7 +12,7 @@ from support.same_graph import first_difference
 from torch.onnx._internal.exporter import _core, _fx_passes
 from torch.onnx._internal.exporter._registration import ONNXRegistry
 
-from graph_passes import merge_equal, simplify_trace
+from graph_passes.simplify_trace import merge_equal, simplify_trace
 from prosparse_export.export.decompositions import decomposed_in_place
 from prosparse_export.quiet import quiet
 

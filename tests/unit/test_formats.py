@@ -55,7 +55,7 @@ def test_options_offer_the_table() -> None:
 
 def test_a_new_format_is_one_row(monkeypatch: pytest.MonkeyPatch) -> None:
     name: Any = "f8"
-    monkeypatch.setitem(FORMAT_SPECS, name, FormatSpec(name, ir.DataType.FLOAT8E4M3FN, 8, 2.0**-4))  # type: ignore[arg-type]
+    monkeypatch.setitem(FORMAT_SPECS, name, FormatSpec(name, "FLOAT8E4M3FN", 8, 2.0**-4))  # type: ignore[arg-type]
     monkeypatch.setattr(custom_ops, "FORMATS", (*FORMATS, name))
     monkeypatch.setattr(custom_ops, "FFN_FORMATS", (*FFN_FORMATS, name))
     weight = np.random.default_rng(0).standard_normal((32, 8)).astype(np.float32)

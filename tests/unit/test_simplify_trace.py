@@ -5,7 +5,7 @@ from __future__ import annotations
 import numpy as np
 from support.graphs import graph_of, ops, set_module
 
-from graph_passes import merge_equal, simplify_trace
+from graph_passes.simplify_trace import merge_equal, simplify_trace
 
 
 def norm_weight() -> tuple[str, str, str]:
