@@ -10,7 +10,7 @@ __all__ = ["FormatChoice"]
 class FormatChoice(click.Choice):  # type: ignore[type-arg]
     """A choice of the weight formats and ``default``.
 
-    The formats are looked up on use, because importing graph_passes takes half a second.
+    The formats are looked up on use: their module imports numpy.
 
     Args:
         default: the choice that leaves the format to the command.
