@@ -1,11 +1,12 @@
-"""Run one artifact on other platforms: Windows under wine, aarch64 under qemu; read the libraries of macOS.
+"""Run one artifact on other platforms: Windows under wine, aarch64 under qemu; read the libraries of the rest.
 
     python tests/platforms/run_elsewhere.py out/demo/demo.onnx build/libraries                  # all
     python tests/platforms/run_elsewhere.py out/demo/demo.onnx build/libraries linux-aarch64    # only this one
 
 examples/c/generate.c, compiled for each platform by zig or a cross compiler, loads onnxruntime's library out of that
 platform's wheel, registers the operator library and decodes greedily: the same tokens as here, also without the
-library, and where the library is another platform's or damaged. For want of a tool, a platform is NOT TESTED.
+library, and where the library is another platform's or damaged. For want of a tool, a platform is NOT TESTED. For macOS
+and Windows on arm64, what their loaders would check is read from the files.
 """
 
 from __future__ import annotations
@@ -22,6 +23,7 @@ from importlib.util import find_spec
 from pathlib import Path
 
 from mach_o import read_mach_o
+from pe import read_pe
 
 from prosparse_export import load
 from prosparse_export.artifact.platforms import LIBRARY_FILES
@@ -158,6 +160,15 @@ def check(platform: Platform, artifact: Path, libraries: Path, expected: list[in
     print(f"{platform.name}: damaged library: the same tokens from the function bodies", flush=True)
 
 
+def check_windows(libraries: Path) -> None:
+    """Check what the loader of Windows on arm64 would check."""
+    found = read_pe(libraries / "windows-arm64" / LIBRARY_FILES["windows-arm64"])
+    assert (found.processor, found.exports) == ("arm64", EXPORTS), found
+    others = [name for name in found.needs if name != "kernel32.dll" and not name.startswith("api-ms-win-crt-")]
+    assert others == [], "not part of Windows 10"
+    print(f"windows-arm64: needs kernel32.dll and Windows' C library, exports {', '.join(sorted(EXPORTS))}; NOT RUN")
+
+
 def check_macos(libraries: Path) -> None:
     """Check what macOS's loader would check."""
     for name, processor, oldest in (("macos-arm64", "arm64", "14.0"), ("macos-x86_64", "x86_64", "13.0")):
@@ -182,7 +193,7 @@ def missing_tool(platform: Platform, libraries: Path) -> str | None:
 
 def main() -> None:
     """Check each platform whose tools are there."""
-    names = [*(platform.name for platform in PLATFORMS), "macos"]
+    names = [*(platform.name for platform in PLATFORMS), "windows-arm64", "macos"]
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("artifact", type=Path)
     parser.add_argument("libraries", type=Path, help="folder of PLATFORM/FILE")
@@ -202,6 +213,8 @@ def main() -> None:
         elif platform.name in wanted:
             with tempfile.TemporaryDirectory() as scratch:
                 check(platform, artifact, libraries, expected, Path(scratch))
+    if "windows-arm64" in wanted and (libraries / "windows-arm64").is_dir():
+        check_windows(libraries)
     if "macos" in wanted and (libraries / "macos-arm64").is_dir():
         check_macos(libraries)
     if untested == 0:
