@@ -29,11 +29,15 @@ BENCH = ("-q", "--context", "8", "--tokens", "4", "--prefill", "4", "--rounds", 
 SERVE = ("-q", "--serve", "--clients", "1", "--requests", "2", "--prompt", "8", "--answer", "4")
 
 
+ELSEWHERE = sys.prefix  # in a checkout, `python -m prosparse_export` would take the sources, without a library
+
+
 def run(*command: object, path: str) -> str:
     """Run a command that must succeed, with ``path`` as PATH and none of this environment's PYTHONPATH."""
     environment = {key: value for key, value in os.environ.items() if not key.startswith(("PYTHON", "PROSPARSE_"))}
     environment["PATH"] = path
-    done = subprocess.run([*map(str, command)], capture_output=True, text=True, check=False, env=environment)
+    words = [*map(str, command)]
+    done = subprocess.run(words, capture_output=True, text=True, check=False, env=environment, cwd=ELSEWHERE)
     assert done.returncode == 0, f"{command[0]}: {done.returncode}: {done.stdout[-1000:]}{done.stderr[-1000:]}"
     return done.stdout
 
@@ -87,8 +91,7 @@ def main() -> None:
     dist, artifact = Path(sys.argv[1]).resolve(), Path(sys.argv[2]).resolve()
     words = [word.format(artifact=artifact) for word in GENERATE]
     command = [sys.executable, "-m", "prosparse_export", *words]
-    elsewhere = sys.prefix  # in a checkout, Python would take the sources, without a library
-    text = subprocess.run(command, capture_output=True, text=True, check=True, cwd=elsewhere).stdout
+    text = subprocess.run(command, capture_output=True, text=True, check=True, cwd=ELSEWHERE).stdout
     tags = set(sys_tags())
     packages = [path for path in sorted(dist.glob("*.whl")) if parse_wheel_filename(path.name)[3] & tags]
     packages += dist.glob("*.tar.gz")
