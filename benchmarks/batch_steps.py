@@ -1,27 +1,34 @@
 """What a step of the server costs by the number of sequences, sparse and dense, and a prompt by the size of its chunks.
 
     python benchmarks/batch_steps.py out/tl-i4/m.onnx --threads 2
+    python benchmarks/batch_steps.py out/tl-i4/m.onnx --record MACHINE    # for the chart of docs/performance/serving.md
 
 Sequences have 128 random tokens each. Dense: the same kernels compute every neuron. The runs take turns.
 """
 
 from __future__ import annotations
 
+import datetime
 import json
 import os
+import shlex
 import statistics
-from collections.abc import Callable
+import sys
+from collections.abc import Callable, Iterator
 from functools import partial
 from pathlib import Path
 
 import click
 import numpy as np
 from common import help_text, in_turns, machine, paired_ratio
+from measurements import add_session
 
+from prosparse_export.artifact.manifest import require_manifest
 from prosparse_export.runtime.model import SparseModel
 from prosparse_export.runtime.row_batch import RowBatch
 
 PROMPT = 128
+STEPS = 4  # per round: the first one finds other weights in the CPU's cache and threads asleep
 
 
 def opened(path: Path, threads: int, rows: int, *, dense: bool) -> tuple[RowBatch, np.ndarray]:
@@ -38,8 +45,9 @@ def opened(path: Path, threads: int, rows: int, *, dense: bool) -> tuple[RowBatc
 
 
 def step(batch: RowBatch, tokens: list[int]) -> None:
-    """Run a decode step of the first rows, and take its tokens back."""
-    batch.step(tokens)
+    """Run decode steps of the first rows, and take their tokens back."""
+    for _ in range(STEPS):
+        batch.step(tokens)
     for row in range(len(tokens)):
         batch.truncate(row, PROMPT)
 
@@ -57,7 +65,10 @@ def prefill(batch: RowBatch, ids: list[int], chunk: int) -> None:
 @click.option("--rows", type=int, multiple=True, default=(1, 2, 4, 8, 16), show_default=True)
 @click.option("--chunk", type=int, multiple=True, default=(32, 64, 128), show_default=True)
 @click.option("--rounds", type=int, default=7, show_default=True)
-def main(onnx_file: Path, threads: int, rows: tuple[int, ...], chunk: tuple[int, ...], rounds: int) -> None:
+@click.option("--record", metavar="MACHINE", help="Put the steps into benchmarks/results/MACHINE.json.")
+def main(
+    onnx_file: Path, threads: int, rows: tuple[int, ...], chunk: tuple[int, ...], rounds: int, record: str | None
+) -> None:
     """Run the benchmark."""
     engines = {name: opened(onnx_file, threads, max(rows), dense=name == "dense") for name in ("sparse", "dense")}
     runs: dict[str, Callable[[], object]] = {}
@@ -65,6 +76,9 @@ def main(onnx_file: Path, threads: int, rows: tuple[int, ...], chunk: tuple[int,
         runs |= {f"{name} step of {n}": partial(step, batch, ids[:n, 0].tolist()) for n in rows}
         runs |= {f"{name} chunks of {n}": partial(prefill, batch, ids[0].tolist(), n) for n in chunk}
     times = in_turns(runs, rounds)
+    for name in times:
+        if "step of" in name:
+            times[name] = [seconds / STEPS for seconds in times[name]]
     click.echo(json.dumps(machine()))
     for kind, counts in (("step of", rows), ("chunks of", chunk)):
         for n in counts:
@@ -72,6 +86,31 @@ def main(onnx_file: Path, threads: int, rows: tuple[int, ...], chunk: tuple[int,
             rate = (n if kind == "step of" else PROMPT) / statistics.median(sparse)
             spread = f"{1e3 * statistics.median(sparse):7.1f} ms [{1e3 * min(sparse):.1f}, {1e3 * max(sparse):.1f}]"
             click.echo(f"{kind} {n:3}: {spread} {rate:6.1f} tokens/s, dense/sparse {paired_ratio(dense, sparse)}")
+    if record is not None:
+        manifest = require_manifest(onnx_file)
+        made = {"weights": str(manifest.weight_format), "accuracy_level": manifest.accuracy_level, "threads": threads}
+        arguments = [argument for argument in sys.argv[1:] if argument not in ("--record", record)]
+        session = {
+            "suite": "batch steps",
+            "command": shlex.join(["python", "benchmarks/batch_steps.py", *arguments]),
+            "date": datetime.date.today().isoformat(),
+            "runs": [{**made, **run} for n in rows for run in _runs(times, n)],
+        }
+        add_session(record, session)
+
+
+def _runs(times: dict[str, list[float]], rows: int) -> Iterator[dict[str, object]]:
+    """Yield a step's speed as `measurements` stores it."""
+    sparse = times[f"sparse step of {rows}"]
+    for engine, kind in (("ours", "sparse"), ("dense baseline", "dense")):
+        seconds = times[f"{kind} step of {rows}"]
+        ratio = paired_ratio(seconds, sparse)
+        yield {
+            "rows": rows,
+            "engine": engine,
+            "tokens_per_second": {"median": round(rows / statistics.median(seconds), 1)},
+            "ratio": {"median": round(ratio.median, 2), "q1": round(ratio.low, 2), "q3": round(ratio.high, 2)},
+        }
 
 
 if __name__ == "__main__":

@@ -1,10 +1,11 @@
 """Draw the charts of README and docs/performance from benchmarks/results, for light and dark pages.
 
-python benchmarks/chart.py             # docs/images/{engines,engines-narrow,sparsity,contexts}-{light,dark}.svg
+python benchmarks/chart.py             # docs/images/{engines,engines-narrow,sparsity,contexts,batches}-{light,dark}.svg
 
 `engines`: decode and prefill of one model in tokens/s, by engine, where the longest prompt is the case that we lose.
 `sparsity`: speedup of one FFN over its dense baseline, by activation sparsity, with the limit set by bytes read.
 `contexts`: tokens/s and resident memory against the context, by engine (compare_contexts.py).
+`batches`: tokens/s of a decode step by the number of sequences, sparse and dense (batch_steps.py).
 """
 
 from __future__ import annotations
@@ -112,6 +113,27 @@ def contexts_figure(results: Mapping[str, Any], theme: Theme) -> Figure:
     return figure
 
 
+def batches_figure(results: Mapping[str, Any], theme: Theme) -> Figure:
+    """Tokens/s of a decode step, sparse and dense, by the number of sequences; a color per accuracy level."""
+    figure, axes = plt.subplots(figsize=(7.2, 3.6))
+    sessions = {s["runs"][0]["accuracy_level"]: s for s in results["sessions"] if s["suite"] == "batch steps"}
+    for (level, session), color in zip(sorted(sessions.items()), LINES, strict=False):
+        for engine, line in (("ours", "o-"), ("dense baseline", "o--")):
+            runs = [run for run in session["runs"] if run["engine"] == engine]
+            points = [(run["rows"], run["tokens_per_second"]["median"]) for run in runs]
+            label = f"accuracy level {level}, {'sparse' if engine == 'ours' else 'dense'}"
+            axes.plot(*zip(*points, strict=True), line, ms=3.5, linewidth=1.4, color=color, label=label)
+        axes.set_xticks([run["rows"] for run in runs])
+    axes.set_xlabel("sequences in a step", color=theme["text"])
+    axes.set_ylabel("tokens/s, all sequences together", color=theme["text"])
+    axes.set_ylim(0)
+    axes.grid(color=theme["grid"], linewidth=0.6)
+    axes.legend(frameon=False, labelcolor=theme["text"], fontsize=9)
+    _style(axes, theme)
+    figure.tight_layout()
+    return figure
+
+
 def _style(axes: Axes, theme: Theme) -> None:
     axes.tick_params(colors=theme["text"], length=0)
     for name, spine in axes.spines.items():
@@ -122,7 +144,7 @@ def _style(axes: Axes, theme: Theme) -> None:
 
 @click.command(context_settings={"help_option_names": ["-h", "--help"]}, help=help_text(__doc__))
 @click.option("--machine", default="xeon-amx", show_default=True, help="Name of a file in benchmarks/results.")
-@click.option("--contexts-machine", default="epyc-zen4", show_default=True, help="Likewise, for `contexts`.")
+@click.option("--contexts-machine", default="epyc-zen4", show_default=True, help="Likewise, for contexts and batches.")
 @click.option("--model", default="tinyllama", show_default=True)
 @click.option("--weights", default="i4", show_default=True)
 @click.option(
@@ -139,6 +161,7 @@ def main(machine: str, contexts_machine: str, model: str, weights: str, output: 
             ("engines-narrow", engines_figure(results, model, weights, theme, stacked=True)),
             ("sparsity", sparsity_figure(results, theme)),
             ("contexts", contexts_figure(read(contexts_machine), theme)),
+            ("batches", batches_figure(read(contexts_machine), theme)),
         ):
             path = output / f"{stem}-{name}.svg"
             figure.savefig(path, transparent=True, metadata={"Date": None, "Creator": None})
