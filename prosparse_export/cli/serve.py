@@ -104,6 +104,8 @@ def serve_command(
     sequences at once; new ones join between steps. After Ctrl-C or SIGTERM, running requests finish and new ones are
     rejected.
     """
+    if not all(key.strip() for key in keys):
+        raise click.BadParameter("expected a key, got an empty string", param_hint="--api-key")
     require_packages("llguidance", "prometheus_client", "pydantic", "starlette", "uvicorn", extra="serve")
     from prosparse_export.serve.heap import bound_heap
     from prosparse_export.serve.server import ServeOptions, open_service, serve
@@ -129,4 +131,9 @@ def serve_command(
     click.echo(f"memory: at most {needs}", err=True)
     if not keys and host not in ("127.0.0.1", "::1", "localhost"):
         click.echo(f"warning: anyone who can reach {host} can use this server: set PROSPARSE_API_KEY", err=True)
-    serve(service, options, lambda url: click.echo(f"serving {service.name} at {url}/v1", err=True))
+    serve(
+        service,
+        options,
+        lambda url: click.echo(f"serving {service.name} at {url}/v1", err=True),
+        lambda left: click.echo(f"shutting down: {left} sequences have {drain:g} s to finish", err=True),
+    )

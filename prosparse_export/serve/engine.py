@@ -14,6 +14,7 @@ from prosparse_export.serve.scheduler import Scheduler
 __all__ = ["Engine", "QueueFullError"]
 
 _log = logging.getLogger("prosparse.serve")
+_STOPPING = ProSparseError("the server is shutting down", hint="send the request to another replica")
 
 
 class QueueFullError(ProSparseError):
@@ -74,6 +75,10 @@ class Engine:
             QueueFullError: there is no room for them.
         """
         with self._wake:
+            if self._stopped:
+                for job in jobs:
+                    job.emit(Failed(_STOPPING, 503))
+                return
             waiting = len(self._waiting) + len(jobs)
             if waiting > self._max_queue:
                 raise QueueFullError(
@@ -98,7 +103,6 @@ class Engine:
             except Exception:
                 _log.exception("all running sequences failed")
                 self._scheduler.fail(ProSparseError("generation failed", hint="see the server's log"))
-        stopping = ProSparseError("the server is shutting down", hint="send the request to another replica")
-        self._scheduler.fail(stopping, 503)
+        self._scheduler.fail(_STOPPING, 503)
         while self._waiting:
-            self._waiting.popleft().emit(Failed(stopping, 503))
+            self._waiting.popleft().emit(Failed(_STOPPING, 503))

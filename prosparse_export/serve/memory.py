@@ -14,29 +14,32 @@ from prosparse_export.runtime.decode_loop import PREFILL_TOKENS
 
 __all__ = ["MemoryNeeds", "available_bytes", "check_memory", "memory_needs"]
 
+_PROCESS = 200_000_000  # bytes of Python, onnxruntime, and the other packages: resident after start, model apart
 _LIMITS = (Path("/sys/fs/cgroup/memory.max"), Path("/sys/fs/cgroup/memory/memory.limit_in_bytes"))
 
 
 @dataclass(frozen=True)
 class MemoryNeeds:
-    """Bytes by purpose. Python and onnxruntime themselves (about 200 MB) come on top.
+    """Bytes by purpose.
 
     Attributes:
         weights: of the model; the library keeps one copy.
         cache: keys and values of all rows, filled to the end.
         prefixes: keys and values of earlier prompts.
         scratch: attention scores of the largest chunk of a prompt, masks, and logits.
+        process: Python, onnxruntime, and the other packages.
     """
 
     weights: int
     cache: int
     prefixes: int
     scratch: int
+    process: int = _PROCESS
 
     @property
     def total(self) -> int:
         """Sum of all purposes."""
-        return self.weights + self.cache + self.prefixes + self.scratch
+        return self.weights + self.cache + self.prefixes + self.scratch + self.process
 
     def __str__(self) -> str:
         parts = {
@@ -44,6 +47,7 @@ class MemoryNeeds:
             "KV cache": self.cache,
             "prefix cache": self.prefixes,
             "scratch": self.scratch,
+            "Python and onnxruntime": self.process,
         }
         return f"{_gb(self.total)} ({', '.join(f'{name} {_gb(size)}' for name, size in parts.items())})"
 
@@ -111,7 +115,7 @@ def check_memory(needs: MemoryNeeds, available: int) -> None:
     """
     if needs.total > available:
         raise ProSparseError(
-            f"memory: expected at most {_gb(available)}, got {needs}",
+            f"memory: the server may need {needs}, but {_gb(available)} are available",
             hint="lower --max-batch, --context or --prefix-cache",
         )
 

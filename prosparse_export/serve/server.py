@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import contextlib
 import socket
 from collections.abc import Callable
@@ -27,6 +28,7 @@ from prosparse_export.serve.service import Service
 __all__ = ["ServeOptions", "listen", "open_service", "serve", "uvicorn_config"]
 
 _UNKNOWN_CONTEXT = 2048
+_ANSWERS = 20  # seconds after --drain: the step that runs has to end before requests get their error
 
 
 @dataclass(frozen=True)
@@ -117,13 +119,16 @@ def open_service(path: Path, options: ServeOptions) -> tuple[Service, MemoryNeed
     return service, needs
 
 
-def serve(service: Service, options: ServeOptions, ready: Callable[[str], None]) -> None:
+def serve(
+    service: Service, options: ServeOptions, ready: Callable[[str], None], draining: Callable[[int], None]
+) -> None:
     """Answer requests until SIGINT or SIGTERM; running requests then have ``options.drain`` seconds to end.
 
     Args:
         service: from `open_service`.
         options: the same.
         ready: called with the server's URL once it accepts connections.
+        draining: called after a signal with the number of sequences that still run or wait.
 
     Raises:
         ProSparseError: the address cannot be used.
@@ -135,9 +140,27 @@ def serve(service: Service, options: ServeOptions, ready: Callable[[str], None])
         try:
             # uvicorn raises the signal again once it has shut down in order: that is what was asked for
             with contextlib.suppress(KeyboardInterrupt, SystemExit):
-                uvicorn.Server(uvicorn_config(service, options)).run(sockets=[listener])
+                _Server(service.engine, options, uvicorn_config(service, options), draining).run(sockets=[listener])
         finally:
             service.engine.stop()
+
+
+class _Server(uvicorn.Server):
+    """Gives requests that outlast ``--drain`` an answer: uvicorn alone would cut their connections."""
+
+    def __init__(
+        self, engine: Engine, options: ServeOptions, config: uvicorn.Config, draining: Callable[[int], None]
+    ) -> None:
+        super().__init__(config)
+        self._engine, self._drain, self._draining = engine, options.drain, draining
+
+    async def shutdown(self, sockets: list[socket.socket] | None = None) -> None:
+        if left := self._engine.running + self._engine.waiting:
+            self._draining(left)
+        loop = asyncio.get_running_loop()
+        timer = loop.call_later(self._drain, loop.run_in_executor, None, self._engine.stop)
+        await super().shutdown(sockets)
+        timer.cancel()
 
 
 def uvicorn_config(service: Service, options: ServeOptions) -> uvicorn.Config:
@@ -152,7 +175,7 @@ def uvicorn_config(service: Service, options: ServeOptions) -> uvicorn.Config:
         http=HttpProtocol,
         ws="none",
         lifespan="off",
-        timeout_graceful_shutdown=max(1, round(options.drain)),
+        timeout_graceful_shutdown=round(options.drain) + _ANSWERS,
     )
 
 
