@@ -1,1 +1,1 @@
-"""An HTTP server with OpenAI's interface and continuous batching."""
+"""An OpenAI-compatible HTTP server with continuous batching."""

@@ -1,4 +1,4 @@
-"""Answers as OpenAI's interface has them: whole, and as the chunks of a stream.
+"""Answers in the format of OpenAI's API: whole, and as the chunks of a stream.
 
 Source: OpenAI's API reference, "The chat completion object", "The chat completion chunk object", "The completion
 object".

@@ -79,10 +79,10 @@ class Engine:
                 for job in jobs:
                     job.emit(Failed(_STOPPING, 503))
                 return
-            waiting = len(self._waiting) + len(jobs)
-            if waiting > self._max_queue:
+            waiting, more = len(self._waiting), len(jobs)
+            if waiting + more > self._max_queue:
                 raise QueueFullError(
-                    f"queue: expected at most {self._max_queue} waiting sequences, got {waiting}",
+                    f"The queue is full: {waiting} waiting, {more} requested, limit {self._max_queue}",
                     hint="retry later",
                 )
             self._waiting.extend(jobs)

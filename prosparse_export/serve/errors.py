@@ -1,4 +1,4 @@
-"""Errors as OpenAI's interface has them: a status and an object with message, type, param, and code."""
+"""Errors in the format of OpenAI's API: a status and an object with message, type, param, and code."""
 
 from __future__ import annotations
 

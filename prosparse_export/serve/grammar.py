@@ -82,7 +82,7 @@ class Grammars:
         matcher = LLMatcher(self._tokenizer, LLMatcher.grammar_from_lark(lark))
         if matcher.is_error():
             raise ProSparseError(
-                f"{field}: expected a JSON schema that can be compiled, got: {_reason(matcher.get_error())}",
+                f"{field}: cannot compile the JSON schema: {_reason(matcher.get_error())}",
                 hint="simplify the schema",
             )
         return Matcher(matcher)

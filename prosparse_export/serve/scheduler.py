@@ -163,7 +163,7 @@ def _is_over(job: Job, now: float) -> bool:
     if not job.cancelled and now >= job.deadline:
         error = ProSparseError(
             "request: the time limit was reached before the answer was complete",
-            hint="ask for fewer tokens, or serve with a larger --timeout",
+            hint="request fewer tokens, or restart the server with a larger --timeout",
         )
         job.emit(Failed(error, 408))
         return True

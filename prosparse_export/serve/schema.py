@@ -5,9 +5,11 @@ Source: OpenAI's API reference, "Create completion" and "Create chat completion"
 
 from __future__ import annotations
 
+import json
 from typing import Annotated, Any, Literal, TypeVar
 
 from pydantic import (
+    AfterValidator,
     BaseModel,
     ConfigDict,
     Field,
@@ -30,10 +32,24 @@ _ALTERNATIVES = ("str", "constrained-str")  # pydantic's names for a union's tex
 _NonEmpty = Annotated[str, StringConstraints(min_length=1)]
 _TokenIds = Annotated[list[Annotated[int, Field(ge=0)]], Field(min_length=1)]
 _Stops = Annotated[list[_NonEmpty], Field(max_length=16)]
-_Zero = Annotated[float, Field(ge=0, le=0)]
-_None = Annotated[dict[str, Any], Field(max_length=0)]
+_TOO_SHORT = ("string_too_short", "too_short")  # every bound here is 1
 _NOT_TEXT = ("image_url", "input_audio", "file")
 _UNSUPPORTED = "unsupported_content"
+
+
+def _only(accepted: object) -> AfterValidator:
+    """Return a check of a field that is not implemented: it accepts the value without effect."""
+
+    def check(value: Any) -> Any:
+        if value != accepted:
+            told = {"value": json.dumps(accepted)}
+            raise PydanticCustomError("not_supported", "not supported; only {value} is accepted", told)
+        return value
+
+    return AfterValidator(check)
+
+
+_Zero = Annotated[float, _only(0)]
 
 
 class _Strict(BaseModel):
@@ -59,7 +75,7 @@ class _ResponseFormat(_Strict):
     @model_validator(mode="after")
     def _has_schema(self) -> _ResponseFormat:
         if self.type == "json_schema" and self.json_schema is None:
-            raise ValueError("expected json_schema beside type json_schema")
+            raise PydanticCustomError("no_schema", "type json_schema requires the field json_schema")
         return self
 
     def schema_to_follow(self) -> dict[str, Any] | None:
@@ -85,7 +101,7 @@ class _Request(_Strict):
     response_format: _ResponseFormat | None = None
     presence_penalty: _Zero | None = None
     frequency_penalty: _Zero | None = None
-    logit_bias: _None | None = None
+    logit_bias: Annotated[dict[str, Any], _only({})] | None = None
     user: str | None = None
     metadata: dict[str, str] | None = None
     store: bool | None = None
@@ -109,9 +125,9 @@ class CompletionRequest(_Request):
         | Annotated[list[_TokenIds], Field(min_length=1)]
     )
     logprobs: int | None = Field(None, ge=0, le=20)
-    echo: Literal[False] | None = False
-    best_of: Literal[1] | None = None
-    suffix: None = None
+    echo: Annotated[bool, _only(False)] | None = False
+    best_of: Annotated[int, _only(1)] | None = None
+    suffix: Annotated[str, _only("")] | None = None
 
     def prompts(self) -> list[str | list[int]]:
         """Return the prompts, as text or as token ids."""
@@ -131,7 +147,7 @@ class _Part(_Strict):
     def _is_text(cls, value: Any) -> Any:
         if isinstance(value, dict) and value.get("type") in _NOT_TEXT:
             raise PydanticCustomError(
-                _UNSUPPORTED, "this model reads text, got a part of type {type}", {"type": value["type"]}
+                _UNSUPPORTED, "this model is text-only; got a content part of type {type}", {"type": value["type"]}
             )
         return value
 
@@ -207,10 +223,14 @@ def _first(error: ValidationError) -> ApiError:
     if problem["type"] == _UNSUPPORTED:
         return invalid(f"{path}: {problem['msg']}", path, _UNSUPPORTED)
     if problem["type"] == "json_invalid":
-        return invalid(f"The body is not valid JSON: {problem['msg']}", code="invalid_json")
+        reason = problem["msg"].removeprefix("Invalid JSON: ")
+        return invalid(f"The body is not valid JSON: {reason}", code="invalid_json")
     if problem["type"] == "extra_forbidden":
         return invalid(f"Unrecognized request argument supplied: {path}", path, "unknown_parameter")
-    texts = dict.fromkeys(other["msg"] for other in problems if _path(other["loc"]) == path)  # alternatives of a union
+    here = [other for other in problems if _path(other["loc"]) == path]  # alternatives of a union
+    if any(other["type"] in _TOO_SHORT for other in here):
+        return invalid(f"{path}: must not be empty", path, "invalid_value")
+    texts = dict.fromkeys(other["msg"] for other in here)
     return invalid(f"{path or 'body'}: {', or: '.join(texts)}", path or None, "invalid_value")
 
 

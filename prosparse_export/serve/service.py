@@ -193,9 +193,10 @@ class Service:
             raise invalid("prompt: expected at least one token", "prompt", "invalid_value")
         left = self.capacity - prompt
         if left < 1 or (limit or 1) > left:
-            wanted = f"{prompt} tokens in the prompt" + (f" and {limit} new ones" if limit else "")
+            new = limit or 1
             raise invalid(
-                f"This server's context is {self.capacity} tokens, but the request has {wanted}",
+                f"The context length is {self.capacity} tokens, but the request needs {prompt + new} "
+                f"({prompt} prompt + {new} completion)",
                 "max_tokens" if left >= 1 else "prompt",
                 "context_length_exceeded",
             )

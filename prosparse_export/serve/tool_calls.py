@@ -15,7 +15,7 @@ __all__ = ["BEGIN", "END", "Call", "CallSplitter", "for_template"]
 
 BEGIN, END = "<tool_call>", "</tool_call>"
 Call: TypeAlias = dict[str, Any]
-"""A call as OpenAI's interface has it: id, type, and function with name and arguments."""
+"""A call in the format of OpenAI's API: id, type, and function with name and arguments."""
 
 
 class CallSplitter:

@@ -39,7 +39,7 @@ def tool_grammar(
         return _grammar(f"{_calls(parallel)} | answer", f"answer: {json_rule(answer)}\n", rules)
     if parallel and not any(tool.function.strict for tool in tools):
         return None
-    # Without strict, OpenAI's interface promises nothing: a schema that cannot be compiled is no error
+    # Without strict, OpenAI's API promises nothing: a schema that cannot be compiled is no error
     rules = [_rule(tool, tool.function.schema_ if tool.function.strict else _ANY) for tool in tools]
     text = f"TEXT: /(.|\\n)*/\nhead[lazy]: TEXT {json.dumps(BEGIN)}\n"
     return _grammar("call* TEXT" if parallel else "call | TEXT", text, rules, head="head")

@@ -61,7 +61,7 @@ def check_tools(tools: Sequence[Tool]) -> None:
     names = [tool.function.name for tool in tools]
     twice = next((name for name in names if names.count(name) > 1), None)
     if twice is not None:
-        raise PydanticCustomError("tools", "expected different names, got {name} twice", {"name": twice})
+        raise PydanticCustomError("tools", "duplicate function name: {name}", {"name": twice})
 
 
 def check_choice(choice: ToolChoice | None, tools: Sequence[Tool] | None) -> None:
@@ -73,7 +73,7 @@ def check_choice(choice: ToolChoice | None, tools: Sequence[Tool] | None) -> Non
     if choice in (None, "none", "auto"):
         return
     if not tools:
-        raise PydanticCustomError("tool_choice", "expected tools to choose from")
+        raise PydanticCustomError("tool_choice", "requires tools")
     names = [tool.function.name for tool in tools]
     if isinstance(choice, _NamedChoice) and choice.function.name not in names:
         got = {"names": ", ".join(names), "name": choice.function.name}

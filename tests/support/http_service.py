@@ -32,7 +32,7 @@ class Texts:
 
     def submit(self, jobs: Sequence[Job]) -> None:
         if self.full:
-            raise QueueFullError("queue: expected at most 2 waiting sequences, got 3", hint="retry later")
+            raise QueueFullError("The queue is full: 2 waiting, 1 requested, limit 2", hint="retry later")
         self.jobs += jobs
         for job in jobs:
             for event in self.events:

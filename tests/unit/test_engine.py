@@ -66,7 +66,7 @@ def test_jobs_run_in_order() -> None:
 def test_a_full_queue_takes_all_or_none() -> None:
     _, engine = made()
     engine.submit([Text(), Text(), Text()])
-    with pytest.raises(QueueFullError, match="expected at most 4 waiting sequences, got 5"):
+    with pytest.raises(QueueFullError, match="queue is full: 3 waiting, 2 requested, limit 4"):
         engine.submit([Text(), Text()])
     assert engine.waiting == 3
     engine.submit([Text()])

@@ -70,7 +70,7 @@ def test_a_copy_is_a_text_of_its_own(grammars: Grammars, tokenizer: Tokenizer) -
 def test_a_schema_that_cannot_be_compiled(grammars: Grammars, schema: dict[str, Any], reason: str) -> None:
     with pytest.raises(ProSparseError) as caught:
         grammars.matcher(json_grammar(schema), "response_format")
-    assert str(caught.value) == f"response_format: expected a JSON schema that can be compiled, got: {reason}"
+    assert str(caught.value) == f"response_format: cannot compile the JSON schema: {reason}"
 
 
 CITY = {"$ref": "#/$defs/city"}
