@@ -53,7 +53,10 @@ Examples:
 )
 @click.option("--rounds", type=click.IntRange(min=3), default=9, show_default=True, help="Rounds to time.")
 @click.option(
-    "--dense/--no-dense", default=True, show_default=True, help="Run the dense baseline; loads the weights twice."
+    "--dense/--no-dense",
+    default=True,
+    show_default=True,
+    help="Run the dense baseline; needs memory for a second copy of the weights.",
 )
 @click.option("--text", "text_file", type=click.Path(path_type=Path), help="Plain text, UTF-8.  [default: bundled]")
 @click.option("--json", "as_json", is_flag=True, help="Print JSON instead of the table.")
@@ -83,8 +86,8 @@ def bench_command(
     alternate. A speedup is the median over rounds of dense time over sparse time, so it may differ
     from the ratio of the medians. Without a tokenizer next to the model, the input is random tokens.
 
-    With --serve, time a server: generated tokens per second, time to the first token, and time between
-    tokens, by number of clients (each waits for its answer) and by request rate (requests arrive at random).
+    With --serve, benchmark a server: generated tokens per second, time to first token (TTFT), and inter-token latency
+    (ITL), by number of clients (closed loop) and by request rate (open loop).
     """
     check_outputs((plot_file,), overwrite=overwrite)
     if plot_file is not None and plot_file.suffix.lower() not in _PLOTS:

@@ -18,22 +18,22 @@ __all__ = ["bench_serving", "serving_options"]
 _Function = TypeVar("_Function", bound=Callable[..., Any])
 _OPTIONS = (
     click.option(
-        "--serve", is_flag=True, help="Time prosparse serve under load instead. The options below require it."
+        "--serve", is_flag=True, help="Benchmark prosparse serve under load instead. The options below require it."
     ),
-    click.option("--url", help="Time this server (with /v1) instead of starting one.  [default: start one]"),
+    click.option("--url", help="Benchmark this server (with /v1) instead of starting one.  [default: start one]"),
     click.option(
         "--clients",
         type=click.IntRange(min=1),
         multiple=True,
         default=(1, 4, 16),
         show_default=True,
-        help="Concurrent clients; each waits for its answer before it asks again. Repeatable.",
+        help="Closed loop: each client sends its next request when the previous one completes. Repeatable.",
     ),
     click.option(
         "--rate",
         type=click.FloatRange(min=0, min_open=True),
         multiple=True,
-        help="Requests per second, at random times. Repeatable.",
+        help="Open loop: Poisson arrivals, in requests per second. Repeatable.",
     ),
     click.option(
         "--requests",

@@ -34,7 +34,9 @@ _HELP = "/reset clears the conversation, /exit or Ctrl-D quits, Ctrl-C stops a r
 )
 @click.argument("onnx_file", type=click.Path(path_type=Path))
 @click.option("--system", help="System message that begins the conversation.")
-@click.option("-n", "--max-new-tokens", type=click.IntRange(min=1), help="Tokens per reply.  [default: as many as fit]")
+@click.option(
+    "-n", "--max-new-tokens", type=click.IntRange(min=1), help="Maximum tokens per reply.  [default: as many as fit]"
+)
 @sampling_options
 @click.option("--chat-template", type=click.Path(path_type=Path), help="Jinja template to use instead of the model's.")
 @click.option("--threads", type=click.IntRange(min=1), help="Intra-op threads.  [default: one per physical core]")
@@ -51,7 +53,7 @@ def chat_command(
 ) -> None:
     """Talk to the exported model ONNX_FILE, which needs a chat template.
 
-    Each reply sees the whole conversation. /reset clears it, /exit or Ctrl-D quits, Ctrl-C stops a reply.
+    The whole conversation is sent with each message. /reset clears it, /exit or Ctrl-D quits, Ctrl-C stops a reply.
     """
     from prosparse_export.artifact.chat_template import require_chat_template
     from prosparse_export.artifact.integrity import check_model_path

@@ -41,14 +41,14 @@ Examples:
     show_default=True,
     help="Maximum number of new tokens.",
 )
-@click.option("--chat", is_flag=True, help="PROMPT is a message to the assistant: apply the model's chat template.")
+@click.option("--chat", is_flag=True, help="Treat PROMPT as a user message and apply the chat template.")
 @click.option("--stop", multiple=True, help="Stop at this text. Repeatable.")
 @sampling_options
 @click.option("--threads", type=click.IntRange(min=1), help="Intra-op threads.  [default: one per physical core]")
 @click.option(
     "--spinning/--no-spinning", default=True, show_default=True, help="Let idle threads spin instead of sleeping."
 )
-@click.option("--library/--no-library", default=True, show_default=True, help="Use the sparse kernels.")
+@click.option("--library/--no-library", default=True, show_default=True, help="Register the operator library.")
 @click.option(
     "--require-library",
     is_flag=True,

@@ -18,7 +18,7 @@ _OPTIONS = (
         type=click.IntRange(min=0),
         default=0,
         show_default=True,
-        help="Sample from the top k tokens; 0 means all.",
+        help="Sample from the top k tokens; 0 disables.",
     ),
     click.option(
         "--top-p",

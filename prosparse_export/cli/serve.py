@@ -26,19 +26,23 @@ Examples:
     cls=ProSparseCommand,
     context_settings=CONTEXT,
     epilog=_EXAMPLES,
-    short_help="Serve a model with OpenAI's HTTP interface.",
+    short_help="Serve a model over an OpenAI-compatible API.",
 )
 @click.argument("onnx_file", type=click.Path(path_type=Path))
 @click.option("--host", default="127.0.0.1", show_default=True, help="Address to listen on.")
 @click.option(
     "--port", type=click.IntRange(0, 65535), default=8000, show_default=True, help="TCP port; 0 means any free one."
 )
-@click.option("--name", help="The model's name in requests.  [default: the file's, without .onnx]")
+@click.option("--name", help="The model's name in requests.  [default: file name without .onnx]")
 @click.option(
-    "--max-batch", type=click.IntRange(min=1), default=8, show_default=True, help="Sequences that decode together."
+    "--max-batch", type=click.IntRange(min=1), default=8, show_default=True, help="Maximum sequences per batch."
 )
 @click.option(
-    "--max-queue", type=click.IntRange(min=1), default=64, show_default=True, help="Sequences that may wait; then 429."
+    "--max-queue",
+    type=click.IntRange(min=1),
+    default=64,
+    show_default=True,
+    help="Maximum queued sequences; beyond it, 429.",
 )
 @click.option(
     "--context", type=click.IntRange(min=2), help="Tokens per sequence, prompt included.  [default: the model's]"
@@ -55,14 +59,14 @@ Examples:
     type=click.IntRange(min=0),
     default=256,
     show_default=True,
-    help="MB for keys and values of earlier prompts; 0 turns it off.",
+    help="Prefix cache size in MB; 0 disables it.",
 )
 @click.option(
     "--timeout",
     type=click.FloatRange(min=1),
     default=600,
     show_default=True,
-    help="Seconds for a sequence, waiting included; then status 408.",
+    help="Time limit per sequence in seconds, including queueing; then 408.",
 )
 @click.option(
     "--drain",
@@ -98,11 +102,11 @@ def serve_command(
     threads: int | None,
     log_requests: bool,
 ) -> None:
-    """Serve the exported model ONNX_FILE with OpenAI's HTTP interface and continuous batching.
+    """Serve ONNX_FILE over an OpenAI-compatible API, with continuous batching.
 
-    Endpoints: /v1/chat/completions, /v1/completions, /v1/models, /health, /metrics. A decode step runs all
-    sequences at once; new ones join between steps. After Ctrl-C or SIGTERM, running requests finish and new ones are
-    rejected.
+    Endpoints: /v1/chat/completions, /v1/completions, /v1/models, /health, /metrics. All active sequences share each
+    decode step; new sequences join between steps. After Ctrl-C or SIGTERM, running requests finish and new connections
+    are refused.
     """
     if not all(key.strip() for key in keys):
         raise click.BadParameter("expected a key, got an empty string", param_hint="--api-key")

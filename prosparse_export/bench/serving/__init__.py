@@ -1,4 +1,4 @@
-"""Load on a server with OpenAI's interface: throughput and latencies by number of clients."""
+"""Load on an OpenAI-compatible server: throughput and latencies by number of clients."""
 
 from prosparse_export.bench.serving.launch import launched
 from prosparse_export.bench.serving.load import run_load

@@ -37,7 +37,7 @@ def run_load(
     """Measure a server.
 
     Args:
-        url: of its interface, with /v1.
+        url: of its API, with /v1.
         ids: a text as token ids; prompts are excerpts of it.
         options: the load.
         progress: called before each number of clients and each rate.

@@ -16,8 +16,8 @@ class LoadOptions:
     """A load.
 
     Attributes:
-        clients: numbers of clients in closed loops: each sends its next request when it has the answer to the last.
-        rates: requests per second in open loops, which arrive at random (Poisson) whatever the server does.
+        clients: numbers of clients in closed loops: each sends its next request when the previous one completes.
+        rates: requests per second in open loops: Poisson arrivals, whatever the server does.
         requests: requests per number of clients or rate, at least one per client.
         prompt: median length of a prompt in tokens.
         answer: median number of new tokens.
@@ -83,9 +83,9 @@ class Point:
         refused: requests that the server refused (429, 503).
         tokens_per_second: new tokens of all clients.
         prompt_tokens: mean length of a prompt.
-        first_token: time to the first token.
-        between_tokens: time between tokens.
-        first_seconds: every time to the first token.
+        first_token: time to first token (TTFT).
+        between_tokens: inter-token latency (ITL).
+        first_seconds: every TTFT.
     """
 
     load: str
