@@ -1,9 +1,9 @@
-"""What a step of the server costs by the number of sequences, sparse and dense, and a prompt by the size of its chunks.
+"""Decode step time by batch size, and prefill time by chunk size, sparse against the dense baseline.
 
     python benchmarks/batch_steps.py out/tl-i4/m.onnx --threads 2
     python benchmarks/batch_steps.py out/tl-i4/m.onnx --record MACHINE    # for the chart of docs/performance/serving.md
 
-Sequences have 128 random tokens each. Dense: the same kernels compute every neuron. The runs take turns.
+Sequences have 128 random tokens each. Dense: the same kernels compute every neuron. Runs alternate.
 """
 
 from __future__ import annotations
@@ -65,7 +65,7 @@ def prefill(batch: RowBatch, ids: list[int], chunk: int) -> None:
 @click.option("--rows", type=int, multiple=True, default=(1, 2, 4, 8, 16), show_default=True)
 @click.option("--chunk", type=int, multiple=True, default=(32, 64, 128), show_default=True)
 @click.option("--rounds", type=int, default=7, show_default=True)
-@click.option("--record", metavar="MACHINE", help="Put the steps into benchmarks/results/MACHINE.json.")
+@click.option("--record", metavar="MACHINE", help="Add the results to benchmarks/results/MACHINE.json.")
 def main(
     onnx_file: Path, threads: int, rows: tuple[int, ...], chunk: tuple[int, ...], rounds: int, record: str | None
 ) -> None:

@@ -1,4 +1,4 @@
-"""Time and memory of an export, in a separate process: what a large checkpoint needs.
+r"""Time and memory of an export, in a separate process: what a large checkpoint needs.
 
     python benchmarks/random_checkpoint.py llama-2-7b out/random-7b --sparsity 0.89
     python benchmarks/export_scale.py out/random-7b out/7b-i4/m.onnx --weights i4

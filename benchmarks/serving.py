@@ -1,12 +1,13 @@
-"""Servers with the same interface under the same load, in turns: ours, llama.cpp's, onnxruntime-genai's.
+r"""Our server, llama-server, and onnxruntime-genai under the same load, alternating by round.
 
     python benchmarks/serving.py out/tl-i4/m.onnx --llama-server PATH --gguf out/engines/tl/Q4_0.gguf \
         --genai out/engines/tl/ort-i4 --clients 1 --clients 4 --clients 16
 
-Several artifacts are served beside each other, named by their folders.
-llama-server is part of llama.cpp; llama-cpp-python's source package has its sources
-(cmake -S vendor/llama.cpp -B build -DLLAMA_USE_PREBUILT_UI=OFF -DLLAMA_OPENSSL=OFF; cmake --build build --target
-llama-server). Every server starts once and stays; rounds take turns. Prompts and answers have fixed lengths.
+Pass several artifacts to compare them; each is named after its folder. Servers start once and run throughout.
+Prompts and answers have fixed lengths. To build llama-server from the sources in llama-cpp-python's sdist:
+
+    cmake -S vendor/llama.cpp -B build -DLLAMA_USE_PREBUILT_UI=OFF -DLLAMA_OPENSSL=OFF
+    cmake --build build --target llama-server
 """
 
 from __future__ import annotations
@@ -47,8 +48,10 @@ def started(command: list[str], port: int, environment: dict[str, str] | None = 
                 if httpx2.get(f"{url}/models").status_code == 200:
                     break
             if process.poll() is not None:
-                raise click.ClickException(f"it ended: {' '.join(command)}")
+                raise click.ClickException(f"server exited: {' '.join(command)}")
             time.sleep(1)
+        else:
+            raise click.ClickException(f"server not ready after {_SECONDS} s: {' '.join(command)}")
         yield url
     finally:
         process.terminate()
@@ -66,8 +69,8 @@ def free_port() -> int:
 @click.argument("onnx_files", metavar="ONNX_FILE...", nargs=-1, required=True, type=click.Path(path_type=Path))
 @click.option("--llama-server", type=click.Path(exists=True, path_type=Path))
 @click.option("--gguf", type=click.Path(exists=True, path_type=Path))
-@click.option("--genai", type=click.Path(exists=True, path_type=Path), help="A folder with genai_config.json.")
-@click.option("--llama-option", multiple=True, help="More options of llama-server. Repeatable.")
+@click.option("--genai", type=click.Path(exists=True, path_type=Path), help="Folder with genai_config.json.")
+@click.option("--llama-option", multiple=True, help="Extra llama-server option. Repeatable.")
 @click.option("--clients", type=int, multiple=True, default=(1, 4, 16), show_default=True)
 @click.option("--per-client", type=int, default=2, show_default=True, help="Requests of each client per round.")
 @click.option("--rounds", type=int, default=3, show_default=True)
@@ -127,7 +130,7 @@ def main(
 def show(
     points: dict[tuple[str, int], list[Point]], ours: list[str], peers: list[str], clients: tuple[int, ...]
 ) -> None:
-    """Print medians over rounds, and ours to each peer's paired by round."""
+    """Print medians over rounds, and the ratio of ours to each peer, paired by round."""
     for count in clients:
         rates = {name: [point.tokens_per_second for point in points[name, count]] for name in (*ours, *peers)}
         for name in rates:
@@ -135,7 +138,7 @@ def show(
             first = 1e3 * np.quantile([seconds for point in run for seconds in point.first_seconds], 0.95)
             between = 1e3 * np.median([point.between_tokens.p95 for point in run])
             line = f"{count:3} clients {name:12} {np.median(rates[name]):7.1f} tokens/s"
-            click.echo(f"{line}, p95: first token {first:6.0f} ms, between tokens {between:5.0f} ms")
+            click.echo(f"{line}, p95: TTFT {first:6.0f} ms, ITL {between:5.0f} ms")
         for name in ours:
             for peer in peers:
                 click.echo(f"{count:3} clients {name} / {peer}: {paired_ratio(rates[name], rates[peer])}")

@@ -1,10 +1,10 @@
-"""A server under load for minutes: clients that leave in mid-stream, bad requests, and every text compared.
+"""Soak test: a server under load, with clients that disconnect mid-stream and invalid requests.
 
     python benchmarks/soak.py out/demo/demo.onnx --minutes 10 --clients 16
-    python benchmarks/soak.py out/demo/demo.onnx --minutes 1 --url http://127.0.0.1:8000   # a server that runs
+    python benchmarks/soak.py out/demo/demo.onnx --minutes 1 --url http://127.0.0.1:8000   # a running server
 
-Texts are compared with `SparseModel.generate` for the same prompt and seed. Prints requests by outcome, texts that
-differ, and the server's resident memory: after the first minute, at most, at the end.
+Every output is compared with `SparseModel.generate` for the same prompt and seed. Prints requests by outcome, with the
+number of mismatches, and the server's resident memory: after the first minute, peak, and final, and per-minute medians.
 """
 
 from __future__ import annotations
@@ -42,14 +42,14 @@ BAD = (
 
 @dataclass(frozen=True)
 class Case:
-    """A request and its right text."""
+    """A request and its expected output."""
 
     body: dict[str, object]
     text: str
 
 
 def cases(model: SparseModel, count: int) -> list[Case]:
-    """Return requests, half of them sampled, with the texts of ``generate``."""
+    """Return requests, half of them sampled, with the outputs of ``generate``."""
     rng, source, found = random.Random(0), default_text(), []
     for number in range(count):
         begin = rng.randrange(len(source) - 1000)
@@ -66,7 +66,7 @@ def cases(model: SparseModel, count: int) -> list[Case]:
 async def client(
     http: httpx2.AsyncClient, name: str, work: list[Case], seed: int, end: float, seen: collections.Counter[str]
 ) -> None:
-    """Send requests until ``end``: a tenth leaves in mid-stream, a tenth is wrong."""
+    """Send requests until ``end``: a tenth disconnects mid-stream, a tenth is invalid."""
     rng = random.Random(seed)
     while time.monotonic() < end:
         kind = rng.random()
@@ -74,7 +74,7 @@ async def client(
             body, status = rng.choice(BAD)
             answer = await http.post("/v1/completions", content=body.replace(b"NAME", name.encode()))
             right = answer.status_code == status and "Traceback" not in answer.text and "error" in answer.json()
-            seen["bad request, right error" if right else f"bad request, got {answer.status_code}"] += 1
+            seen["invalid request, expected error" if right else f"invalid request, got {answer.status_code}"] += 1
             continue
         case = rng.choice(work)
         stream = kind < 0.6
@@ -90,10 +90,10 @@ async def client(
                     left -= 1
                     if left == 0:
                         break
-                seen["left in mid-stream"] += 1
+                seen["disconnected mid-stream"] += 1
                 continue
             text = await _text(answer, stream)
-        seen["text as generate's" if text == case.text else "text differs"] += 1
+        seen["matches generate" if text == case.text else "mismatches"] += 1
 
 
 async def _text(answer: httpx2.Response, stream: bool) -> str:
@@ -131,7 +131,7 @@ async def run(url: str, process: int | None, work: list[Case], clients: int, min
             await asyncio.sleep(0.1)
     for outcome, count in sorted(seen.items()):
         click.echo(f"{count:8} {outcome}")
-    click.echo(f"rows and queue at the end: {state}")
+    click.echo(f"batch and queue at the end: {state}")
     if process:
         show_memory(memory)
 
@@ -141,24 +141,24 @@ def show_memory(memory: list[tuple[float, float]]) -> None:
     count = int(memory[-1][0] // 60) + 1
     by_minute = [[size for seconds, size in memory if seconds // 60 == minute] for minute in range(count)]
     medians = [statistics.median(sizes) for sizes in by_minute if sizes]
-    click.echo(f"resident MB, median of each minute: {', '.join(f'{size:.1f}' for size in medians)}")
+    click.echo(f"resident MB, per-minute medians: {', '.join(f'{size:.1f}' for size in medians)}")
     after = [size for seconds, size in memory if seconds >= 60] or [memory[-1][1]]
     click.echo(
-        f"resident MB: {after[0]:.1f} after a minute, {max(after):.1f} at most ({max(after) / after[0] - 1:+.2%}), "
-        f"{after[-1]:.1f} last"
+        f"resident MB: {after[0]:.1f} after the first minute, {max(after):.1f} peak "
+        f"({max(after) / after[0] - 1:+.2%}), {after[-1]:.1f} final"
     )
     later = medians[1:-1]  # whole minutes after the first
     if len(later) > 1:
-        click.echo(f"medians of minutes 2 to {len(later) + 1}: {max(later) / later[0] - 1:+.2%} at most")
+        click.echo(f"medians of minutes 2 to {len(later) + 1}: {max(later) / later[0] - 1:+.2%} peak")
 
 
 @click.command(help=help_text(__doc__))
 @click.argument("onnx_file", type=click.Path(path_type=Path))
 @click.option("--minutes", type=float, default=10, show_default=True)
 @click.option("--clients", type=int, default=16, show_default=True)
-@click.option("--cases", "count", type=int, default=200, show_default=True, help="Different requests.")
+@click.option("--cases", "count", type=int, default=200, show_default=True, help="Distinct requests.")
 @click.option("--threads", type=int, default=1, show_default=True)
-@click.option("--url", help="A server of the same model that runs already; its memory is not watched.")
+@click.option("--url", help="URL of a running server with the same model; its memory is not tracked.")
 def main(onnx_file: Path, minutes: float, clients: int, count: int, threads: int, url: str | None) -> None:
     """Run the benchmark."""
     work = cases(load(onnx_file, threads=threads), count)

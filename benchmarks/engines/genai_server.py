@@ -1,4 +1,4 @@
-"""onnxruntime-genai behind OpenAI's /v1/completions: it batches continuously on CUDA only, so requests take turns.
+"""onnxruntime-genai behind an OpenAI-compatible API, one request at a time: its continuous batching is CUDA-only.
 
 python benchmarks/engines/genai_server.py FOLDER PORT --threads 2
 """
