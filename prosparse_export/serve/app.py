@@ -14,15 +14,15 @@ from starlette.routing import Route
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from prosparse_export.serve import endpoints
-from prosparse_export.serve.errors import ApiError
+from prosparse_export.serve.errors import ApiError, shorten
 from prosparse_export.serve.service import Service
 
-__all__ = ["MAX_HEADERS", "create_app"]
+__all__ = ["MAX_HEADERS", "create_app", "headers_too_large"]
 
 _log = logging.getLogger("prosparse.serve")
 _OPEN = ("/health",)  # probes have no key
 MAX_HEADERS = 16 << 10
-"""Bytes of all headers of a request."""
+"""Bytes of a request's URL and all its headers."""
 
 
 def create_app(service: Service) -> ASGIApp:
@@ -65,9 +65,9 @@ class _Gate:
                 self._service.metrics.request(endpoint, message["status"])
             await send(message)
 
-        if sum(len(name) + len(value) for name, value in scope["headers"]) > MAX_HEADERS:
-            error = ApiError(431, f"The request headers exceed {MAX_HEADERS} bytes", code="headers_too_large")
-            return await _api_error(None, error)(scope, receive, counted)
+        url = len(scope.get("raw_path") or b"") + len(scope["query_string"])
+        if url + sum(len(name) + len(value) for name, value in scope["headers"]) > MAX_HEADERS:
+            return await _api_error(None, headers_too_large())(scope, receive, counted)
         if self._keys and scope["path"] not in _OPEN and not self._has_key(scope):
             error = ApiError(401, "Incorrect API key provided", code="invalid_api_key", headers=_BEARER)
             return await _api_error(None, error)(scope, receive, counted)
@@ -90,6 +90,11 @@ class _Gate:
         return scheme.lower() == b"bearer" and any(matches)
 
 
+def headers_too_large() -> ApiError:
+    """Return the error for headers beyond `MAX_HEADERS`."""
+    return ApiError(431, f"The request's URL and headers exceed {MAX_HEADERS} bytes", code="headers_too_large")
+
+
 _BEARER = {"WWW-Authenticate": "Bearer"}
 
 
@@ -98,7 +103,7 @@ def _api_error(_: Request | None, error: Any) -> Response:
 
 
 def _http_error(request: Request, error: Any) -> Response:
-    message = f"{request.method} {request.url.path}: {error.detail}"
+    message = f"{request.method} {shorten(request.url.path)}: {error.detail}"
     return _api_error(request, ApiError(error.status_code, message, headers=error.headers))
 
 

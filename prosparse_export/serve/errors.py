@@ -7,7 +7,7 @@ from typing import Any
 
 from prosparse_export.errors import ProSparseError
 
-__all__ = ["ApiError", "invalid", "of_error"]
+__all__ = ["ApiError", "invalid", "of_error", "shorten"]
 
 _TYPES = {401: "authentication_error", 404: "not_found_error", 429: "rate_limit_error"}
 
@@ -40,6 +40,11 @@ class ApiError(Exception):
     def to_dict(self) -> dict[str, Any]:
         """Return the body."""
         return {"error": self._object}
+
+
+def shorten(text: str, most: int = 40) -> str:
+    """Return a client's text as an error message repeats it: cut to ``most`` characters."""
+    return text if len(text) <= most else f"{text[: most - 3]}..."
 
 
 def _type(status: int) -> str:

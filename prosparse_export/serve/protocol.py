@@ -4,11 +4,13 @@ from __future__ import annotations
 
 import asyncio
 import json
+import sys
 from typing import Any
 
 import h11
 from uvicorn.protocols.http.h11_impl import H11Protocol
 
+from prosparse_export.serve.app import headers_too_large
 from prosparse_export.serve.errors import ApiError
 
 __all__ = ["HEADER_SECONDS", "HttpProtocol"]
@@ -41,7 +43,12 @@ class HttpProtocol(H11Protocol):
 
     def send_400_response(self, msg: str) -> None:
         """Answer bytes that are no HTTP request, or headers that are too long for h11."""
-        self._end(ApiError(400, msg, code="invalid_http"))
+        found = sys.exc_info()[1]  # uvicorn calls this where it has caught h11's error
+        too_large = isinstance(found, h11.RemoteProtocolError) and found.error_status_hint == 431
+        if too_large and self.conn.our_state is h11.IDLE:  # else it is a line within a chunked body
+            self._end(headers_too_large())
+        else:
+            self._end(ApiError(400, msg, code="invalid_http"))
 
     def _watch(self) -> None:
         if self.transport.is_closing() or self.conn.their_state is not h11.IDLE:

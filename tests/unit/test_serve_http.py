@@ -255,6 +255,12 @@ def test_large_headers(client: TestClient) -> None:
     check_error(client.get("/health", headers={"x": "a" * 20_000}), 431, "headers_too_large")
 
 
+def test_long_urls(client: TestClient) -> None:
+    for url in ("/v1/" + "a" * 20_000, "/health?" + "a" * 20_000):
+        check_error(client.get(url), 431, "headers_too_large")
+    assert len(check_error(client.get("/v1/" + "a" * 10_000), 404, None)) < 80
+
+
 @pytest.fixture
 def log() -> Iterator[io.StringIO]:
     """What the server logs, whatever other tests' libraries did to the root logger."""

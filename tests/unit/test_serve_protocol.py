@@ -105,6 +105,20 @@ def test_what_is_no_request(port: int) -> None:
     assert httpx2.get(f"http://127.0.0.1:{port}/health").status_code == 200
 
 
+@pytest.mark.parametrize("pause", [0.0, SECONDS / 10])
+def test_large_headers_in_one_packet_and_in_several(port: int, pause: float) -> None:
+    large = [b"x-%d: %s\r\n" % (number, b"a" * 6000) for number in range(3)]
+    parts = [b"GET /health HTTP/1.1\r\nHost: a\r\n", *large, b"\r\n"]
+    answer, _ = talk(port, *(parts if pause else [b"".join(parts)]), pause=pause)
+    assert error_of(answer, 431)["code"] == "headers_too_large"
+
+
+def test_a_long_line_of_a_chunked_body(port: int) -> None:
+    head = b"POST /v1/completions HTTP/1.1\r\nHost: a\r\nTransfer-Encoding: chunked\r\n\r\n"
+    answer, _ = talk(port, head, b"1;" + b"a" * 20_000, pause=SECONDS / 5)
+    assert error_of(answer, 400)["code"] == "invalid_http"
+
+
 def test_a_body_that_does_not_end(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(read_body, "_SECONDS", 0.05)
 
