@@ -70,8 +70,11 @@ class Sampler:
 
     def __init__(self, sampling: Sampling, batch: int, first: int = 0) -> None:
         self._sampling = sampling
-        seed = np.random.SeedSequence(sampling.seed)
-        self._generators = [np.random.default_rng(child) for child in seed.spawn(first + batch)[first:]]
+        entropy = np.random.SeedSequence(sampling.seed).entropy
+        self._generators = [
+            np.random.default_rng(np.random.SeedSequence(entropy, spawn_key=(row,)))  # as `spawn` makes them
+            for row in range(first, first + batch)
+        ]
 
     def choose(self, logits: NDArray[np.float32]) -> NDArray[np.int64]:
         """Return a token for each row of ``logits``, ``[batch, vocabulary]``.

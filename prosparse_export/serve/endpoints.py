@@ -31,7 +31,9 @@ async def completions(request: Request) -> Any:
     service: Service = request.app.state.service
     body = parse(CompletionRequest, await read_body(request))
     service.check_model(body.model)
-    prompts = [await asyncio.to_thread(service.tokenize, prompt) for prompt in body.prompts()]
+    texts = body.prompts()
+    service.check_sequences(len(texts), body.n)
+    prompts = await asyncio.to_thread(lambda: [service.tokenize(text) for text in texts])
     limit = _COMPLETION_TOKENS if body.max_tokens is None else body.max_tokens
     grammar = await asyncio.to_thread(service.compile_grammar, body)
     jobs, events = service.submit(body, prompts, limit, body.logprobs, grammar)
@@ -44,6 +46,7 @@ async def chat_completions(request: Request) -> Any:
     service: Service = request.app.state.service
     body = parse(ChatRequest, await read_body(request))
     service.check_model(body.model)
+    service.check_sequences(1, body.n)
     tools = [tool.model_dump(exclude_unset=True) for tool in body.tools_to_use] or None
     prompt = await asyncio.to_thread(service.render, body.messages, tools, body.chat_template_kwargs or {})
     ids = await asyncio.to_thread(service.tokenize, prompt, special=False)

@@ -30,8 +30,9 @@ __all__ = ["ChatRequest", "CompletionRequest", "Message", "parse"]
 _MOST_CHOICES = 128
 _ALTERNATIVES = ("str", "constrained-str")  # pydantic's names for a union's texts; no field is called so
 _NonEmpty = Annotated[str, StringConstraints(min_length=1)]
-_TokenIds = Annotated[list[Annotated[int, Field(ge=0)]], Field(min_length=1)]
-_Stops = Annotated[list[_NonEmpty], Field(max_length=16)]
+# Lists stop at their first error: pydantic would describe each of a body's million wrong items.
+_TokenIds = Annotated[list[Annotated[int, Field(ge=0)]], Field(min_length=1, fail_fast=True)]
+_Stops = Annotated[list[_NonEmpty], Field(max_length=16, fail_fast=True)]
 _TOO_SHORT = ("string_too_short", "too_short")  # every bound here is 1
 _NOT_TEXT = ("image_url", "input_audio", "file")
 _UNSUPPORTED = "unsupported_content"
@@ -120,9 +121,9 @@ class CompletionRequest(_Request):
 
     prompt: (
         _NonEmpty
-        | Annotated[list[_NonEmpty], Field(min_length=1)]
+        | Annotated[list[_NonEmpty], Field(min_length=1, fail_fast=True)]
         | _TokenIds
-        | Annotated[list[_TokenIds], Field(min_length=1)]
+        | Annotated[list[_TokenIds], Field(min_length=1, fail_fast=True)]
     )
     logprobs: int | None = Field(None, ge=0, le=20)
     echo: Annotated[bool, _only(False)] | None = False
@@ -157,7 +158,7 @@ class Message(BaseModel):
 
     model_config = ConfigDict(extra="allow", strict=True)
     role: _NonEmpty
-    content: str | list[_Part] | None = None
+    content: str | Annotated[list[_Part], Field(fail_fast=True)] | None = None
 
     def for_template(self) -> dict[str, Any]:
         """Return the message with its content as one string and the arguments of tool calls as objects."""
@@ -172,7 +173,7 @@ class Message(BaseModel):
 class ChatRequest(_Request):
     """Body of /v1/chat/completions."""
 
-    messages: Annotated[list[Message], Field(min_length=1)]
+    messages: Annotated[list[Message], Field(min_length=1, fail_fast=True)]
     max_completion_tokens: int | None = Field(None, ge=1)
     logprobs: bool | None = False
     top_logprobs: int | None = Field(None, ge=0, le=20)

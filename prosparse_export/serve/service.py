@@ -79,6 +79,26 @@ class Service:
                 code="model_not_found",
             )  # fmt: skip
 
+    @cached_property
+    def _most_characters(self) -> int:
+        """Characters of a text that can fit in the context: tokenizing more would be in vain."""
+        assert self.model.tokenizer is not None
+        return self.capacity * max(map(len, self.model.tokenizer.get_vocab()))
+
+    def check_sequences(self, prompts: int, choices: int) -> None:
+        """Refuse a request for more sequences than the queue holds, before any work is done for them.
+
+        Raises:
+            ApiError: there are too many.
+        """
+        if prompts * choices > self.max_queue:
+            got = f"{prompts * choices} ({prompts} prompts x n = {choices})"
+            raise invalid(
+                f"expected at most {self.max_queue} sequences per request, got {got}",
+                "prompt" if prompts > 1 else "n",
+                "too_many_sequences",
+            )
+
     def tokenize(self, prompt: str | Sequence[int], *, special: bool = True) -> list[int]:
         """Return the token ids of a prompt.
 
@@ -87,11 +107,17 @@ class Service:
             special: let the tokenizer add its special tokens; a chat template has written them already.
 
         Raises:
-            ApiError: an id is not in the vocabulary.
+            ApiError: an id is not in the vocabulary, or the prompt cannot fit in the context.
         """
         tokenizer = self.model.tokenizer
         assert tokenizer is not None
         if isinstance(prompt, str):
+            if len(prompt) > self._most_characters:
+                raise invalid(
+                    f"This server's context is {self.capacity} tokens, but the prompt has {len(prompt)} characters",
+                    "prompt",
+                    "context_length_exceeded",
+                )
             return list(tokenizer.encode(prompt, add_special_tokens=special).ids)
         size = tokenizer.get_vocab_size()
         if any(token >= size for token in prompt):
@@ -180,8 +206,6 @@ class Service:
         return jobs, events
 
     def _queue(self, jobs: Sequence[Job]) -> None:
-        if len(jobs) > self.max_queue:
-            raise invalid(f"n: expected at most {self.max_queue} sequences per request, got {len(jobs)}", "n")
         try:
             self.engine.submit(jobs)
         except QueueFullError as error:

@@ -17,6 +17,14 @@ TEMPLATE = """{{ bos_token }}{% for m in messages %}
 {{ m.content }}
 {% endfor %}"""
 
+# The demo model ends its texts soon; with this schema they cannot end.
+ENDLESS = {"type": "array", "minItems": 5000, "items": {"enum": [1]}}
+LONG = {
+    "model": "demo",
+    "prompt": "A",
+    "response_format": {"type": "json_schema", "json_schema": {"name": "ones", "schema": ENDLESS}},
+}
+
 
 @dataclass
 class Server:

@@ -88,3 +88,10 @@ def test_logits_that_are_no_numbers(value: float, temperature: float) -> None:
     logits[0, 3] = value
     with pytest.raises(ProSparseError, match="logits: expected finite numbers"):
         Sampler(Sampling(temperature), 1).choose(logits)
+
+
+def test_a_row_far_down_costs_no_more_than_the_first() -> None:
+    logits = np.zeros((1, 1000), np.float32)
+    first, batch = 3, Sampler(Sampling(1.0, seed=5), 4).choose(np.repeat(logits, 4, 0))
+    assert Sampler(Sampling(1.0, seed=5), 1, first=first).choose(logits)[0] == batch[first]
+    Sampler(Sampling(1.0, seed=5), 1, first=10**12)  # no generators for the rows before it

@@ -107,7 +107,7 @@ BAD_COMPLETIONS: list[tuple[dict[str, Any], str | None, str | None]] = [
     ({"max_tokens": 10**40}, "context_length_exceeded", "max_tokens"),
     ({"n": -1}, "invalid_value", "n"),
     ({"n": 129}, "invalid_value", "n"),
-    ({"n": 9}, None, "n"),
+    ({"n": 9}, "too_many_sequences", "n"),
     ({"temperature": -0.1}, "invalid_value", "temperature"),
     ({"temperature": 2.1}, "invalid_value", "temperature"),
     ({"top_p": 0}, "invalid_value", "top_p"),
