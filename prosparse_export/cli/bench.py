@@ -8,7 +8,7 @@ from typing import Any
 
 import click
 
-from prosparse_export.cli.bench_serve import bench_serving, serving_options
+from prosparse_export.cli.bench_serve import bench_serving, check_serving_options, serving_options
 from prosparse_export.cli.command import CONTEXT, ProSparseCommand
 from prosparse_export.cli.display import stages
 from prosparse_export.cli.output_paths import check_outputs
@@ -89,6 +89,7 @@ def bench_command(
     With --serve, benchmark a server: generated tokens per second, time to first token (TTFT), and inter-token latency
     (ITL), by number of clients (closed loop) and by request rate (open loop).
     """
+    check_serving_options(serve, others=("context", "tokens", "prefill", "rounds", "dense"))
     check_outputs((plot_file,), overwrite=overwrite)
     if plot_file is not None and plot_file.suffix.lower() not in _PLOTS:
         raise ProSparseError(

@@ -9,11 +9,12 @@ from pathlib import Path
 from typing import Any, TypeVar
 
 import click
+from click.core import ParameterSource
 
 from prosparse_export.cli.display import stages
 from prosparse_export.cli.extras import require_packages
 
-__all__ = ["bench_serving", "serving_options"]
+__all__ = ["bench_serving", "check_serving_options", "serving_options"]
 
 _Function = TypeVar("_Function", bound=Callable[..., Any])
 _OPTIONS = (
@@ -74,6 +75,30 @@ def serving_options(function: _Function) -> _Function:
     for option in reversed(_OPTIONS):
         function = option(function)
     return function
+
+
+def check_serving_options(serve: bool, others: tuple[str, ...]) -> None:
+    """Refuse options that would have no effect.
+
+    Args:
+        serve: whether a server is measured.
+        others: parameters that only the other measurement has.
+
+    Raises:
+        click.UsageError: such an option was given.
+    """
+    context = click.get_current_context()
+    ours = [option.name for option in _parameters() if option.name != "serve"]
+    for name in others if serve else ours:
+        if name is not None and context.get_parameter_source(name) is ParameterSource.COMMANDLINE:
+            option = f"--{name.replace('_', '-')}"
+            raise click.UsageError(f"{option} has no effect with --serve" if serve else f"{option} requires --serve")
+
+
+def _parameters() -> list[click.Parameter]:
+    def none() -> None: ...
+
+    return list(serving_options(none).__click_params__)  # type: ignore[attr-defined]
 
 
 def bench_serving(

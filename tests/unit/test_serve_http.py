@@ -13,7 +13,6 @@ from starlette.testclient import TestClient
 from support.http_service import Texts, client_of, make_service
 
 from prosparse_export.errors import ProSparseError
-from prosparse_export.serve import read_body
 from prosparse_export.serve.app import create_app
 from prosparse_export.serve.job import Done, Failed, Piece
 
@@ -298,7 +297,3 @@ def test_requests_are_counted(client: TestClient, texts: Texts) -> None:
     text = client.get("/metrics").text
     assert 'prosparse_requests_total{endpoint="completions",status="200"} 1.0' in text
     assert 'prosparse_requests_total{endpoint="none",status="404"} 1.0' in text
-
-
-def test_the_bound_of_a_body_is_the_documented_one() -> None:
-    assert read_body.MAX_BODY == 4 << 20

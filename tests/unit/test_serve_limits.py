@@ -10,6 +10,7 @@ from pydantic import ValidationError
 from starlette.testclient import TestClient
 from support.http_service import Texts, client_of, make_service
 
+from prosparse_export.serve import read_body
 from prosparse_export.serve.schema import ChatRequest, CompletionRequest
 from prosparse_export.serve.service import Service
 
@@ -53,3 +54,7 @@ def test_wrong_lists_are_described_by_their_first_item(fields: dict[str, Any]) -
     with pytest.raises(ValidationError) as caught:
         kind.model_validate_json(json.dumps({"model": "words", **fields}))
     assert caught.value.error_count() < 12  # an alternative of the union, or a field, each
+
+
+def test_the_bound_of_a_body_is_the_documented_one() -> None:
+    assert read_body.MAX_BODY == 4 << 20

@@ -20,6 +20,7 @@ from prosparse_export.progress import ProgressCallback, no_progress
 __all__ = ["run_load"]
 
 _REFUSED = (429, 503)
+_UNKNOWN_CONTEXT = 1 << 30
 _SECONDS = 600.0  # until an answer must be complete
 
 
@@ -61,14 +62,23 @@ async def _run(url: str, ids: NDArray[np.int64], options: LoadOptions, progress:
     async with httpx2.AsyncClient(headers=headers, timeout=_SECONDS, limits=limits) as http:
         answer = await http.get(f"{url}/models")
         _check(answer.status_code, answer.text)
-        server = _Server(http, url, str(answer.json()["data"][0]["id"]))
+        model = answer.json()["data"][0]
+        context = int(model.get("context_length") or _UNKNOWN_CONTEXT)
+        if options.prompt + options.answer > context:
+            raise ProSparseError(
+                f"serve: {url}: expected prompts and answers within {context} tokens, got medians of "
+                f"{options.prompt} and {options.answer}",
+                hint="lower --prompt or --answer",
+            )
+        server = _Server(http, url, str(model["id"]))
         await server.ask(_Work(ids[: options.prompt].tolist(), 4))  # the first request may pay for allocations
         points: list[Point] = []
         loads = [*((c, "clients") for c in options.clients), *((r, "requests/s") for r in options.rates)]
         for number, (value, load) in enumerate(loads):
             progress(f"{load}: {value:g}", number, len(loads))
-            rng = np.random.default_rng(options.seed)
-            work = _work(ids, options, max(options.requests, int(value) if load == "clients" else 1), rng)
+            rng = np.random.default_rng([options.seed, number])  # other prompts each time: the server caches prefixes
+            count = max(options.requests, int(value) if load == "clients" else 1)
+            work = _work(ids, options, context, count, rng)
             closed = load == "clients"
             answers = await (_closed(server, work, int(value)) if closed else _open(server, work, value, rng))
             answered = [item for item in answers if item is not None]
@@ -76,14 +86,18 @@ async def _run(url: str, ids: NDArray[np.int64], options: LoadOptions, progress:
     return LoadResult(url, server.model, tuple(points))
 
 
-def _work(ids: NDArray[np.int64], options: LoadOptions, count: int, rng: np.random.Generator) -> list[_Work]:
-    """Return requests whose lengths have a log-normal distribution, cut at four times the median."""
+def _work(
+    ids: NDArray[np.int64], options: LoadOptions, context: int, count: int, rng: np.random.Generator
+) -> list[_Work]:
+    """Return requests whose lengths have a log-normal distribution, cut at four times the median and the context."""
     found = []
     for _ in range(count):
         prompt, answer = (
             int(np.clip(median * np.exp(options.spread * rng.standard_normal()), 1, 4 * median))
             for median in (options.prompt, options.answer)
         )
+        answer = min(answer, context - options.prompt)
+        prompt = min(prompt, context - answer)
         begin = int(rng.integers(0, max(1, len(ids) - prompt)))
         found.append(_Work(ids[begin : begin + prompt].tolist(), answer))
     return found
