@@ -10,12 +10,12 @@ import time
 import uuid
 from collections.abc import Sequence
 from dataclasses import dataclass, field
-from functools import lru_cache
 from typing import Any
 
 from tokenizers import Tokenizer
 
 from prosparse_export.serve.job import Done, TokenLogprobs
+from prosparse_export.serve.token_texts import TokenTexts
 from prosparse_export.serve.tool_calls import Call, CallSplitter
 
 __all__ = ["Answer", "Choice", "usage"]
@@ -43,7 +43,7 @@ class Answer:
 
     def __init__(self, name: str, tokenizer: Tokenizer, *, chat: bool, logprobs: bool, tools: bool = False) -> None:
         self._chat, self._wants_logprobs, self._tools = chat, logprobs, tools
-        self._tokens = _TokenTexts(tokenizer)
+        self._tokens = TokenTexts(tokenizer)
         self._head = {"id": f"{'chatcmpl' if chat else 'cmpl'}-{uuid.uuid4().hex}", "created": int(time.time())}
         self._model = name
         self._offsets: dict[int, int] = {}
@@ -118,21 +118,19 @@ class Answer:
     def _logprobs(self, found: Sequence[TokenLogprobs], offset: int) -> dict[str, Any]:
         if self._chat:
             return {"content": [self._chat_token(token) for token in found], "refusal": None}
-        texts = [self._tokens.text(token.token[0]) for token in found]
-        offsets = [offset + sum(map(len, texts[:i])) for i in range(len(texts))]
+        tokens = [token.token[0] for token in found]
         return {
-            "tokens": texts,
+            "tokens": [self._tokens.text(token, "bytes:") for token in tokens],
             "token_logprobs": [token.token[1] for token in found],
-            "top_logprobs": [{self._tokens.text(i): value for i, value in token.top} for token in found],
-            "text_offset": offsets,
+            "top_logprobs": [{self._tokens.text(i, "bytes:"): value for i, value in token.top} for token in found],
+            "text_offset": [offset + count for count in self._tokens.offsets(tokens)],
         }
 
     def _chat_token(self, token: TokenLogprobs) -> dict[str, Any]:
         return {**self._one(*token.token), "top_logprobs": [self._one(*item) for item in token.top]}
 
     def _one(self, token: int, logprob: float) -> dict[str, Any]:
-        text = self._tokens.text(token)
-        return {"token": text, "logprob": logprob, "bytes": list(text.encode())}
+        return {"token": self._tokens.text(token), "logprob": logprob, "bytes": list(self._tokens.utf8(token))}
 
 
 def _reason(done: Done, splitter: CallSplitter) -> str:
@@ -149,15 +147,3 @@ def usage(choices: Sequence[Choice], prompt_tokens: int) -> dict[str, Any]:
         "total_tokens": prompt_tokens + new,
         "prompt_tokens_details": {"cached_tokens": min((item.cached_tokens for item in done), default=0)},
     }
-
-
-class _TokenTexts:
-    def __init__(self, tokenizer: Tokenizer) -> None:
-        self._decode = tokenizer.decode
-        self.text = lru_cache(maxsize=4096)(self._text)
-
-    def _text(self, token: int) -> str:
-        """Return a token's text in the middle of a text: tokenizers drop the space before a first word."""
-        once = self._decode([token], skip_special_tokens=False)
-        twice = self._decode([token, token], skip_special_tokens=False)
-        return str(twice[len(once) :])
