@@ -116,7 +116,11 @@ def contexts_figure(results: Mapping[str, Any], theme: Theme) -> Figure:
 def batches_figure(results: Mapping[str, Any], theme: Theme) -> Figure:
     """Tokens/s of a decode step, sparse and dense, by the number of sequences; a color per accuracy level."""
     figure, axes = plt.subplots(figsize=(7.2, 3.6))
-    sessions = {s["runs"][0]["accuracy_level"]: s for s in results["sessions"] if s["suite"] == "batch steps"}
+    sessions = {
+        session["runs"][0]["accuracy_level"]: session
+        for session in results["sessions"]
+        if session["suite"] == "batch steps" and session["runs"][0]["context"] == 128
+    }
     for (level, session), color in zip(sorted(sessions.items()), LINES, strict=False):
         for engine, line in (("ours", "o-"), ("dense baseline", "o--")):
             runs = [run for run in session["runs"] if run["engine"] == engine]
