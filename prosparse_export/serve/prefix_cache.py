@@ -7,6 +7,7 @@ block depends on all tokens before it, so its key is a hash of those and its own
 from __future__ import annotations
 
 import hashlib
+import itertools
 from collections import OrderedDict
 from collections.abc import Callable, Iterator, Sequence
 
@@ -20,7 +21,7 @@ BLOCK_TOKENS = 64
 
 
 class PrefixCache:
-    """Least recently used blocks are dropped first. Not thread-safe.
+    """Least recently used blocks are dropped first, of a text's from the last. Not thread-safe.
 
     Args:
         limit: maximum number of bytes; 0 keeps nothing.
@@ -33,30 +34,38 @@ class PrefixCache:
 
     def find(self, ids: Sequence[int]) -> list[Block]:
         """Return the known blocks at the beginning of a prompt, without its last token, whose logits are needed."""
-        found = []
-        for key in _keys(ids[:-1]):
-            if key not in self._blocks:
-                break
-            self._blocks.move_to_end(key)
-            found.append(self._blocks[key])
-        return found
+        known = list(itertools.takewhile(self._blocks.__contains__, _keys(ids[:-1])))
+        self._touch(known)
+        return [self._blocks[key] for key in known]
 
     def add(self, ids: Sequence[int], read: Callable[[int, int], Block]) -> None:
-        """Keep the whole blocks of ``ids``; ``read(begin, end)`` returns keys and values, which are copied."""
-        for number, key in enumerate(_keys(ids)):
+        """Keep the whole blocks of ``ids``; ``read(begin, end)`` returns keys and values, which are copied.
+
+        If they do not all fit, the first ones are kept: a block is found only after those before it.
+        """
+        keys = list(_keys(ids))
+        self._touch([key for key in keys if key in self._blocks])
+        own = set(keys)
+        for number, key in enumerate(keys):
             if key in self._blocks:
-                self._blocks.move_to_end(key)
                 continue
             begin = number * BLOCK_TOKENS
             block = read(begin, begin + BLOCK_TOKENS)
             size = sum(part.nbytes for part in block)
-            if size > self._limit:
-                return
             while self.nbytes + size > self._limit:
-                _, dropped = self._blocks.popitem(last=False)
-                self.nbytes -= sum(part.nbytes for part in dropped)
+                oldest = next(iter(self._blocks), None)
+                if oldest is None or oldest in own:
+                    self._touch([key for key in keys if key in self._blocks])
+                    return
+                self.nbytes -= sum(part.nbytes for part in self._blocks.pop(oldest))
             self._blocks[key] = [part.copy() for part in block]
             self.nbytes += size
+        self._touch(keys)
+
+    def _touch(self, keys: Sequence[bytes]) -> None:
+        """Mark the blocks of a text as used, the first one last: without it the others are not found."""
+        for key in reversed(keys):
+            self._blocks.move_to_end(key)
 
 
 def _keys(ids: Sequence[int]) -> Iterator[bytes]:

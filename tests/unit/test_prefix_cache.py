@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import numpy as np
+import pytest
 
 from prosparse_export.runtime.row_batch import Block
 from prosparse_export.serve.prefix_cache import BLOCK_TOKENS, PrefixCache
@@ -69,6 +70,28 @@ def test_the_least_recently_used_block_is_dropped() -> None:
     cache.add(three, Reader(three))
     assert (len(cache.find(one)), len(cache.find(two)), len(cache.find(three))) == (1, 0, 1)
     assert cache.nbytes == 2 * SIZE
+
+
+@pytest.mark.parametrize("looked_up", [False, True])
+def test_the_last_block_of_a_text_is_dropped_first(looked_up: bool) -> None:
+    cache = PrefixCache(3 * SIZE)
+    cache.add(IDS, Reader(IDS))
+    if looked_up:
+        cache.find(IDS)
+    for number in (2, 3):
+        other = [number] * (BLOCK_TOKENS + 1)
+        cache.add(other, Reader(other))
+    assert found(cache, IDS) == IDS[:BLOCK_TOKENS]
+
+
+def test_a_text_does_not_drop_its_own_blocks() -> None:
+    cache, reader = PrefixCache(2 * SIZE), Reader(IDS)
+    cache.add([1] * (BLOCK_TOKENS + 1), Reader([1] * (BLOCK_TOKENS + 1)))
+    cache.add(IDS, reader)
+    assert found(cache, IDS) == IDS[: 2 * BLOCK_TOKENS]
+    assert cache.nbytes == 2 * SIZE
+    cache.add(IDS, reader)
+    assert found(cache, IDS) == IDS[: 2 * BLOCK_TOKENS]
 
 
 def test_nothing_is_kept_without_memory() -> None:
