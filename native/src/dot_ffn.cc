@@ -13,7 +13,7 @@ DotTokens to_bytes(const DotKernels& run, const float* x, size_t count, size_t c
                    const Parallel& parallel, Scratch& scratch) {
   const size_t group = group_size(count, run.group), groups = groups_of(cols),
                row_bytes = rows ? run.row_bytes(cols) : 0;
-  int8_t* const q = scratch.q.get<int8_t>(count * groups * kGroupColumns);
+  uint8_t* const q = scratch.q.get<uint8_t>(count * groups * run.group_bytes);
   float* const scale = scratch.scale.get<float>(count * groups);
   int32_t* const start = scratch.starts.get<int32_t>(count * groups);
   uint8_t* const wide = scratch.bf16x3.get<uint8_t>(count * row_bytes);
@@ -26,7 +26,7 @@ DotTokens to_bytes(const DotKernels& run, const float* x, size_t count, size_t c
       scratch.needs_fallback[first + t].store(!in_range, std::memory_order_relaxed);
       if (in_range) in[t] = row;
     }
-    run.to_bytes(in, own, cols, q + first * groups * kGroupColumns, scale + first * groups, start + first * groups,
+    run.to_bytes(in, own, cols, q + first * groups * run.group_bytes, scale + first * groups, start + first * groups,
                  rows ? wide + first * row_bytes : nullptr);
   });
   return {count, group, groups, q, scale, start, wide, row_bytes};
@@ -39,22 +39,18 @@ struct Hidden {
   DotTile* tiles;
 };
 
-Hidden make_hidden(const Ffn& ffn, size_t tile_rows, size_t count, Scratch& scratch) {
+Hidden make_hidden(const Ffn& ffn, const DotKernels& down, size_t count, Scratch& scratch) {
   const size_t panels = piece(ffn.gate.count(), kPieces, 0, 2).end,
                blocks = (panels * kLanes + kDotBlock - 1) / kDotBlock, rows = blocks * kDotBlock;
-  const size_t most = tile_rows == 0 ? blocks : blocks * ((kDotBlock + tile_rows - 1) / tile_rows);
-  const size_t pairs = tile_rows == 0 ? rows : rows / 2 + most;  // of a token; an entry of a list is as large
+  const size_t most = blocks * ((kDotBlock + down.tile_rows - 1) / down.tile_rows);
+  const size_t own = down.has_pairs ? rows / 2 + most : rows;  // entries of a token
   int32_t* const used = scratch.active.get<int32_t>(kPieces * rows);
-  DotPair* const entries = scratch.h.get<DotPair>(kPieces * count * pairs);
+  DotEntry* const entries = scratch.h.get<DotEntry>(kPieces * count * own);
   uint32_t* const ends = scratch.lists.get<uint32_t>(kPieces * most * count);
   Hidden hidden{{}, most, scratch.tile_integers.get<DotTile>(kPieces * most)};
-  for (size_t i = 0; i < kPieces; ++i) {
-    DotPair* const own = entries + i * count * pairs;
-    int32_t* const active = reinterpret_cast<int32_t*>(own);
-    hidden.pieces[i] = {
-        used + i * rows,         own, active, reinterpret_cast<float*>(active + count * pairs), ends + i * most * count,
-        hidden.tiles + i * most, 0};
-  }
+  for (size_t i = 0; i < kPieces; ++i)
+    hidden.pieces[i] = {used + i * rows, entries + i * count * own, ends + i * most * count, hidden.tiles + i * most,
+                        0};
   return hidden;
 }
 
@@ -74,48 +70,15 @@ void run_down(const DotKernels& run, const Ffn& ffn, Hidden& hidden, size_t coun
   });
 }
 
-// down_proj by the exact kernels.
-void run_exact_down(const FormatKernels& run, const Ffn& ffn, const Hidden& hidden, size_t count, float* y,
-                    const Parallel& parallel, Scratch& scratch) {
-  const size_t padded = round_up(ffn.d_model, kPadColumns), columns = padded / kPadColumns;
-  const size_t pieces = std::min(columns, std::clamp<size_t>(scratch.threads, 2, kPieces));
-  const size_t bytes = round_up(scatter_axpy_work_bytes(piece(columns, pieces, 0, 1).end * kPadColumns), kLineBytes);
-  float* const sums = scratch.y.get<float>(count * padded);
-  uint8_t* const work = scratch.work.get<uint8_t>(pieces * bytes);
-  parallel_for(parallel, pieces, [&](size_t i) {
-    const Range part = piece(columns, pieces, i, 1);
-    const size_t first = part.begin * kPadColumns, last = std::min(ffn.d_model, part.end * kPadColumns);
-    if (first >= last) return;
-    for (size_t t = 0; t < count; ++t)
-      std::copy(ffn.down.bias + first, ffn.down.bias + last, sums + t * padded + first);
-    for (const DotPiece& own : hidden.pieces) {
-      if (own.count == 0) continue;
-      const float* h = own.h - (own.active - own.tiles[0].rows);
-      for (size_t tile = 0; tile < own.count; ++tile) {
-        const DotTile& lists = own.tiles[tile];
-        for (size_t t = 0, from = 0; t < count; from = lists.ends[t++]) {
-          const size_t n = lists.ends[t] - from;
-          if (n != 0)
-            run.scatter_axpy(ffn.down, lists.rows + from, h + from, n, first, last - first, true,
-                             sums + t * padded + first, work + i * bytes);
-        }
-        h += lists.ends[count - 1];
-      }
-    }
-    for (size_t t = 0; t < count; ++t)
-      std::copy(sums + t * padded + first, sums + t * padded + last, y + t * ffn.d_model + first);
-  });
-}
-
 }  // namespace
 
 void run_dot_batch(const Kernels& kernels, const Ffn& ffn, const float* x, size_t count, float* y,
                    const Parallel& parallel, Scratch& scratch) {
-  const FormatKernels& down = kernels.of[static_cast<size_t>(ffn.down.format)];
+  const DotKernels& down = dot_kernels(kernels, ffn.down.format);
   const DotTokens tokens =
       to_bytes(dot_kernels(kernels, ffn.gate.format), x, count, ffn.d_model, ffn.gated, parallel, scratch);
   const LeftOut others = scratch.left_out(count);
-  Hidden hidden = make_hidden(ffn, down.dot.tile_rows, count, scratch);
+  Hidden hidden = make_hidden(ffn, down, count, scratch);
   const size_t floats = dot_work_floats(count);
   float* const work = scratch.a.get<float>(kPieces * floats);
   parallel_for(parallel, kPieces, [&](size_t i) {
@@ -124,11 +87,7 @@ void run_dot_batch(const Kernels& kernels, const Ffn& ffn, const float* x, size_
                     hidden.pieces[i], scratch);
   });
   scratch.count_threads();
-  if (down.dot.tile_rows != 0) {
-    run_down(down.dot, ffn, hidden, count, y, parallel, scratch);
-  } else {
-    run_exact_down(down, ffn, hidden, count, y, parallel, scratch);
-  }
+  run_down(down, ffn, hidden, count, y, parallel, scratch);
 }
 
 void multiply_dot_batch(const Kernels& kernels, const Panels& w, const float* x, size_t count, size_t cols, float* z,

@@ -23,7 +23,7 @@ class Neurons {
           Scratch& scratch)
       : kernels_(kernels),
         run_(dot_kernels(kernels, ffn.gate.format)),
-        tile_rows_(dot_kernels(kernels, ffn.down.format).tile_rows),
+        down_(dot_kernels(kernels, ffn.down.format)),
         ffn_(ffn),
         x_(x),
         others_(others),
@@ -43,11 +43,7 @@ class Neurons {
       for (size_t i = 0; i < used; ++i) used_[i] += static_cast<int32_t>(first_row);
       if (ffn_.gated) run_.up(ffn_.up, x_, used_, lists_);
       for (size_t t = 0; t < x_.count; ++t) finish(t);
-      if (tile_rows_ != 0) {
-        add_tiles(used);
-      } else {
-        add_lists();
-      }
+      add_tiles(used);
     }
   }
 
@@ -113,14 +109,14 @@ class Neurons {
   // Appends the block's neurons.
   void add_tiles(size_t used) {
     size_t place[kMaxDotTokens] = {};
-    const size_t size = group_size(used, tile_rows_);
+    const size_t size = group_size(used, down_.tile_rows);
     for (size_t first = 0; first < used; first += size) {
       const size_t last = std::min(used, first + size);
       out_.tiles[out_.count++] = {out_.rows, last - first, out_.entries, out_.ends};
       out_.rows = std::copy(used_ + first, used_ + last, out_.rows);
-      DotPair* end = out_.entries;
+      DotEntry* end = out_.entries;
       for (size_t t = 0; t < x_.count; ++t) {
-        end = add_pairs(lists_[t], place[t], first, last, end);
+        end = (down_.has_pairs ? add_pairs : add_rows)(lists_[t], place[t], first, last, end);
         out_.ends[t] = static_cast<uint32_t>(end - out_.entries);
       }
       out_.entries = end;
@@ -128,21 +124,18 @@ class Neurons {
     }
   }
 
-  // Appends the block's neurons as lists for Kernels::scatter_axpy.
-  void add_lists() {
-    out_.tiles[out_.count++] = {out_.active, 0, nullptr, out_.ends};
-    uint32_t count = 0;
-    for (size_t t = 0; t < x_.count; ++t) {
-      const DotList& list = lists_[t];
-      for (size_t i = 0; i < list.count; ++i) *out_.active++ = used_[list.slots[i]];
-      out_.h = std::copy_n(list.values, list.count, out_.h);
-      out_.ends[t] = count += static_cast<uint32_t>(list.count);
+  // Of one token, from list entry i on.
+  static DotEntry* add_rows(const DotList& list, size_t& i, size_t first, size_t last, DotEntry* out) {
+    for (; i < list.count && static_cast<size_t>(list.slots[i]) < last; ++i, ++out) {
+      const uint16_t row = static_cast<uint16_t>(static_cast<size_t>(list.slots[i]) - first);
+      *out = {{row, row}, 0};
+      std::memcpy(&out->h, &list.values[i], sizeof(out->h));
     }
-    out_.ends += x_.count;
+    return out;
   }
 
-  // Of one token, from list entry i on. An odd one is its own partner, with 0 for h.
-  static DotPair* add_pairs(const DotList& list, size_t& i, size_t first, size_t last, DotPair* out) {
+  // The same in pairs. An odd one is its own partner, with 0 for h.
+  static DotEntry* add_pairs(const DotList& list, size_t& i, size_t first, size_t last, DotEntry* out) {
     const auto is_left = [&] { return i < list.count && static_cast<size_t>(list.slots[i]) < last; };
     const auto row = [&] { return static_cast<uint16_t>(static_cast<size_t>(list.slots[i]) - first); };
     while (is_left()) {
@@ -160,7 +153,7 @@ class Neurons {
 
   const Kernels& kernels_;
   const DotKernels& run_;
-  const size_t tile_rows_;
+  const DotKernels& down_;
   const Ffn& ffn_;
   const DotTokens& x_;
   const LeftOut& others_;

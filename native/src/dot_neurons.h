@@ -11,9 +11,7 @@ constexpr size_t kDotBlock = 192;  // neurons at a time, so that their activatio
 // down_proj's input of a piece of neurons, which follows tile after tile.
 struct DotPiece {
   int32_t* rows;
-  DotPair* entries;  // with DotKernels::down; else:
-  int32_t* active;
-  float* h;
+  DotEntry* entries;
   uint32_t* ends;
   DotTile* tiles;
   size_t count;

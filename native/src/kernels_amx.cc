@@ -7,6 +7,7 @@
 #define PROSPARSE_TARGET "avx512f,avx512bw,avx512dq,avx512vl,avx512vnni,avx2,fma,f16c,amx-tile,amx-bf16"
 #define PROSPARSE_SIMD "simd_avx512.inc"
 #define PROSPARSE_DOT4
+#define PROSPARSE_DOT "dot_bytes.inc"
 #define PROSPARSE_MORE "amx_kernels.inc"
 #include "variant.inc"
 

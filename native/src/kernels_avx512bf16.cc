@@ -5,6 +5,7 @@
 #define PROSPARSE_TARGET "avx512f,avx512bw,avx512dq,avx512vl,avx512vnni,avx512bf16,avx2,fma,f16c"
 #define PROSPARSE_SIMD "simd_avx512.inc"
 #define PROSPARSE_DOT4
+#define PROSPARSE_DOT "dot_bytes.inc"
 #define PROSPARSE_MORE "bf16_kernels.inc"
 #include "variant.inc"
 
@@ -15,8 +16,9 @@ template <Format format>
 void add_bf16(Kernels& kernels) {
   if constexpr (is_quantized(format)) {
     DotKernels& dot = kernels.of[static_cast<size_t>(format)].dot;
-    dot.tile_rows = kDownRows;
-    dot.down = down_dot<format>;
+    dot.has_pairs = true;
+    dot.tile_rows = Bf16Down::kRows;
+    dot.down = down_dot<Bf16Down, format>;
   }
 }
 

@@ -5,6 +5,7 @@
 #define PROSPARSE_TARGET "avx512f,avx512bw,avx512dq,avx512vl,avx512vnni,avx2,fma,f16c"
 #define PROSPARSE_SIMD "simd_avx512.inc"
 #define PROSPARSE_DOT4
+#define PROSPARSE_DOT "dot_bytes.inc"
 #include "variant.inc"
 
 constexpr prosparse::Kernels prosparse::kAvx512VnniKernels = kernel_table("avx512-vnni");

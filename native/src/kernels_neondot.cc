@@ -9,6 +9,7 @@
 #endif
 #define PROSPARSE_SIMD "simd_neon.inc"
 #define PROSPARSE_DOT4
+#define PROSPARSE_DOT "dot_bytes.inc"
 #include "variant.inc"
 
 constexpr prosparse::Kernels prosparse::kNeonDotKernels = kernel_table("neon-dotprod");

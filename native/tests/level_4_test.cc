@@ -71,6 +71,22 @@ void test_level_4_unused(const Kernels& k, FfnFormat format) {
   CHECK(run_level_4(k, weights.ffn, x) == y, "%s %s level 4 reads rows that no token uses", k.isa, format.name());
 }
 
+// Sums of bytes that are as large as they can be: all weights the first or the last code, all activations one
+// magnitude.
+void test_level_4_largest(const Kernels& k, FfnFormat format) {
+  std::mt19937 rng(4);
+  for (const bool last : {false, true}) {
+    for (const bool alternate : {false, true}) {
+      Weights weights(format, 96, 64, true, Activation::kRelu, 0.0f, rng);
+      for (Stored* w : {&weights.gate, &weights.up, &weights.down}) w->use_one_code(last);
+      weights.pack();
+      std::vector<float> x(16 * 96);
+      for (size_t i = 0; i < x.size(); ++i) x[i] = i / 96 % 2 == 0 || (alternate && i % 2 == 0) ? 1.0f : -1.0f;
+      expect_ffn(k, weights, x, run_level_4(k, weights.ffn, x), true);
+    }
+  }
+}
+
 }  // namespace
 
 int main(int argc, char** argv) {
@@ -93,7 +109,9 @@ int main(int argc, char** argv) {
         test_linear(*k, f.format, 37, 129, tokens, true);
         test_linear(*k, f.format, 80, 300, tokens, true);
       }
-      if (is_quantized(f.format)) test_level_4_unused(*k, f);
+      if (!is_quantized(f.format)) continue;
+      test_level_4_unused(*k, f);
+      test_level_4_largest(*k, f);
     }
     std::printf("%s done\n", k->isa);
   }

@@ -84,6 +84,17 @@ struct Stored {
     }
     matrix = {format, data.data(), scales.empty() ? nullptr : scales.data(), rows, cols};
   }
+
+  // Quantized formats: gives every weight the first code or the last.
+  void use_one_code(bool last) {
+    const bool bytes = matrix.format == Format::kI8, nonlinear = matrix.format == Format::kNL4;
+    const int integer = bytes ? (last ? 127 : -128) : nonlinear ? kNonlinear[last ? 15 : 0] : (last ? 7 : -8);
+    std::fill(data.begin(), data.end(), static_cast<uint8_t>(bytes ? integer : last ? 0xff : 0));
+    for (size_t i = 0; i < values.size(); ++i) {
+      integers[i] = std::abs(integer);
+      values[i] = scale(i / matrix.cols, i % matrix.cols) * integer;
+    }
+  }
 };
 
 // Makes every weight of a row NaN (`which` 0), +Inf (1) or -Inf (2); of quantized formats every scale.

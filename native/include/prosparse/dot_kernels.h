@@ -1,4 +1,4 @@
-// Accuracy level 4 (docs/reference/operators.md) by dot products of four bytes.
+// Accuracy level 4 (docs/reference/operators.md) by dot products of bytes or words.
 #ifndef PROSPARSE_DOT_KERNELS_H_
 #define PROSPARSE_DOT_KERNELS_H_
 
@@ -8,10 +8,12 @@ namespace prosparse {
 
 constexpr size_t kMaxDotTokens = 128;  // of DotTokens
 
-// Tokens at accuracy level 4: each group of 32 columns as signed bytes, x = scale * q. `group` tokens are interleaved.
+// Tokens at accuracy level 4: each group of 32 columns as signed integers, x = scale * q. `group` tokens are
+// interleaved.
 struct DotTokens {
   size_t count, group, groups;  // groups: of columns
-  const int8_t* q;              // of each `group` tokens: [groups][8][tokens][4], columns 4i, 4i + 2, 4i + 1, 4i + 3
+  const uint8_t* q;             // of each `group` tokens: [groups][8][tokens], columns 4i, 4i + 2, 4i + 1, 4i + 3 in
+                                // bytes, or [groups][16][tokens], columns 2i, 2i + 1 in words
   const float* scale;           // [groups][tokens]
   const int32_t* start;         // [groups][tokens]: what the dot products begin with, for the weights' offset
   const uint8_t* rows;          // [count][row_bytes]: each token by itself, as to_bytes leaves them; FFNs only
@@ -25,8 +27,9 @@ struct DotList {
   size_t count;
 };
 
-// Of one token: two of a tile's rows, and down_proj's input for them in bfloat16, the first one low.
-struct DotPair {
+// Of one token: one of a tile's rows, and down_proj's input for it in float32; or two rows, and that for them in
+// bfloat16, the first one low.
+struct DotEntry {
   uint16_t rows[2];
   uint32_t h;
 };
@@ -34,9 +37,9 @@ struct DotPair {
 // Neurons whose rows of down_proj stay in a cache while all tokens use them.
 struct DotTile {
   const int32_t* rows;
-  size_t count;            // at most DotKernels::tile_rows
-  const DotPair* entries;  // of token t: [ends[t - 1], ends[t])
-  const uint32_t* ends;    // [tokens]
+  size_t count;             // at most DotKernels::tile_rows
+  const DotEntry* entries;  // of token t: [ends[t - 1], ends[t])
+  const uint32_t* ends;     // [tokens]
 };
 
 // down_proj's input.
@@ -47,23 +50,23 @@ struct DotHidden {
 
 // Accuracy level 4 where there are no tiles of registers. Null where the exact kernels serve for it.
 //
-// Error: activations are rounded to bytes, by up to half of max|x| / 127 over the group, and multiplied by integers, so
-// the bound of float formats and that times |w| for each multiplication. `down` as RoundedKernels.
+// Error: activations are rounded to bytes, by up to half of max|x| / 127 over the group, or to words, by up to half of
+// max|x| / kSteps, and multiplied by integers, so the bound of float formats and that times |w| for each
+// multiplication. `down` with pairs as RoundedKernels, else as float formats.
 struct DotKernels {
-  size_t tokens;  // from which they are used; 0: never
-  size_t group;   // the most tokens that are interleaved
+  size_t tokens;       // from which they are used; 0: never
+  size_t group;        // the most tokens that are interleaved
+  size_t group_bytes;  // of DotTokens::q, by token and group of columns
   size_t (*row_bytes)(size_t cols);
   // `count` tokens, interleaved, and rows unless that is null: zeros for those that are null. All magnitudes are below
   // 1e30.
-  void (*to_bytes)(const float* const* x, size_t count, size_t cols, int8_t* q, float* scale, int32_t* start,
+  void (*to_bytes)(const float* const* x, size_t count, size_t cols, uint8_t* q, float* scale, int32_t* start,
                    uint8_t* rows);
   // As gemm_panels, but z begins at row 16 * first.
   void (*multiply)(const Panels& w, size_t first, size_t last, const DotTokens& x, float* z, size_t z_stride);
   // values[i] = bias + sum over c of w[rows[slots[i]]][c] * x[c], for every token's list. No other rows are read.
   void (*up)(const Rows& w, const DotTokens& x, const int32_t* rows, const DotList* lists);
-
-  // With dot products of two bfloat16; else scatter_axpy serves.
-
+  bool has_pairs;  // in DotEntry
   size_t tile_rows;
   // y[t * y_stride + j] = bias[j] + sum over h's neurons, for columns [first, last), in units of kPadColumns. sums:
   // work space, [tokens][kPadColumns].
