@@ -75,7 +75,7 @@ class ChatTemplate:
 
         Args:
             messages: with ``role`` and ``content``.
-            tools: functions that the assistant may call, as OpenAI's interface describes them.
+            tools: functions that the assistant may call, in the format of OpenAI's API.
             values: more variables of the template.
 
         Raises:
