@@ -49,14 +49,14 @@ class ChatTemplate:
     Args:
         source: Jinja source.
         tokens: texts of special tokens by name, such as ``bos_token``.
-        where: the file, for error messages.
+        file: where it is, for error messages.
 
     Raises:
         ChatTemplateError: the source is no Jinja template.
     """
 
-    def __init__(self, source: str, tokens: Mapping[str, str], where: Path) -> None:
-        self._where = where
+    def __init__(self, source: str, tokens: Mapping[str, str], file: Path) -> None:
+        self.file = file
         environment = ImmutableSandboxedEnvironment(
             trim_blocks=True, lstrip_blocks=True, extensions=[_Generation, loopcontrols]
         )
@@ -88,7 +88,7 @@ class ChatTemplate:
 
     def _failed(self, error: Exception) -> ChatTemplateError:
         return ChatTemplateError(
-            f"chat template: {self._where}: {' '.join(str(error).split()) or type(error).__name__}",
+            f"chat template: {self.file}: {' '.join(str(error).split()) or type(error).__name__}",
             hint="check the roles and their order against the template, or pass another one with --chat-template",
         )
 

@@ -103,7 +103,7 @@ def _api_error(_: Request | None, error: Any) -> Response:
 
 
 def _http_error(request: Request, error: Any) -> Response:
-    message = f"{request.method} {shorten(request.url.path)}: {error.detail}"
+    message = f"{shorten(request.method)} {shorten(request.url.path)}: {error.detail}"
     return _api_error(request, ApiError(error.status_code, message, headers=error.headers))
 
 

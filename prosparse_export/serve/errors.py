@@ -42,9 +42,11 @@ class ApiError(Exception):
         return {"error": self._object}
 
 
-def shorten(text: str, most: int = 40) -> str:
-    """Return a client's text as an error message repeats it: cut to ``most`` characters."""
-    return text if len(text) <= most else f"{text[: most - 3]}..."
+def shorten(value: str | int, most: int = 40) -> str:
+    """Return what a client sent as an error message repeats it: in at most ``most`` characters."""
+    if isinstance(value, int):  # Python writes no integers of more than 4300 digits
+        return str(value) if value < 10 ** (most - 1) else f"more than 10^{most - 1}"
+    return value if len(value) <= most else f"{value[: most - 3]}..."
 
 
 def _type(status: int) -> str:

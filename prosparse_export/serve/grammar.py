@@ -14,6 +14,7 @@ from numpy.typing import NDArray
 from tokenizers import Tokenizer
 
 from prosparse_export.errors import ProSparseError
+from prosparse_export.serve.errors import shorten
 
 __all__ = ["Grammars", "Matcher", "json_grammar", "json_rule"]
 
@@ -82,7 +83,7 @@ class Grammars:
         matcher = LLMatcher(self._tokenizer, LLMatcher.grammar_from_lark(lark))
         if matcher.is_error():
             raise ProSparseError(
-                f"{field}: cannot compile the JSON schema: {_reason(matcher.get_error())}",
+                f"{field}: cannot compile the JSON schema: {shorten(_reason(matcher.get_error()), 300)}",
                 hint="simplify the schema",
             )
         return Matcher(matcher)

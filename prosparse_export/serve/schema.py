@@ -11,6 +11,7 @@ from typing import Annotated, Any, Literal, TypeVar
 from pydantic import (
     AfterValidator,
     BaseModel,
+    BeforeValidator,
     ConfigDict,
     Field,
     StringConstraints,
@@ -21,7 +22,7 @@ from pydantic import (
 )
 from pydantic_core import PydanticCustomError
 
-from prosparse_export.serve.errors import ApiError, invalid
+from prosparse_export.serve.errors import ApiError, invalid, shorten
 from prosparse_export.serve.tool_calls import for_template
 from prosparse_export.serve.tool_schema import Tool, ToolChoice, Tools, check_choice, check_tools
 
@@ -36,6 +37,7 @@ _Stops = Annotated[list[_NonEmpty], Field(max_length=16, fail_fast=True)]
 _TOO_SHORT = ("string_too_short", "too_short")  # every bound here is 1
 _NOT_TEXT = ("image_url", "input_audio", "file")
 _UNSUPPORTED = "unsupported_content"
+_ANY_OBJECT = {"type": "object"}
 
 
 def _only(accepted: object) -> AfterValidator:
@@ -50,6 +52,11 @@ def _only(accepted: object) -> AfterValidator:
     return AfterValidator(check)
 
 
+def _null(default: object) -> BeforeValidator:
+    """Return a step that takes null for an absent field, as OpenAI does."""
+    return BeforeValidator(lambda value: default if value is None else value)
+
+
 _Zero = Annotated[float, _only(0)]
 
 
@@ -58,15 +65,15 @@ class _Strict(BaseModel):
 
 
 class _StreamOptions(_Strict):
-    include_usage: bool = False
-    include_obfuscation: bool = False  # none is added
+    include_usage: bool | None = False
+    include_obfuscation: bool | None = False  # none is added
 
 
 class _JsonSchema(_Strict):
-    name: str = ""
+    name: str | None = None
     description: str | None = None
     strict: bool | None = None
-    schema_: dict[str, Any] = Field(default_factory=lambda: {"type": "object"}, alias="schema")
+    schema_: Annotated[dict[str, Any], _null(_ANY_OBJECT)] = Field(_ANY_OBJECT, alias="schema")
 
 
 class _ResponseFormat(_Strict):
@@ -83,16 +90,16 @@ class _ResponseFormat(_Strict):
         """Return the JSON schema of the answer, or None for any text."""
         if self.type == "text":
             return None
-        return self.json_schema.schema_ if self.type == "json_schema" and self.json_schema else {"type": "object"}
+        return self.json_schema.schema_ if self.type == "json_schema" and self.json_schema else _ANY_OBJECT
 
 
 class _Request(_Strict):
     """Fields of both interfaces. Those without effect here accept only the value that has none."""
 
     model: str
-    stream: bool = False
+    stream: bool | None = False
     stream_options: _StreamOptions | None = None
-    n: int = Field(1, ge=1, le=_MOST_CHOICES)
+    n: Annotated[int, Field(ge=1, le=_MOST_CHOICES), _null(1)] = 1
     stop: _NonEmpty | _Stops | None = None
     max_tokens: int | None = Field(None, ge=1)
     temperature: float | None = Field(1.0, ge=0, le=2, allow_inf_nan=False)
@@ -238,4 +245,4 @@ def _first(error: ValidationError) -> ApiError:
 def _path(location: tuple[int | str, ...]) -> str:
     """Return the field's path, without the names of a union's alternatives."""
     branches = [part for part in location if isinstance(part, str) and ("[" in part or part in _ALTERNATIVES)]
-    return ".".join(str(part) for part in location if part not in branches)
+    return ".".join(shorten(str(part)) for part in location if part not in branches)

@@ -15,7 +15,7 @@ from prosparse_export.runtime.detokenizer import Detokenizer
 from prosparse_export.runtime.model import SparseModel
 from prosparse_export.runtime.sampling import Sampler, Sampling
 from prosparse_export.serve.engine import Engine, QueueFullError
-from prosparse_export.serve.errors import ApiError, invalid, of_error
+from prosparse_export.serve.errors import ApiError, invalid, of_error, shorten
 from prosparse_export.serve.grammar import Grammars, Matcher, json_grammar
 from prosparse_export.serve.job import Event, Job
 from prosparse_export.serve.metrics import Metrics
@@ -75,7 +75,7 @@ class Service:
         """
         if name != self.name:
             raise ApiError(
-                404, f"The model '{name}' does not exist; this server has '{self.name}'", param="model",
+                404, f"The model '{shorten(name)}' does not exist; this server has '{self.name}'", param="model",
                 code="model_not_found",
             )  # fmt: skip
 
@@ -121,7 +121,8 @@ class Service:
             return list(tokenizer.encode(prompt, add_special_tokens=special).ids)
         size = tokenizer.get_vocab_size()
         if any(token >= size for token in prompt):
-            raise invalid(f"prompt: expected token ids below {size}, got {max(prompt)}", "prompt", "invalid_value")
+            message = f"prompt: expected token ids below {size}, got {shorten(max(prompt))}"
+            raise invalid(message, "prompt", "invalid_value")
         return list(prompt)
 
     def render(
@@ -146,7 +147,9 @@ class Service:
         try:
             return template.render([message.for_template() for message in messages], tools=tools, **values)
         except ChatTemplateError as error:
-            raise of_error(error, 400, code="chat_template_failed") from error
+            message = str(error).replace(str(template.file), template.file.name)  # its folder is the server's matter
+            message = f"{shorten(message, 300)} (check the roles and their order)"
+            raise invalid(message, code="chat_template_failed") from error
 
     def compile_grammar(self, request: CompletionRequest | ChatRequest) -> Matcher | None:
         """Return what restricts the answer's tokens, or None if any text may be one. It may take a second.
@@ -219,8 +222,8 @@ class Service:
         if left < 1 or (limit or 1) > left:
             new = limit or 1
             raise invalid(
-                f"The context length is {self.capacity} tokens, but the request needs {prompt + new} "
-                f"({prompt} prompt + {new} completion)",
+                f"The context length is {self.capacity} tokens, but the request needs {shorten(prompt + new)} "
+                f"({prompt} prompt + {shorten(new)} completion)",
                 "max_tokens" if left >= 1 else "prompt",
                 "context_length_exceeded",
             )

@@ -11,6 +11,8 @@ from typing import Annotated, Any, Literal, TypeAlias
 from pydantic import BaseModel, ConfigDict, Field, StringConstraints
 from pydantic_core import PydanticCustomError
 
+from prosparse_export.serve.errors import shorten
+
 __all__ = ["Tool", "ToolChoice", "check_choice", "check_tools"]
 
 _Name = Annotated[str, StringConstraints(pattern="^[a-zA-Z0-9_-]{1,64}$")]
@@ -61,7 +63,7 @@ def check_tools(tools: Sequence[Tool]) -> None:
     names = [tool.function.name for tool in tools]
     twice = next((name for name in names if names.count(name) > 1), None)
     if twice is not None:
-        raise PydanticCustomError("tools", "duplicate function name: {name}", {"name": twice})
+        raise PydanticCustomError("tools", "duplicate function name: {name}", {"name": shorten(twice)})
 
 
 def check_choice(choice: ToolChoice | None, tools: Sequence[Tool] | None) -> None:
@@ -76,7 +78,7 @@ def check_choice(choice: ToolChoice | None, tools: Sequence[Tool] | None) -> Non
         raise PydanticCustomError("tool_choice", "requires tools")
     names = [tool.function.name for tool in tools]
     if isinstance(choice, _NamedChoice) and choice.function.name not in names:
-        got = {"names": ", ".join(names), "name": choice.function.name}
+        got = {"names": shorten(", ".join(names), 200), "name": shorten(choice.function.name)}
         raise PydanticCustomError("tool_choice", "expected the name of a tool ({names}), got {name}", got)
 
 

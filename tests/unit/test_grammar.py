@@ -135,3 +135,9 @@ def test_answers_that_call_tools(
 
 def test_any_text_may_be_an_answer() -> None:
     assert tool_grammar(make_tools(), "auto", parallel=True, answer=None) is None
+
+
+def test_a_long_reason_is_cut(grammars: Grammars) -> None:
+    with pytest.raises(ProSparseError, match="cannot compile") as caught:
+        grammars.matcher(json_grammar({"type": "a" * 5000}), "response_format")
+    assert len(str(caught.value)) < 400
