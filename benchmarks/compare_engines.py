@@ -88,9 +88,12 @@ def measure(
     artifact: Path, models: dict[str, Path], checkpoint: Path, threads: int, workload: Workload, llama_repacked: bool
 ) -> tuple[list[Run], list[Run]]:
     """Load the engines, time them in turns, print; return speed and memory as `measurements` stores them."""
-    weights = str(require_manifest(artifact).weight_format)
+    manifest = require_manifest(artifact)
+    weights = str(manifest.weight_format)
     made = json.loads((checkpoint / "random_checkpoint.json").read_text())
     model = {"model": made["shape"], "layers": made["layers"], "weights": weights, "threads": threads}
+    if manifest.accuracy_level == 4:
+        model["accuracy_level"] = 4
     longest = max(workload.capacity, *workload.prefill) + 8
     engines = [opened(name, path, threads, longest, llama_repacked=llama_repacked) for name, path in models.items()]
     memory: list[Run] = []

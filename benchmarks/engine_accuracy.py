@@ -89,7 +89,7 @@ def _runs(model: Path, domains: Domains, work: Path, candidates: Candidates) -> 
         folder = work / f"export-{name}"
         _export([str(model), str(folder / "m.onnx"), *shlex.split(options)])
         yield _ours(name, folder / "m.onnx", domains, threads)
-        if candidates.matmulnbits:
+        if candidates.matmulnbits and "--accuracy-level" not in options:
             yield from _matmulnbits(name, folder, domains, threads)
     if all(domain.windows.shape[1] <= _LLAMA_TOKENS for domain in domains.domains):
         yield from _llama_cpp(model, domains, work, threads)

@@ -84,7 +84,7 @@ TABLES = {
     "summary": Table(
         ("engines", "bench"),
         lambda run: (run["model"], run["weights"], run["phase"], run["context"]) in SUMMARY and run["threads"] == 2,
-        lambda run: f"{_model(run)}, {run['weights']}, {_phase(run)}",
+        lambda run: f"{_model(run)}, {_weights(run)}, {_phase(run)}",
         SPEED,
         engines=tuple(engine for engine in ENGINES if engine != "onnxruntime"),
         brief=True,
@@ -92,14 +92,14 @@ TABLES = {
     "models-decode": Table(
         ("engines",),
         lambda run: run["phase"] == "decode",
-        lambda run: f"{_model(run)}, {run['weights']}, {_threads(run)}",
+        lambda run: f"{_model(run)}, {_weights(run)}, {_threads(run)}",
         SPEED,
         "model, weights",
     ),
     "models-prefill": Table(
         ("engines",),
         lambda run: run["phase"] == "prefill",
-        lambda run: f"{_model(run)}, {run['weights']}, {run['context']} tokens, {_threads(run)}",
+        lambda run: f"{_model(run)}, {_weights(run)}, {run['context']} tokens, {_threads(run)}",
         SPEED,
         "model, weights, prompt",
     ),
