@@ -95,3 +95,8 @@ def test_a_row_far_down_costs_no_more_than_the_first() -> None:
     first, batch = 3, Sampler(Sampling(1.0, seed=5), 4).choose(np.repeat(logits, 4, 0))
     assert Sampler(Sampling(1.0, seed=5), 1, first=first).choose(logits)[0] == batch[first]
     Sampler(Sampling(1.0, seed=5), 1, first=10**12)  # no generators for the rows before it
+
+
+def test_a_temperature_near_0_is_greedy_without_a_warning() -> None:
+    with np.errstate(over="raise"):
+        assert Sampler(Sampling(1e-310), 1).choose(LOGITS[:1])[0] == LOGITS[0].argmax()

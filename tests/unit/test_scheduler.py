@@ -35,9 +35,8 @@ class Server:
         self.model = model
         self.rows = RowBatch(model, 3, 512)
         self.metrics = Metrics()
-        self.scheduler = Scheduler(
-            self.rows, 3, model.stop, chunk=16, prefixes=PrefixCache(prefix_bytes), metrics=self.metrics
-        )
+        self.prefixes = PrefixCache(prefix_bytes)
+        self.scheduler = Scheduler(self.rows, 3, model.stop, chunk=16, prefixes=self.prefixes, metrics=self.metrics)
         self.waiting: deque[Job] = deque()
         self.events: list[list[Event]] = []
 
@@ -157,6 +156,21 @@ def test_a_text_whose_logits_are_not_finite_ends_alone(model: SparseModel) -> No
     server.run()
     assert isinstance(server.events[0][-1], Failed)
     assert server.text(1) == model.generate(TEXTS[1], max_new_tokens=6)
+
+
+@pytest.mark.parametrize("method", ["prefill", "step"])
+def test_a_text_whose_logits_are_not_finite_is_not_kept(model: SparseModel, method: str) -> None:
+    server = Server(model, 1 << 24)
+    right = getattr(server.rows, method)
+    job = server.job(TEXTS[3], 20)
+    job.ids = job.ids[:70] if method == "prefill" else job.ids[:60]
+    if method == "step":
+        while len(job.tokens) < 8:  # beyond the first block of 64
+            server.scheduler.tick(server.waiting)
+    setattr(server.rows, method, lambda *arguments: right(*arguments) * np.float32("nan"))
+    server.run()
+    assert isinstance(server.events[0][-1], Failed)
+    assert server.prefixes.nbytes == 0
 
 
 def test_a_prompt_that_onnxruntime_refuses_ends_alone(model: SparseModel) -> None:
