@@ -94,7 +94,8 @@ class Sampler:
 
     def _draw(self, logits: NDArray[np.float32], top: float, generator: np.random.Generator) -> int:
         options = self._sampling
-        exponents = (logits - np.float32(top)).astype(np.float64) / options.temperature
+        with np.errstate(over="ignore"):  # at temperatures near 0 all other tokens are at -infinity
+            exponents = (logits - np.float32(top)).astype(np.float64) / options.temperature
         tokens = np.flatnonzero(exponents > -_NEGLIGIBLE)
         if 0 < options.top_k < len(tokens):
             tokens = tokens[np.argsort(-exponents[tokens], kind="stable")[: options.top_k]]

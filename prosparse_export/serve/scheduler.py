@@ -12,7 +12,7 @@ from __future__ import annotations
 import logging
 import time
 from collections import deque
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 
 from prosparse_export.errors import ProSparseError
 from prosparse_export.runtime.decode_loop import PREFILL_TOKENS
@@ -114,9 +114,10 @@ class Scheduler:
         if begin + len(part) < len(job.ids):
             return
         self._starting = None
-        self._keep_prefix(job.ids, last)
         self._metrics.first_token(time.monotonic() - job.arrived)
-        if not self._guarded(job, lambda: job.choose(logits, self._stop)):
+        ended = self._guarded(job, lambda: job.choose(logits, self._stop))
+        self._keep_prefix(job, last)
+        if not ended:
             self._rows.move(last, len(self._running))
             self._running.append(job)
 
@@ -131,7 +132,7 @@ class Scheduler:
         self._metrics.step(len(self._running), time.monotonic() - began)
         for row in ended:
             self.mean_seconds += 0.1 * (time.monotonic() - self._running[row].arrived - self.mean_seconds)
-            self._keep_prefix([*self._running[row].ids, *self._running[row].tokens], row)
+            self._keep_prefix(self._running[row], row)
         self._leave(ended)
 
     def _guarded(self, job: Job, choose: Callable[[], bool]) -> bool:
@@ -145,9 +146,10 @@ class Scheduler:
             job.emit(Failed(ProSparseError(f"generation failed: {type(error).__name__}", hint="see the server's log")))
         return True
 
-    def _keep_prefix(self, ids: Sequence[int], row: int) -> None:
-        computed = ids[: self._rows.lengths[row]]  # the last token was chosen, but not run
-        self._prefixes.add(computed, lambda begin, end: self._rows.read(row, begin, end))
+    def _keep_prefix(self, job: Job, row: int) -> None:
+        ids, computed = [*job.ids, *job.tokens], self._rows.lengths[row]
+        if len(ids) > computed:  # the last token was chosen, but not run; none is chosen from logits like NaN
+            self._prefixes.add(ids[:computed], lambda begin, end: self._rows.read(row, begin, end))
 
     def _leave(self, ended: list[int]) -> None:
         """Free rows, in ascending order, and close the gaps."""
