@@ -163,7 +163,7 @@ def main(onnx_file: Path, minutes: float, clients: int, count: int, threads: int
     """Run the benchmark."""
     work = cases(load(onnx_file, threads=threads), count)
     if url is not None:
-        asyncio.run(run(url, None, work, clients, minutes))
+        asyncio.run(run(url.rstrip("/").removesuffix("/v1"), None, work, clients, minutes))
         return
     command = [sys.executable, "-m", "prosparse_export", "serve", str(onnx_file), "--port", "0"]
     command += ["--threads", str(threads), "--max-batch", "8", "--prefix-cache", "16"]
