@@ -74,6 +74,7 @@ def prefill(batch: RowBatch, ids: list[int], chunk: int) -> None:
 @click.option("--context", type=int, default=128, show_default=True, help="Tokens of each sequence before the steps.")
 @click.option("--chunk", type=int, multiple=True, default=(32, 64, 128), show_default=True)
 @click.option("--rounds", type=int, default=7, show_default=True)
+@click.option("--model", help="The model's name in the results.  [default: the artifact's folder]")
 @click.option("--record", metavar="MACHINE", help="Add the results to benchmarks/results/MACHINE.json.")
 def main(
     onnx_file: Path,
@@ -82,6 +83,7 @@ def main(
     context: int,
     chunk: tuple[int, ...],
     rounds: int,
+    model: str | None,
     record: str | None,
 ) -> None:
     """Run the benchmark."""
@@ -105,8 +107,8 @@ def main(
             click.echo(f"{kind} {n:3}: {spread} {rate:6.1f} tokens/s, dense/sparse {paired_ratio(dense, sparse)}")
     if record is not None:
         manifest = require_manifest(onnx_file)
-        made: dict[str, object] = {"weights": str(manifest.weight_format), "accuracy_level": manifest.accuracy_level}
-        made |= {"threads": threads, "context": context}
+        made: dict[str, object] = {"model": model or onnx_file.absolute().parent.name, "threads": threads}
+        made |= {"weights": str(manifest.weight_format), "accuracy_level": manifest.accuracy_level, "context": context}
         arguments = [argument for argument in sys.argv[1:] if argument not in ("--record", record)]
         session = {
             "suite": "batch steps",

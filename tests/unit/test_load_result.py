@@ -33,11 +33,12 @@ def test_nothing_was_answered() -> None:
 def test_lengths_have_the_medians_and_a_seed() -> None:
     ids = np.arange(5000)
     options = LoadOptions(prompt=100, answer=40, spread=0.5)
-    work = _work(ids, options, 400, np.random.default_rng(1))
+    work = _work(ids, options, 4096, 400, np.random.default_rng(1))
     assert np.median([len(item.ids) for item in work]) == pytest.approx(100, rel=0.15)
     assert np.median([item.count for item in work]) == pytest.approx(40, rel=0.15)
     assert max(len(item.ids) for item in work) <= 400
-    assert work == _work(ids, options, 400, np.random.default_rng(1))
-    assert {(len(i.ids), i.count) for i in _work(ids, LoadOptions(spread=0.0), 9, np.random.default_rng(1))} == {
-        (128, 64)
-    }
+    assert work == _work(ids, options, 4096, 400, np.random.default_rng(1))
+    fixed = _work(ids, LoadOptions(spread=0.0), 4096, 9, np.random.default_rng(1))
+    assert {(len(item.ids), item.count) for item in fixed} == {(128, 64)}
+    short = _work(ids, LoadOptions(prompt=100, answer=40, spread=2.0), 150, 400, np.random.default_rng(1))
+    assert max(len(item.ids) + item.count for item in short) == 150
