@@ -19,8 +19,14 @@ from measurements import Workload, read, sparsity_sweep, workloads
 
 PAGES = Path(__file__).parent.parent / "docs" / "performance"
 ENGINES = ("dense baseline", "onnxruntime", "onnxruntime-genai", "llama.cpp", "OpenVINO")
-MODELS = {"llama-2-7b": "Llama-2-7B", "tinyllama": "TinyLlama", "opt-6.7b": "OPT-6.7B", "smollm2": "SmolLM2"}
-LAYERS = {"llama-2-7b": 32, "tinyllama": 22}
+MODELS = {
+    "llama-2-7b": "Llama-2-7B",
+    "tinyllama": "TinyLlama",
+    "opt-6.7b": "OPT-6.7B",
+    "smollm2": "SmolLM2",
+    "smollm2-135m": "SmolLM2",
+}
+LAYERS = {"llama-2-7b": 32, "tinyllama": 22, "smollm2-135m": 30}
 WEIGHTS = ("f32", "f16", "bf16", "i8", "i4i8", "i4", "nl4i8", "nl4")
 _MARK = re.compile(r"<!-- table: (\S+) (\S+) -->\n.*?<!-- end of table -->", re.DOTALL)
 

@@ -14,17 +14,18 @@ import openvino as ov
 from openvino import opset13 as ops
 from openvino._offline_transformations import apply_make_stateful_transformation
 
-_GROUP = 128
+_GROUPS = (128, 64, 32)  # columns: the largest that divides a matrix
 
 
 def _compressed(weight: np.ndarray, bits: int) -> ov.Node:
-    """Return a ``[rows, cols]`` matrix as integers times scales: int8 by row, int4 by groups of 128 columns."""
+    """Return a ``[rows, cols]`` matrix as integers times scales: int8 by row, int4 by groups of at most 128 columns."""
     rows, cols = weight.shape
     if bits == 8:
         scale = np.maximum(np.abs(weight).max(1, keepdims=True), 1e-12) / 127
         stored = ops.constant(np.rint(weight / scale).astype(np.int8))
         return ops.multiply(ops.convert(stored, "f32"), ops.constant(scale.astype(np.float32)))
-    groups = weight.reshape(rows, cols // _GROUP, _GROUP)
+    group = next(size for size in _GROUPS if cols % size == 0)
+    groups = weight.reshape(rows, cols // group, group)
     scale = np.maximum(np.abs(groups).max(2, keepdims=True), 1e-12) / 7
     values = np.rint(groups / scale).astype(np.int8).reshape(-1)
     packed = (values[::2] & 15 | (values[1::2] & 15) << 4).astype(np.uint8)
