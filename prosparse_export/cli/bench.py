@@ -89,7 +89,7 @@ def bench_command(
     With --serve, benchmark a server: generated tokens per second, time to first token (TTFT), and inter-token latency
     (ITL), by number of clients (closed loop) and by request rate (open loop).
     """
-    check_serving_options(serve, others=("context", "tokens", "prefill", "rounds", "dense"))
+    check_serving_options(serve, own=load, others=("context", "tokens", "prefill", "rounds", "dense"))
     check_outputs((plot_file,), overwrite=overwrite)
     if plot_file is not None and plot_file.suffix.lower() not in _PLOTS:
         raise ProSparseError(

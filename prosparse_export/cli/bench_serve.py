@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import json
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -77,28 +77,22 @@ def serving_options(function: _Function) -> _Function:
     return function
 
 
-def check_serving_options(serve: bool, others: tuple[str, ...]) -> None:
+def check_serving_options(serve: bool, own: Iterable[str], others: Iterable[str]) -> None:
     """Refuse options that would have no effect.
 
     Args:
         serve: whether a server is measured.
-        others: parameters that only the other measurement has.
+        own: parameters that only that measurement has.
+        others: parameters that only the other one has.
 
     Raises:
         click.UsageError: such an option was given.
     """
     context = click.get_current_context()
-    ours = [option.name for option in _parameters() if option.name != "serve"]
-    for name in others if serve else ours:
-        if name is not None and context.get_parameter_source(name) is ParameterSource.COMMANDLINE:
+    for name in others if serve else own:
+        if context.get_parameter_source(name) is ParameterSource.COMMANDLINE:
             option = f"--{name.replace('_', '-')}"
             raise click.UsageError(f"{option} has no effect with --serve" if serve else f"{option} requires --serve")
-
-
-def _parameters() -> list[click.Parameter]:
-    def none() -> None: ...
-
-    return list(serving_options(none).__click_params__)  # type: ignore[attr-defined]
 
 
 def bench_serving(

@@ -139,5 +139,5 @@ def serve_command(
         service,
         options,
         lambda url: click.echo(f"serving {service.name} at {url}/v1", err=True),
-        lambda left: click.echo(f"shutting down: {left} sequences have {drain:g} s to finish", err=True),
+        lambda left: click.echo(f"shutting down: sequences left: {left}, {drain:g} s to finish", err=True),
     )

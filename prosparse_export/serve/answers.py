@@ -12,8 +12,6 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
-from tokenizers import Tokenizer
-
 from prosparse_export.serve.job import Done, TokenLogprobs
 from prosparse_export.serve.token_texts import TokenTexts
 from prosparse_export.serve.tool_calls import Call, CallSplitter
@@ -35,15 +33,15 @@ class Answer:
 
     Args:
         name: the model's.
-        tokenizer: for the texts of tokens in log probabilities.
+        tokens: texts of tokens, for log probabilities.
         chat: a chat completion, not a completion.
         logprobs: log probabilities were asked for.
         tools: the request has tools, so an answer may have calls.
     """
 
-    def __init__(self, name: str, tokenizer: Tokenizer, *, chat: bool, logprobs: bool, tools: bool = False) -> None:
+    def __init__(self, name: str, tokens: TokenTexts, *, chat: bool, logprobs: bool, tools: bool = False) -> None:
         self._chat, self._wants_logprobs, self._tools = chat, logprobs, tools
-        self._tokens = TokenTexts(tokenizer)
+        self._tokens = tokens
         self._head = {"id": f"{'chatcmpl' if chat else 'cmpl'}-{uuid.uuid4().hex}", "created": int(time.time())}
         self._model = name
         self._offsets: dict[int, int] = {}

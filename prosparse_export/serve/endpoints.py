@@ -93,8 +93,7 @@ def _model(service: Service) -> dict[str, Any]:
 
 
 def _answer(service: Service, *, chat: bool, logprobs: bool, tools: bool = False) -> Answer:
-    assert service.model.tokenizer is not None
-    return Answer(service.name, service.model.tokenizer, chat=chat, logprobs=logprobs, tools=tools)
+    return Answer(service.name, service.token_texts, chat=chat, logprobs=logprobs, tools=tools)
 
 
 async def _respond(

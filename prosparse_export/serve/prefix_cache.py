@@ -44,28 +44,34 @@ class PrefixCache:
         If they do not all fit, the first ones are kept: a block is found only after those before it.
         """
         keys = list(_keys(ids))
-        self._touch([key for key in keys if key in self._blocks])
         own = set(keys)
+        self._touch(keys)
         for number, key in enumerate(keys):
             if key in self._blocks:
                 continue
             begin = number * BLOCK_TOKENS
             block = read(begin, begin + BLOCK_TOKENS)
             size = sum(part.nbytes for part in block)
-            while self.nbytes + size > self._limit:
-                oldest = next(iter(self._blocks), None)
-                if oldest is None or oldest in own:
-                    self._touch([key for key in keys if key in self._blocks])
-                    return
-                self.nbytes -= sum(part.nbytes for part in self._blocks.pop(oldest))
+            if not self._make_room(size, own):
+                break
             self._blocks[key] = [part.copy() for part in block]
             self.nbytes += size
         self._touch(keys)
 
+    def _make_room(self, size: int, kept: set[bytes]) -> bool:
+        """Drop the oldest blocks until ``size`` more bytes fit; False if they do not without blocks of ``kept``."""
+        while self.nbytes + size > self._limit:
+            oldest = next(iter(self._blocks), None)
+            if oldest is None or oldest in kept:
+                return False
+            self.nbytes -= sum(part.nbytes for part in self._blocks.pop(oldest))
+        return True
+
     def _touch(self, keys: Sequence[bytes]) -> None:
         """Mark the blocks of a text as used, the first one last: without it the others are not found."""
         for key in reversed(keys):
-            self._blocks.move_to_end(key)
+            if key in self._blocks:
+                self._blocks.move_to_end(key)
 
 
 def _keys(ids: Sequence[int]) -> Iterator[bytes]:

@@ -20,6 +20,7 @@ from prosparse_export.serve.grammar import Grammars, Matcher, json_grammar
 from prosparse_export.serve.job import Event, Job
 from prosparse_export.serve.metrics import Metrics
 from prosparse_export.serve.schema import ChatRequest, CompletionRequest, Message
+from prosparse_export.serve.token_texts import TokenTexts
 from prosparse_export.serve.tool_grammar import tool_grammar
 
 __all__ = ["Events", "Service"]
@@ -78,6 +79,12 @@ class Service:
                 404, f"The model '{shorten(name)}' does not exist; this server has '{self.name}'", param="model",
                 code="model_not_found",
             )  # fmt: skip
+
+    @cached_property
+    def token_texts(self) -> TokenTexts:
+        """Texts of single tokens, for log probabilities."""
+        assert self.model.tokenizer is not None
+        return TokenTexts(self.model.tokenizer)
 
     @cached_property
     def _most_characters(self) -> int:

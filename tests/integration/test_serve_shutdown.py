@@ -63,7 +63,7 @@ def test_requests_that_outlast_drain_get_an_error(demo_artifact: Path) -> None:
         assert answers[False].status_code == 503
         assert "shutting down" in answers[False].json()["error"]["message"]
         assert "shutting down" in answers[True].text.splitlines()[-2]
-        assert "shutting down: 8 sequences have 1 s to finish" in server.log
+        assert "shutting down: sequences left: 8, 1 s to finish" in server.log
         assert "Traceback" not in server.log
 
 

@@ -56,7 +56,7 @@ def test_texts_in_the_middle_of_a_text() -> None:
 def choice_of(tokenizer: Tokenizer, text: str, *, chat: bool) -> Any:
     ids = tokenizer.encode(text).ids
     told = [TokenLogprobs((token, -0.5), tuple((other, -1.0) for other in ids)) for token in ids]
-    answer = Answer("words", tokenizer, chat=chat, logprobs=True)
+    answer = Answer("words", TokenTexts(tokenizer), chat=chat, logprobs=True)
     return answer.whole([Choice(text, told, Done("stop", len(ids), 0))], 1)["choices"][0]["logprobs"]
 
 

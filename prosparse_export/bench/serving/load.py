@@ -71,7 +71,9 @@ async def _run(url: str, ids: NDArray[np.int64], options: LoadOptions, progress:
                 hint="lower --prompt or --answer",
             )
         server = _Server(http, url, str(model["id"]))
-        await server.ask(_Work(ids[: options.prompt].tolist(), 4))  # the first request may pay for allocations
+        await server.ask(
+            _Work(ids[: options.prompt].tolist(), min(4, options.answer))
+        )  # the first request may pay for allocations
         points: list[Point] = []
         loads = [*((c, "clients") for c in options.clients), *((r, "requests/s") for r in options.rates)]
         for number, (value, load) in enumerate(loads):
