@@ -10,10 +10,8 @@ from pathlib import Path
 import httpx2
 import openai
 import pytest
-from click.testing import CliRunner
 from support.server import LONG, serving
 
-from prosparse_export.cli.serve import serve_command
 from prosparse_export.runtime.model import load
 
 pytestmark = pytest.mark.integration
@@ -65,9 +63,3 @@ def test_requests_that_outlast_drain_get_an_error(demo_artifact: Path) -> None:
         assert "shutting down" in answers[True].text.splitlines()[-2]
         assert "shutting down: sequences left: 8, 1 s to finish" in server.log
         assert "Traceback" not in server.log
-
-
-def test_an_empty_key_is_refused(demo_artifact: Path) -> None:
-    found = CliRunner().invoke(serve_command, [str(demo_artifact), "--api-key", ""])
-    assert found.exit_code == 2
-    assert "expected a key" in found.output

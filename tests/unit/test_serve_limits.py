@@ -6,10 +6,12 @@ import json
 from typing import Any
 
 import pytest
+from click.testing import CliRunner
 from pydantic import ValidationError
 from starlette.testclient import TestClient
 from support.http_service import Texts, client_of, make_service
 
+from prosparse_export.cli.serve import serve_command
 from prosparse_export.serve import read_body
 from prosparse_export.serve.schema import ChatRequest, CompletionRequest
 from prosparse_export.serve.service import Service
@@ -43,7 +45,7 @@ def test_a_prompt_with_more_characters_than_fit_is_not_tokenized(client: TestCli
         {"prompt": [-1] * 10_000},
         {"prompt": [[]] * 10_000},
         {"prompt": [""] * 10_000},
-        {"prompt": "one", "stop": [""] * 10},
+        {"prompt": "one", "stop": [""] * 16},
         {"messages": [{}] * 10_000},
         {"messages": [{"role": "user", "content": [{"type": "x"}] * 10_000}]},
     ],
@@ -58,3 +60,8 @@ def test_wrong_lists_are_described_by_their_first_item(fields: dict[str, Any]) -
 
 def test_the_bound_of_a_body_is_the_documented_one() -> None:
     assert read_body.MAX_BODY == 4 << 20
+
+
+def test_an_empty_key_is_refused() -> None:
+    found = CliRunner().invoke(serve_command, ["missing.onnx", "--api-key", "one", "--api-key", " "])
+    assert (found.exit_code, "expected a key" in found.output) == (2, True)
