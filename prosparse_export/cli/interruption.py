@@ -15,7 +15,6 @@ _arrived: list[int] = []
 @contextmanager
 def interruptible() -> Iterator[None]:
     """Make SIGINT, SIGTERM, and SIGHUP unwind the stack, at once or at the next `raise_if_interrupted`."""
-    _arrived.clear()
     numbers = [signal.SIGINT, signal.SIGTERM]
     if hasattr(signal, "SIGHUP"):  # Windows has none
         numbers.append(signal.SIGHUP)
@@ -26,6 +25,7 @@ def interruptible() -> Iterator[None]:
     finally:
         for number, handler in previous.items():
             signal.signal(number, handler)
+        _arrived.clear()
 
 
 def raise_if_interrupted() -> None:

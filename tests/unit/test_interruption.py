@@ -50,6 +50,7 @@ def test_the_next_progress_call_raises_it_again(number: int, quiet: bool) -> Non
 def test_the_next_command_begins_anew() -> None:
     with interruptible():
         dropped(signal.SIGTERM)
+    raise_if_interrupted()
     with interruptible():
         raise_if_interrupted()
 
