@@ -47,6 +47,15 @@ size_t prefetch_distance(Format format) {
 #endif
 }
 
+int row_prefetches() {
+#if defined(__x86_64__)
+  static const int times = is_intel() ? 1 : 2;
+  return times;
+#else
+  return 1;
+#endif
+}
+
 std::string variant_names(bool supported_only, const char* quote) {
   std::string names;
   for (const Variant& variant : compiled_variants()) {

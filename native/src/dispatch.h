@@ -30,6 +30,9 @@ Choice choose_variant(const char* forced);
 // How far gemm_panels of one token prefetches, in bytes; 0: the processor does that well itself.
 size_t prefetch_distance(Format format);
 
+// How often rows that a token uses are prefetched, 1 or 2 times.
+int row_prefetches();
+
 // "avx512, avx2, scalar"
 std::string variant_names(bool supported_only, const char* quote = "");
 

@@ -8,30 +8,6 @@
 namespace prosparse {
 namespace {
 
-// Tokens out of range are zeros here; the exact kernels compute them. `rows`: DotTokens::rows too.
-DotTokens to_bytes(const DotKernels& run, const float* x, size_t count, size_t cols, bool rows,
-                   const Parallel& parallel, Scratch& scratch) {
-  const size_t group = group_size(count, run.group), groups = groups_of(cols),
-               row_bytes = rows ? run.row_bytes(cols) : 0;
-  uint8_t* const q = scratch.q.get<uint8_t>(count * groups * run.group_bytes);
-  float* const scale = scratch.scale.get<float>(count * groups);
-  int32_t* const start = scratch.starts.get<int32_t>(count * groups);
-  uint8_t* const wide = scratch.bf16x3.get<uint8_t>(count * row_bytes);
-  parallel_for(parallel, (count + group - 1) / group, [&](size_t i) {
-    const size_t first = i * group, own = std::min(group, count - first);
-    const float* in[kMaxDotTokens] = {};
-    for (size_t t = 0; t < own; ++t) {
-      const float* const row = x + (first + t) * cols;
-      const bool in_range = is_in_range(row, cols);
-      scratch.needs_fallback[first + t].store(!in_range, std::memory_order_relaxed);
-      if (in_range) in[t] = row;
-    }
-    run.to_bytes(in, own, cols, q + first * groups * run.group_bytes, scale + first * groups, start + first * groups,
-                 rows ? wide + first * row_bytes : nullptr);
-  });
-  return {count, group, groups, q, scale, start, wide, row_bytes};
-}
-
 // down_proj's input, and what it is written in.
 struct Hidden {
   DotPiece pieces[kPieces];
@@ -76,7 +52,7 @@ void run_dot_batch(const Kernels& kernels, const Ffn& ffn, const float* x, size_
                    const Parallel& parallel, Scratch& scratch) {
   const DotKernels& down = dot_kernels(kernels, ffn.down.format);
   const DotTokens tokens =
-      to_bytes(dot_kernels(kernels, ffn.gate.format), x, count, ffn.d_model, ffn.gated, parallel, scratch);
+      round_to_bytes(kernels, ffn.gate.format, x, count, ffn.d_model, ffn.gated, parallel, scratch);
   const LeftOut others = scratch.left_out(count);
   Hidden hidden = make_hidden(ffn, down, count, scratch);
   const size_t floats = dot_work_floats(count);
@@ -93,7 +69,7 @@ void run_dot_batch(const Kernels& kernels, const Ffn& ffn, const float* x, size_
 void multiply_dot_batch(const Kernels& kernels, const Panels& w, const float* x, size_t count, size_t cols, float* z,
                         size_t z_stride, const Parallel& parallel, Scratch& scratch) {
   const DotKernels& run = dot_kernels(kernels, w.format);
-  const DotTokens prepared = to_bytes(run, x, count, cols, false, parallel, scratch);
+  const DotTokens prepared = round_to_bytes(kernels, w.format, x, count, cols, false, parallel, scratch);
   parallel_for(parallel, kPieces, [&](size_t i) {
     const Range panels = piece(w.count(), kPieces, i, 2);
     run.multiply(w, panels.begin, panels.end, prepared, z + panels.begin * kLanes, z_stride);

@@ -7,10 +7,6 @@
 
 namespace prosparse {
 
-inline const DotKernels& dot_kernels(const Kernels& kernels, Format format) {
-  return kernels.of[static_cast<size_t>(format)].dot;
-}
-
 // y: [count][d_model].
 void run_dot_batch(const Kernels& kernels, const Ffn& ffn, const float* x, size_t count, float* y,
                    const Parallel& parallel, Scratch& scratch);

@@ -4,6 +4,7 @@
 #include <limits>
 #include <thread>
 
+#include "dispatch.h"
 #include "gate_gemm.h"
 #include "quantize_activations.h"
 #include "tiled_ffn.h"
@@ -40,7 +41,8 @@ void run_up(const TokenBatch& batch) {
     parallel_for(batch.parallel, pieces,
                  [&](size_t i) { batch.compute_up(0, piece(count, pieces, i, 4), 0, ffn.d_model); });
   } else {
-    const size_t cols = std::max<size_t>(kCachedBytes / kCachedRows * 8 / element_bits(ffn.up.format), kPadColumns);
+    const size_t part = std::max<size_t>(kCachedBytes / kCachedRows * 8 / element_bits(ffn.up.format), kPadColumns),
+                 cols = batch.bytes != nullptr ? ffn.d_model : part;
     parallel_for(batch.parallel, (ffn.d_ff + kCachedRows - 1) / kCachedRows, [&](size_t i) {
       for (size_t col = 0; col < ffn.d_model; col += cols) {
         for (size_t t = 0; t < tokens; ++t) {
@@ -77,6 +79,15 @@ void run_batch(TokenBatch& batch, size_t down_pieces, size_t column_multiple) {
   run_down(batch, down_pieces, column_multiple);
 }
 
+// As the scalar kernels read them.
+Tokens plain_tokens(const float* x, size_t count, size_t cols) {
+  Tokens tokens{};
+  tokens.x = x;
+  tokens.count = count;
+  tokens.cols = tokens.stride = cols;
+  return tokens;
+}
+
 // A NaN in x makes every output NaN. The scalar kernels would take seconds to find that.
 void fill_nan(const Scratch& scratch, size_t tokens, float* y, size_t y_stride, size_t cols) {
   for (size_t t = 0; t < tokens; ++t) {
@@ -84,10 +95,8 @@ void fill_nan(const Scratch& scratch, size_t tokens, float* y, size_t y_stride, 
   }
 }
 
-}  // namespace
-
-void run_ffn(const Kernels& kernels, const Ffn& ffn, const float* x, size_t tokens, float* y, const Parallel& parallel,
-             Scratch& scratch) {
+void run(const Kernels& kernels, const Ffn& ffn, const float* x, size_t tokens, float* y, const Parallel& parallel,
+         Scratch& scratch, bool by_bytes) {
   const bool quantized = is_quantized(ffn.down.format);
   const size_t multiple = quantized ? kPadColumns : 64;
   const size_t down_pieces = std::clamp<size_t>(ffn.down.row_bytes / kDownBytes, 1, scratch.threads);
@@ -103,12 +112,16 @@ void run_ffn(const Kernels& kernels, const Ffn& ffn, const float* x, size_t toke
   for (size_t first = 0; first < tokens; first += kBatchTokens) {
     const size_t count = std::min(kBatchTokens, tokens - first);
     float* out = y + first * ffn.d_model;
+    const float* const in = x + first * ffn.d_model;
+    DotTokens bytes{};
+    if (by_bytes) bytes = round_to_bytes(kernels, ffn.gate.format, in, count, ffn.d_model, ffn.gated, parallel, scratch);
     TokenBatch batch{kernels,
                      ffn,
                      parallel,
                      scratch,
-                     quantize_activations(kernels, ffn.gate.format, ffn.gate.count(), x + first * ffn.d_model, count,
-                                          ffn.d_model, parallel, scratch),
+                     by_bytes ? plain_tokens(in, count, ffn.d_model)
+                              : quantize_activations(kernels, ffn.gate.format, ffn.gate.count(), in, count, ffn.d_model,
+                                                     parallel, scratch),
                      y_padded != nullptr ? y_padded : out,
                      padded,
                      z_stride,
@@ -119,14 +132,27 @@ void run_ffn(const Kernels& kernels, const Ffn& ffn, const float* x, size_t toke
                      scratch.h.get<float>(most * list_stride),
                      scratch.active.get<int32_t>(most * list_stride),
                      scratch.work.get<uint8_t>(work_bytes * down_pieces),
-                     ffn.d_model >= kFirstPrefetched,
-                     tiled ? &tiles : nullptr};
+                     ffn.d_model >= kFirstPrefetched ? row_prefetches() : 0,
+                     tiled ? &tiles : nullptr,
+                     by_bytes ? &bytes : nullptr};
     run_batch(batch, down_pieces, multiple);
     fill_nan(scratch, count, batch.y, padded, ffn.d_model);
     if (y_padded != nullptr) {
       for (size_t t = 0; t < count; ++t) std::copy_n(y_padded + t * padded, ffn.d_model, out + t * ffn.d_model);
     }
   }
+}
+
+}  // namespace
+
+void run_ffn(const Kernels& kernels, const Ffn& ffn, const float* x, size_t tokens, float* y, const Parallel& parallel,
+             Scratch& scratch) {
+  run(kernels, ffn, x, tokens, y, parallel, scratch, false);
+}
+
+void run_ffn_by_bytes(const Kernels& kernels, const Ffn& ffn, const float* x, size_t tokens, float* y,
+                      const Parallel& parallel, Scratch& scratch) {
+  run(kernels, ffn, x, tokens, y, parallel, scratch, true);
 }
 
 void run_linear(const Kernels& kernels, const Panels& w, const float* x, size_t tokens, size_t cols, float* y,
@@ -140,7 +166,7 @@ void run_linear(const Kernels& kernels, const Panels& w, const float* x, size_t 
     float* out = y + first * w.rows;
     parallel_for(parallel, kPieces, [&](size_t i) {
       const Range panels = piece(w.count(), kPieces, i, 2);
-      gate_gemm(kernels, w, panels.begin, panels.end, prepared, scratch, z != nullptr ? z : out, padded);
+      gate_gemm(kernels, w, panels.begin, panels.end, prepared, nullptr, scratch, z != nullptr ? z : out, padded);
     });
     fill_nan(scratch, count, z != nullptr ? z : out, padded, w.rows);
     for (size_t t = 0; t < count && z != nullptr; ++t) std::copy_n(z + t * padded, w.rows, out + t * w.rows);

@@ -36,6 +36,10 @@ struct Ffn {
 void run_ffn(const Kernels& kernels, const Ffn& ffn, const float* x, size_t tokens, float* y, const Parallel& parallel,
              Scratch& scratch);
 
+// As run_ffn, with x at accuracy level 4 by DotKernels: for tokens too few to share rows.
+void run_ffn_by_bytes(const Kernels& kernels, const Ffn& ffn, const float* x, size_t tokens, float* y,
+                      const Parallel& parallel, Scratch& scratch);
+
 // y[t, :] = bias + x[t, :] . w^T                                               [tokens, w.rows]
 // x is [tokens, cols]; cols is w.cols, or less within the last group of a quantized matrix.
 void run_linear(const Kernels& kernels, const Panels& w, const float* x, size_t tokens, size_t cols, float* y,

@@ -3,9 +3,13 @@
 namespace prosparse {
 
 void gate_gemm(const Kernels& kernels, const Panels& w, size_t first, size_t last, const Tokens& x,
-               const Scratch& scratch, float* z, size_t z_stride) {
+               const DotTokens* bytes, const Scratch& scratch, float* z, size_t z_stride) {
   const size_t format = static_cast<size_t>(w.format);
-  kernels.of[format].gemm_panels(w, first, last, x, z, z_stride);
+  if (bytes != nullptr) {
+    kernels.of[format].dot.multiply(w, first, last, *bytes, z + first * kLanes, z_stride);
+  } else {
+    kernels.of[format].gemm_panels(w, first, last, x, z, z_stride);
+  }
   const Kernels& fallback = is_quantized(w.format) ? kScalarKernels : kernels;
   for (size_t t = 0; t < x.count; ++t) {
     if (!scratch.needs_fallback[t].load(std::memory_order_relaxed) || scratch.is_nan[t]) continue;

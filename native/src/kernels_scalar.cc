@@ -23,7 +23,7 @@ void gemm_panels(const Panels& w, size_t first, size_t last, const Tokens& x, fl
 }
 
 void gather_dot(const Rows& w, const Tokens& x, size_t token, const int32_t* active, size_t count, size_t col,
-                size_t cols, bool, float* u) {
+                size_t cols, int, float* u) {
   for (size_t k = 0; k < count; ++k) {
     const size_t row = static_cast<size_t>(active[k]);
     double sum = col == 0 ? w.bias[row] : u[k];
@@ -34,7 +34,7 @@ void gather_dot(const Rows& w, const Tokens& x, size_t token, const int32_t* act
   }
 }
 
-void scatter_axpy(const Rows& w, const int32_t* active, const float* h, size_t count, size_t col, size_t cols, bool,
+void scatter_axpy(const Rows& w, const int32_t* active, const float* h, size_t count, size_t col, size_t cols, int,
                   float* y, void*) {
   for (size_t j = 0; j < cols && col + j < w.cols; ++j) {
     double sum = y[j];
@@ -61,7 +61,7 @@ void gather_gemm(const Rows& w, const float* x, size_t x_stride, size_t tokens, 
 void scatter_gemm(const Rows& w, size_t, const int32_t*, size_t, size_t col, size_t cols, const PrefetchRows&,
                   const ScatterList* lists, size_t tokens, float* y, size_t y_stride, float*) {
   for (size_t t = 0; t < tokens; ++t)
-    scatter_axpy(w, lists[t].active, lists[t].h, lists[t].count, col, cols, false, y + t * y_stride, nullptr);
+    scatter_axpy(w, lists[t].active, lists[t].h, lists[t].count, col, cols, 0, y + t * y_stride, nullptr);
 }
 
 // No kernel here reads rounded activations.

@@ -29,13 +29,17 @@ size_t panel_bytes(Format format, size_t cols) {
 
 size_t line_columns(Format format) { return is_quantized(format) ? fields(format) * kGroupColumns : kLanes; }
 
-// From one row to the next. Rows a multiple of 4 KiB apart would evict each other from the L1 cache.
-size_t row_bytes(Format format, size_t cols) {
-  const size_t bytes = round_up(cols, line_columns(format)) * element_bits(format) / 8;
-  return bytes % 4096 == 0 ? bytes + kLineBytes : bytes;
+// Bytes of a row's lines.
+size_t data_bytes(Format format, size_t cols) {
+  return round_up(cols, line_columns(format)) * element_bits(format) / 8;
 }
 
-size_t scale_stride(size_t cols) { return round_up(groups_of(cols), kLanes); }
+// From one row to the next. Rows a multiple of 4 KiB apart would evict each other from the L1 cache.
+size_t row_bytes(Format format, size_t cols) {
+  const size_t scales = is_quantized(format) ? round_up(groups_of(cols) * sizeof(uint16_t), kLineBytes) : 0;
+  const size_t bytes = data_bytes(format, cols) + scales;
+  return bytes % 4096 == 0 ? bytes + kLineBytes : bytes;
+}
 
 // The unsigned integers of one row of a model file, `cols` rounded up to 128 of them: padding is weight 0.
 template <Format format>
@@ -216,10 +220,8 @@ size_t panels_bytes(const Matrix& w) {
 }
 
 size_t rows_bytes(const Matrix& w) {
-  const size_t data = w.rows * row_bytes(w.format, w.cols);
-  const size_t scales = is_quantized(w.format) ? w.rows * scale_stride(w.cols) * 2 : 0;
-  return round_up(data + kSlack, kLineBytes) + round_up(scales + kSlack, kLineBytes) +
-         bias_bytes(std::max(w.rows, w.cols)) + round_up(w.rows, kLineBytes);
+  return round_up(w.rows * row_bytes(w.format, w.cols) + kSlack, kLineBytes) + bias_bytes(std::max(w.rows, w.cols)) +
+         round_up(w.rows, kLineBytes);
 }
 
 Panels pack_panels(const Matrix& w, const void* bias, Arena& arena, unsigned threads) {
@@ -246,22 +248,19 @@ Rows pack_rows(const Matrix& w, const void* bias, RowOrder order, Arena& arena, 
   p.cols = w.cols;
   p.padded_cols = round_up(w.cols, line_columns(w.format));
   p.row_bytes = row_bytes(w.format, w.cols);
-  p.scale_stride = scale_stride(w.cols);
+  p.scales_at = data_bytes(w.format, w.cols);
   uint8_t* data = arena.take(w.rows * p.row_bytes + kSlack);
   const size_t scale_bytes = groups_of(w.cols) * sizeof(uint16_t);
-  uint16_t* scales =
-      is_quantized(w.format) ? reinterpret_cast<uint16_t*>(arena.take(w.rows * p.scale_stride * 2 + kSlack)) : nullptr;
   uint8_t* out_of_range = has_limit(w.format) && order == RowOrder::kDot ? arena.take(w.rows) : nullptr;
   const Packer packer = packer_for(w.format);
   in_parallel(w.rows, threads, [&](size_t r) {
     uint8_t* out = data + r * p.row_bytes;
     if (out_of_range != nullptr) out_of_range[r] = is_out_of_range(w, r, r + 1);
-    if (scales != nullptr)
-      std::memcpy(scales + r * p.scale_stride, static_cast<const uint8_t*>(w.scales) + r * scale_bytes, scale_bytes);
+    if (is_quantized(w.format))
+      std::memcpy(out + p.scales_at, static_cast<const uint8_t*>(w.scales) + r * scale_bytes, scale_bytes);
     packer.row(w, order, r, out);
   });
   p.data = data;
-  p.scales = scales;
   p.out_of_range = out_of_range;
   p.bias = order == RowOrder::kDot ? copy_bias(bias, w.rows, w.rows, arena)
                                    : copy_bias(bias, w.cols, round_up(w.cols, 128), arena);

@@ -60,7 +60,7 @@ double row_weight(const Rows& w, RowOrder order, size_t row, size_t col) {
   const size_t N = fields(w.format), group = col / kGroupColumns;
   const size_t place = place_of(order, w.format, col % (N * kGroupColumns));
   const uint16_t word = reinterpret_cast<const uint16_t*>(data + group / N * kLineBytes)[place / N];
-  return quantized_weight(w.format, w.scales[row * w.scale_stride + group],
+  return quantized_weight(w.format, w.scales(row)[group],
                           static_cast<uint32_t>(word) >> (place % N * element_bits(w.format)));
 }
 

@@ -21,6 +21,14 @@ Quantized quantized_buffers(size_t count, size_t stride, Scratch& scratch) {
           scratch.sums.get<int32_t>(count * groups)};
 }
 
+// Whether token t, whose values begin at `row`, does without the fallback.
+bool mark_range(const float* row, size_t count, size_t t, Scratch& scratch) {
+  const bool in_range = is_in_range(row, count);
+  scratch.needs_fallback[t].store(!in_range, std::memory_order_relaxed);
+  scratch.is_nan[t] = !in_range && std::any_of(row, row + count, [](float value) { return std::isnan(value); });
+  return in_range;
+}
+
 // Token t, whose values begin at `row`. Zeros where it needs the fallback.
 void quantize_token(const Kernels& kernels, Format format, const float* row, size_t stride, size_t t,
                     const Quantized& out, Scratch& scratch) {
@@ -28,9 +36,7 @@ void quantize_token(const Kernels& kernels, Format format, const float* row, siz
   int16_t *q = out.q + t * stride, *q_dot = out.q_dot + t * stride;
   float* scale = out.scale + t * groups;
   int32_t *starts = out.starts + t * stride / 2, *sums = out.sums + t * groups;
-  if (is_in_range(row, stride)) return kernels.quantize(row, stride, format, q, q_dot, scale, starts, sums);
-  scratch.needs_fallback[t].store(true, std::memory_order_relaxed);
-  scratch.is_nan[t] = std::any_of(row, row + stride, [](float value) { return std::isnan(value); });
+  if (mark_range(row, stride, t, scratch)) return kernels.quantize(row, stride, format, q, q_dot, scale, starts, sums);
   std::memset(q, 0, stride * sizeof(*q));
   std::memset(scale, 0, groups * sizeof(*scale));
   std::memset(q_dot, 0, stride * sizeof(*q_dot));
@@ -155,6 +161,28 @@ Tokens quantize_activations(const Kernels& kernels, Format format, size_t panels
     group_tokens(kernels, format, tokens, parallel, scratch);
   }
   return tokens;
+}
+
+DotTokens round_to_bytes(const Kernels& kernels, Format format, const float* x, size_t count, size_t cols, bool rows,
+                         const Parallel& parallel, Scratch& scratch) {
+  const DotKernels& run = dot_kernels(kernels, format);
+  const size_t group = group_size(count, run.group), groups = groups_of(cols),
+               row_bytes = rows ? run.row_bytes(cols) : 0;
+  uint8_t* const q = scratch.q.get<uint8_t>(count * groups * run.group_bytes);
+  float* const scale = scratch.scale.get<float>(count * groups);
+  int32_t* const start = scratch.starts.get<int32_t>(count * groups);
+  uint8_t* const wide = scratch.bf16x3.get<uint8_t>(count * row_bytes);
+  parallel_for(parallel, (count + group - 1) / group, [&](size_t i) {
+    const size_t first = i * group, own = std::min(group, count - first);
+    const float* in[kMaxDotTokens] = {};
+    for (size_t t = first; t < first + own; ++t) {
+      const bool in_range = mark_range(x + t * cols, cols, t, scratch);
+      if (in_range) in[t - first] = x + t * cols;
+    }
+    run.to_bytes(in, own, cols, q + first * groups * run.group_bytes, scale + first * groups, start + first * groups,
+                 rows ? wide + first * row_bytes : nullptr);
+  });
+  return {count, group, groups, q, scale, start, wide, row_bytes};
 }
 
 }  // namespace prosparse

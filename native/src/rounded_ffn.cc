@@ -139,7 +139,7 @@ void multiply_batch(const Kernels& kernels, const Panels& w, const float* x, siz
   });
 }
 
-// The functions for a batch: by tiles, by byte dot products, or null where the exact kernels serve.
+// The functions for a batch: by tiles, by byte dot products, or null where those of ffn.h serve.
 struct Batches {
   decltype(&run_batch) ffn;
   decltype(&multiply_batch) linear;
@@ -147,9 +147,9 @@ struct Batches {
 
 Batches batches(const Kernels& kernels, Format format, size_t tokens) {
   const auto takes = [&](size_t least) { return least != 0 && tokens >= least; };
+  const DotKernels& dot = dot_kernels(kernels, format);
   if (takes(rounded(kernels, format).tokens)) return {run_batch, multiply_batch};
-  if (takes(dot_kernels(kernels, format).tokens)) return {run_dot_batch, multiply_dot_batch};
-  return {nullptr, nullptr};
+  return {takes(dot.tokens) ? run_dot_batch : nullptr, dot.multiply != nullptr ? multiply_dot_batch : nullptr};
 }
 
 // batch(first, count) for all tokens, then alone(token) for those that it left out.
@@ -170,7 +170,10 @@ void in_batches(size_t tokens, const Scratch& scratch, const Batch& batch, const
 void run_rounded_ffn(const Kernels& kernels, const Ffn& ffn, const float* x, size_t tokens, float* y,
                      const Parallel& parallel, Scratch& scratch) {
   const auto run = batches(kernels, ffn.gate.format, tokens).ffn;
-  if (run == nullptr) return run_ffn(kernels, ffn, x, tokens, y, parallel, scratch);
+  if (run == nullptr) {
+    const bool by_bytes = dot_kernels(kernels, ffn.gate.format).multiply != nullptr;
+    return (by_bytes ? run_ffn_by_bytes : run_ffn)(kernels, ffn, x, tokens, y, parallel, scratch);
+  }
   const size_t width = ffn.d_model;
   in_batches(
       tokens, scratch,

@@ -75,7 +75,7 @@ void finish_up(const TokenBatch& batch, const UpTile& up) {
 // first one's next columns, else the first tile of the next group.
 PrefetchRows rows_after(const TokenBatch& batch, Range group, size_t tile, size_t last_tile, size_t col, size_t end) {
   const Tiles& tiles = *batch.tiles;
-  if (!batch.prefetch) return {nullptr, 0, 0};
+  if (batch.prefetches == 0) return {nullptr, 0, 0};
   PrefetchRows next = next_rows(tiles.common, tiles.common_counts, tile + 1, group.end, col);
   if (next.count == 0 && end < batch.ffn.d_model) {
     next = next_rows(tiles.common, tiles.common_counts, group.begin, group.end, end);
@@ -99,7 +99,7 @@ void add_up_columns(const TokenBatch& batch, const UpTile& up, size_t col, size_
   }
   for (size_t t = 0; t < tokens; ++t) {
     if (up.rare_counts[t] == 0) continue;
-    kernels.gather_dot(w, batch.x, t, up.rare + t * kTileRows, up.rare_counts[t], col, cols, batch.prefetch,
+    kernels.gather_dot(w, batch.x, t, up.rare + t * kTileRows, up.rare_counts[t], col, cols, batch.prefetches,
                        up.rare_v + t * kTileRows);
   }
 }
@@ -139,7 +139,7 @@ void compute_down(const TokenBatch& batch, Range columns, size_t piece_index) {
         at += lists[t].count;
       }
       PrefetchRows next = next_rows(tiles.used, tiles.used_counts, tile + 1, tiles.count, 0);
-      if (!batch.prefetch) next.count = 0;
+      if (batch.prefetches == 0) next.count = 0;
       kernels.scatter_gemm(ffn.down, tile * kTileRows, tiles.used + tile * kTileRows,
                            static_cast<size_t>(tiles.used_counts[tile]), col, cols, next, lists, tokens, batch.y + col,
                            batch.y_stride, tiles.copies + piece_index * kTileRows * kMaxTileColumns);

@@ -10,10 +10,12 @@
 namespace prosparse {
 namespace {
 
+bool needs_scalar(const TokenBatch& batch, const Rows& w, size_t token) {
+  return is_quantized(w.format) && batch.scratch.needs_fallback[token].load(std::memory_order_relaxed);
+}
+
 const FormatKernels& kernels_for(const TokenBatch& batch, const Rows& w, size_t token) {
-  const bool needs_fallback =
-      is_quantized(w.format) && batch.scratch.needs_fallback[token].load(std::memory_order_relaxed);
-  return (needs_fallback ? kScalarKernels : batch.kernels).of[static_cast<size_t>(w.format)];
+  return (needs_scalar(batch, w, token) ? kScalarKernels : batch.kernels).of[static_cast<size_t>(w.format)];
 }
 
 }  // namespace
@@ -21,7 +23,7 @@ const FormatKernels& kernels_for(const TokenBatch& batch, const Rows& w, size_t 
 void TokenBatch::compute_gate(size_t index) const {
   scratch.ran_on[index] = std::this_thread::get_id();
   const Range panels = piece(ffn.gate.count(), kPieces, index, 2);
-  gate_gemm(kernels, ffn.gate, panels.begin, panels.end, x, scratch, z, z_stride);
+  gate_gemm(kernels, ffn.gate, panels.begin, panels.end, x, bytes, scratch, z, z_stride);
   if (ffn.activation != Activation::kSilu) return;
   const size_t first = panels.begin * kLanes, last = panels.end * kLanes;
   for (size_t t = 0; t < x.count; ++t) silu(z + t * z_stride + first, last - first);
@@ -61,7 +63,15 @@ void TokenBatch::mark_fallback(size_t token, const float* values, size_t count) 
 void TokenBatch::compute_up(size_t token, Range list, size_t col, size_t cols) const {
   const size_t at = token * list_stride + list.begin, count = list.end - list.begin;
   if (count == 0) return;
-  kernels_for(*this, ffn.up, token).gather_dot(ffn.up, x, token, active + at, count, col, cols, prefetch, h + at);
+  if (bytes != nullptr && !needs_scalar(*this, ffn.up, token)) {
+    DotTokens one = *bytes;
+    one.count = 1;
+    one.rows += token * one.row_bytes;
+    const DotList all = {active + at, h + at, count};
+    dot_kernels(kernels, ffn.up.format).up(ffn.up, one, nullptr, prefetches, &all);
+  } else {
+    kernels_for(*this, ffn.up, token).gather_dot(ffn.up, x, token, active + at, count, col, cols, prefetches, h + at);
+  }
   if (col + cols < ffn.d_model) return;
   if (ffn.activation == Activation::kDrelu) {
     for (size_t k = at; k < at + count; ++k) h[k] = h[k] <= 0.0f ? 0.0f : h[k];
@@ -79,7 +89,7 @@ void TokenBatch::add_down(size_t token, Range list, Range columns, size_t piece_
   const size_t at = token * list_stride + list.begin;
   kernels_for(*this, ffn.down, token)
       .scatter_axpy(ffn.down, active + at, (ffn.gated ? h : a) + at, list.end - list.begin, columns.begin,
-                    columns.end - columns.begin, prefetch, y + token * y_stride + columns.begin,
+                    columns.end - columns.begin, prefetches, y + token * y_stride + columns.begin,
                     work + piece_index * work_bytes);
 }
 

@@ -86,7 +86,7 @@ void test_row(const Stored& w) {
   for (size_t r = 0; r < kRows; ++r) {
     for (size_t c = 0; c < kCols; c += kPadColumns) {
       const uint8_t* const in = rows.data + r * rows.row_bytes + c / kGroupColumns / N * kLineBytes;
-      row_tiles<format>(in, rows.scales + r * rows.scale_stride + c / kGroupColumns, tiles);
+      row_tiles<format>(in, rows.scales(r) + c / kGroupColumns, tiles);
       each_lane<format>(RowOrder::kDot, [&](size_t line, size_t lane, size_t n, size_t first, size_t second) {
         check_pair(format, "row", tiles + (line * N + n) * kAmxTileBytes, lane, w.at(r, c + first),
                    w.at(r, c + second));
@@ -108,7 +108,7 @@ void test_down(const Stored& w) {
       const uint16_t* scales[2];
       for (size_t i = 0; i < 2; ++i) {
         in[i] = rows.data + (r + i) * rows.row_bytes + c / kGroupColumns / N * kLineBytes;
-        scales[i] = rows.scales + (r + i) * rows.scale_stride + c / kGroupColumns;
+        scales[i] = rows.scales(r + i) + c / kGroupColumns;
       }
       down_tiles<format>(in, scales, tiles);
       for (size_t column = 0; column < kPadColumns; ++column) {

@@ -29,7 +29,7 @@ struct Far {
   Arena arena;
   Panels panels;
   Rows dot, axpy;
-  SparseMemory panel_data, dot_data, axpy_data, scales, bias;
+  SparseMemory panel_data, dot_data, axpy_data, bias;
 
   Far(Format f, std::mt19937& rng)
       : few(f, kFew, kCols, rng),
@@ -41,20 +41,15 @@ struct Far {
         panel_data((kRows / kLanes + 1) * panels.panel_bytes),
         dot_data((kRows + 1) * dot.row_bytes),
         axpy_data((kRows + 1) * axpy.row_bytes),
-        scales((kRows + 1) * dot.scale_stride * sizeof(uint16_t)),
         bias(kRows * sizeof(float)) {
     std::memcpy(panel_data.data() + kFirst / kLanes * panels.panel_bytes, panels.data, panels.panel_bytes);
     std::memcpy(dot_data.data() + kFirst * dot.row_bytes, dot.data, kFew * dot.row_bytes);
     std::memcpy(axpy_data.data() + kFirst * axpy.row_bytes, axpy.data, kFew * axpy.row_bytes);
-    if (is_quantized(f))
-      std::memcpy(scales.as<uint16_t>() + kFirst * dot.scale_stride, dot.scales,
-                  kFew * dot.scale_stride * sizeof(uint16_t));
     std::memcpy(bias.as<float>() + kFirst, few_bias.data(), kFew * sizeof(float));
     panels.data = panel_data.data();
     dot.data = dot_data.data();
     axpy.data = axpy_data.data();
     panels.bias = dot.bias = bias.as<float>();
-    if (is_quantized(f)) dot.scales = axpy.scales = scales.as<uint16_t>();
     panels.rows = dot.rows = axpy.rows = kRows;
   }
 };
@@ -81,9 +76,9 @@ void test_gather_dot(const Kernels& k, Format f, const Far& far, const std::vect
                      const std::vector<int32_t>& active) {
   Scratch scratch;
   const Tokens prepared = quantize_activations(k, f, 0, x.data(), kTokens, kCols, kSerial, scratch);
-  for (const bool prefetch : {false, true}) {
+  for (const int prefetches : {0, 1, 2}) {
     std::vector<float> u(active.size());
-    k.of[static_cast<size_t>(f)].gather_dot(far.dot, prepared, 1, active.data(), active.size(), 0, kCols, prefetch,
+    k.of[static_cast<size_t>(f)].gather_dot(far.dot, prepared, 1, active.data(), active.size(), 0, kCols, prefetches,
                                             u.data());
     for (size_t i = 0; i < u.size(); ++i) {
       double bound = 0.0;
@@ -97,7 +92,7 @@ void test_scatter_axpy(const Kernels& k, Format f, const Far& far, const std::ve
                        const std::vector<float>& h) {
   std::vector<float> y(kCols, 0.0f);
   Buffer work;
-  k.of[static_cast<size_t>(f)].scatter_axpy(far.axpy, active.data(), h.data(), active.size(), 0, kCols, true, y.data(),
+  k.of[static_cast<size_t>(f)].scatter_axpy(far.axpy, active.data(), h.data(), active.size(), 0, kCols, 2, y.data(),
                                             work.get<uint8_t>(scatter_axpy_work_bytes(kCols)));
   for (size_t c = 0; c < kCols; ++c) {
     double exact = 0.0, magnitude = 0.0, largest = 1e-30, integers = 0.0;

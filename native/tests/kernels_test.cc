@@ -43,10 +43,10 @@ void test_gemm_panels(const Kernels& k, Format f, size_t rows, size_t cols, size
   const Tokens prepared = quantize_activations(k, f, panels.count(), x.data(), tokens, cols, kSerial, scratch);
   const size_t stride = panels.count() * kLanes + 3;
   std::vector<float> z(tokens * stride, -7.0f), split(z);
-  gate_gemm(k, panels, 0, panels.count(), prepared, scratch, z.data(), stride);
+  gate_gemm(k, panels, 0, panels.count(), prepared, nullptr, scratch, z.data(), stride);
   const size_t half = panels.count() / 2;
-  gate_gemm(k, panels, 0, half, prepared, scratch, split.data(), stride);
-  gate_gemm(k, panels, half, panels.count(), prepared, scratch, split.data(), stride);
+  gate_gemm(k, panels, 0, half, prepared, nullptr, scratch, split.data(), stride);
+  gate_gemm(k, panels, half, panels.count(), prepared, nullptr, scratch, split.data(), stride);
   for (size_t t = 0; t < tokens; ++t) {
     for (size_t r = 0; r < rows; ++r) {
       double bound = 0.0;
@@ -76,7 +76,7 @@ void test_poisoned_panels(const Kernels& k, Format f, size_t tokens) {
   const Tokens prepared = quantize_activations(k, f, panels.count(), x.data(), tokens, cols, kSerial, scratch);
   const size_t stride = panels.count() * kLanes;
   std::vector<float> z(tokens * stride);
-  gate_gemm(k, panels, 0, panels.count(), prepared, scratch, z.data(), stride);
+  gate_gemm(k, panels, 0, panels.count(), prepared, nullptr, scratch, z.data(), stride);
   for (size_t t = 0; t < tokens; ++t) {
     for (size_t r = 0; r < rows; ++r) {
       double bound = 0.0;
@@ -107,10 +107,10 @@ void test_gather_dot(const Kernels& k, Format f, size_t cols, double density) {
   const Tokens prepared = quantize_activations(k, f, 0, x.data(), 2, cols, kSerial, scratch);
   const FormatKernels& run = k.of[static_cast<size_t>(f)];
   std::vector<float> u(active.size() + 1, -7.0f), other(u), tiled(u);
-  run.gather_dot(packed, prepared, 1, active.data(), active.size(), 0, cols, true, u.data());
-  run.gather_dot(packed, prepared, 1, active.data(), active.size(), 0, cols, false, other.data());
+  run.gather_dot(packed, prepared, 1, active.data(), active.size(), 0, cols, 2, u.data());
+  run.gather_dot(packed, prepared, 1, active.data(), active.size(), 0, cols, 0, other.data());
   for (size_t c = 0; c < cols; c += 256)
-    run.gather_dot(packed, prepared, 1, active.data(), active.size(), c, std::min<size_t>(256, cols - c), true,
+    run.gather_dot(packed, prepared, 1, active.data(), active.size(), c, std::min<size_t>(256, cols - c), 1,
                    tiled.data());
   for (size_t i = 0; i < active.size(); ++i) {
     double bound = 0.0;
@@ -121,7 +121,7 @@ void test_gather_dot(const Kernels& k, Format f, size_t cols, double density) {
            bound * (1 + 0x1p-20) + (&k == &kScalarKernels ? bound + std::abs(exact) * 0x1p-22 : 0.0), cols);
     CHECK(u[i] == other[i], "%s gather_dot depends on prefetching", k.isa);
     float alone = 0.0f;
-    run.gather_dot(packed, prepared, 1, &active[i], 1, 0, cols, true, &alone);
+    run.gather_dot(packed, prepared, 1, &active[i], 1, 0, cols, 2, &alone);
     CHECK(alone == u[i], "%s gather_dot depends on the split", k.isa);
   }
   CHECK(u.back() == -7.0f, "%s gather_dot wrote past its end", k.isa);
@@ -141,10 +141,10 @@ void test_scatter_axpy(const Kernels& k, Format f, size_t rows, size_t cols, dou
   const FormatKernels& run = k.of[static_cast<size_t>(f)];
   Buffer work;
   std::vector<float> y(start), split(start);
-  run.scatter_axpy(packed, active.data(), h.data(), active.size(), 0, cols, true, y.data(),
+  run.scatter_axpy(packed, active.data(), h.data(), active.size(), 0, cols, 2, y.data(),
                    work.get<uint8_t>(scatter_axpy_work_bytes(cols)));
   for (size_t c = 0; c < cols; c += 128) {
-    run.scatter_axpy(packed, active.data(), h.data(), active.size(), c, std::min<size_t>(128, cols - c), false,
+    run.scatter_axpy(packed, active.data(), h.data(), active.size(), c, std::min<size_t>(128, cols - c), 0,
                      split.data() + c, work.get<uint8_t>(scatter_axpy_work_bytes(cols)));
   }
   for (size_t j = 0; j < cols; ++j) {

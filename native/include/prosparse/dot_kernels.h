@@ -12,8 +12,8 @@ constexpr size_t kMaxDotTokens = 128;  // of DotTokens
 // interleaved.
 struct DotTokens {
   size_t count, group, groups;  // groups: of columns
-  const uint8_t* q;             // of each `group` tokens: [groups][8][tokens], columns 4i, 4i + 2, 4i + 1, 4i + 3 in
-                                // bytes, or [groups][16][tokens], columns 2i, 2i + 1 in words
+  const uint8_t* q;             // of each `group` tokens: [groups][8][tokens], four columns in bytes as they meet a part
+                                // of a line, or [groups][16][tokens], columns 2i, 2i + 1 in words
   const float* scale;           // [groups][tokens]
   const int32_t* start;         // [groups][tokens]: what the dot products begin with, for the weights' offset
   const uint8_t* rows;          // [count][row_bytes]: each token by itself, as to_bytes leaves them; FFNs only
@@ -54,7 +54,7 @@ struct DotHidden {
 // max|x| / kSteps, and multiplied by integers, so the bound of float formats and that times |w| for each
 // multiplication. `down` with pairs as RoundedKernels, else as float formats.
 struct DotKernels {
-  size_t tokens;       // from which they are used; 0: never
+  size_t tokens;       // from which all of them are used, below which to_bytes, multiply and up; 0: never all
   size_t group;        // the most tokens that are interleaved
   size_t group_bytes;  // of DotTokens::q, by token and group of columns
   size_t (*row_bytes)(size_t cols);
@@ -64,8 +64,9 @@ struct DotKernels {
                    uint8_t* rows);
   // As gemm_panels, but z begins at row 16 * first.
   void (*multiply)(const Panels& w, size_t first, size_t last, const DotTokens& x, float* z, size_t z_stride);
-  // values[i] = bias + sum over c of w[rows[slots[i]]][c] * x[c], for every token's list. No other rows are read.
-  void (*up)(const Rows& w, const DotTokens& x, const int32_t* rows, const DotList* lists);
+  // values[i] = bias + sum over c of w[rows[slots[i]]][c] * x[c], for every token's list. Without `rows`, slots are
+  // rows. No other rows are read. prefetches: see FormatKernels::gather_dot.
+  void (*up)(const Rows& w, const DotTokens& x, const int32_t* rows, int prefetches, const DotList* lists);
   bool has_pairs;  // in DotEntry
   size_t tile_rows;
   // y[t * y_stride + j] = bias[j] + sum over h's neurons, for columns [first, last), in units of kPadColumns. sums:

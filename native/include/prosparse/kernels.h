@@ -157,14 +157,15 @@ struct FormatKernels {
 
   // u[k] (+)= sum over c in [col, col + cols) of w[active[k]][c] * x[token][c], for k in [0, count). Starts from the
   // bias where col is 0, else from u[k]. col and cols are multiples of a line's columns (16 for float formats), except
-  // at the end of the row. Rows that are not listed are never read.
+  // at the end of the row. Rows that are not listed are never read. prefetches: how often upcoming rows are prefetched,
+  // 0, 1 or 2.
   void (*gather_dot)(const Rows& w, const Tokens& x, size_t token, const int32_t* active, size_t count, size_t col,
-                     size_t cols, bool prefetch, float* u);
+                     size_t cols, int prefetches, float* u);
 
   // y[j] += sum over k of h[k] * w[active[k]][col + j] for j in [0, cols), in the order of the list. h is finite for
   // quantized formats. col and cols as above. work: scatter_axpy_work_bytes(cols), aligned to 64.
   void (*scatter_axpy)(const Rows& w, const int32_t* active, const float* h, size_t count, size_t col, size_t cols,
-                       bool prefetch, float* y, void* work);
+                       int prefetches, float* y, void* work);
 
   // Several tokens, float formats only.
 
@@ -223,6 +224,10 @@ constexpr size_t bf16x3_bytes(size_t tokens, size_t cols) {
 }
 // From here on products of parts might overflow, and cancel to NaN. Of weights: FormatSpec::bf16_limit.
 constexpr float kMaxBf16x3X = 1e30f;
+
+inline const DotKernels& dot_kernels(const Kernels& kernels, Format format) {
+  return kernels.of[static_cast<size_t>(format)].dot;
+}
 
 extern const Kernels kScalarKernels;  // the reference: double accumulators, no optimization
 #if defined(__x86_64__)
