@@ -47,12 +47,18 @@ size_t prefetch_distance(Format format) {
 #endif
 }
 
-int row_prefetches() {
+int row_prefetches(size_t d_model) {
 #if defined(__x86_64__)
-  static const int times = is_intel() ? 1 : 2;
-  return times;
+  static const bool intel = is_intel();
+  const int times = intel ? 1 : 2;
 #else
-  return 1;
+  const int times = 1;
+#endif
+#ifdef PROSPARSE_FIRST_PREFETCHED
+  return d_model >= PROSPARSE_FIRST_PREFETCHED ? times : 0;
+#else
+  // Measured by benchmarks/tuning.py. Once, shorter rows do not gain.
+  return times == 2 || d_model >= 1024 ? times : 0;
 #endif
 }
 

@@ -30,8 +30,8 @@ Choice choose_variant(const char* forced);
 // How far gemm_panels of one token prefetches, in bytes; 0: the processor does that well itself.
 size_t prefetch_distance(Format format);
 
-// How often rows that a token uses are prefetched, 1 or 2 times.
-int row_prefetches();
+// How often upcoming rows of up_proj and down_proj are prefetched: 0, 1 or 2 times.
+int row_prefetches(size_t d_model);
 
 // "avx512, avx2, scalar"
 std::string variant_names(bool supported_only, const char* quote = "");

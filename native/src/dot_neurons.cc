@@ -42,7 +42,7 @@ class Neurons {
       run_.multiply(ffn_.gate, panel, last, x_, z_, kDotBlock);
       const size_t used = list(std::min(ffn_.d_ff, last * kLanes) - first_row);
       for (size_t i = 0; i < used; ++i) used_[i] += static_cast<int32_t>(first_row);
-      if (ffn_.gated) run_.up(ffn_.up, x_, used_, row_prefetches(), lists_);
+      if (ffn_.gated) run_.up(ffn_.up, x_, used_, row_prefetches(ffn_.d_model), lists_);
       for (size_t t = 0; t < x_.count; ++t) finish(t);
       add_tiles(used);
     }

@@ -20,12 +20,6 @@ constexpr size_t kUpRows = 32;      // least rows of a part of up_proj
 // Several tokens in quantized formats share rows of up_proj and down_proj that stay in the L2 cache.
 constexpr size_t kCachedRows = 256;
 constexpr size_t kCachedBytes = size_t{512} << 10;
-// d_model below which rows are too short for prefetching to gain. Measured by benchmarks/tuning.py.
-#ifndef PROSPARSE_FIRST_PREFETCHED
-#define PROSPARSE_FIRST_PREFETCHED 1024
-#endif
-constexpr size_t kFirstPrefetched = PROSPARSE_FIRST_PREFETCHED;
-
 // compute_gate of all pieces; counts the threads that took part.
 void run_gate(const TokenBatch& batch) {
   parallel_for(batch.parallel, kPieces, [&](size_t i) { batch.compute_gate(i); });
@@ -132,7 +126,7 @@ void run(const Kernels& kernels, const Ffn& ffn, const float* x, size_t tokens, 
                      scratch.h.get<float>(most * list_stride),
                      scratch.active.get<int32_t>(most * list_stride),
                      scratch.work.get<uint8_t>(work_bytes * down_pieces),
-                     ffn.d_model >= kFirstPrefetched ? row_prefetches() : 0,
+                     row_prefetches(ffn.d_model),
                      tiled ? &tiles : nullptr,
                      by_bytes ? &bytes : nullptr};
     run_batch(batch, down_pieces, multiple);
