@@ -52,7 +52,8 @@ void run_dot_batch(const Kernels& kernels, const Ffn& ffn, const float* x, size_
                    const Parallel& parallel, Scratch& scratch) {
   const DotKernels& down = dot_kernels(kernels, ffn.down.format);
   const DotTokens tokens =
-      round_to_bytes(kernels, ffn.gate.format, x, count, ffn.d_model, ffn.gated, parallel, scratch);
+      round_to_bytes(kernels, ffn.gate.format, x, count, ffn.d_model, ffn.gated ? DotUse::kSharedRows : DotUse::kPanels,
+                     parallel, scratch);
   const LeftOut others = scratch.left_out(count);
   Hidden hidden = make_hidden(ffn, down, count, scratch);
   const size_t floats = dot_work_floats(count);
@@ -69,7 +70,7 @@ void run_dot_batch(const Kernels& kernels, const Ffn& ffn, const float* x, size_
 void multiply_dot_batch(const Kernels& kernels, const Panels& w, const float* x, size_t count, size_t cols, float* z,
                         size_t z_stride, const Parallel& parallel, Scratch& scratch) {
   const DotKernels& run = dot_kernels(kernels, w.format);
-  const DotTokens prepared = round_to_bytes(kernels, w.format, x, count, cols, false, parallel, scratch);
+  const DotTokens prepared = round_to_bytes(kernels, w.format, x, count, cols, DotUse::kPanels, parallel, scratch);
   parallel_for(parallel, kPieces, [&](size_t i) {
     const Range panels = piece(w.count(), kPieces, i, 2);
     run.multiply(w, panels.begin, panels.end, prepared, z + panels.begin * kLanes, z_stride);

@@ -11,6 +11,13 @@
 namespace prosparse {
 namespace {
 
+// A neuron that this share of the tokens uses is computed for all of them, 16 neurons at a time, which takes less time
+// for each. Measured by benchmarks/tuning.py, which builds others.
+#ifndef PROSPARSE_SHARED_PERCENT
+#define PROSPARSE_SHARED_PERCENT 50
+#endif
+constexpr size_t kSharedPercent = PROSPARSE_SHARED_PERCENT;
+
 uint32_t to_bf16(float value) {
   uint32_t bits;
   std::memcpy(&bits, &value, sizeof(bits));
@@ -32,6 +39,7 @@ class Neurons {
         a_(z_ + x.count * kDotBlock),
         v_(a_ + x.count * kDotStride),
         slots_(reinterpret_cast<int32_t*>(v_ + x.count * kDotStride)),
+        rare_(slots_ + x.count * kDotStride),
         out_(out),
         scratch_(scratch) {}
 
@@ -42,7 +50,7 @@ class Neurons {
       run_.multiply(ffn_.gate, panel, last, x_, z_, kDotBlock);
       const size_t used = list(std::min(ffn_.d_ff, last * kLanes) - first_row);
       for (size_t i = 0; i < used; ++i) used_[i] += static_cast<int32_t>(first_row);
-      if (ffn_.gated) run_.up(ffn_.up, x_, used_, row_prefetches(ffn_.d_model), lists_);
+      if (ffn_.gated) up(used);
       for (size_t t = 0; t < x_.count; ++t) finish(t);
       add_tiles(used);
     }
@@ -51,26 +59,64 @@ class Neurons {
  private:
   // Lists the active neurons of each token among the block's `width`, and in used_ those of any.
   size_t list(size_t width) {
-    bool is_used[kDotBlock] = {};
+    uint8_t uses[kDotBlock] = {};
     for (size_t t = 0; t < x_.count; ++t) {
       int32_t* const slots = slots_ + t * kDotStride;
       float* const a = a_ + t * kDotStride;
       const size_t count = others_[t] ? 0 : list_token(z_ + t * kDotBlock, width, slots, a);
       lists_[t] = {slots, ffn_.gated ? v_ + t * kDotStride : a, count};
-      for (size_t i = 0; i < count; ++i) is_used[slots[i]] = true;
+      for (size_t i = 0; i < count; ++i) ++uses[slots[i]];
     }
     int32_t place[kDotBlock];
     size_t used = 0;
     for (size_t k = 0; k < width; ++k) {
       place[k] = static_cast<int32_t>(used);
       used_[used] = static_cast<int32_t>(k);
-      used += is_used[k];
+      is_shared_[used] = uses[k] * size_t{100} >= x_.count * kSharedPercent;
+      used += uses[k] != 0;
     }
     for (size_t t = 0; t < x_.count && used != width; ++t) {
       int32_t* const slots = slots_ + t * kDotStride;
       for (size_t i = 0; i < lists_[t].count; ++i) slots[i] = place[slots[i]];
     }
     return used;
+  }
+
+  // v of the lists, from the first `used` of used_. What all tokens share replaces z_.
+  void up(size_t used) {
+    int32_t shared[kDotBlock], place[kDotBlock];
+    size_t count = 0;
+    for (size_t i = 0; i < used; ++i) {
+      place[i] = is_shared_[i] ? static_cast<int32_t>(count) : -1;
+      shared[count] = used_[i];
+      count += is_shared_[i];
+    }
+    count = count / kLanes * kLanes;
+    for (size_t i = 0; i < count; i += kLanes) {
+      const int32_t* const next = i + kLanes < count ? shared + i + kLanes : nullptr;
+      run_.up_panel(ffn_.up, x_, shared + i, next, z_ + i, kDotBlock);
+    }
+    const auto is_rare = [&](int32_t slot) { return static_cast<size_t>(place[slot]) >= count; };
+    DotList rare[kMaxDotTokens];
+    for (size_t t = 0; t < x_.count; ++t) {
+      rare[t] = lists_[t];
+      if (count == 0) continue;
+      int32_t* const slots = rare_ + t * kDotStride;
+      size_t n = 0;
+      for (size_t i = 0; i < lists_[t].count; ++i) {
+        slots[n] = lists_[t].slots[i];
+        n += is_rare(slots[n]);
+      }
+      rare[t] = {slots, lists_[t].values, n};
+    }
+    run_.up(ffn_.up, x_, used_, row_prefetches(ffn_.d_model), rare);
+    for (size_t t = 0; t < x_.count && count != 0; ++t) {
+      const DotList& list = lists_[t];
+      for (size_t i = list.count, n = rare[t].count; i-- > 0;) {  // rare ones move up to their places
+        const int32_t slot = list.slots[i];
+        list.values[i] = is_rare(slot) ? list.values[--n] : z_[t * kDotBlock + static_cast<size_t>(place[slot])];
+      }
+    }
   }
 
   size_t list_token(float* z, size_t width, int32_t* slots, float* a) const {
@@ -159,7 +205,8 @@ class Neurons {
   const DotTokens& x_;
   const LeftOut& others_;
   float *z_, *a_, *v_;  // of a block
-  int32_t* slots_;
+  int32_t *slots_, *rare_;
+  bool is_shared_[kDotBlock + 1];  // by place in used_
   DotList lists_[kMaxDotTokens];
   int32_t used_[kDotBlock + 1];  // the last neuron of a block is written in any case
   DotPiece& out_;

@@ -17,14 +17,9 @@ struct DotPiece {
   size_t count;
 };
 
-// Of a block of neurons, for some tokens.
-struct DotWork {
-  float *z, *a, *v;
-  int32_t* slots;
-};
 // Kernels::compact writes beyond its result.
 constexpr size_t kDotStride = kDotBlock + kLanes;
-constexpr size_t dot_work_floats(size_t tokens) { return tokens * (kDotBlock + 3 * kDotStride); }
+constexpr size_t dot_work_floats(size_t tokens) { return tokens * (kDotBlock + 4 * kDotStride); }
 
 // Computes the neurons of some panels. Tokens in `others` have none; those whose h is out of range are marked in
 // scratch.needs_fallback.

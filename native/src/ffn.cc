@@ -108,7 +108,8 @@ void run(const Kernels& kernels, const Ffn& ffn, const float* x, size_t tokens, 
     float* out = y + first * ffn.d_model;
     const float* const in = x + first * ffn.d_model;
     DotTokens bytes{};
-    if (by_bytes) bytes = round_to_bytes(kernels, ffn.gate.format, in, count, ffn.d_model, ffn.gated, parallel, scratch);
+    if (by_bytes) bytes = round_to_bytes(kernels, ffn.gate.format, in, count, ffn.d_model, ffn.gated ? DotUse::kRows : DotUse::kPanels,
+                                         parallel, scratch);
     TokenBatch batch{kernels,
                      ffn,
                      parallel,

@@ -163,8 +163,9 @@ Tokens quantize_activations(const Kernels& kernels, Format format, size_t panels
   return tokens;
 }
 
-DotTokens round_to_bytes(const Kernels& kernels, Format format, const float* x, size_t count, size_t cols, bool rows,
+DotTokens round_to_bytes(const Kernels& kernels, Format format, const float* x, size_t count, size_t cols, DotUse use,
                          const Parallel& parallel, Scratch& scratch) {
+  const bool rows = use != DotUse::kPanels, shared = use == DotUse::kSharedRows;
   const DotKernels& run = dot_kernels(kernels, format);
   const size_t group = group_size(count, run.group), groups = groups_of(cols),
                row_bytes = rows ? run.row_bytes(cols) : 0;
@@ -172,6 +173,7 @@ DotTokens round_to_bytes(const Kernels& kernels, Format format, const float* x, 
   float* const scale = scratch.scale.get<float>(count * groups);
   int32_t* const start = scratch.starts.get<int32_t>(count * groups);
   uint8_t* const wide = scratch.bf16x3.get<uint8_t>(count * row_bytes);
+  uint8_t* const row_q = shared ? scratch.transposed.get<uint8_t>(count * groups * run.group_bytes) : nullptr;
   parallel_for(parallel, (count + group - 1) / group, [&](size_t i) {
     const size_t first = i * group, own = std::min(group, count - first);
     const float* in[kMaxDotTokens] = {};
@@ -180,9 +182,10 @@ DotTokens round_to_bytes(const Kernels& kernels, Format format, const float* x, 
       if (in_range) in[t - first] = x + t * cols;
     }
     run.to_bytes(in, own, cols, q + first * groups * run.group_bytes, scale + first * groups, start + first * groups,
-                 rows ? wide + first * row_bytes : nullptr);
+                 rows ? wide + first * row_bytes : nullptr,
+                 shared ? row_q + first * groups * run.group_bytes : nullptr);
   });
-  return {count, group, groups, q, scale, start, wide, row_bytes};
+  return {count, group, groups, q, scale, start, wide, row_bytes, row_q};
 }
 
 }  // namespace prosparse

@@ -21,8 +21,10 @@ bool is_in_range(const float* values, size_t count);
 Tokens quantize_activations(const Kernels& kernels, Format format, size_t panels, const float* x, size_t count,
                             size_t cols, const Parallel& parallel, Scratch& scratch);
 
-// The same at accuracy level 4, for DotKernels. `rows`: DotTokens::rows too.
-DotTokens round_to_bytes(const Kernels& kernels, Format format, const float* x, size_t count, size_t cols, bool rows,
+enum class DotUse { kPanels, kRows, kSharedRows };  // each has DotTokens' members for those before it
+
+// The same at accuracy level 4, for DotKernels.
+DotTokens round_to_bytes(const Kernels& kernels, Format format, const float* x, size_t count, size_t cols, DotUse use,
                          const Parallel& parallel, Scratch& scratch);
 
 }  // namespace prosparse

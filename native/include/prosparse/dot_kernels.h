@@ -18,6 +18,7 @@ struct DotTokens {
   const int32_t* start;         // [groups][tokens]: what the dot products begin with, for the weights' offset
   const uint8_t* rows;          // [count][row_bytes]: each token by itself, as to_bytes leaves them; FFNs only
   size_t row_bytes;
+  const uint8_t* row_q;  // as q, but columns as they meet a line of Rows; see DotUse
 };
 
 // One token's active neurons among some rows.
@@ -58,15 +59,19 @@ struct DotKernels {
   size_t group;        // the most tokens that are interleaved
   size_t group_bytes;  // of DotTokens::q, by token and group of columns
   size_t (*row_bytes)(size_t cols);
-  // `count` tokens, interleaved, and rows unless that is null: zeros for those that are null. All magnitudes are below
-  // 1e30.
+  // `count` tokens, interleaved, and rows and row_q unless they are null: zeros for those that are null. All magnitudes
+  // are below 1e30.
   void (*to_bytes)(const float* const* x, size_t count, size_t cols, uint8_t* q, float* scale, int32_t* start,
-                   uint8_t* rows);
+                   uint8_t* rows, uint8_t* row_q);
   // As gemm_panels, but z begins at row 16 * first.
   void (*multiply)(const Panels& w, size_t first, size_t last, const DotTokens& x, float* z, size_t z_stride);
   // values[i] = bias + sum over c of w[rows[slots[i]]][c] * x[c], for every token's list. Without `rows`, slots are
   // rows. No other rows are read. prefetches: see FormatKernels::gather_dot.
   void (*up)(const Rows& w, const DotTokens& x, const int32_t* rows, int prefetches, const DotList* lists);
+  // v[t * v_stride + r] = bias + sum over c of w[rows[r]][c] * x[c], for 16 rows and all tokens. next: 16 rows to
+  // prefetch, or null.
+  void (*up_panel)(const Rows& w, const DotTokens& x, const int32_t* rows, const int32_t* next, float* v,
+                   size_t v_stride);
   bool has_pairs;  // in DotEntry
   size_t tile_rows;
   // y[t * y_stride + j] = bias[j] + sum over h's neurons, for columns [first, last), in units of kPadColumns. sums:
