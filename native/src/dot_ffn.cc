@@ -48,29 +48,28 @@ void run_down(const DotKernels& run, const Ffn& ffn, Hidden& hidden, size_t coun
 
 }  // namespace
 
-void run_dot_batch(const Kernels& kernels, const Ffn& ffn, const float* x, size_t count, float* y,
+void run_dot_batch(const Kernels& kernels, DotLevel level, const Ffn& ffn, const float* x, size_t count, float* y,
                    const Parallel& parallel, Scratch& scratch) {
-  const DotKernels& down = dot_kernels(kernels, ffn.down.format);
-  const DotTokens tokens =
-      round_to_bytes(kernels, ffn.gate.format, x, count, ffn.d_model, ffn.gated ? DotUse::kSharedRows : DotUse::kPanels,
-                     parallel, scratch);
+  const DotKernels& down = dot_kernels(kernels, ffn.down.format, level);
+  const DotTokens tokens = round_to_bytes(dot_kernels(kernels, ffn.gate.format, level), x, count, ffn.d_model,
+                                          ffn.gated ? DotUse::kSharedRows : DotUse::kPanels, parallel, scratch);
   const LeftOut others = scratch.left_out(count);
   Hidden hidden = make_hidden(ffn, down, count, scratch);
   const size_t floats = dot_work_floats(count);
   float* const work = scratch.a.get<float>(kPieces * floats);
   parallel_for(parallel, kPieces, [&](size_t i) {
     scratch.ran_on[i] = std::this_thread::get_id();
-    run_dot_neurons(kernels, ffn, tokens, piece(ffn.gate.count(), kPieces, i, 2), others, work + i * floats,
+    run_dot_neurons(kernels, level, ffn, tokens, piece(ffn.gate.count(), kPieces, i, 2), others, work + i * floats,
                     hidden.pieces[i], scratch);
   });
   scratch.count_threads();
   run_down(down, ffn, hidden, count, y, parallel, scratch);
 }
 
-void multiply_dot_batch(const Kernels& kernels, const Panels& w, const float* x, size_t count, size_t cols, float* z,
-                        size_t z_stride, const Parallel& parallel, Scratch& scratch) {
-  const DotKernels& run = dot_kernels(kernels, w.format);
-  const DotTokens prepared = round_to_bytes(kernels, w.format, x, count, cols, DotUse::kPanels, parallel, scratch);
+void multiply_dot_batch(const Kernels& kernels, DotLevel level, const Panels& w, const float* x, size_t count,
+                        size_t cols, float* z, size_t z_stride, const Parallel& parallel, Scratch& scratch) {
+  const DotKernels& run = dot_kernels(kernels, w.format, level);
+  const DotTokens prepared = round_to_bytes(run, x, count, cols, DotUse::kPanels, parallel, scratch);
   parallel_for(parallel, kPieces, [&](size_t i) {
     const Range panels = piece(w.count(), kPieces, i, 2);
     run.multiply(w, panels.begin, panels.end, prepared, z + panels.begin * kLanes, z_stride);

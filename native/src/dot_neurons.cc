@@ -27,11 +27,11 @@ uint32_t to_bf16(float value) {
 // Runs gate_proj and up_proj of a piece, a block of neurons at a time so that activations stay in the cache.
 class Neurons {
  public:
-  Neurons(const Kernels& kernels, const Ffn& ffn, const DotTokens& x, const LeftOut& others, float* work, DotPiece& out,
-          Scratch& scratch)
+  Neurons(const Kernels& kernels, DotLevel level, const Ffn& ffn, const DotTokens& x, const LeftOut& others,
+          float* work, DotPiece& out, Scratch& scratch)
       : kernels_(kernels),
-        run_(dot_kernels(kernels, ffn.gate.format)),
-        down_(dot_kernels(kernels, ffn.down.format)),
+        run_(dot_kernels(kernels, ffn.gate.format, level)),
+        down_(dot_kernels(kernels, ffn.down.format, level)),
         ffn_(ffn),
         x_(x),
         others_(others),
@@ -40,6 +40,7 @@ class Neurons {
         v_(a_ + x.count * kDotStride),
         slots_(reinterpret_cast<int32_t*>(v_ + x.count * kDotStride)),
         rare_(slots_ + x.count * kDotStride),
+        shares_(level == &FormatKernels::dot),
         out_(out),
         scratch_(scratch) {}
 
@@ -72,7 +73,7 @@ class Neurons {
     for (size_t k = 0; k < width; ++k) {
       place[k] = static_cast<int32_t>(used);
       used_[used] = static_cast<int32_t>(k);
-      is_shared_[used] = uses[k] * size_t{100} >= x_.count * kSharedPercent;
+      is_shared_[used] = shares_ && uses[k] * size_t{100} >= x_.count * kSharedPercent;
       used += uses[k] != 0;
     }
     for (size_t t = 0; t < x_.count && used != width; ++t) {
@@ -206,6 +207,7 @@ class Neurons {
   const LeftOut& others_;
   float *z_, *a_, *v_;  // of a block
   int32_t *slots_, *rare_;
+  const bool shares_;              // not at level 0: tokens would change how others are rounded
   bool is_shared_[kDotBlock + 1];  // by place in used_
   DotList lists_[kMaxDotTokens];
   int32_t used_[kDotBlock + 1];  // the last neuron of a block is written in any case
@@ -215,9 +217,9 @@ class Neurons {
 
 }  // namespace
 
-void run_dot_neurons(const Kernels& kernels, const Ffn& ffn, const DotTokens& x, Range panels, const LeftOut& others,
-                     float* work, DotPiece& out, Scratch& scratch) {
-  Neurons(kernels, ffn, x, others, work, out, scratch).compute(panels);
+void run_dot_neurons(const Kernels& kernels, DotLevel level, const Ffn& ffn, const DotTokens& x, Range panels,
+                     const LeftOut& others, float* work, DotPiece& out, Scratch& scratch) {
+  Neurons(kernels, level, ffn, x, others, work, out, scratch).compute(panels);
 }
 
 }  // namespace prosparse

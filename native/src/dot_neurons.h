@@ -1,4 +1,4 @@
-// gate_proj and up_proj at accuracy level 4 by DotKernels.
+// gate_proj and up_proj by DotKernels.
 #ifndef PROSPARSE_DOT_NEURONS_H_
 #define PROSPARSE_DOT_NEURONS_H_
 
@@ -23,8 +23,8 @@ constexpr size_t dot_work_floats(size_t tokens) { return tokens * (kDotBlock + 4
 
 // Computes the neurons of some panels. Tokens in `others` have none; those whose h is out of range are marked in
 // scratch.needs_fallback.
-void run_dot_neurons(const Kernels& kernels, const Ffn& ffn, const DotTokens& x, Range panels, const LeftOut& others,
-                     float* work, DotPiece& out, Scratch& scratch);
+void run_dot_neurons(const Kernels& kernels, DotLevel level, const Ffn& ffn, const DotTokens& x, Range panels,
+                     const LeftOut& others, float* work, DotPiece& out, Scratch& scratch);
 
 }  // namespace prosparse
 

@@ -5,7 +5,9 @@
 #include <thread>
 
 #include "dispatch.h"
+#include "dot_ffn.h"
 #include "gate_gemm.h"
+#include "in_batches.h"
 #include "quantize_activations.h"
 #include "tiled_ffn.h"
 
@@ -90,7 +92,7 @@ void fill_nan(const Scratch& scratch, size_t tokens, float* y, size_t y_stride, 
 }
 
 void run(const Kernels& kernels, const Ffn& ffn, const float* x, size_t tokens, float* y, const Parallel& parallel,
-         Scratch& scratch, bool by_bytes) {
+         Scratch& scratch, const DotKernels* dot) {
   const bool quantized = is_quantized(ffn.down.format);
   const size_t multiple = quantized ? kPadColumns : 64;
   const size_t down_pieces = std::clamp<size_t>(ffn.down.row_bytes / kDownBytes, 1, scratch.threads);
@@ -108,15 +110,16 @@ void run(const Kernels& kernels, const Ffn& ffn, const float* x, size_t tokens, 
     float* out = y + first * ffn.d_model;
     const float* const in = x + first * ffn.d_model;
     DotTokens bytes{};
-    if (by_bytes) bytes = round_to_bytes(kernels, ffn.gate.format, in, count, ffn.d_model, ffn.gated ? DotUse::kRows : DotUse::kPanels,
-                                         parallel, scratch);
+    if (dot != nullptr)
+      bytes =
+          round_to_bytes(*dot, in, count, ffn.d_model, ffn.gated ? DotUse::kRows : DotUse::kPanels, parallel, scratch);
     TokenBatch batch{kernels,
                      ffn,
                      parallel,
                      scratch,
-                     by_bytes ? plain_tokens(in, count, ffn.d_model)
-                              : quantize_activations(kernels, ffn.gate.format, ffn.gate.count(), in, count, ffn.d_model,
-                                                     parallel, scratch),
+                     dot != nullptr ? plain_tokens(in, count, ffn.d_model)
+                                    : quantize_activations(kernels, ffn.gate.format, ffn.gate.count(), in, count,
+                                                           ffn.d_model, parallel, scratch),
                      y_padded != nullptr ? y_padded : out,
                      padded,
                      z_stride,
@@ -129,7 +132,8 @@ void run(const Kernels& kernels, const Ffn& ffn, const float* x, size_t tokens, 
                      scratch.work.get<uint8_t>(work_bytes * down_pieces),
                      row_prefetches(ffn.d_model),
                      tiled ? &tiles : nullptr,
-                     by_bytes ? &bytes : nullptr};
+                     dot != nullptr ? &bytes : nullptr,
+                     dot};
     run_batch(batch, down_pieces, multiple);
     fill_nan(scratch, count, batch.y, padded, ffn.d_model);
     if (y_padded != nullptr) {
@@ -138,19 +142,7 @@ void run(const Kernels& kernels, const Ffn& ffn, const float* x, size_t tokens, 
   }
 }
 
-}  // namespace
-
-void run_ffn(const Kernels& kernels, const Ffn& ffn, const float* x, size_t tokens, float* y, const Parallel& parallel,
-             Scratch& scratch) {
-  run(kernels, ffn, x, tokens, y, parallel, scratch, false);
-}
-
-void run_ffn_by_bytes(const Kernels& kernels, const Ffn& ffn, const float* x, size_t tokens, float* y,
-                      const Parallel& parallel, Scratch& scratch) {
-  run(kernels, ffn, x, tokens, y, parallel, scratch, true);
-}
-
-void run_linear(const Kernels& kernels, const Panels& w, const float* x, size_t tokens, size_t cols, float* y,
+void run_panels(const Kernels& kernels, const Panels& w, const float* x, size_t tokens, size_t cols, float* y,
                 const Parallel& parallel, Scratch& scratch) {
   const size_t padded = w.count() * kLanes;
   float* z = padded != w.rows ? scratch.z.get<float>(std::min(tokens, kBatchTokens) * padded) : nullptr;
@@ -161,11 +153,58 @@ void run_linear(const Kernels& kernels, const Panels& w, const float* x, size_t 
     float* out = y + first * w.rows;
     parallel_for(parallel, kPieces, [&](size_t i) {
       const Range panels = piece(w.count(), kPieces, i, 2);
-      gate_gemm(kernels, w, panels.begin, panels.end, prepared, nullptr, scratch, z != nullptr ? z : out, padded);
+      gate_gemm(kernels, w, panels.begin, panels.end, prepared, nullptr, nullptr, scratch, z != nullptr ? z : out,
+                padded);
     });
     fill_nan(scratch, count, z != nullptr ? z : out, padded, w.rows);
     for (size_t t = 0; t < count && z != nullptr; ++t) std::copy_n(z + t * padded, w.rows, out + t * w.rows);
   }
+}
+
+// The DotKernels that take so many tokens at level 0, or null.
+const DotKernels* by_dots(const Kernels& kernels, Format format, size_t tokens) {
+  const FormatKernels& of = kernels.of[static_cast<size_t>(format)];
+  const bool takes =
+      of.exact.tokens != 0 && tokens >= of.exact.tokens && (of.bf16x3_tokens == 0 || tokens < of.bf16x3_tokens);
+  return takes ? &of.exact : nullptr;
+}
+
+}  // namespace
+
+void run_ffn(const Kernels& kernels, const Ffn& ffn, const float* x, size_t tokens, float* y, const Parallel& parallel,
+             Scratch& scratch) {
+  const DotKernels* const dot = by_dots(kernels, ffn.gate.format, tokens);
+  if (dot == nullptr || tokens < dot->batch_tokens) return run(kernels, ffn, x, tokens, y, parallel, scratch, dot);
+  const size_t width = ffn.d_model;
+  in_batches(
+      tokens, scratch,
+      [&](size_t first, size_t count) {
+        run_dot_batch(kernels, &FormatKernels::exact, ffn, x + first * width, count, y + first * width, parallel,
+                      scratch);
+      },
+      [&](size_t t) { run(kernels, ffn, x + t * width, 1, y + t * width, parallel, scratch, nullptr); });
+}
+
+void run_ffn_by_bytes(const Kernels& kernels, const Ffn& ffn, const float* x, size_t tokens, float* y,
+                      const Parallel& parallel, Scratch& scratch) {
+  run(kernels, ffn, x, tokens, y, parallel, scratch, &dot_kernels(kernels, ffn.gate.format, &FormatKernels::dot));
+}
+
+void run_linear(const Kernels& kernels, const Panels& w, const float* x, size_t tokens, size_t cols, float* y,
+                const Parallel& parallel, Scratch& scratch) {
+  if (by_dots(kernels, w.format, tokens) == nullptr)
+    return run_panels(kernels, w, x, tokens, cols, y, parallel, scratch);
+  const size_t padded = w.count() * kLanes;
+  float* const z = padded != w.rows ? scratch.z.get<float>(std::min(tokens, kBatchTokens) * padded) : nullptr;
+  in_batches(
+      tokens, scratch,
+      [&](size_t first, size_t count) {
+        float* const out = y + first * w.rows;
+        multiply_dot_batch(kernels, &FormatKernels::exact, w, x + first * cols, count, cols, z != nullptr ? z : out,
+                           padded, parallel, scratch);
+        for (size_t t = 0; t < count && z != nullptr; ++t) std::copy_n(z + t * padded, w.rows, out + t * w.rows);
+      },
+      [&](size_t t) { run_panels(kernels, w, x + t * cols, 1, cols, y + t * w.rows, parallel, scratch); });
 }
 
 }  // namespace prosparse

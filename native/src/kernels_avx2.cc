@@ -4,7 +4,7 @@
 
 #define PROSPARSE_TARGET "avx2,fma,f16c"
 #define PROSPARSE_SIMD "simd_avx2.inc"
-#define PROSPARSE_DOT "dot_avx2.inc"
+#define PROSPARSE_DOT "dot_words.inc"
 #include "variant.inc"
 
 constexpr prosparse::Kernels prosparse::kAvx2Kernels = kernel_table("avx2");

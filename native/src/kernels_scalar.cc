@@ -73,7 +73,7 @@ void quantize(const float*, size_t, Format, int16_t*, int16_t*, float*, int32_t*
 template <size_t... f>
 constexpr Kernels scalar_table(std::index_sequence<f...>) {
   constexpr FormatKernels kAny = {0,       0,  gemm_panels, gather_dot, scatter_axpy, gather_gemm, scatter_gemm,
-                                  nullptr, {}, {}};
+                                  nullptr, {}, {},          {}};
   return {"scalar", 1, 1, false, quantize, compact, kAttention, {(static_cast<void>(f), kAny)...}, nullptr, nullptr};
 }
 

@@ -163,10 +163,9 @@ Tokens quantize_activations(const Kernels& kernels, Format format, size_t panels
   return tokens;
 }
 
-DotTokens round_to_bytes(const Kernels& kernels, Format format, const float* x, size_t count, size_t cols, DotUse use,
+DotTokens round_to_bytes(const DotKernels& run, const float* x, size_t count, size_t cols, DotUse use,
                          const Parallel& parallel, Scratch& scratch) {
   const bool rows = use != DotUse::kPanels, shared = use == DotUse::kSharedRows;
-  const DotKernels& run = dot_kernels(kernels, format);
   const size_t group = group_size(count, run.group), groups = groups_of(cols),
                row_bytes = rows ? run.row_bytes(cols) : 0;
   uint8_t* const q = scratch.q.get<uint8_t>(count * groups * run.group_bytes);

@@ -23,8 +23,8 @@ Tokens quantize_activations(const Kernels& kernels, Format format, size_t panels
 
 enum class DotUse { kPanels, kRows, kSharedRows };  // each has DotTokens' members for those before it
 
-// The same at accuracy level 4, for DotKernels.
-DotTokens round_to_bytes(const Kernels& kernels, Format format, const float* x, size_t count, size_t cols, DotUse use,
+// The same for `run`.
+DotTokens round_to_bytes(const DotKernels& run, const float* x, size_t count, size_t cols, DotUse use,
                          const Parallel& parallel, Scratch& scratch);
 
 }  // namespace prosparse

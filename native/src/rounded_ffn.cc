@@ -3,6 +3,7 @@
 #include <algorithm>
 
 #include "dot_ffn.h"
+#include "in_batches.h"
 #include "quantize_activations.h"
 #include "silu.h"
 
@@ -139,61 +140,46 @@ void multiply_batch(const Kernels& kernels, const Panels& w, const float* x, siz
   });
 }
 
-// The functions for a batch: by tiles, by byte dot products, or null where those of ffn.h serve.
-struct Batches {
-  decltype(&run_batch) ffn;
-  decltype(&multiply_batch) linear;
-};
-
-Batches batches(const Kernels& kernels, Format format, size_t tokens) {
-  const auto takes = [&](size_t least) { return least != 0 && tokens >= least; };
-  const DotKernels& dot = dot_kernels(kernels, format);
-  if (takes(rounded(kernels, format).tokens)) return {run_batch, multiply_batch};
-  return {takes(dot.tokens) ? run_dot_batch : nullptr, dot.multiply != nullptr ? multiply_dot_batch : nullptr};
-}
-
-// batch(first, count) for all tokens, then alone(token) for those that it left out.
-template <class Batch, class Alone>
-void in_batches(size_t tokens, const Scratch& scratch, const Batch& batch, const Alone& alone) {
-  for (size_t first = 0; first < tokens; first += kBatchTokens) {
-    const size_t count = std::min(kBatchTokens, tokens - first);
-    batch(first, count);
-    const LeftOut others = scratch.left_out(count);  // `alone` uses scratch again
-    for (size_t t = 0; t < count && others.any(); ++t) {
-      if (others[t]) alone(first + t);
-    }
-  }
-}
+// Whether kernels that begin at `least` tokens take so many.
+bool takes(size_t least, size_t tokens) { return least != 0 && tokens >= least; }
 
 }  // namespace
 
 void run_rounded_ffn(const Kernels& kernels, const Ffn& ffn, const float* x, size_t tokens, float* y,
                      const Parallel& parallel, Scratch& scratch) {
-  const auto run = batches(kernels, ffn.gate.format, tokens).ffn;
-  if (run == nullptr) {
-    const bool by_bytes = dot_kernels(kernels, ffn.gate.format).multiply != nullptr;
-    return (by_bytes ? run_ffn_by_bytes : run_ffn)(kernels, ffn, x, tokens, y, parallel, scratch);
-  }
+  const DotKernels& dot = dot_kernels(kernels, ffn.gate.format, &FormatKernels::dot);
+  const bool tiles = takes(rounded(kernels, ffn.gate.format).tokens, tokens);
+  if (!tiles && tokens < dot.batch_tokens) return run_ffn_by_bytes(kernels, ffn, x, tokens, y, parallel, scratch);
+  if (!tiles && dot.tokens == 0) return run_ffn(kernels, ffn, x, tokens, y, parallel, scratch);
   const size_t width = ffn.d_model;
   in_batches(
       tokens, scratch,
       [&](size_t first, size_t count) {
-        run(kernels, ffn, x + first * width, count, y + first * width, parallel, scratch);
+        const float* const in = x + first * width;
+        float* const out = y + first * width;
+        if (tiles) return run_batch(kernels, ffn, in, count, out, parallel, scratch);
+        run_dot_batch(kernels, &FormatKernels::dot, ffn, in, count, out, parallel, scratch);
       },
       [&](size_t t) { run_ffn(kernels, ffn, x + t * width, 1, y + t * width, parallel, scratch); });
 }
 
 void run_rounded_linear(const Kernels& kernels, const Panels& w, const float* x, size_t tokens, size_t cols, float* y,
                         const Parallel& parallel, Scratch& scratch) {
-  const auto run = batches(kernels, w.format, tokens).linear;
-  if (run == nullptr) return run_linear(kernels, w, x, tokens, cols, y, parallel, scratch);
+  const bool tiles = takes(rounded(kernels, w.format).tokens, tokens);
+  if (!tiles && dot_kernels(kernels, w.format, &FormatKernels::dot).tokens == 0)
+    return run_linear(kernels, w, x, tokens, cols, y, parallel, scratch);
   const size_t padded = w.count() * kLanes;
   float* const z = padded != w.rows ? scratch.z.get<float>(std::min(tokens, kBatchTokens) * padded) : nullptr;
   in_batches(
       tokens, scratch,
       [&](size_t first, size_t count) {
-        float* const out = y + first * w.rows;
-        run(kernels, w, x + first * cols, count, cols, z != nullptr ? z : out, padded, parallel, scratch);
+        const float* const in = x + first * cols;
+        float *const out = y + first * w.rows, *const to = z != nullptr ? z : out;
+        if (tiles) {
+          multiply_batch(kernels, w, in, count, cols, to, padded, parallel, scratch);
+        } else {
+          multiply_dot_batch(kernels, &FormatKernels::dot, w, in, count, cols, to, padded, parallel, scratch);
+        }
         for (size_t t = 0; t < count && z != nullptr; ++t) std::copy_n(z + t * padded, w.rows, out + t * w.rows);
       },
       [&](size_t t) { run_linear(kernels, w, x + t * cols, 1, cols, y + t * w.rows, parallel, scratch); });

@@ -12,11 +12,11 @@ constexpr size_t kMaxDotTokens = 128;  // of DotTokens
 // interleaved.
 struct DotTokens {
   size_t count, group, groups;  // groups: of columns
-  const uint8_t* q;             // of each `group` tokens: [groups][8][tokens], four columns in bytes as they meet a part
-                                // of a line, or [groups][16][tokens], columns 2i, 2i + 1 in words
-  const float* scale;           // [groups][tokens]
-  const int32_t* start;         // [groups][tokens]: what the dot products begin with, for the weights' offset
-  const uint8_t* rows;          // [count][row_bytes]: each token by itself, as to_bytes leaves them; FFNs only
+  const uint8_t* q;      // of each `group` tokens: [groups][8][tokens], four columns in bytes as they meet a part
+                         // of a line, or [groups][16][tokens], columns 2i, 2i + 1 in words
+  const float* scale;    // [groups][tokens]
+  const int32_t* start;  // [groups][tokens]: what the dot products begin with, for the weights' offset
+  const uint8_t* rows;   // [count][row_bytes]: each token by itself, as to_bytes leaves them; FFNs only
   size_t row_bytes;
   const uint8_t* row_q;  // as q, but columns as they meet a line of Rows; see DotUse
 };
@@ -55,9 +55,10 @@ struct DotHidden {
 // max|x| / kSteps, and multiplied by integers, so the bound of float formats and that times |w| for each
 // multiplication. `down` with pairs as RoundedKernels, else as float formats.
 struct DotKernels {
-  size_t tokens;       // from which all of them are used, below which to_bytes, multiply and up; 0: never all
-  size_t group;        // the most tokens that are interleaved
-  size_t group_bytes;  // of DotTokens::q, by token and group of columns
+  size_t tokens;        // from which they are used; 0: never
+  size_t batch_tokens;  // from which an FFN uses all of them, below which to_bytes, multiply and up
+  size_t group;         // the most tokens that are interleaved
+  size_t group_bytes;   // of DotTokens::q, by token and group of columns
   size_t (*row_bytes)(size_t cols);
   // `count` tokens, interleaved, and rows and row_q unless they are null: zeros for those that are null. All magnitudes
   // are below 1e30.

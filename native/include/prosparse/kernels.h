@@ -186,7 +186,8 @@ struct FormatKernels {
                              size_t col, size_t cols, const PrefetchRows& next, float* v, size_t v_stride);
 
   RoundedKernels rounded;
-  DotKernels dot;
+  DotKernels dot;    // accuracy level 4
+  DotKernels exact;  // level 0
 };
 
 constexpr size_t scatter_axpy_work_bytes(size_t cols) {  // sums, scaled activations as float, then as pairs, maxima
@@ -225,8 +226,9 @@ constexpr size_t bf16x3_bytes(size_t tokens, size_t cols) {
 // From here on products of parts might overflow, and cancel to NaN. Of weights: FormatSpec::bf16_limit.
 constexpr float kMaxBf16x3X = 1e30f;
 
-inline const DotKernels& dot_kernels(const Kernels& kernels, Format format) {
-  return kernels.of[static_cast<size_t>(format)].dot;
+using DotLevel = DotKernels FormatKernels::*;  // FormatKernels::dot or exact
+inline const DotKernels& dot_kernels(const Kernels& kernels, Format format, DotLevel level) {
+  return kernels.of[static_cast<size_t>(format)].*level;
 }
 
 extern const Kernels kScalarKernels;  // the reference: double accumulators, no optimization

@@ -15,8 +15,8 @@
 // Rows (up_proj, down_proj): row-major, so that a row is read or skipped whole. Float formats: as stored, padded to 16
 // columns. I8 and I4: lines of 64 bytes, 32 words of 2 or 4 fields, 2 or 4 groups. kDot: each group has its own 16 or
 // 8 words, so that one sum per line serves all its groups. kAxpy: each group has its own field, in the order
-// that interleaving two rows' words within 128 bits turns into columns 0 to 31. A row's scales follow its lines, so that
-// a scattered row is one place in memory.
+// that interleaving two rows' words within 128 bits turns into columns 0 to 31. A row's scales follow its lines, so
+// that a scattered row is one place in memory.
 #ifndef PROSPARSE_WEIGHTS_H_
 #define PROSPARSE_WEIGHTS_H_
 
