@@ -56,6 +56,15 @@ bool has_avx2() {
   return all(saved_registers(), kYmm) && all(CpuId(1).c, kFma | kAvx | kF16c) && all(CpuId(7).b, kAvx2);
 }
 
+bool has_avx_vnni() {
+#if defined(PROSPARSE_AVXVNNI_AS_AVX512)
+  return has_vnni();
+#else
+  constexpr unsigned kAvxVnni = 1u << 4;
+  return has_avx2() && CpuId(7).a >= 1 && all(CpuId(7, 1).a, kAvxVnni);
+#endif
+}
+
 bool has_avx512() {
   constexpr unsigned kF = 1u << 16, kDq = 1u << 17, kBw = 1u << 30, kVl = 1u << 31;
 #if defined(__APPLE__)

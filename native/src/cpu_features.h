@@ -8,7 +8,8 @@ namespace prosparse {
 
 // Registers that the operating system does not save count as absent.
 #if defined(__x86_64__)
-bool has_avx2();    // with FMA and F16C
+bool has_avx2();  // with FMA and F16C
+bool has_avx_vnni();
 bool has_avx512();  // F, BW, DQ, VL
 bool has_vnni();
 bool has_bf16();  // of AVX-512

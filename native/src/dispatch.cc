@@ -20,6 +20,9 @@ const std::vector<Variant>& compiled_variants() {
       {&kAvx512Bf16Kernels, has_bf16},
       {&kAvx512VnniKernels, has_vnni},
       {&kAvx512Kernels, has_avx512},
+#if defined(PROSPARSE_AVXVNNI)
+      {&kAvxVnniKernels, has_avx_vnni},
+#endif
       {&kAvx2Kernels, has_avx2},
 #elif defined(__aarch64__)
       {&kNeonDotKernels, has_dotprod},

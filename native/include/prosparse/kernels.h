@@ -234,6 +234,10 @@ inline const DotKernels& dot_kernels(const Kernels& kernels, Format format, DotL
 extern const Kernels kScalarKernels;  // the reference: double accumulators, no optimization
 #if defined(__x86_64__)
 extern const Kernels kAvx2Kernels;
+#if defined(__clang__) ? __clang_major__ >= 12 : __GNUC__ >= 11
+#define PROSPARSE_AVXVNNI
+extern const Kernels kAvxVnniKernels;
+#endif
 extern const Kernels kAvx512Kernels;
 extern const Kernels kAvx512VnniKernels;
 extern const Kernels kAvx512Bf16Kernels;
