@@ -4,10 +4,12 @@
     python benchmarks/tuning.py --constant prefetch --threads 1
 
 Several tokens in float formats (native/src/tiles.cc): up_proj computes a neuron for all tokens if it is active for one
-in `common` of them; up to `memory` tokens it always does. One token (native/src/ffn.cc, native/src/dispatch.cc): rows
-are prefetched from d_model = `prefetch` on; gate_proj and Linear prefetch `distance` bytes ahead. Many tokens: I8 and
-I4 panels are widened to float32 from `widen` tokens on (native/src/gemm_panels_int.inc; measured without AMX), and AMX
-is used from `bf16x3` tokens on (native/src/amx_kernels.inc). Prints, per layer, the milliseconds of the build in the
+in `common` of them; up to `memory` tokens it always does. One token (native/src/dispatch.cc): rows are prefetched from
+d_model = `prefetch` on; gate_proj and Linear prefetch `distance` bytes ahead. Many tokens in I8 and I4: blocks of
+neurons from `dot` tokens on (native/src/dot_panels.inc), at accuracy level 4 with the neurons that `shared` percent of
+the tokens use computed for all (native/src/dot_neurons.cc); without those kernels, panels are widened to float32 from
+`widen` tokens on (native/src/gemm_panels_int.inc); AMX is used from `bf16x3` tokens on
+(native/src/amx_kernels.inc). Prints, per layer, the milliseconds of the build in the
 second column and the other builds' times as multiples of it, medians of paired ratios: above 1 is slower. Needs cmake.
 """
 
@@ -35,6 +37,8 @@ CONSTANTS: dict[str, tuple[str, tuple[int, ...], int]] = {  # definition, values
     "memory": ("PROSPARSE_MEMORY_BOUND", (1, 2, 4, 8, 16), 4),
     "prefetch": ("PROSPARSE_FIRST_PREFETCHED", (0, 100_000), 0),
     "distance": ("PROSPARSE_PREFETCH_DISTANCE", (0, 1024, 2048, 3072, 4096), 0),
+    "dot": ("PROSPARSE_DOT_TOKENS", (2, 28, 48), 28),
+    "shared": ("PROSPARSE_SHARED_PERCENT", (35, 50, 70, 101), 50),
     "widen": ("PROSPARSE_WIDEN_TOKENS", (2, 1_000_000), 1_000_000),
     "bf16x3": ("PROSPARSE_BF16X3_TOKENS", (2, 1_000_000), 1_000_000),
 }
@@ -43,6 +47,8 @@ CASES: dict[str, tuple[tuple[str, ...], tuple[str, ...], tuple[int, ...], tuple[
     "memory": (("tinyllama",), ("f32",), (2, 4, 8, 16), (0.5, 0.89)),
     "prefetch": (("smollm2", "tinyllama"), ("f32", "bf16", "i8", "i4"), (1,), (0.89,)),
     "distance": (("tinyllama",), ("f32", "bf16", "i8", "i4"), (1,), (0.89,)),
+    "dot": (("tinyllama",), ("i8", "i4"), (9, 16, 24, 32), (0.5, 0.89)),
+    "shared": (("tinyllama",), ("i8", "i4"), (32, 128), (0.5, 0.89)),
     "widen": (("tinyllama",), ("i8", "i4"), (4, 8, 12, 16, 24, 32, 128), (0.89,)),
     "bf16x3": (("tinyllama",), ("f16", "bf16", "i8", "i4"), (4, 8, 16, 32, 128), (0.89,)),
 }
@@ -80,7 +86,7 @@ def rows(name: str, threads: int, rounds: int, folder: Path) -> Iterator[str]:
     yield "|---|---" + "|---" * len(values) + "|"
     for shape, weights, n in itertools.product((SHAPES[s] for s in shapes), formats, counts):
         x = np.random.default_rng(1).standard_normal((n, shape.d_model), np.float32)
-        layers = FfnLayers(shape, weights, x, folder)
+        layers = FfnLayers(shape, weights, x, folder, level=4 if name == "shared" else 0)
         for sparsity in sparsities:
             times = in_turns(sessions(layers, sparsity, threads, libraries), rounds, warm_up=2)
             cells = " | ".join(f"{paired_ratio(times[str(v)], times[own]).median:.2f}" for v in values)

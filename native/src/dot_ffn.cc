@@ -51,8 +51,9 @@ void run_down(const DotKernels& run, const Ffn& ffn, Hidden& hidden, size_t coun
 void run_dot_batch(const Kernels& kernels, DotLevel level, const Ffn& ffn, const float* x, size_t count, float* y,
                    const Parallel& parallel, Scratch& scratch) {
   const DotKernels& down = dot_kernels(kernels, ffn.down.format, level);
-  const DotTokens tokens = round_to_bytes(dot_kernels(kernels, ffn.gate.format, level), x, count, ffn.d_model,
-                                          ffn.gated ? DotUse::kSharedRows : DotUse::kPanels, parallel, scratch);
+  const DotKernels& run = dot_kernels(kernels, ffn.gate.format, level);
+  const DotUse use = !ffn.gated ? DotUse::kPanels : run.up_panel != nullptr ? DotUse::kSharedRows : DotUse::kRows;
+  const DotTokens tokens = round_to_bytes(run, x, count, ffn.d_model, use, parallel, scratch);
   const LeftOut others = scratch.left_out(count);
   Hidden hidden = make_hidden(ffn, down, count, scratch);
   const size_t floats = dot_work_floats(count);

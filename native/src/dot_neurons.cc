@@ -40,7 +40,7 @@ class Neurons {
         v_(a_ + x.count * kDotStride),
         slots_(reinterpret_cast<int32_t*>(v_ + x.count * kDotStride)),
         rare_(slots_ + x.count * kDotStride),
-        shares_(level == &FormatKernels::dot),
+        shares_(run_.up_panel != nullptr),
         out_(out),
         scratch_(scratch) {}
 
@@ -207,7 +207,7 @@ class Neurons {
   const LeftOut& others_;
   float *z_, *a_, *v_;  // of a block
   int32_t *slots_, *rare_;
-  const bool shares_;              // not at level 0: tokens would change how others are rounded
+  const bool shares_;
   bool is_shared_[kDotBlock + 1];  // by place in used_
   DotList lists_[kMaxDotTokens];
   int32_t used_[kDotBlock + 1];  // the last neuron of a block is written in any case

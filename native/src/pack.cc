@@ -12,7 +12,7 @@
 namespace prosparse {
 namespace {
 
-constexpr size_t kSlack = 2 * kLineBytes;  // vectors may read past the last scale or bias
+constexpr size_t kSlack = 2 * kLineBytes;  // vectors may read past the last row or bias
 
 // Element i of an array in a model file, which may begin at any byte.
 template <class T>

@@ -57,12 +57,12 @@ void test_level_4(const Kernels& k, FfnFormat format, size_t d_model, size_t d_f
 }
 
 // Rows that no token uses are never read: NaN and infinite scales there change nothing.
-void test_level_4_unused(const Kernels& k, FfnFormat format) {
+void test_level_4_unused(const Kernels& k, FfnFormat format, size_t tokens) {
   std::mt19937 rng(3);
   Weights weights(format, 70, 200, true, Activation::kRelu, 0.0f, rng);
   for (size_t r = 0; r < 200; ++r) weights.b_gate[r] += r % 3 == 0 ? 1e3f : -1e3f;
   weights.pack();
-  const std::vector<float> x = normals(rng, 20 * 70), y = run_level_4(k, weights.ffn, x);
+  const std::vector<float> x = normals(rng, tokens * 70), y = run_level_4(k, weights.ffn, x);
   for (size_t r = 0; r < 200; ++r) {
     if (r % 3 == 0) continue;
     poison_row(weights.up, r, r % 3);
@@ -74,14 +74,14 @@ void test_level_4_unused(const Kernels& k, FfnFormat format) {
 
 // Sums of bytes that are as large as they can be: all weights the first or the last code, all activations one
 // magnitude.
-void test_level_4_largest(const Kernels& k, FfnFormat format) {
+void test_level_4_largest(const Kernels& k, FfnFormat format, size_t tokens) {
   std::mt19937 rng(4);
   for (const bool last : {false, true}) {
     for (const bool alternate : {false, true}) {
       Weights weights(format, 96, 64, true, Activation::kRelu, 0.0f, rng);
       for (Stored* w : {&weights.gate, &weights.up, &weights.down}) w->use_one_code(last);
       weights.pack();
-      std::vector<float> x(16 * 96);
+      std::vector<float> x(tokens * 96);
       for (size_t i = 0; i < x.size(); ++i) x[i] = i / 96 % 2 == 0 || (alternate && i % 2 == 0) ? 1.0f : -1.0f;
       expect_ffn(k, weights, x, run_level_4(k, weights.ffn, x), true);
     }
@@ -98,9 +98,11 @@ int main(int argc, char** argv) {
         if (!is_quantized(f.format)) continue;
         const FormatKernels& of = k->of[static_cast<size_t>(f.format)];
         const bool own_kernels = of.rounded.tokens != 0 || of.dot.tokens != 0;
-        if (tokens > 17 && (brief || !own_kernels)) continue;  // the exact kernels: several_tokens_test
+        if (tokens > 17 && !own_kernels) continue;  // those of level 0: several_tokens_test
+        if (brief && tokens != 1 && tokens != 4 && tokens != 33) continue;
         for (const Activation activation :
              {Activation::kRelu, Activation::kRelu2, Activation::kDrelu, Activation::kSilu}) {
+          if (brief && activation != Activation::kRelu && activation != Activation::kSilu) continue;
           test_level_4(*k, f, 33, 150, tokens, true, activation, 1.5f);
         }
         test_level_4(*k, f, 300, 267, tokens, true, Activation::kRelu, 0.0f);
@@ -111,8 +113,10 @@ int main(int argc, char** argv) {
         test_linear(*k, f.format, 80, 300, tokens, true);
       }
       if (!is_quantized(f.format)) continue;
-      test_level_4_unused(*k, f);
-      test_level_4_largest(*k, f);
+      for (const size_t tokens : {16, 40}) {  // token by token, and in blocks of neurons
+        test_level_4_unused(*k, f, tokens);
+        test_level_4_largest(*k, f, tokens);
+      }
     }
     std::printf("%s done\n", k->isa);
   }

@@ -21,6 +21,5 @@ def accuracy_level_option() -> Callable[[_Function], _Function]:
         show_default=True,
         callback=lambda _context, _option, value: 4 if value == "4" else 0,
         help="How exact the kernels of integer formats must be, as in onnxruntime's MatMulNBits. 0, 1: activations are "
-        "not rounded to fewer than 16 bits. 4: LOSSY: they may be rounded to 8 bits, which makes prompts faster on "
-        "processors with AMX, AVX-512 VNNI, AVX2, or NEON's dot products.",
+        "not rounded to fewer than 16 bits. 4: LOSSY: they may be rounded to 8 bits, which makes prompts faster.",
     )

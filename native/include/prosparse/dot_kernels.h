@@ -1,4 +1,4 @@
-// Accuracy level 4 (docs/reference/operators.md) by dot products of bytes or words.
+// Many tokens, and accuracy level 4 (docs/reference/operators.md), by dot products of bytes or words.
 #ifndef PROSPARSE_DOT_KERNELS_H_
 #define PROSPARSE_DOT_KERNELS_H_
 
@@ -8,12 +8,13 @@ namespace prosparse {
 
 constexpr size_t kMaxDotTokens = 128;  // of DotTokens
 
-// Tokens at accuracy level 4: each group of 32 columns as signed integers, x = scale * q. `group` tokens are
+// Tokens with each group of 32 columns as signed integers, x = scale * q. `group` tokens are
 // interleaved.
 struct DotTokens {
   size_t count, group, groups;  // groups: of columns
-  const uint8_t* q;      // of each `group` tokens: [groups][8][tokens], four columns in bytes as they meet a part
-                         // of a line, or [groups][16][tokens], columns 2i, 2i + 1 in words
+  // Of each `group` tokens, as they meet the parts of a panel's lines: [groups][8][tokens] of four columns in bytes, or
+  // of eight bytes where a column has two, the low ones first; or [groups][16][tokens] of columns 2i, 2i + 1 in words.
+  const uint8_t* q;
   const float* scale;    // [groups][tokens]
   const int32_t* start;  // [groups][tokens]: what the dot products begin with, for the weights' offset
   const uint8_t* rows;   // [count][row_bytes]: each token by itself, as to_bytes leaves them; FFNs only
@@ -49,7 +50,7 @@ struct DotHidden {
   const DotTile* tiles;
 };
 
-// Accuracy level 4 where there are no tiles of registers. Null where the exact kernels serve for it.
+// Kernels of one accuracy level. Null where others serve for it.
 //
 // Error: activations are rounded to bytes, by up to half of max|x| / 127 over the group, or to words, by up to half of
 // max|x| / kSteps, and multiplied by integers, so the bound of float formats and that times |w| for each
@@ -70,7 +71,7 @@ struct DotKernels {
   // rows. No other rows are read. prefetches: see FormatKernels::gather_dot.
   void (*up)(const Rows& w, const DotTokens& x, const int32_t* rows, int prefetches, const DotList* lists);
   // v[t * v_stride + r] = bias + sum over c of w[rows[r]][c] * x[c], for 16 rows and all tokens. next: 16 rows to
-  // prefetch, or null.
+  // prefetch, or null. Null at level 0: tokens would change how others are rounded.
   void (*up_panel)(const Rows& w, const DotTokens& x, const int32_t* rows, const int32_t* next, float* v,
                    size_t v_stride);
   bool has_pairs;  // in DotEntry

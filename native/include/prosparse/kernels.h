@@ -234,7 +234,7 @@ inline const DotKernels& dot_kernels(const Kernels& kernels, Format format, DotL
 extern const Kernels kScalarKernels;  // the reference: double accumulators, no optimization
 #if defined(__x86_64__)
 extern const Kernels kAvx2Kernels;
-#if defined(__clang__) ? __clang_major__ >= 12 : __GNUC__ >= 11
+#if !defined(PROSPARSE_NO_AVXVNNI)
 #define PROSPARSE_AVXVNNI
 extern const Kernels kAvxVnniKernels;
 #endif
