@@ -57,7 +57,7 @@ struct DotHidden {
 // multiplication. `down` with pairs as RoundedKernels, else as float formats.
 struct DotKernels {
   size_t tokens;        // from which they are used; 0: never
-  size_t batch_tokens;  // from which an FFN uses all of them, below which to_bytes, multiply and up
+  size_t batch_tokens;  // below this, an FFN uses only to_bytes, multiply and up
   size_t group;         // the most tokens that are interleaved
   size_t group_bytes;   // of DotTokens::q, by token and group of columns
   size_t (*row_bytes)(size_t cols);
