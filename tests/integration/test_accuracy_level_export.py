@@ -75,13 +75,21 @@ def test_tokens_without_the_library_are_those_of_the_body(artifact: Path) -> Non
     np.testing.assert_array_equal(tokens, ids[:, PROMPT.shape[1] :])
 
 
-def test_the_body_rounds_and_kernels_of_few_tokens_do_not(level_0: Path, demo_folder: Path, tmp_path: Path) -> None:
+def _has_byte_dots() -> bool:
+    isa = library_info().isa_used or ""
+    return isa in {"avx-vnni", "neon-dotprod"} or isa.startswith("avx512-")
+
+
+def test_the_body_and_the_kernels_of_few_tokens_round(level_0: Path, demo_folder: Path, tmp_path: Path) -> None:
     path = export_model(demo_folder, tmp_path / "m.onnx", ExportOptions(weights="i8", accuracy_level=4)).path
     few = PROMPT[:, :4]
-    np.testing.assert_array_equal(logits(path, few, library=True), logits(level_0, few, library=True))
-    exact, rounded = (logits(p, few, library=False) for p in (level_0, path))
-    difference = np.abs(exact - rounded).max() / np.abs(exact).max()
-    assert 1e-4 < difference < 0.1
+    exact = logits(level_0, few, library=True)
+    for library in (False, True):
+        rounded = logits(path, few, library=library)
+        difference = np.abs(exact - rounded).max() / np.abs(exact).max()
+        # I8 keeps 16 bits where there are no byte dot products, and all of level 0 where there are no dot products
+        least = 1e-4 if not library or _has_byte_dots() else 0.0
+        assert least <= difference < 0.1
 
 
 def test_a_library_without_these_operators_is_refused(artifact: Path, monkeypatch: pytest.MonkeyPatch) -> None:
