@@ -59,10 +59,10 @@ def at_random(active: NDArray[np.bool_], rng: np.random.Generator) -> NDArray[np
 @click.argument("model", type=click.Path(exists=True, file_okay=False, path_type=Path))
 @click.option("--text", required=True, type=click.Path(exists=True, dir_okay=False, path_type=Path))
 @click.option("--tokens", "counts", type=click.IntRange(2), multiple=True, default=(4, 16, 128), show_default=True)
-@click.option("--limit", type=click.IntRange(2), default=1024, show_default=True, help="Tokens of the text to use.")
-def main(model: Path, text: Path, counts: tuple[int, ...], limit: int) -> None:
+@click.option("--max-tokens", type=click.IntRange(2), default=1024, show_default=True, help="Tokens of the text to use.")
+def main(model: Path, text: Path, counts: tuple[int, ...], max_tokens: int) -> None:
     """Print one line per number of tokens."""
-    layers = activity(model, text.read_text(), limit)
+    layers = activity(model, text.read_text(encoding="utf-8"), max_tokens)
     drawn = [at_random(layer, np.random.default_rng(0)) for layer in layers]
     click.echo(f"{len(layers)} layers, {len(layers[0])} tokens, {np.mean([a.mean() for a in layers]):.1%} active")
     for tokens in counts:

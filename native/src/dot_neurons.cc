@@ -83,7 +83,7 @@ class Neurons {
     return used;
   }
 
-  // v of the lists, from the first `used` of used_. What all tokens share replaces z_.
+  // v of the lists, from the first `used` of used_. What is computed for all tokens replaces z_.
   void up(size_t used) {
     int32_t shared[kDotBlock], place[kDotBlock];
     size_t count = 0;

@@ -22,6 +22,7 @@ constexpr size_t kUpRows = 32;      // least rows of a part of up_proj
 // Several tokens in quantized formats share rows of up_proj and down_proj that stay in the L2 cache.
 constexpr size_t kCachedRows = 256;
 constexpr size_t kCachedBytes = size_t{512} << 10;
+
 // compute_gate of all pieces; counts the threads that took part.
 void run_gate(const TokenBatch& batch) {
   parallel_for(batch.parallel, kPieces, [&](size_t i) { batch.compute_gate(i); });
@@ -164,9 +165,7 @@ void run_panels(const Kernels& kernels, const Panels& w, const float* x, size_t 
 // The DotKernels that take so many tokens at level 0, or null.
 const DotKernels* by_dots(const Kernels& kernels, Format format, size_t tokens) {
   const FormatKernels& of = kernels.of[static_cast<size_t>(format)];
-  const bool takes =
-      of.exact.tokens != 0 && tokens >= of.exact.tokens && (of.bf16x3_tokens == 0 || tokens < of.bf16x3_tokens);
-  return takes ? &of.exact : nullptr;
+  return of.exact.tokens != 0 && tokens >= of.exact.tokens ? &of.exact : nullptr;
 }
 
 }  // namespace
