@@ -1,6 +1,6 @@
 """How many neurons consecutive tokens share, beside tokens whose active neurons are drawn at random.
 
-    python benchmarks/shared_neurons.py models/demo --text docs/guides/quantize.md
+    python benchmarks/shared_neurons.py models/demo --text prosparse_export/text/heldout_wikipedia.txt
 
 Kernels for many tokens read a neuron's weights once for all tokens of a call that use it. The union is the share of
 neurons that any of them uses. Shared: the share of the active pairs of token and neuron whose neuron at least half of
@@ -11,7 +11,6 @@ layers and calls; "random" draws the same number of neurons per token and layer,
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Any
 
 import click
 import numpy as np
@@ -19,6 +18,8 @@ import torch
 from common import help_text
 from numpy.typing import NDArray
 from transformers import AutoModelForCausalLM, AutoTokenizer
+
+from prosparse_models.ffns import find_ffns
 
 
 def activity(folder: Path, text: str, limit: int) -> list[NDArray[np.bool_]]:
@@ -30,15 +31,10 @@ def activity(folder: Path, text: str, limit: int) -> list[NDArray[np.bool_]]:
     def keep(_module: torch.nn.Module, inputs: tuple[torch.Tensor, ...]) -> None:
         seen.append((inputs[0][0] != 0).numpy())
 
-    hooks: list[Any] = [
-        module.register_forward_pre_hook(keep)
-        for name, module in model.named_modules()
-        if name.endswith(("down_proj", "fc2"))
-    ]
+    for ffn in find_ffns(model):
+        ffn.down.register_forward_pre_hook(keep)
     with torch.no_grad():
         model(ids)
-    for hook in hooks:
-        hook.remove()
     return seen
 
 
@@ -59,7 +55,9 @@ def at_random(active: NDArray[np.bool_], rng: np.random.Generator) -> NDArray[np
 @click.argument("model", type=click.Path(exists=True, file_okay=False, path_type=Path))
 @click.option("--text", required=True, type=click.Path(exists=True, dir_okay=False, path_type=Path))
 @click.option("--tokens", "counts", type=click.IntRange(2), multiple=True, default=(4, 16, 128), show_default=True)
-@click.option("--max-tokens", type=click.IntRange(2), default=1024, show_default=True, help="Tokens of the text to use.")
+@click.option(
+    "--max-tokens", type=click.IntRange(2), default=1024, show_default=True, help="Tokens of the text to use."
+)
 def main(model: Path, text: Path, counts: tuple[int, ...], max_tokens: int) -> None:
     """Print one line per number of tokens."""
     layers = activity(model, text.read_text(encoding="utf-8"), max_tokens)

@@ -133,8 +133,7 @@ void run(const Kernels& kernels, const Ffn& ffn, const float* x, size_t tokens, 
                      scratch.work.get<uint8_t>(work_bytes * down_pieces),
                      row_prefetches(ffn.d_model),
                      tiled ? &tiles : nullptr,
-                     dot != nullptr ? &bytes : nullptr,
-                     dot};
+                     dot != nullptr ? &bytes : nullptr};
     run_batch(batch, down_pieces, multiple);
     fill_nan(scratch, count, batch.y, padded, ffn.d_model);
     if (y_padded != nullptr) {
@@ -154,8 +153,7 @@ void run_panels(const Kernels& kernels, const Panels& w, const float* x, size_t 
     float* out = y + first * w.rows;
     parallel_for(parallel, kPieces, [&](size_t i) {
       const Range panels = piece(w.count(), kPieces, i, 2);
-      gate_gemm(kernels, w, panels.begin, panels.end, prepared, nullptr, nullptr, scratch, z != nullptr ? z : out,
-                padded);
+      gate_gemm(kernels, w, panels.begin, panels.end, prepared, nullptr, scratch, z != nullptr ? z : out, padded);
     });
     fill_nan(scratch, count, z != nullptr ? z : out, padded, w.rows);
     for (size_t t = 0; t < count && z != nullptr; ++t) std::copy_n(z + t * padded, w.rows, out + t * w.rows);
@@ -193,17 +191,12 @@ void run_linear(const Kernels& kernels, const Panels& w, const float* x, size_t 
                 const Parallel& parallel, Scratch& scratch) {
   if (by_dots(kernels, w.format, tokens) == nullptr)
     return run_panels(kernels, w, x, tokens, cols, y, parallel, scratch);
-  const size_t padded = w.count() * kLanes;
-  float* const z = padded != w.rows ? scratch.z.get<float>(std::min(tokens, kBatchTokens) * padded) : nullptr;
-  in_batches(
-      tokens, scratch,
-      [&](size_t first, size_t count) {
-        float* const out = y + first * w.rows;
-        multiply_dot_batch(kernels, &FormatKernels::exact, w, x + first * cols, count, cols, z != nullptr ? z : out,
-                           padded, parallel, scratch);
-        for (size_t t = 0; t < count && z != nullptr; ++t) std::copy_n(z + t * padded, w.rows, out + t * w.rows);
+  linear_in_batches(
+      w, x, tokens, cols, y, scratch,
+      [&](const float* in, size_t count, float* z, size_t z_stride) {
+        multiply_dot_batch(kernels, &FormatKernels::exact, w, in, count, cols, z, z_stride, parallel, scratch);
       },
-      [&](size_t t) { run_panels(kernels, w, x + t * cols, 1, cols, y + t * w.rows, parallel, scratch); });
+      [&](const float* in, float* out) { run_panels(kernels, w, in, 1, cols, out, parallel, scratch); });
 }
 
 }  // namespace prosparse

@@ -7,10 +7,10 @@
 namespace prosparse {
 
 // z for panels [first, last) and all tokens. Tokens that need the fallback are computed by the scalar kernels
-// (quantized formats) or without AMX (float formats); in quantized formats those with a NaN are left out. bytes: what
-// `dot` then reads instead, or null.
+// (quantized formats) or without AMX (float formats); in quantized formats those with a NaN are left out. bytes: the
+// tokens for DotKernels, which are then read instead, or null.
 void gate_gemm(const Kernels& kernels, const Panels& w, size_t first, size_t last, const Tokens& x,
-               const DotTokens* bytes, const DotKernels* dot, const Scratch& scratch, float* z, size_t z_stride);
+               const DotTokens* bytes, const Scratch& scratch, float* z, size_t z_stride);
 
 }  // namespace prosparse
 

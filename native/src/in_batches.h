@@ -21,6 +21,23 @@ void in_batches(size_t tokens, const Scratch& scratch, const Batch& batch, const
   }
 }
 
+// The same for y = x . w^T, [tokens, w.rows]: multiply(x, count, z, z_stride), with room for whole panels in z, then
+// alone(x, y) for one token.
+template <class Multiply, class Alone>
+void linear_in_batches(const Panels& w, const float* x, size_t tokens, size_t cols, float* y, Scratch& scratch,
+                       const Multiply& multiply, const Alone& alone) {
+  const size_t padded = w.count() * kLanes;
+  float* const z = padded != w.rows ? scratch.z.get<float>(std::min(tokens, kBatchTokens) * padded) : nullptr;
+  in_batches(
+      tokens, scratch,
+      [&](size_t first, size_t count) {
+        float* const out = y + first * w.rows;
+        multiply(x + first * cols, count, z != nullptr ? z : out, padded);
+        for (size_t t = 0; t < count && z != nullptr; ++t) std::copy_n(z + t * padded, w.rows, out + t * w.rows);
+      },
+      [&](size_t t) { alone(x + t * cols, y + t * w.rows); });
+}
+
 }  // namespace prosparse
 
 #endif  // PROSPARSE_IN_BATCHES_H_

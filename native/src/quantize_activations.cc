@@ -184,7 +184,7 @@ DotTokens round_to_bytes(const DotKernels& run, const float* x, size_t count, si
                  rows ? wide + first * row_bytes : nullptr,
                  shared ? row_q + first * groups * run.group_bytes : nullptr);
   });
-  return {count, group, groups, q, scale, start, wide, row_bytes, row_q};
+  return {&run, count, group, groups, q, scale, start, wide, row_bytes, row_q};
 }
 
 }  // namespace prosparse

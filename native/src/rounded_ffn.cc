@@ -168,21 +168,13 @@ void run_rounded_linear(const Kernels& kernels, const Panels& w, const float* x,
   const bool tiles = takes(rounded(kernels, w.format).tokens, tokens);
   if (!tiles && dot_kernels(kernels, w.format, &FormatKernels::dot).tokens == 0)
     return run_linear(kernels, w, x, tokens, cols, y, parallel, scratch);
-  const size_t padded = w.count() * kLanes;
-  float* const z = padded != w.rows ? scratch.z.get<float>(std::min(tokens, kBatchTokens) * padded) : nullptr;
-  in_batches(
-      tokens, scratch,
-      [&](size_t first, size_t count) {
-        const float* const in = x + first * cols;
-        float *const out = y + first * w.rows, *const to = z != nullptr ? z : out;
-        if (tiles) {
-          multiply_batch(kernels, w, in, count, cols, to, padded, parallel, scratch);
-        } else {
-          multiply_dot_batch(kernels, &FormatKernels::dot, w, in, count, cols, to, padded, parallel, scratch);
-        }
-        for (size_t t = 0; t < count && z != nullptr; ++t) std::copy_n(z + t * padded, w.rows, out + t * w.rows);
+  linear_in_batches(
+      w, x, tokens, cols, y, scratch,
+      [&](const float* in, size_t count, float* z, size_t z_stride) {
+        if (tiles) return multiply_batch(kernels, w, in, count, cols, z, z_stride, parallel, scratch);
+        multiply_dot_batch(kernels, &FormatKernels::dot, w, in, count, cols, z, z_stride, parallel, scratch);
       },
-      [&](size_t t) { run_linear(kernels, w, x + t * cols, 1, cols, y + t * w.rows, parallel, scratch); });
+      [&](const float* in, float* out) { run_linear(kernels, w, in, 1, cols, out, parallel, scratch); });
 }
 
 }  // namespace prosparse

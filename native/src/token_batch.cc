@@ -23,7 +23,7 @@ const FormatKernels& kernels_for(const TokenBatch& batch, const Rows& w, size_t 
 void TokenBatch::compute_gate(size_t index) const {
   scratch.ran_on[index] = std::this_thread::get_id();
   const Range panels = piece(ffn.gate.count(), kPieces, index, 2);
-  gate_gemm(kernels, ffn.gate, panels.begin, panels.end, x, bytes, dot, scratch, z, z_stride);
+  gate_gemm(kernels, ffn.gate, panels.begin, panels.end, x, bytes, scratch, z, z_stride);
   if (ffn.activation != Activation::kSilu) return;
   const size_t first = panels.begin * kLanes, last = panels.end * kLanes;
   for (size_t t = 0; t < x.count; ++t) silu(z + t * z_stride + first, last - first);
@@ -68,7 +68,7 @@ void TokenBatch::compute_up(size_t token, Range list, size_t col, size_t cols) c
     one.count = 1;
     one.rows += token * one.row_bytes;
     const DotList all = {active + at, h + at, count};
-    dot->up(ffn.up, one, nullptr, prefetches, &all);
+    one.kernels->up(ffn.up, one, nullptr, prefetches, &all);
   } else {
     kernels_for(*this, ffn.up, token).gather_dot(ffn.up, x, token, active + at, count, col, cols, prefetches, h + at);
   }

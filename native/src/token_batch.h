@@ -19,10 +19,9 @@ struct TokenBatch {
   float *z, *a, *h;
   int32_t* active;
   uint8_t* work;
-  int prefetches;          // of rows, see FormatKernels::gather_dot
-  const Tiles* tiles;      // null: one token, or a quantized format
-  const DotTokens* bytes;  // x for `dot`, or null
-  const DotKernels* dot;
+  int prefetches;                       // of rows, see FormatKernels::gather_dot
+  const Tiles* tiles;                   // null: one token, or a quantized format
+  const DotTokens* bytes;               // x for DotKernels, or null
   const uint8_t* transposed = nullptr;  // x in bfloat16 parts as gather_gemm_bf16x3 reads them, or null
 
   // Piece `index` of z = gate_proj(x), with SiLU applied.

@@ -43,10 +43,10 @@ void test_gemm_panels(const Kernels& k, Format f, size_t rows, size_t cols, size
   const Tokens prepared = quantize_activations(k, f, panels.count(), x.data(), tokens, cols, kSerial, scratch);
   const size_t stride = panels.count() * kLanes + 3;
   std::vector<float> z(tokens * stride, -7.0f), split(z);
-  gate_gemm(k, panels, 0, panels.count(), prepared, nullptr, nullptr, scratch, z.data(), stride);
+  gate_gemm(k, panels, 0, panels.count(), prepared, nullptr, scratch, z.data(), stride);
   const size_t half = panels.count() / 2;
-  gate_gemm(k, panels, 0, half, prepared, nullptr, nullptr, scratch, split.data(), stride);
-  gate_gemm(k, panels, half, panels.count(), prepared, nullptr, nullptr, scratch, split.data(), stride);
+  gate_gemm(k, panels, 0, half, prepared, nullptr, scratch, split.data(), stride);
+  gate_gemm(k, panels, half, panels.count(), prepared, nullptr, scratch, split.data(), stride);
   for (size_t t = 0; t < tokens; ++t) {
     for (size_t r = 0; r < rows; ++r) {
       double bound = 0.0;
@@ -76,7 +76,7 @@ void test_poisoned_panels(const Kernels& k, Format f, size_t tokens) {
   const Tokens prepared = quantize_activations(k, f, panels.count(), x.data(), tokens, cols, kSerial, scratch);
   const size_t stride = panels.count() * kLanes;
   std::vector<float> z(tokens * stride);
-  gate_gemm(k, panels, 0, panels.count(), prepared, nullptr, nullptr, scratch, z.data(), stride);
+  gate_gemm(k, panels, 0, panels.count(), prepared, nullptr, scratch, z.data(), stride);
   for (size_t t = 0; t < tokens; ++t) {
     for (size_t r = 0; r < rows; ++r) {
       double bound = 0.0;

@@ -8,9 +8,12 @@ namespace prosparse {
 
 constexpr size_t kMaxDotTokens = 128;  // of DotTokens
 
+struct DotKernels;
+
 // Tokens with each group of 32 columns as signed integers, x = scale * q. `group` tokens are
 // interleaved.
 struct DotTokens {
+  const DotKernels* kernels;    // those that read it
   size_t count, group, groups;  // groups: of columns
   // Of each `group` tokens, as they meet the parts of a panel's lines: [groups][8][tokens] of four columns in bytes, or
   // of eight bytes where a column has two, the low ones first; or [groups][16][tokens] of columns 2i, 2i + 1 in words.
