@@ -1,6 +1,7 @@
 #include "attention_node.h"
 
 #include <algorithm>
+#include <atomic>
 #include <cmath>
 #include <cstdlib>
 #include <cstring>
@@ -77,12 +78,14 @@ class Node : public Kernel {
     shape[2] = static_cast<int64_t>(batch.slots);
     batch.keys = static_cast<int8_t*>(output(context, 1, shape));
     batch.values = static_cast<int8_t*>(output(context, 2, shape));
-    OrtPool pool{api, context, nullptr};
+    std::unique_ptr<Scratch> scratch = pool_->take();
+    scratch->threads = threads_.load(std::memory_order_relaxed);
+    OrtPool pool{api, context, scratch->threads};
     const Parallel parallel{run_on_pool, &pool};
     copy_past(static_cast<const int8_t*>(past[0].data), past_slots, of, batch, parallel, batch.keys);
     copy_past(static_cast<const int8_t*>(past[1].data), past_slots, of, batch, parallel, batch.values);
-    std::unique_ptr<Scratch> scratch = pool_->take();
     run_attention(*kernels_, of, batch, parallel, *scratch);
+    threads_.store(scratch->threads, std::memory_order_relaxed);
     pool_->give_back(std::move(scratch));
     check(std::exchange(pool.failure, nullptr));
   }
@@ -172,6 +175,7 @@ class Node : public Kernel {
   bool rotary_;
   const Kernels* kernels_ = nullptr;
   Attention attention_{};
+  std::atomic<size_t> threads_{1};  // the most that were seen to share a loop
   std::shared_ptr<ScratchPool> pool_ = ScratchPool::shared();
 };
 

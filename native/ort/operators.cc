@@ -71,7 +71,7 @@ class Node : public Kernel {
     check(api.GetTensorMutableData(output, &y));
     std::unique_ptr<Scratch> scratch = pool_->take();
     scratch->threads = threads_.load(std::memory_order_relaxed);
-    OrtPool pool{api, context, nullptr};
+    OrtPool pool{api, context, scratch->threads};
     const Parallel parallel{run_on_pool, &pool};
     const float* data = static_cast<const float*>(x.data);
     if (linear_) {
@@ -138,7 +138,7 @@ class Node : public Kernel {
   Ffn ffn_{};  // of a Linear, `gate` alone
   bool linear_ = false, rounded_ = false;
   size_t d_in_ = 0;
-  std::atomic<size_t> threads_{1};  // the most that were seen to share a call
+  std::atomic<size_t> threads_{1};  // the most that were seen to share a loop
   std::shared_ptr<ScratchPool> pool_ = ScratchPool::shared();
 };
 

@@ -2,6 +2,7 @@
 #ifndef PROSPARSE_ORT_ORT_POOL_H_
 #define PROSPARSE_ORT_ORT_POOL_H_
 
+#include "../src/claims.h"
 #include "ort_abi.h"
 
 namespace prosparse::ort {
@@ -9,15 +10,30 @@ namespace prosparse::ort {
 struct OrtPool {
   const Api& api;
   const KernelContext* context;
-  Status* failure;  // the first one
+  size_t& threads;            // the most that were seen to share a loop
+  Status* failure = nullptr;  // the first one
   ~OrtPool() {
     if (failure != nullptr) api.ReleaseStatus(failure);
   }
 };
 
+// A loop's tasks, as onnxruntime's threads see them.
+struct PoolLoop {
+  Claims claims;
+  void (*task)(void*, size_t);
+  void* argument;
+};
+
 inline void run_on_pool(void* pool_pointer, size_t count, void (*task)(void*, size_t), void* argument) {
   OrtPool& pool = *static_cast<OrtPool*>(pool_pointer);
-  Status* status = pool.api.KernelContext_ParallelFor(pool.context, task, count, 0, argument);
+  const size_t runners = runners_for(count, pool.threads);
+  PoolLoop loop{{count, runners}, task, argument};
+  const auto run = [](void* pointer, size_t runner) {
+    PoolLoop& of = *static_cast<PoolLoop*>(pointer);
+    of.claims.run(runner, [&](size_t k) { of.task(of.argument, k); });
+  };
+  Status* const status = pool.api.KernelContext_ParallelFor(pool.context, run, runners, 0, &loop);
+  pool.threads = std::max(pool.threads, loop.claims.threads());
   if (status == nullptr) return;
   if (pool.failure == nullptr) {
     pool.failure = status;

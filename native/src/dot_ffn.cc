@@ -10,21 +10,22 @@ namespace {
 
 // down_proj's input, and what it is written in.
 struct Hidden {
-  DotPiece pieces[kPieces];
+  size_t count;  // pieces
+  DotPiece pieces[kMostPieces];
   size_t most;  // tiles of a piece
   DotTile* tiles;
 };
 
-Hidden make_hidden(const Ffn& ffn, const DotKernels& down, size_t count, Scratch& scratch) {
-  const size_t panels = piece(ffn.gate.count(), kPieces, 0, 2).end,
+Hidden make_hidden(const Ffn& ffn, const DotKernels& down, size_t count, size_t pieces, Scratch& scratch) {
+  const size_t panels = piece(ffn.gate.count(), pieces, 0, 2).end,
                blocks = (panels * kLanes + kDotBlock - 1) / kDotBlock, rows = blocks * kDotBlock;
   const size_t most = blocks * ((kDotBlock + down.tile_rows - 1) / down.tile_rows);
   const size_t own = down.has_pairs ? rows / 2 + most : rows;  // entries of a token
-  int32_t* const used = scratch.active.get<int32_t>(kPieces * rows);
-  DotEntry* const entries = scratch.h.get<DotEntry>(kPieces * count * own);
-  uint32_t* const ends = scratch.lists.get<uint32_t>(kPieces * most * count);
-  Hidden hidden{{}, most, scratch.tile_integers.get<DotTile>(kPieces * most)};
-  for (size_t i = 0; i < kPieces; ++i)
+  int32_t* const used = scratch.active.get<int32_t>(pieces * rows);
+  DotEntry* const entries = scratch.h.get<DotEntry>(pieces * count * own);
+  uint32_t* const ends = scratch.lists.get<uint32_t>(pieces * most * count);
+  Hidden hidden{pieces, {}, most, scratch.tile_integers.get<DotTile>(pieces * most)};
+  for (size_t i = 0; i < pieces; ++i)
     hidden.pieces[i] = {used + i * rows, entries + i * count * own, ends + i * most * count, hidden.tiles + i * most,
                         0};
   return hidden;
@@ -33,12 +34,12 @@ Hidden make_hidden(const Ffn& ffn, const DotKernels& down, size_t count, Scratch
 void run_down(const DotKernels& run, const Ffn& ffn, Hidden& hidden, size_t count, float* y, const Parallel& parallel,
               Scratch& scratch) {
   DotHidden h{count, 0, hidden.tiles};
-  for (size_t i = 0; i < kPieces; ++i) {
+  for (size_t i = 0; i < hidden.count; ++i) {
     std::copy_n(hidden.tiles + i * hidden.most, hidden.pieces[i].count, hidden.tiles + h.count);
     h.count += hidden.pieces[i].count;
   }
   const size_t columns = (ffn.d_model + kPadColumns - 1) / kPadColumns, sums = count * kPadColumns;
-  const size_t pieces = std::min(columns, std::clamp<size_t>(scratch.threads, 2, kPieces));
+  const size_t pieces = std::min(columns, hidden.count);
   float* const work = scratch.z.get<float>(pieces * sums);
   parallel_for(parallel, pieces, [&](size_t i) {
     const Range part = piece(columns, pieces, i, 1);
@@ -55,15 +56,14 @@ void run_dot_batch(const Kernels& kernels, DotLevel level, const Ffn& ffn, const
   const DotUse use = !ffn.gated ? DotUse::kPanels : run.up_panel != nullptr ? DotUse::kSharedRows : DotUse::kRows;
   const DotTokens tokens = round_to_bytes(run, x, count, ffn.d_model, use, parallel, scratch);
   const LeftOut others = scratch.left_out(count);
-  Hidden hidden = make_hidden(ffn, down, count, scratch);
+  const size_t pieces = scratch.pieces();
+  Hidden hidden = make_hidden(ffn, down, count, pieces, scratch);
   const size_t floats = dot_work_floats(count);
-  float* const work = scratch.a.get<float>(kPieces * floats);
-  parallel_for(parallel, kPieces, [&](size_t i) {
-    scratch.ran_on[i] = std::this_thread::get_id();
-    run_dot_neurons(kernels, level, ffn, tokens, piece(ffn.gate.count(), kPieces, i, 2), others, work + i * floats,
+  float* const work = scratch.a.get<float>(pieces * floats);
+  parallel_for(parallel, pieces, [&](size_t i) {
+    run_dot_neurons(kernels, level, ffn, tokens, piece(ffn.gate.count(), pieces, i, 2), others, work + i * floats,
                     hidden.pieces[i], scratch);
   });
-  scratch.count_threads();
   run_down(down, ffn, hidden, count, y, parallel, scratch);
 }
 
@@ -71,8 +71,9 @@ void multiply_dot_batch(const Kernels& kernels, DotLevel level, const Panels& w,
                         size_t cols, float* z, size_t z_stride, const Parallel& parallel, Scratch& scratch) {
   const DotKernels& run = dot_kernels(kernels, w.format, level);
   const DotTokens prepared = round_to_bytes(run, x, count, cols, DotUse::kPanels, parallel, scratch);
-  parallel_for(parallel, kPieces, [&](size_t i) {
-    const Range panels = piece(w.count(), kPieces, i, 2);
+  const size_t pieces = scratch.pieces();
+  parallel_for(parallel, pieces, [&](size_t i) {
+    const Range panels = piece(w.count(), pieces, i, 2);
     run.multiply(w, panels.begin, panels.end, prepared, z + panels.begin * kLanes, z_stride);
   });
 }

@@ -2,7 +2,6 @@
 
 #include <algorithm>
 #include <limits>
-#include <thread>
 
 #include "dispatch.h"
 #include "dot_ffn.h"
@@ -14,27 +13,22 @@
 namespace prosparse {
 namespace {
 
-// 16 pieces keep a few threads busy to the end. Rows of down_proj are cut by columns, into no more parts than there are
-// threads: short parts of rows cost the memory system time (i8: 25% more in two, 7B shape). No result depends on
-// the cut.
-constexpr size_t kDownBytes = 512;  // least bytes of a row's part
-constexpr size_t kUpRows = 32;      // least rows of a part of up_proj
+// Threads that end early take what is left, so some parts more than threads. Rows of down_proj are cut by columns:
+// short parts of rows cost the memory system time, so that only long rows have more parts than there are threads. No
+// result depends on the cut.
+constexpr size_t kDownBytes = 512;        // least bytes of a row's part
+constexpr size_t kSpareDownBytes = 1024;  // where there are more parts than threads
+constexpr size_t kUpRows = 32;            // least rows of a part of up_proj
 // Several tokens in quantized formats share rows of up_proj and down_proj that stay in the L2 cache.
 constexpr size_t kCachedRows = 256;
 constexpr size_t kCachedBytes = size_t{512} << 10;
-
-// compute_gate of all pieces; counts the threads that took part.
-void run_gate(const TokenBatch& batch) {
-  parallel_for(batch.parallel, kPieces, [&](size_t i) { batch.compute_gate(i); });
-  batch.scratch.count_threads();
-}
 
 void run_up(const TokenBatch& batch) {
   const Ffn& ffn = batch.ffn;
   const Scratch& scratch = batch.scratch;
   const size_t tokens = batch.x.count;
   if (tokens == 1) {  // cut by count, so that clusters of active neurons do not matter
-    const size_t count = scratch.counts[0], pieces = std::clamp<size_t>(count / kUpRows, 1, scratch.threads);
+    const size_t count = scratch.counts[0], pieces = std::clamp<size_t>(count / kUpRows, 1, scratch.spare_parts());
     parallel_for(batch.parallel, pieces,
                  [&](size_t i) { batch.compute_up(0, piece(count, pieces, i, 4), 0, ffn.d_model); });
   } else {
@@ -69,7 +63,7 @@ void run_down(const TokenBatch& batch, size_t pieces, size_t column_multiple) {
 }
 
 void run_batch(TokenBatch& batch, size_t down_pieces, size_t column_multiple) {
-  run_gate(batch);
+  parallel_for(batch.parallel, batch.pieces, [&](size_t i) { batch.compute_gate(i); });
   parallel_for(batch.parallel, batch.x.count, [&](size_t t) { batch.list_active(t); });
   if (batch.tiles != nullptr) return run_tiled(batch);
   if (batch.ffn.gated) run_up(batch);
@@ -92,12 +86,18 @@ void fill_nan(const Scratch& scratch, size_t tokens, float* y, size_t y_stride, 
   }
 }
 
+size_t down_parts(const Ffn& ffn, const Scratch& scratch) {
+  const size_t bytes = ffn.down.row_bytes;
+  return std::max(std::clamp<size_t>(bytes / kDownBytes, 1, scratch.threads),
+                  std::clamp<size_t>(bytes / kSpareDownBytes, 1, scratch.spare_parts()));
+}
+
 void run(const Kernels& kernels, const Ffn& ffn, const float* x, size_t tokens, float* y, const Parallel& parallel,
          Scratch& scratch, const DotKernels* dot) {
   const bool quantized = is_quantized(ffn.down.format);
   const size_t multiple = quantized ? kPadColumns : 64;
-  const size_t down_pieces = std::clamp<size_t>(ffn.down.row_bytes / kDownBytes, 1, scratch.threads);
-  const size_t most = std::min(tokens, kBatchTokens);
+  const size_t down_pieces = down_parts(ffn, scratch);
+  const size_t most = std::min(tokens, kBatchTokens), pieces = scratch.pieces();
   const bool tiled = !quantized && tokens > 1;
   const size_t padded =
       round_up(ffn.d_model, quantized ? kPadColumns : kLanes) + (tiled && ffn.d_model % kL1WayFloats == 0 ? kLanes : 0);
@@ -105,7 +105,7 @@ void run(const Kernels& kernels, const Ffn& ffn, const float* x, size_t tokens, 
   const size_t piece_columns = round_up((ffn.d_model + down_pieces - 1) / down_pieces, multiple);
   const size_t work_bytes = quantized ? round_up(scatter_axpy_work_bytes(piece_columns), kLineBytes) : 0;
   float* y_padded = padded != ffn.d_model ? scratch.y.get<float>(most * padded) : nullptr;
-  const Tiles tiles = tiled ? Tiles(ffn, most, scratch) : Tiles();
+  const Tiles tiles = tiled ? Tiles(ffn, most, pieces, scratch) : Tiles();
   for (size_t first = 0; first < tokens; first += kBatchTokens) {
     const size_t count = std::min(kBatchTokens, tokens - first);
     float* out = y + first * ffn.d_model;
@@ -118,6 +118,7 @@ void run(const Kernels& kernels, const Ffn& ffn, const float* x, size_t tokens, 
                      ffn,
                      parallel,
                      scratch,
+                     pieces,
                      dot != nullptr ? plain_tokens(in, count, ffn.d_model)
                                     : quantize_activations(kernels, ffn.gate.format, ffn.gate.count(), in, count,
                                                            ffn.d_model, parallel, scratch),
@@ -151,8 +152,9 @@ void run_panels(const Kernels& kernels, const Panels& w, const float* x, size_t 
     const Tokens prepared =
         quantize_activations(kernels, w.format, w.count(), x + first * cols, count, cols, parallel, scratch);
     float* out = y + first * w.rows;
-    parallel_for(parallel, kPieces, [&](size_t i) {
-      const Range panels = piece(w.count(), kPieces, i, 2);
+    const size_t pieces = scratch.pieces();
+    parallel_for(parallel, pieces, [&](size_t i) {
+      const Range panels = piece(w.count(), pieces, i, 2);
       gate_gemm(kernels, w, panels.begin, panels.end, prepared, nullptr, scratch, z != nullptr ? z : out, padded);
     });
     fill_nan(scratch, count, z != nullptr ? z : out, padded, w.rows);

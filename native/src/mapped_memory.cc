@@ -2,6 +2,7 @@
 
 #include <new>
 
+#include "numa.h"
 #include "prosparse/weights.h"
 
 #if defined(_WIN32)
@@ -45,6 +46,8 @@ MappedMemory::MappedMemory(size_t bytes) : mapped_(round_up(bytes + 1, kHugePage
 #if defined(__linux__) && defined(MADV_HUGEPAGE)
   if (bytes >= kHugePage / 2) madvise(data_, round_up(bytes, kHugePage), MADV_HUGEPAGE);  // a hint: may fail
 #endif
+  const NumaNodes nodes = nodes_to_choose_from();
+  if (nodes.count() > 1) interleave(data_, round_up(bytes, kHugePage), nodes);  // all sockets read at the same time
 }
 
 MappedMemory::~MappedMemory() { munmap(mapping_, mapped_); }

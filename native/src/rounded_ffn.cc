@@ -102,29 +102,28 @@ void run_batch(const Kernels& kernels, const Ffn& ffn, const float* x, size_t co
   const RoundedKernels &run = rounded(kernels, ffn.gate.format), &down = rounded(kernels, ffn.down.format);
   const Bf16Tokens tokens = to_tiles(run, x, count, ffn.d_model, ffn.gated, parallel, scratch);
   const size_t tiles = (count + kLanes - 1) / kLanes, a_stride = tiles * kLanes;
-  const size_t piece_panels = piece(ffn.gate.count(), kPieces, 0, 2).end, piece_steps = (piece_panels + 1) / 2;
-  const size_t steps = kPieces * piece_steps, work = Neurons::work_floats(a_stride);
+  const size_t pieces = scratch.pieces(), piece_panels = piece(ffn.gate.count(), pieces, 0, 2).end,
+               piece_steps = (piece_panels + 1) / 2, steps = pieces * piece_steps,
+               work = Neurons::work_floats(a_stride);
   int32_t* const rows = scratch.active.get<int32_t>(steps * (kPair + 1) + kPair);
   int32_t* const places = rows + steps * kPair + kPair;
   uint8_t* const left = scratch.h.get<uint8_t>(bf16_tokens_bytes(steps, tiles));
-  float* const blocks = scratch.a.get<float>(kPieces * work);
+  float* const blocks = scratch.a.get<float>(pieces * work);
   Bf16Hidden h{
       rows, places, 0, steps, count, a_stride, left, scratch.needs_fallback, ffn.activation == Activation::kDrelu};
-  size_t used[kPieces];
-  parallel_for(parallel, kPieces, [&](size_t i) {
-    scratch.ran_on[i] = std::this_thread::get_id();
+  size_t used[kMostPieces];
+  parallel_for(parallel, pieces, [&](size_t i) {
     Neurons neurons(run, ffn, tokens, h, rows, blocks + i * work);
-    used[i] = neurons.compute(piece(ffn.gate.count(), kPieces, i, 2), i * piece_steps);
+    used[i] = neurons.compute(piece(ffn.gate.count(), pieces, i, 2), i * piece_steps);
   });
-  scratch.count_threads();
-  for (size_t i = 0; i < kPieces; ++i) {
+  for (size_t i = 0; i < pieces; ++i) {
     for (size_t s = 0; s < used[i]; ++s) places[h.used++] = static_cast<int32_t>(i * piece_steps + s);
   }
   const size_t columns = (ffn.d_model + kPadColumns - 1) / kPadColumns;
   float* const sums = scratch.amx_sums.get<float>(columns * kPadColumns * tiles * kLanes);
-  const size_t pieces = std::min(columns, std::clamp<size_t>(scratch.threads, 2, kPieces));
-  parallel_for(parallel, pieces, [&](size_t i) {
-    const Range part = piece(columns, pieces, i, 1);
+  const size_t parts = std::min(columns, pieces);
+  parallel_for(parallel, parts, [&](size_t i) {
+    const Range part = piece(columns, parts, i, 1);
     if (part.begin < part.end) down.down(ffn.down, h, part.begin, part.end, sums, y, ffn.d_model);
   });
 }
@@ -134,8 +133,9 @@ void multiply_batch(const Kernels& kernels, const Panels& w, const float* x, siz
                     size_t z_stride, const Parallel& parallel, Scratch& scratch) {
   const RoundedKernels& run = rounded(kernels, w.format);
   const Bf16Tokens prepared = to_tiles(run, x, count, cols, false, parallel, scratch);
-  parallel_for(parallel, kPieces, [&](size_t i) {
-    const Range panels = piece(w.count(), kPieces, i, 2);
+  const size_t pieces = scratch.pieces();
+  parallel_for(parallel, pieces, [&](size_t i) {
+    const Range panels = piece(w.count(), pieces, i, 2);
     run.linear(w, panels.begin, panels.end, prepared, z, z_stride);
   });
 }

@@ -20,10 +20,7 @@ void* Buffer::bytes(size_t size) {
   return data_.get();
 }
 
-void Scratch::count_threads() {
-  std::sort(ran_on, ran_on + kPieces);
-  threads = std::max(threads, static_cast<size_t>(std::unique(ran_on, ran_on + kPieces) - ran_on));
-}
+size_t Scratch::pieces() const { return std::max<size_t>(16, spare_parts()); }
 
 LeftOut Scratch::left_out(size_t count) const {
   LeftOut tokens;

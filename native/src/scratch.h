@@ -2,11 +2,11 @@
 #ifndef PROSPARSE_SCRATCH_H_
 #define PROSPARSE_SCRATCH_H_
 
+#include <algorithm>
 #include <atomic>
 #include <bitset>
 #include <memory>
 #include <mutex>
-#include <thread>
 #include <vector>
 
 #include "prosparse/kernels.h"
@@ -16,7 +16,7 @@ namespace prosparse {
 constexpr size_t kBatchTokens = 128;  // tokens that share one pass over the weights
 static_assert(kBatchTokens <= kMaxBf16x3Tokens && kBatchTokens <= kMaxBf16Tokens && kBatchTokens <= kMaxDotTokens);
 using LeftOut = std::bitset<kBatchTokens>;
-constexpr size_t kPieces = 16;  // parts that gate_proj is cut into
+constexpr size_t kMostPieces = 256;
 
 // Aligned memory that grows and is not cleared: pages that no call needs are never touched.
 class Buffer {
@@ -43,11 +43,12 @@ struct Scratch {
   size_t counts[kBatchTokens];                     // active neurons
   std::atomic<bool> needs_fallback[kBatchTokens];  // quantized formats: the scalar kernels; float formats: no AMX
   bool is_nan[kBatchTokens];                       // quantized formats: x has a NaN, so that all results are NaN
-  std::thread::id ran_on[kPieces];                 // by piece of gate_proj
-  size_t threads = 1;                              // the most seen to share a call
+  size_t threads = 1;                              // the most seen to share a loop
 
-  // Updates threads from ran_on.
-  void count_threads();
+  // Parts for threads that take one after another, so that all end at almost the same time: of gate_proj, and of work
+  // that is better not cut for a single thread.
+  size_t pieces() const;
+  size_t spare_parts() const { return threads == 1 ? 1 : std::min(4 * threads, kMostPieces); }
 
   // Which of the first `count` tokens need the fallback.
   LeftOut left_out(size_t count) const;

@@ -120,13 +120,18 @@ void compute_up(const TokenBatch& batch, Range group, size_t last_tile, size_t p
   for (size_t i = 0; i < group.end - group.begin; ++i) finish_up(batch, up[i]);
 }
 
+// Columns that all tiles are added to before the next ones.
+size_t down_width(size_t tokens) {
+  return std::min(kDownColumns, round_up(kResultBytes / sizeof(float) / tokens, kMaxTileColumns));
+}
+
 // Some columns of y, for all tokens.
 void compute_down(const TokenBatch& batch, Range columns, size_t piece_index) {
   const Tiles& tiles = *batch.tiles;
   const Ffn& ffn = batch.ffn;
   const FormatKernels& kernels = batch.kernels.of[static_cast<size_t>(ffn.down.format)];
   const size_t tokens = batch.x.count;
-  const size_t width = std::min(kDownColumns, round_up(kResultBytes / sizeof(float) / tokens, kMaxTileColumns));
+  const size_t width = down_width(tokens);
   batch.start_down(columns);
   ScatterList lists[kBatchTokens];
   for (size_t col = columns.begin; col < columns.end; col += width) {
@@ -179,18 +184,19 @@ void run_tiled(TokenBatch& batch) {
     if (ffn.gated && batch.transposed == nullptr) copy_columns(batch, t);
   });
   const size_t group = batch.x.count * ffn.d_model * sizeof(float) > kCachedX ? kTileGroup : 1;
-  parallel_for(batch.parallel, kPieces, [&](size_t i) {
-    const Range range = piece(tiles.count, kPieces, i, 1);
+  parallel_for(batch.parallel, batch.pieces, [&](size_t i) {
+    const Range range = piece(tiles.count, batch.pieces, i, 1);
     for (size_t tile = range.begin; tile < range.end; ++tile) count_active(batch, tile);
     for (size_t tile = range.begin; tile < range.end && !ffn.gated; ++tile) gather_lists(batch, tile);
     for (size_t tile = range.begin; tile < range.end && ffn.gated; tile += group) {
       compute_up(batch, {tile, std::min(tile + group, range.end)}, range.end, i);
     }
   });
-  // One part of rows per thread, since long reads are faster. Two if only one thread was seen: the other may have been
-  // asleep.
-  const size_t threads = std::clamp<size_t>(batch.scratch.threads, 2, kPieces);
-  const size_t pieces = std::clamp<size_t>(ffn.d_model / kLeastColumns, 1, threads);
+  // One part of rows per thread, since long reads are faster, or parts of the width that they are read in. Two if only
+  // one thread was seen: the other may have been asleep.
+  const size_t threads = std::clamp<size_t>(batch.scratch.threads, 2, batch.pieces);
+  const size_t parts = std::clamp(ffn.d_model / down_width(batch.x.count), threads, batch.pieces);
+  const size_t pieces = std::clamp<size_t>(ffn.d_model / kLeastColumns, 1, parts);
   parallel_for(batch.parallel, pieces, [&](size_t i) {
     const Range columns = piece(ffn.d_model, pieces, i, kLeastColumns);
     if (columns.begin != columns.end) compute_down(batch, columns, i);

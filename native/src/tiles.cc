@@ -25,9 +25,9 @@ bool is_common(const TokenBatch& batch, size_t neuron) {
 
 }  // namespace
 
-Tiles::Tiles(const Ffn& ffn, size_t tokens, Scratch& scratch)
+Tiles::Tiles(const Ffn& ffn, size_t tokens, size_t pieces, Scratch& scratch)
     : count((ffn.d_ff + kTileRows - 1) / kTileRows), v_stride(round_up(tokens, kTokenTile) + kLanes) {
-  const size_t neurons = count * kTileRows, others = kPieces * kTileGroup * kBatchTokens * kTileRows;
+  const size_t neurons = count * kTileRows, others = pieces * kTileGroup * kBatchTokens * kTileRows;
   int32_t* integers = scratch.tile_integers.get<int32_t>(tokens * (count + 1) + ffn.d_ff * tokens +
                                                          2 * (neurons + count) + others + (neurons + 3) / 4);
   const auto take = [&](size_t n) { return (integers += n) - n; };
@@ -40,10 +40,10 @@ Tiles::Tiles(const Ffn& ffn, size_t tokens, Scratch& scratch)
   rare = take(others);
   active_tokens = reinterpret_cast<uint8_t*>(integers);
   const size_t columns = round_up(ffn.d_model, kUpColumns);
-  x = scratch.tile_floats.get<float>(tokens * columns + kPieces * kTileGroup * kTileRows * v_stride + others +
-                                     kPieces * kTileRows * kMaxTileColumns);
+  x = scratch.tile_floats.get<float>(tokens * columns + pieces * kTileGroup * kTileRows * v_stride + others +
+                                     pieces * kTileRows * kMaxTileColumns);
   v = x + tokens * columns;
-  rare_v = v + kPieces * kTileGroup * kTileRows * v_stride;
+  rare_v = v + pieces * kTileGroup * kTileRows * v_stride;
   copies = rare_v + others;
 }
 

@@ -25,13 +25,13 @@ struct Tiles {
   int32_t *common = nullptr, *common_counts = nullptr;  // those of them that up_proj computes for all tokens
   float* x = nullptr;                                   // by kUpColumns columns, then by token
   size_t v_stride = 0;
-  float* v = nullptr;       // [kPieces][kTileGroup][kTileRows][v_stride]: up_proj of common neurons
-  int32_t* rare = nullptr;  // [kPieces][kTileGroup][kBatchTokens][kTileRows]: each token's other neurons
+  float* v = nullptr;       // [pieces][kTileGroup][kTileRows][v_stride]: up_proj of common neurons
+  int32_t* rare = nullptr;  // [pieces][kTileGroup][kBatchTokens][kTileRows]: each token's other neurons
   float* rare_v = nullptr;  // their up_proj
-  float* copies = nullptr;  // [kPieces][kTileRows * kMaxTileColumns]
+  float* copies = nullptr;  // [pieces][kTileRows * kMaxTileColumns]
 
   Tiles() = default;
-  Tiles(const Ffn& ffn, size_t tokens, Scratch& scratch);  // may throw std::bad_alloc
+  Tiles(const Ffn& ffn, size_t tokens, size_t pieces, Scratch& scratch);  // may throw std::bad_alloc
 
   // Of one token, once find_starts has run.
   ActiveList list(const TokenBatch& batch, size_t token, size_t tile) const;

@@ -21,8 +21,7 @@ const FormatKernels& kernels_for(const TokenBatch& batch, const Rows& w, size_t 
 }  // namespace
 
 void TokenBatch::compute_gate(size_t index) const {
-  scratch.ran_on[index] = std::this_thread::get_id();
-  const Range panels = piece(ffn.gate.count(), kPieces, index, 2);
+  const Range panels = piece(ffn.gate.count(), pieces, index, 2);
   gate_gemm(kernels, ffn.gate, panels.begin, panels.end, x, bytes, scratch, z, z_stride);
   if (ffn.activation != Activation::kSilu) return;
   const size_t first = panels.begin * kLanes, last = panels.end * kLanes;
