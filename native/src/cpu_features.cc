@@ -85,13 +85,20 @@ bool has_bf16() {
   return has_vnni() && CpuId(7).a >= 1 && all(CpuId(7, 1).a, kBf16);
 }
 
-bool is_intel() {
+static bool is_made_by(const char* wanted) {
   const CpuId vendor(0);
   char name[13] = {};
   std::memcpy(name, &vendor.b, 4);
   std::memcpy(name + 4, &vendor.d, 4);
   std::memcpy(name + 8, &vendor.c, 4);
-  return std::strcmp(name, "GenuineIntel") == 0;
+  return std::strcmp(name, wanted) == 0;
+}
+
+bool is_intel() { return is_made_by("GenuineIntel"); }
+
+bool is_zen5() {
+  const unsigned version = CpuId(1).a, family = (version >> 8 & 0xf) + (version >> 20 & 0xff);
+  return family >= 0x1a && is_made_by("AuthenticAMD");
 }
 
 #if defined(PROSPARSE_AMX)

@@ -65,6 +65,15 @@ int row_prefetches(size_t d_model) {
 #endif
 }
 
+size_t batch_tokens(const DotKernels& dot) {
+#if defined(__x86_64__)
+  static const bool zen5 = is_zen5();
+#else
+  const bool zen5 = false;
+#endif
+  return zen5 ? dot.batch.on_zen5 : dot.batch.elsewhere;
+}
+
 std::string variant_names(bool supported_only, const char* quote) {
   std::string names;
   for (const Variant& variant : compiled_variants()) {

@@ -33,6 +33,9 @@ size_t prefetch_distance(Format format);
 // How often upcoming rows of up_proj and down_proj are prefetched: 0, 1 or 2 times.
 int row_prefetches(size_t d_model);
 
+// From how many tokens an FFN uses all of DotKernels.
+size_t batch_tokens(const DotKernels& dot);
+
 // "avx512, avx2, scalar"
 std::string variant_names(bool supported_only, const char* quote = "");
 

@@ -173,7 +173,7 @@ const DotKernels* by_dots(const Kernels& kernels, Format format, size_t tokens) 
 void run_ffn(const Kernels& kernels, const Ffn& ffn, const float* x, size_t tokens, float* y, const Parallel& parallel,
              Scratch& scratch) {
   const DotKernels* const dot = by_dots(kernels, ffn.gate.format, tokens);
-  if (dot == nullptr || tokens < dot->batch_tokens) return run(kernels, ffn, x, tokens, y, parallel, scratch, dot);
+  if (dot == nullptr || tokens < batch_tokens(*dot)) return run(kernels, ffn, x, tokens, y, parallel, scratch, dot);
   const size_t width = ffn.d_model;
   in_batches(
       tokens, scratch,

@@ -2,6 +2,7 @@
 
 #include <algorithm>
 
+#include "dispatch.h"
 #include "dot_ffn.h"
 #include "in_batches.h"
 #include "quantize_activations.h"
@@ -149,7 +150,7 @@ void run_rounded_ffn(const Kernels& kernels, const Ffn& ffn, const float* x, siz
                      const Parallel& parallel, Scratch& scratch) {
   const DotKernels& dot = dot_kernels(kernels, ffn.gate.format, &FormatKernels::dot);
   const bool tiles = takes(rounded(kernels, ffn.gate.format).tokens, tokens);
-  if (!tiles && tokens < dot.batch_tokens) return run_ffn_by_bytes(kernels, ffn, x, tokens, y, parallel, scratch);
+  if (!tiles && tokens < batch_tokens(dot)) return run_ffn_by_bytes(kernels, ffn, x, tokens, y, parallel, scratch);
   if (!tiles && dot.tokens == 0) return run_ffn(kernels, ffn, x, tokens, y, parallel, scratch);
   const size_t width = ffn.d_model;
   in_batches(

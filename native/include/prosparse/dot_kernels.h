@@ -53,16 +53,21 @@ struct DotHidden {
   const DotTile* tiles;
 };
 
+// Tokens from which an FFN takes all of DotKernels.
+struct BatchTokens {
+  size_t on_zen5, elsewhere;
+};
+
 // Kernels of one accuracy level. Null where others serve for it.
 //
 // Error: activations are rounded to bytes, by up to half of max|x| / 127 over the group, or to words, by up to half of
 // max|x| / kSteps, and multiplied by integers, so the bound of float formats and that times |w| for each
 // multiplication. `down` with pairs as RoundedKernels, else as float formats.
 struct DotKernels {
-  size_t tokens;        // from which they are used; 0: never
-  size_t batch_tokens;  // below this, an FFN uses only to_bytes, multiply and up
-  size_t group;         // the most tokens that are interleaved
-  size_t group_bytes;   // of DotTokens::q, by token and group of columns
+  size_t tokens;       // from which they are used; 0: never
+  BatchTokens batch;   // below this, an FFN uses only to_bytes, multiply and up
+  size_t group;        // the most tokens that are interleaved
+  size_t group_bytes;  // of DotTokens::q, by token and group of columns
   size_t (*row_bytes)(size_t cols);
   // `count` tokens, interleaved, and rows and row_q unless they are null: zeros for those that are null. All magnitudes
   // are below 1e30.
