@@ -139,16 +139,36 @@ bool has_amx() {
 
 #elif defined(__aarch64__)
 
+#if defined(__APPLE__)
+static bool has_feature(const char* name) {
+  int found = 0;
+  size_t size = sizeof(found);
+  return sysctlbyname(name, &found, &size, nullptr, 0) == 0 && found != 0;
+}
+#endif
+
 bool has_dotprod() {
 #if defined(__linux__)
   return (getauxval(AT_HWCAP) & HWCAP_ASIMDDP) != 0;
 #elif defined(__APPLE__)
-  int found = 0;
-  size_t size = sizeof(found);
-  return sysctlbyname("hw.optional.arm.FEAT_DotProd", &found, &size, nullptr, 0) == 0 && found != 0;
+  return has_feature("hw.optional.arm.FEAT_DotProd");
 #elif defined(_WIN32)
   constexpr DWORD kDotProduct = 43;  // PF_ARM_V82_DP_INSTRUCTIONS_AVAILABLE
   return IsProcessorFeaturePresent(kDotProduct) != 0;
+#else
+  return false;
+#endif
+}
+
+bool has_i8mm() {
+#if defined(__linux__)
+  constexpr unsigned long kI8mm = 1ul << 13;  // HWCAP2_I8MM, which older headers lack
+  return has_dotprod() && (getauxval(AT_HWCAP2) & kI8mm) != 0;
+#elif defined(__APPLE__)
+  return has_dotprod() && has_feature("hw.optional.arm.FEAT_I8MM");
+#elif defined(_WIN32)
+  constexpr DWORD kI8mm = 66;  // PF_ARM_V82_I8MM_INSTRUCTIONS_AVAILABLE
+  return has_dotprod() && IsProcessorFeaturePresent(kI8mm) != 0;
 #else
   return false;
 #endif

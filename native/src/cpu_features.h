@@ -21,6 +21,7 @@ bool request_amx();  // asks the operating system for the tile registers of this
 #endif
 #elif defined(__aarch64__)
 bool has_dotprod();
+bool has_i8mm();  // with dotprod
 #endif
 
 }  // namespace prosparse

@@ -25,6 +25,7 @@ const std::vector<Variant>& compiled_variants() {
 #endif
       {&kAvx2Kernels, has_avx2},
 #elif defined(__aarch64__)
+      {&kNeonI8mmKernels, has_i8mm},
       {&kNeonDotKernels, has_dotprod},
       {&kNeonKernels, always},
 #endif

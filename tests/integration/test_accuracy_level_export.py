@@ -77,7 +77,7 @@ def test_tokens_without_the_library_are_those_of_the_body(artifact: Path) -> Non
 
 def _has_byte_dots() -> bool:
     isa = library_info().isa_used or ""
-    return isa in {"avx-vnni", "neon-dotprod"} or isa.startswith("avx512-")
+    return isa in {"avx-vnni", "neon-dotprod", "neon-i8mm"} or isa.startswith("avx512-")
 
 
 def test_the_body_and_the_kernels_of_few_tokens_round(level_0: Path, demo_folder: Path, tmp_path: Path) -> None:

@@ -249,6 +249,7 @@ extern const Kernels kAmxKernels;
 #elif defined(__aarch64__)
 extern const Kernels kNeonKernels;
 extern const Kernels kNeonDotKernels;
+extern const Kernels kNeonI8mmKernels;
 #endif
 
 }  // namespace prosparse
