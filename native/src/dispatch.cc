@@ -18,15 +18,15 @@ const std::vector<Variant>& compiled_variants() {
       {&kAmxKernels, has_amx, request_amx},
 #endif
       {&kAvx512Bf16Kernels, has_bf16},
-      {&kAvx512VnniKernels, has_vnni},
+      {&avx512_vnni_kernels(), has_vnni},
       {&kAvx512Kernels, has_avx512},
 #if defined(PROSPARSE_AVXVNNI)
-      {&kAvxVnniKernels, has_avx_vnni},
+      {&avx_vnni_kernels(), has_avx_vnni},
 #endif
       {&kAvx2Kernels, has_avx2},
 #elif defined(__aarch64__)
-      {&kNeonI8mmKernels, has_i8mm},
-      {&kNeonDotKernels, has_dotprod},
+      {&neon_i8mm_kernels(), has_i8mm},
+      {&neon_dot_kernels(), has_dotprod},
       {&kNeonKernels, always},
 #endif
       {&kScalarKernels, always},

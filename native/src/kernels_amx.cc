@@ -14,7 +14,7 @@
 namespace prosparse {
 namespace {
 
-// The variant without AMX, except for what is here. It is a constant, initialized before this runs.
+// The variant without AMX, except for what is here.
 template <Format format>
 void add_amx(Kernels& kernels) {
   if constexpr (spec(format).bf16x3_tokens != 0) {
@@ -33,11 +33,8 @@ void add_amx(Kernels& kernels) {
 
 template <size_t... f>
 Kernels with_amx(std::index_sequence<f...>) {
-  Kernels kernels = kAvx512VnniKernels;
+  Kernels kernels = avx512_vnni_kernels();
   kernels.isa = "avx512-amx";
-  kernels.quantize = quantize;  // the same code again
-  kernels.compact = compact;
-  kernels.attention = kAttention;
   kernels.to_bf16x3 = to_bf16x3;
   kernels.vnni_transpose = vnni_transpose;
   (add_amx<static_cast<Format>(f)>(kernels), ...);

@@ -24,7 +24,7 @@ void add_bf16(Kernels& kernels) {
 
 template <size_t... f>
 Kernels with_bf16(std::index_sequence<f...>) {
-  Kernels kernels = kAvx512VnniKernels;  // a constant, initialized before this runs
+  Kernels kernels = avx512_vnni_kernels();
   kernels.isa = "avx512-bf16";
   (add_bf16<static_cast<Format>(f)>(kernels), ...);
   return kernels;

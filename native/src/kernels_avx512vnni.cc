@@ -8,5 +8,8 @@
 #define PROSPARSE_DOT "dot_bytes.inc"
 #include "variant.inc"
 
-constexpr prosparse::Kernels prosparse::kAvx512VnniKernels = kernel_table("avx512-vnni");
+const prosparse::Kernels& prosparse::avx512_vnni_kernels() {
+  static const Kernels kernels = integer_table("avx512-vnni", kAvx512Kernels);
+  return kernels;
+}
 #endif

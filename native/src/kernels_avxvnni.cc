@@ -15,5 +15,8 @@
 #define PROSPARSE_DOT "dot_bytes.inc"
 #include "variant.inc"
 
-constexpr prosparse::Kernels prosparse::kAvxVnniKernels = kernel_table("avx-vnni");
+const prosparse::Kernels& prosparse::avx_vnni_kernels() {
+  static const Kernels kernels = integer_table("avx-vnni", kAvx2Kernels);
+  return kernels;
+}
 #endif

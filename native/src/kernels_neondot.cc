@@ -12,5 +12,8 @@
 #define PROSPARSE_DOT "dot_bytes.inc"
 #include "variant.inc"
 
-constexpr prosparse::Kernels prosparse::kNeonDotKernels = kernel_table("neon-dotprod");
+const prosparse::Kernels& prosparse::neon_dot_kernels() {
+  static const Kernels kernels = integer_table("neon-dotprod", kNeonKernels);
+  return kernels;
+}
 #endif

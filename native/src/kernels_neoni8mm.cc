@@ -13,5 +13,8 @@
 #define PROSPARSE_DOT "dot_bytes.inc"
 #include "variant.inc"
 
-constexpr prosparse::Kernels prosparse::kNeonI8mmKernels = kernel_table("neon-i8mm");
+const prosparse::Kernels& prosparse::neon_i8mm_kernels() {
+  static const Kernels kernels = integer_table("neon-i8mm", kNeonKernels);
+  return kernels;
+}
 #endif

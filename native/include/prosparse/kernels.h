@@ -236,10 +236,10 @@ extern const Kernels kScalarKernels;  // the reference: double accumulators, no 
 extern const Kernels kAvx2Kernels;
 #if !defined(PROSPARSE_NO_AVXVNNI)
 #define PROSPARSE_AVXVNNI
-extern const Kernels kAvxVnniKernels;
+const Kernels& avx_vnni_kernels();
 #endif
 extern const Kernels kAvx512Kernels;
-extern const Kernels kAvx512VnniKernels;
+const Kernels& avx512_vnni_kernels();
 extern const Kernels kAvx512Bf16Kernels;
 #if (defined(__linux__) || defined(_WIN32)) && !defined(PROSPARSE_NO_AMX) && \
     (defined(__clang__) ? __clang_major__ >= 12 : __GNUC__ >= 11)
@@ -248,8 +248,8 @@ extern const Kernels kAmxKernels;
 #endif
 #elif defined(__aarch64__)
 extern const Kernels kNeonKernels;
-extern const Kernels kNeonDotKernels;
-extern const Kernels kNeonI8mmKernels;
+const Kernels& neon_dot_kernels();
+const Kernels& neon_i8mm_kernels();
 #endif
 
 }  // namespace prosparse
