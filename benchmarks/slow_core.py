@@ -1,18 +1,18 @@
-"""FFNs with two threads, one of them on a slow core: how much of the speed is left (Linux).
+"""FFNs with two threads, one of them on a slow core: how much of the speed is left.
 
     python benchmarks/slow_core.py --weights i4
     python benchmarks/slow_core.py --weights i4 --against OLD/libprosparse_ops.so
 
-Loads on the second core, each by a process of its own:
+Each load is a process of its own on the second core (Linux, two free cores):
 
-    none    nothing: the speed that the others are compared with
-    slow    a real-time process takes about half of the core, in parts of 50 us: a core of half the speed (root)
-    nice    a busy process of nice 10
-    busy    a busy process: the scheduler gives the core to each of the two for some milliseconds
+    none    no load: the baseline, for each library its own
+    slow    a real-time process takes the core for 25 us, sleeps for 40 us, and so on (needs root)
+    nice    a busy loop at nice 10
+    busy    a busy loop: the scheduler gives the core to it and to our thread in turn, for some milliseconds
 
-A loop on the second core measures what each load leaves of it: with a share s, (1 + s) / 2 of the speed can be left at
-best. Each thread has a core of its own. Sessions take turns of a second, so that the threads of one sleep while the
-other runs.
+A loop on the second core measures the share s that a load leaves. Compute-bound work keeps at most (1 + s) / 2 of its
+speed, printed as the bound; memory-bound work can keep more. Each thread has a core of its own. Sessions take turns of
+a second, so that the threads of one sleep while the other runs.
 """
 
 from __future__ import annotations
@@ -135,7 +135,7 @@ def main(
                     low, high = own[len(own) // 4] / unloaded, own[-1 - len(own) // 4] / unloaded
                     click.echo(
                         f"{shape.name:11}{kind:>5} n={tokens:<4} {name:5}{who:14}{middle:8.1f} calls/s "
-                        f"{middle / unloaded:5.0%} [{low:.0%}, {high:.0%}]  at best {(1 + share) / 2:.0%}"
+                        f"{middle / unloaded:5.0%} [{low:.0%}, {high:.0%}]  bound {(1 + share) / 2:.0%}"
                     )
 
 
