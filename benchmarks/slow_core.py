@@ -51,16 +51,13 @@ while True:
     while time.perf_counter_ns() < end: pass
     time.sleep(40e-6)
 """
+_CORES = sorted(os.sched_getaffinity(0))[:2]  # before any thread is bound to one of them
 _LOADS = {
     "none": None,
     "slow": _SLOW,
     "nice": _BUSY.replace("{nice}", "10"),
     "busy": _BUSY.replace("{nice}", "0"),
 }
-
-
-def _cores() -> list[int]:
-    return sorted(os.sched_getaffinity(os.getppid()))[:2]
 
 
 @contextmanager
@@ -70,7 +67,7 @@ def load(kind: str) -> Iterator[None]:
     if script is None:
         yield
         return
-    process = subprocess.Popen([sys.executable, "-c", script.format(core=_cores()[1])])
+    process = subprocess.Popen([sys.executable, "-c", script.format(core=_CORES[1])])
     try:
         time.sleep(0.5)
         if process.poll() is not None:
@@ -112,10 +109,12 @@ def main(
     accuracy_level: AccuracyLevel,
 ) -> None:
     """Measure each load in turn, with 89% activation sparsity."""
+    if len(_CORES) < 2:
+        raise click.ClickException("needs two cores")
     click.echo(", ".join(f"{key} {value}" for key, value in machine().items()))
     for shape, kind, tokens in ((SHAPES[s], w, n) for s in shapes for w in weights for n in token_counts):
         x = np.random.default_rng(1).standard_normal((tokens, shape.d_model), np.float32)
-        first, second = _cores()
+        first, second = _CORES
         with tempfile.TemporaryDirectory() as folder:
             layers = FfnLayers(shape, kind, x, Path(folder), level=accuracy_level)
             os.sched_setaffinity(0, [second])  # sessions' threads inherit it

@@ -78,16 +78,12 @@ class Node : public Kernel {
     shape[2] = static_cast<int64_t>(batch.slots);
     batch.keys = static_cast<int8_t*>(output(context, 1, shape));
     batch.values = static_cast<int8_t*>(output(context, 2, shape));
-    std::unique_ptr<Scratch> scratch = pool_->take();
-    scratch->threads = threads_.load(std::memory_order_relaxed);
-    OrtPool pool{api, context, scratch->threads};
-    const Parallel parallel{run_on_pool, &pool};
+    Call call(api, context, *pool_, threads_);
+    const Parallel parallel = call.parallel();
     copy_past(static_cast<const int8_t*>(past[0].data), past_slots, of, batch, parallel, batch.keys);
     copy_past(static_cast<const int8_t*>(past[1].data), past_slots, of, batch, parallel, batch.values);
-    run_attention(*kernels_, of, batch, parallel, *scratch);
-    threads_.store(scratch->threads, std::memory_order_relaxed);
-    pool_->give_back(std::move(scratch));
-    check(std::exchange(pool.failure, nullptr));
+    run_attention(*kernels_, of, batch, parallel, call.scratch());
+    check(call.take_failure());
   }
 
  private:

@@ -69,21 +69,18 @@ class Node : public Kernel {
     check(api.KernelContext_GetOutput(context, 0, shape.data(), shape.size(), &output));
     void* y = nullptr;
     check(api.GetTensorMutableData(output, &y));
-    std::unique_ptr<Scratch> scratch = pool_->take();
-    scratch->threads = threads_.load(std::memory_order_relaxed);
-    OrtPool pool{api, context, scratch->threads};
-    const Parallel parallel{run_on_pool, &pool};
+    Call call(api, context, *pool_, threads_);
+    const Parallel parallel = call.parallel();
     const float* data = static_cast<const float*>(x.data);
     if (linear_) {
       (rounded_ ? run_rounded_linear : run_linear)(*kernels_, ffn_.gate, data, tokens,
                                                    static_cast<size_t>(x.shape.back()), static_cast<float*>(y),
-                                                   parallel, *scratch);
+                                                   parallel, call.scratch());
     } else {
-      (rounded_ ? run_rounded_ffn : run_ffn)(*kernels_, ffn_, data, tokens, static_cast<float*>(y), parallel, *scratch);
+      (rounded_ ? run_rounded_ffn : run_ffn)(*kernels_, ffn_, data, tokens, static_cast<float*>(y), parallel,
+                                             call.scratch());
     }
-    threads_.store(scratch->threads, std::memory_order_relaxed);
-    pool_->give_back(std::move(scratch));
-    check(std::exchange(pool.failure, nullptr));
+    check(call.take_failure());
   }
 
  private:

@@ -8,6 +8,13 @@
 namespace prosparse {
 namespace {
 
+// gate_proj is cut between blocks of neurons, which decide how sums are rounded: threads decide the cut.
+constexpr size_t kBlockPanels = kDotBlock / kLanes;
+
+Range neuron_panels(const Ffn& ffn, size_t pieces, size_t index) {
+  return piece(ffn.gate.count(), pieces, index, kBlockPanels);
+}
+
 // down_proj's input, and what it is written in.
 struct Hidden {
   size_t count;  // pieces
@@ -17,8 +24,8 @@ struct Hidden {
 };
 
 Hidden make_hidden(const Ffn& ffn, const DotKernels& down, size_t count, size_t pieces, Scratch& scratch) {
-  const size_t panels = piece(ffn.gate.count(), pieces, 0, 2).end,
-               blocks = (panels * kLanes + kDotBlock - 1) / kDotBlock, rows = blocks * kDotBlock;
+  const size_t panels = neuron_panels(ffn, pieces, 0).end, blocks = (panels * kLanes + kDotBlock - 1) / kDotBlock,
+               rows = blocks * kDotBlock;
   const size_t most = blocks * ((kDotBlock + down.tile_rows - 1) / down.tile_rows);
   const size_t own = down.has_pairs ? rows / 2 + most : rows;  // entries of a token
   int32_t* const used = scratch.active.get<int32_t>(pieces * rows);
@@ -56,12 +63,12 @@ void run_dot_batch(const Kernels& kernels, DotLevel level, const Ffn& ffn, const
   const DotUse use = !ffn.gated ? DotUse::kPanels : run.up_panel != nullptr ? DotUse::kSharedRows : DotUse::kRows;
   const DotTokens tokens = round_to_bytes(run, x, count, ffn.d_model, use, parallel, scratch);
   const LeftOut others = scratch.left_out(count);
-  const size_t pieces = scratch.pieces();
+  const size_t pieces = std::min(scratch.pieces(), (ffn.gate.count() + kBlockPanels - 1) / kBlockPanels);
   Hidden hidden = make_hidden(ffn, down, count, pieces, scratch);
   const size_t floats = dot_work_floats(count);
   float* const work = scratch.a.get<float>(pieces * floats);
   parallel_for(parallel, pieces, [&](size_t i) {
-    run_dot_neurons(kernels, level, ffn, tokens, piece(ffn.gate.count(), pieces, i, 2), others, work + i * floats,
+    run_dot_neurons(kernels, level, ffn, tokens, neuron_panels(ffn, pieces, i), others, work + i * floats,
                     hidden.pieces[i], scratch);
   });
   run_down(down, ffn, hidden, count, y, parallel, scratch);

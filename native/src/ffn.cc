@@ -28,7 +28,7 @@ void run_up(const TokenBatch& batch) {
   const Scratch& scratch = batch.scratch;
   const size_t tokens = batch.x.count;
   if (tokens == 1) {  // cut by count, so that clusters of active neurons do not matter
-    const size_t count = scratch.counts[0], pieces = std::clamp<size_t>(count / kUpRows, 1, scratch.spare_parts());
+    const size_t count = scratch.counts[0], pieces = std::clamp<size_t>(count / kUpRows, 1, scratch.parts_to_claim());
     parallel_for(batch.parallel, pieces,
                  [&](size_t i) { batch.compute_up(0, piece(count, pieces, i, 4), 0, ffn.d_model); });
   } else {
@@ -89,7 +89,7 @@ void fill_nan(const Scratch& scratch, size_t tokens, float* y, size_t y_stride, 
 size_t down_parts(const Ffn& ffn, const Scratch& scratch) {
   const size_t bytes = ffn.down.row_bytes;
   return std::max(std::clamp<size_t>(bytes / kDownBytes, 1, scratch.threads),
-                  std::clamp<size_t>(bytes / kSpareDownBytes, 1, scratch.spare_parts()));
+                  std::clamp<size_t>(bytes / kSpareDownBytes, 1, scratch.parts_to_claim()));
 }
 
 void run(const Kernels& kernels, const Ffn& ffn, const float* x, size_t tokens, float* y, const Parallel& parallel,

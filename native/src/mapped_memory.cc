@@ -46,7 +46,7 @@ MappedMemory::MappedMemory(size_t bytes) : mapped_(round_up(bytes + 1, kHugePage
 #if defined(__linux__) && defined(MADV_HUGEPAGE)
   if (bytes >= kHugePage / 2) madvise(data_, round_up(bytes, kHugePage), MADV_HUGEPAGE);  // a hint: may fail
 #endif
-  const NumaNodes nodes = nodes_to_choose_from();
+  static const NumaNodes nodes = usable_nodes();
   if (nodes.count() > 1) interleave(data_, round_up(bytes, kHugePage), nodes);  // all sockets read at the same time
 }
 

@@ -1,8 +1,11 @@
 #include "numa.h"
 
 #if defined(__linux__) && !defined(__ANDROID__)
+#include <sched.h>
 #include <sys/syscall.h>
 #include <unistd.h>
+
+#include <string>
 #endif
 
 namespace prosparse {
@@ -21,15 +24,26 @@ struct Mask {
   unsigned long words[NumaNodes().size() / kBits];
 };
 
+bool has_own_processor(size_t node) {
+  cpu_set_t processors;
+  if (sched_getaffinity(0, sizeof(processors), &processors) != 0) return true;
+  for (size_t i = 0; i < CPU_SETSIZE; ++i) {
+    const std::string place = "/sys/devices/system/cpu/cpu" + std::to_string(i) + "/node" + std::to_string(node);
+    if (CPU_ISSET(i, &processors) && access(place.c_str(), F_OK) == 0) return true;
+  }
+  return false;
+}
+
 }  // namespace
 
-NumaNodes nodes_to_choose_from() {
+NumaNodes usable_nodes() {
   NumaNodes nodes;
   int policy = kDefault;
   Mask mask{};
   if (syscall(SYS_get_mempolicy, &policy, nullptr, 0UL, nullptr, 0UL) != 0 || policy != kDefault) return nodes;
   if (syscall(SYS_get_mempolicy, nullptr, mask.words, nodes.size(), nullptr, kMemoryAllowed) != 0) return nodes;
-  for (size_t i = 0; i < nodes.size(); ++i) nodes[i] = mask.words[i / kBits] >> i % kBits & 1;
+  for (size_t i = 0; i < nodes.size(); ++i)
+    nodes[i] = (mask.words[i / kBits] >> i % kBits & 1) != 0 && has_own_processor(i);
   return nodes;
 }
 
@@ -42,7 +56,7 @@ bool interleave(void* data, size_t bytes, const NumaNodes& nodes) {
 
 #else
 
-NumaNodes nodes_to_choose_from() { return {}; }
+NumaNodes usable_nodes() { return {}; }
 
 bool interleave(void*, size_t, const NumaNodes&) { return false; }
 

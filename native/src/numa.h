@@ -9,9 +9,9 @@ namespace prosparse {
 
 using NumaNodes = std::bitset<1024>;
 
-// The nodes that this process may have memory of. None where it has a policy already, for example numactl's, or where
-// the system does not say.
-NumaNodes nodes_to_choose_from();
+// The nodes whose processors and memory this process may use. None where it has a policy already, for example
+// numactl's, or where the system does not say.
+NumaNodes usable_nodes();
 
 // Puts the pages of memory that was not touched yet on the nodes in turn. False if the system does not.
 bool interleave(void* data, size_t bytes, const NumaNodes& nodes);

@@ -12,6 +12,7 @@ namespace prosparse {
 namespace {
 
 constexpr size_t kPair = 2 * kLanes;  // rows of a step of down_proj
+constexpr size_t kStepPieces = 16;    // of an FFN: steps end with them, so that they must not depend on threads
 
 const RoundedKernels& rounded(const Kernels& kernels, Format format) {
   return kernels.of[static_cast<size_t>(format)].rounded;
@@ -103,7 +104,7 @@ void run_batch(const Kernels& kernels, const Ffn& ffn, const float* x, size_t co
   const RoundedKernels &run = rounded(kernels, ffn.gate.format), &down = rounded(kernels, ffn.down.format);
   const Bf16Tokens tokens = to_tiles(run, x, count, ffn.d_model, ffn.gated, parallel, scratch);
   const size_t tiles = (count + kLanes - 1) / kLanes, a_stride = tiles * kLanes;
-  const size_t pieces = scratch.pieces(), piece_panels = piece(ffn.gate.count(), pieces, 0, 2).end,
+  const size_t pieces = kStepPieces, piece_panels = piece(ffn.gate.count(), pieces, 0, 2).end,
                piece_steps = (piece_panels + 1) / 2, steps = pieces * piece_steps,
                work = Neurons::work_floats(a_stride);
   int32_t* const rows = scratch.active.get<int32_t>(steps * (kPair + 1) + kPair);
@@ -112,7 +113,7 @@ void run_batch(const Kernels& kernels, const Ffn& ffn, const float* x, size_t co
   float* const blocks = scratch.a.get<float>(pieces * work);
   Bf16Hidden h{
       rows, places, 0, steps, count, a_stride, left, scratch.needs_fallback, ffn.activation == Activation::kDrelu};
-  size_t used[kMostPieces];
+  size_t used[kStepPieces];
   parallel_for(parallel, pieces, [&](size_t i) {
     Neurons neurons(run, ffn, tokens, h, rows, blocks + i * work);
     used[i] = neurons.compute(piece(ffn.gate.count(), pieces, i, 2), i * piece_steps);

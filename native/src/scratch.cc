@@ -20,8 +20,6 @@ void* Buffer::bytes(size_t size) {
   return data_.get();
 }
 
-size_t Scratch::pieces() const { return std::max<size_t>(16, spare_parts()); }
-
 LeftOut Scratch::left_out(size_t count) const {
   LeftOut tokens;
   for (size_t t = 0; t < count; ++t) tokens[t] = needs_fallback[t].load(std::memory_order_relaxed);

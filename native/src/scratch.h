@@ -16,7 +16,8 @@ namespace prosparse {
 constexpr size_t kBatchTokens = 128;  // tokens that share one pass over the weights
 static_assert(kBatchTokens <= kMaxBf16x3Tokens && kBatchTokens <= kMaxBf16Tokens && kBatchTokens <= kMaxDotTokens);
 using LeftOut = std::bitset<kBatchTokens>;
-constexpr size_t kMostPieces = 256;
+constexpr size_t kLeastPieces = 16;  // of gate_proj: keep a few threads busy to the end
+constexpr size_t kMostPieces = 256;  // of any step
 
 // Aligned memory that grows and is not cleared: pages that no call needs are never touched.
 class Buffer {
@@ -45,10 +46,10 @@ struct Scratch {
   bool is_nan[kBatchTokens];                       // quantized formats: x has a NaN, so that all results are NaN
   size_t threads = 1;                              // the most seen to share a loop
 
-  // Parts for threads that take one after another, so that all end at almost the same time: of gate_proj, and of work
-  // that is better not cut for a single thread.
-  size_t pieces() const;
-  size_t spare_parts() const { return threads == 1 ? 1 : std::min(4 * threads, kMostPieces); }
+  // Parts that threads claim one after another, so that all end at almost the same time: of work that is better not cut
+  // for a single thread, and of gate_proj.
+  size_t parts_to_claim() const { return threads == 1 ? 1 : std::min(4 * threads, kMostPieces); }
+  size_t pieces() const { return std::max(kLeastPieces, parts_to_claim()); }
 
   // Which of the first `count` tokens need the fallback.
   LeftOut left_out(size_t count) const;

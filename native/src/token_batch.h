@@ -13,7 +13,7 @@ struct TokenBatch {
   const Ffn& ffn;
   const Parallel& parallel;
   Scratch& scratch;
-  size_t pieces;  // of gate_proj
+  size_t pieces;  // of gate_proj, and the most of any other step
   Tokens x;
   float* y;
   size_t y_stride, z_stride, list_stride, work_bytes;

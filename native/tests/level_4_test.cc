@@ -108,11 +108,13 @@ int main(int argc, char** argv) {
         test_level_4(*k, f, brief ? 140 : 300, brief ? 130 : 267, tokens, true, Activation::kRelu, 0.0f);
         test_level_4(*k, f, 24, 100, tokens, false, Activation::kRelu2, 0.5f);
         test_level_4(*k, f, 1, 1, tokens, true, Activation::kRelu, 0.0f);
+        if (tokens == 33) test_level_4(*k, f, 40, 1100, tokens, true, Activation::kRelu, 0.0f);  // pieces by threads
         if (f.mixed()) continue;
         test_linear(*k, f.format, 37, 129, tokens, true);
         test_linear(*k, f.format, 80, 300, tokens, true);
       }
       if (!is_quantized(f.format)) continue;
+      for (const size_t tokens : {34, 35}) test_linear(*k, f.format, 80, 129, tokens, true);  // last groups of any size
       for (const size_t tokens : {16, 40}) {  // token by token, and in blocks of neurons
         test_level_4_unused(*k, f, tokens);
         test_level_4_largest(*k, f, tokens);

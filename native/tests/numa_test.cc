@@ -33,7 +33,7 @@ std::string policy_of(const void* data) {
 
 int main() {
   constexpr size_t kBytes = 4 * kHugePage;
-  const NumaNodes nodes = nodes_to_choose_from();
+  const NumaNodes nodes = usable_nodes();
   MappedMemory memory(kBytes);
   const bool is_interleaved = nodes.any() && interleave(memory.data(), kBytes, nodes);
   std::memset(memory.data(), 1, kBytes);
