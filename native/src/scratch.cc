@@ -47,9 +47,12 @@ std::unique_ptr<Scratch> ScratchPool::take() {
   return std::make_unique<Scratch>();
 }
 
-void ScratchPool::give_back(std::unique_ptr<Scratch> scratch) {
+void ScratchPool::give_back(std::unique_ptr<Scratch> scratch) noexcept {
   const std::lock_guard<std::mutex> lock(mutex_);
-  free_.push_back(std::move(scratch));
+  try {
+    free_.push_back(std::move(scratch));
+  } catch (const std::bad_alloc&) {  // the next call allocates its own
+  }
 }
 
 }  // namespace prosparse

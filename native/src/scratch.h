@@ -62,7 +62,7 @@ class ScratchPool {
   // tens of megabytes each after a long prompt. Freed with the last operator.
   static std::shared_ptr<ScratchPool> shared();
   std::unique_ptr<Scratch> take();
-  void give_back(std::unique_ptr<Scratch> scratch);
+  void give_back(std::unique_ptr<Scratch> scratch) noexcept;
 
  private:
   std::mutex mutex_;
