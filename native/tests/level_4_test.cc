@@ -56,6 +56,17 @@ void test_level_4(const Kernels& k, FfnFormat format, size_t d_model, size_t d_f
   }
 }
 
+// So many neurons that the number of threads decides how they are cut.
+void test_level_4_threads(const Kernels& k, FfnFormat format, size_t tokens) {
+  std::mt19937 rng(5);
+  const Weights weights(format, 40, 1100, true, Activation::kRelu, 0.0f, rng);
+  const std::vector<float> x = normals(rng, tokens * 40), y = run_level_4(k, weights.ffn, x);
+  for (const unsigned threads : {3u, 5u, 16u, 64u}) {
+    CHECK(run_level_4(k, weights.ffn, x, threads, threads) == y, "%s %s level 4: %u threads change the bits", k.isa,
+          format.name(), threads);
+  }
+}
+
 // Rows that no token uses are never read: NaN and infinite scales there change nothing.
 void test_level_4_unused(const Kernels& k, FfnFormat format, size_t tokens) {
   std::mt19937 rng(3);
@@ -108,12 +119,12 @@ int main(int argc, char** argv) {
         test_level_4(*k, f, brief ? 140 : 300, brief ? 130 : 267, tokens, true, Activation::kRelu, 0.0f);
         test_level_4(*k, f, 24, 100, tokens, false, Activation::kRelu2, 0.5f);
         test_level_4(*k, f, 1, 1, tokens, true, Activation::kRelu, 0.0f);
-        if (tokens == 33) test_level_4(*k, f, 40, 1100, tokens, true, Activation::kRelu, 0.0f);  // pieces by threads
         if (f.mixed()) continue;
         test_linear(*k, f.format, 37, 129, tokens, true);
         test_linear(*k, f.format, 80, 300, tokens, true);
       }
       if (!is_quantized(f.format)) continue;
+      test_level_4_threads(*k, f, 33);
       for (const size_t tokens : {34, 35}) test_linear(*k, f.format, 80, 129, tokens, true);  // last groups of any size
       for (const size_t tokens : {16, 40}) {  // token by token, and in blocks of neurons
         test_level_4_unused(*k, f, tokens);
