@@ -15,7 +15,7 @@ namespace prosparse {
 
 namespace {
 
-// linux/mempolicy.h, which is not everywhere.
+// By hand: the kernel header that names them is not everywhere.
 constexpr int kDefault = 0, kInterleave = 3;
 constexpr unsigned long kMemoryAllowed = 4;
 
