@@ -1,6 +1,7 @@
 #include "dot_ffn.h"
 
 #include <algorithm>
+#include <atomic>
 
 #include "dot_neurons.h"
 #include "quantize_activations.h"
@@ -14,6 +15,27 @@ constexpr size_t kBlockPanels = kDotBlock / kLanes;
 Range neuron_panels(const Ffn& ffn, size_t pieces, size_t index) {
   return piece(ffn.gate.count(), pieces, index, kBlockPanels);
 }
+
+// Work space of the tasks that run at the same time: what a thread has just used is in its cache.
+class WorkSlots {
+ public:
+  static constexpr size_t kMost = 64;
+
+  explicit WorkSlots(size_t count) : free_(~uint64_t{0} >> (kMost - count)) {}
+
+  // Waits where more than kMost tasks run.
+  size_t take() {
+    uint64_t free = free_.load(std::memory_order_relaxed);
+    while (free == 0 || !free_.compare_exchange_weak(free, free & (free - 1), std::memory_order_acquire)) {
+      if (free == 0) free = free_.load(std::memory_order_relaxed);
+    }
+    return static_cast<size_t>(__builtin_ctzll(free));
+  }
+  void give_back(size_t slot) { free_.fetch_or(uint64_t{1} << slot, std::memory_order_release); }
+
+ private:
+  std::atomic<uint64_t> free_;  // a bit per slot
+};
 
 // down_proj's input, and what it is written in.
 struct Hidden {
@@ -63,13 +85,17 @@ void run_dot_batch(const Kernels& kernels, DotLevel level, const Ffn& ffn, const
   const DotUse use = !ffn.gated ? DotUse::kPanels : run.up_panel != nullptr ? DotUse::kSharedRows : DotUse::kRows;
   const DotTokens tokens = round_to_bytes(run, x, count, ffn.d_model, use, parallel, scratch);
   const LeftOut others = scratch.left_out(count);
-  const size_t pieces = std::min(scratch.pieces(), (ffn.gate.count() + kBlockPanels - 1) / kBlockPanels);
+  const size_t pieces = std::min(2 * scratch.pieces(), (ffn.gate.count() + kBlockPanels - 1) / kBlockPanels);
   Hidden hidden = make_hidden(ffn, down, count, pieces, scratch);
   const size_t floats = dot_work_floats(count);
-  float* const work = scratch.a.get<float>(pieces * floats);
+  const size_t most = std::min(pieces, WorkSlots::kMost);
+  WorkSlots slots(most);
+  float* const work = scratch.a.get<float>(most * floats);
   parallel_for(parallel, pieces, [&](size_t i) {
-    run_dot_neurons(kernels, level, ffn, tokens, neuron_panels(ffn, pieces, i), others, work + i * floats,
+    const size_t slot = slots.take();
+    run_dot_neurons(kernels, level, ffn, tokens, neuron_panels(ffn, pieces, i), others, work + slot * floats,
                     hidden.pieces[i], scratch);
+    slots.give_back(slot);
   });
   run_down(down, ffn, hidden, count, y, parallel, scratch);
 }

@@ -6,7 +6,7 @@
 
 namespace prosparse {
 
-constexpr size_t kDotBlock = 192;  // neurons at a time, so that their activations stay in the L2 cache
+constexpr size_t kDotBlock = 160;  // neurons at a time, so that their activations stay in the L2 cache
 
 // down_proj's input of a piece of neurons, which follows tile after tile.
 struct DotPiece {
