@@ -85,7 +85,8 @@ void run_dot_batch(const Kernels& kernels, DotLevel level, const Ffn& ffn, const
   const DotUse use = !ffn.gated ? DotUse::kPanels : run.up_panel != nullptr ? DotUse::kSharedRows : DotUse::kRows;
   const DotTokens tokens = round_to_bytes(run, x, count, ffn.d_model, use, parallel, scratch);
   const LeftOut others = scratch.left_out(count);
-  const size_t pieces = std::min(2 * scratch.pieces(), (ffn.gate.count() + kBlockPanels - 1) / kBlockPanels);
+  const size_t blocks = (ffn.gate.count() + kBlockPanels - 1) / kBlockPanels,
+               pieces = std::min({2 * scratch.pieces(), blocks, kMostPieces});
   Hidden hidden = make_hidden(ffn, down, count, pieces, scratch);
   const size_t floats = dot_work_floats(count);
   const size_t most = std::min(pieces, WorkSlots::kMost);

@@ -1,4 +1,4 @@
-// NEON with the products of matrices of bytes: ARMv8.6 and later, Graviton 3 and later, Apple M2 and later.
+// NEON with int8 matrix multiplication (i8mm): ARMv8.6 and later, Graviton 3 and later, Apple M2 and later.
 #if defined(__aarch64__)
 #include <arm_neon.h>
 

@@ -123,7 +123,7 @@ void run_batch(const Kernels& kernels, const Ffn& ffn, const float* x, size_t co
   }
   const size_t columns = (ffn.d_model + kPadColumns - 1) / kPadColumns;
   float* const sums = scratch.amx_sums.get<float>(columns * kPadColumns * tiles * kLanes);
-  const size_t parts = std::min(columns, pieces);
+  const size_t parts = std::min(columns, scratch.pieces());
   parallel_for(parallel, parts, [&](size_t i) {
     const Range part = piece(columns, parts, i, 1);
     if (part.begin < part.end) down.down(ffn.down, h, part.begin, part.end, sums, y, ffn.d_model);

@@ -57,11 +57,11 @@ void test_level_4(const Kernels& k, FfnFormat format, size_t d_model, size_t d_f
 }
 
 // So many neurons that the number of threads decides how they are cut.
-void test_level_4_threads(const Kernels& k, FfnFormat format, size_t tokens) {
+void test_level_4_threads(const Kernels& k, FfnFormat format, size_t d_ff, size_t tokens) {
   std::mt19937 rng(5);
-  const Weights weights(format, 40, 1100, true, Activation::kRelu, 0.0f, rng);
+  const Weights weights(format, 40, d_ff, true, Activation::kRelu, 0.0f, rng);
   const std::vector<float> x = normals(rng, tokens * 40), y = run_level_4(k, weights.ffn, x);
-  for (const unsigned threads : {3u, 5u, 16u, 64u}) {
+  for (const unsigned threads : {3u, 5u, 16u, 128u}) {
     CHECK(run_level_4(k, weights.ffn, x, threads, threads) == y, "%s %s level 4: %u threads change the bits", k.isa,
           format.name(), threads);
   }
@@ -124,7 +124,8 @@ int main(int argc, char** argv) {
         test_linear(*k, f.format, 80, 300, tokens, true);
       }
       if (!is_quantized(f.format)) continue;
-      test_level_4_threads(*k, f, 33);
+      test_level_4_threads(*k, f, 1100, 33);
+      if (f.format == Format::kI8) test_level_4_threads(*k, f, 43000, 33);  // more blocks of neurons than pieces
       for (const size_t tokens : {34, 35}) test_linear(*k, f.format, 80, 129, tokens, true);  // last groups of any size
       for (const size_t tokens : {16, 40}) {  // token by token, and in blocks of neurons
         test_level_4_unused(*k, f, tokens);

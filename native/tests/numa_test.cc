@@ -35,11 +35,13 @@ int main() {
   constexpr size_t kBytes = 4 * kHugePage;
   const NumaNodes nodes = usable_nodes();
   MappedMemory memory(kBytes);
-  const bool is_interleaved = nodes.any() && interleave(memory.data(), kBytes, nodes);
+  const bool is_known = nodes.any();
+  CHECK(!is_known || interleave(memory.data(), kBytes, nodes),
+        "pages cannot be interleaved on the process's own nodes");
   std::memset(memory.data(), 1, kBytes);
   CHECK(memory.data()[kBytes - 1] == 1, "memory cannot be written");
   const std::string policy = policy_of(memory.data());
-  if (!is_interleaved || policy.empty()) {
+  if (!is_known || policy.empty()) {
     std::printf("left out: no NUMA policies here\n");
   } else {
     CHECK(policy.rfind("interleave:", 0) == 0, "the policy is %s", policy.c_str());
