@@ -96,10 +96,15 @@ static bool is_made_by(const char* wanted) {
 
 bool is_intel() { return is_made_by("GenuineIntel"); }
 
-bool is_zen5() {
+namespace {
+unsigned family_of_amd() {
   const unsigned version = CpuId(1).a, family = (version >> 8 & 0xf) + (version >> 20 & 0xff);
-  return family >= 0x1a && is_made_by("AuthenticAMD");
+  return is_made_by("AuthenticAMD") ? family : 0;
 }
+}  // namespace
+
+bool is_zen2() { return family_of_amd() == 0x17; }
+bool is_zen5() { return family_of_amd() >= 0x1a; }
 
 #if defined(PROSPARSE_AMX)
 #if defined(_WIN32)

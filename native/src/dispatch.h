@@ -30,6 +30,9 @@ Choice choose_variant(const char* forced);
 // How far gemm_panels of one token prefetches, in bytes; 0: the processor does that well itself.
 size_t prefetch_distance(Format format);
 
+// Whether one token should read several panels at once: some processors read several streams faster than one.
+bool reads_side_by_side(size_t panel_bytes);
+
 // How often upcoming rows of up_proj and down_proj are prefetched: 0, 1 or 2 times.
 int row_prefetches(size_t d_model);
 

@@ -44,6 +44,11 @@ void test_gemm_panels(const Kernels& k, Format f, size_t rows, size_t cols, size
   const size_t stride = panels.count() * kLanes + 3;
   std::vector<float> z(tokens * stride, -7.0f), split(z);
   gate_gemm(k, panels, 0, panels.count(), prepared, nullptr, scratch, z.data(), stride);
+  Panels other = panels;
+  other.side_by_side = !panels.side_by_side;
+  other.prefetch_distance = panels.prefetch_distance == 0 ? 512 : 0;
+  std::vector<float> others(z.size(), -7.0f);
+  gate_gemm(k, other, 0, panels.count(), prepared, nullptr, scratch, others.data(), stride);
   const size_t half = panels.count() / 2;
   gate_gemm(k, panels, 0, half, prepared, nullptr, scratch, split.data(), stride);
   gate_gemm(k, panels, half, panels.count(), prepared, nullptr, scratch, split.data(), stride);
@@ -55,6 +60,7 @@ void test_gemm_panels(const Kernels& k, Format f, size_t rows, size_t cols, size
           rounds(k, f) && (prepared.bf16x3 != nullptr || tokens < k.of[static_cast<size_t>(f)].widen_tokens), &bound);
       expect(k, f, "gemm_panels", z[t * stride + r], exact, bound, cols);
       CHECK(z[t * stride + r] == split[t * stride + r], "%s gemm_panels depends on the split", k.isa);
+      CHECK(z[t * stride + r] == others[t * stride + r], "%s gemm_panels depends on the order of reading", k.isa);
     }
     CHECK(z[t * stride + stride - 1] == -7.0f, "%s gemm_panels wrote between rows of z", k.isa);
   }
@@ -206,6 +212,7 @@ int main(int argc, char** argv) {
       }
       test_gemm_panels(*k, f, 1, 8, 2);
       test_gemm_panels(*k, f, 80, 40, 4);
+      test_gemm_panels(*k, f, 105, 100, 1);  // seven panels
       if (!brief)
         test_gemm_panels(*k, f, 33, 4097, 13);  // a panel larger than the cache, and more tokens than one group
       if (!brief && k != &kScalarKernels) test_gemm_panels(*k, f, 150, 257, 67);  // several groups of panels in AMX

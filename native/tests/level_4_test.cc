@@ -28,6 +28,10 @@ void test_level_4(const Kernels& k, FfnFormat format, size_t d_model, size_t d_f
     CHECK(run_level_4(k, weights.ffn, x, seed, seed) == y,
           "%s %s level 4: the order of tasks or the number of threads changes the bits", k.isa, format.name());
   }
+  Ffn other = weights.ffn;
+  other.gate.side_by_side = !other.gate.side_by_side;
+  other.gate.prefetch_distance = other.gate.prefetch_distance == 0 ? 512 : 0;
+  CHECK(run_level_4(k, other, x) == y, "%s %s level 4 depends on the order of reading", k.isa, format.name());
   Ffn dense = weights.ffn;
   dense.dense = true;
   expect_ffn(k, weights, x, run_level_4(k, dense, x), true);
