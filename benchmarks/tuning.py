@@ -5,8 +5,8 @@
 
 Several tokens in float formats (native/src/tiles.cc): up_proj computes a neuron for all tokens if it is active for one
 in `common` of them; up to `memory` tokens it always does. One token (native/src/dispatch.cc): rows are prefetched from
-d_model = `prefetch` on; gate_proj and Linear prefetch `distance` bytes ahead. Many tokens in I8 and I4: blocks of
-neurons from `dot` tokens on (native/src/dot_panels.inc), at accuracy level 4 with the neurons that `shared` percent of
+d_model = `prefetch` on; gate_proj and Linear prefetch `distance` bytes ahead, and with AVX2 read several
+panels of at least `side` bytes at once. Many tokens in I8 and I4: blocks of neurons from `dot` tokens on (native/src/dot_panels.inc), at accuracy level 4 with the neurons that `shared` percent of
 the tokens use computed for all (native/src/dot_neurons.cc); without those kernels, panels are widened to float32 from
 `widen` tokens on (native/src/gemm_panels_int.inc); AMX is used from `bf16x3` tokens on
 (native/src/amx_kernels.inc). Prints, per layer, the milliseconds of the build in the
@@ -37,6 +37,7 @@ CONSTANTS: dict[str, tuple[str, tuple[int, ...], int]] = {  # definition, values
     "memory": ("PROSPARSE_MEMORY_BOUND", (1, 2, 4, 8, 16), 4),
     "prefetch": ("PROSPARSE_FIRST_PREFETCHED", (0, 100_000), 0),
     "distance": ("PROSPARSE_PREFETCH_DISTANCE", (0, 1024, 2048, 3072, 4096), 0),
+    "side": ("PROSPARSE_SIDE_BY_SIDE", (1, 1_000_000_000), 1_000_000_000),
     "dot": ("PROSPARSE_DOT_TOKENS", (2, 28, 48), 28),
     "shared": ("PROSPARSE_SHARED_PERCENT", (35, 50, 70, 101), 50),
     "widen": ("PROSPARSE_WIDEN_TOKENS", (2, 1_000_000), 1_000_000),
@@ -47,6 +48,7 @@ CASES: dict[str, tuple[tuple[str, ...], tuple[str, ...], tuple[int, ...], tuple[
     "memory": (("tinyllama",), ("f32",), (2, 4, 8, 16), (0.5, 0.89)),
     "prefetch": (("smollm2", "tinyllama"), ("f32", "bf16", "i8", "i4"), (1,), (0.89,)),
     "distance": (("tinyllama",), ("f32", "bf16", "i8", "i4"), (1,), (0.89,)),
+    "side": (("smollm2", "tinyllama", "llama-2-7b"), ("f32", "bf16", "i8", "i4"), (1,), (0.89,)),
     "dot": (("tinyllama",), ("i8", "i4"), (9, 16, 24, 32), (0.5, 0.89)),
     "shared": (("tinyllama",), ("i8", "i4"), (32, 128), (0.5, 0.89)),
     "widen": (("tinyllama",), ("i8", "i4"), (4, 8, 12, 16, 24, 32, 128), (0.89,)),
