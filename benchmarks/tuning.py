@@ -5,12 +5,13 @@
 
 Several tokens in float formats (native/src/tiles.cc): up_proj computes a neuron for all tokens if it is active for one
 in `common` of them; up to `memory` tokens it always does. One token (native/src/dispatch.cc): rows are prefetched from
-d_model = `prefetch` on; gate_proj and Linear prefetch `distance` bytes ahead, and with AVX2 read several
-panels of at least `side` bytes at once. Many tokens in I8 and I4: blocks of neurons from `dot` tokens on (native/src/dot_panels.inc), at accuracy level 4 with the neurons that `shared` percent of
-the tokens use computed for all (native/src/dot_neurons.cc); without those kernels, panels are widened to float32 from
-`widen` tokens on (native/src/gemm_panels_int.inc); AMX is used from `bf16x3` tokens on
-(native/src/amx_kernels.inc). Prints, per layer, the milliseconds of the build in the
-second column and the other builds' times as multiples of it, medians of paired ratios: above 1 is slower. Needs cmake.
+d_model = `prefetch` on; gate_proj and Linear prefetch `distance` bytes ahead, and with AVX2 read several panels of at
+least `side` bytes at once. Many tokens in I8 and I4: blocks of neurons from `dot` tokens on
+(native/src/dot_panels.inc), at accuracy level 4 with the neurons that `shared` percent of the tokens use computed for
+all (native/src/dot_neurons.cc); without those kernels, panels are widened to float32 from `widen` tokens on
+(native/src/gemm_panels_int.inc); AMX is used from `bf16x3` tokens on (native/src/amx_kernels.inc). Prints, per layer,
+the milliseconds of the build in the second column and the other builds' times as multiples of it, medians of paired
+ratios: above 1 is slower. Needs cmake.
 """
 
 from __future__ import annotations
