@@ -8,7 +8,7 @@
 #if defined(_WIN32)
 #define WIN32_LEAN_AND_MEAN
 #include <windows.h>
-#elif defined(PROSPARSE_AMX)
+#elif defined(PROSPARSE_AMX) && !defined(PROSPARSE_EMULATED_TILES)
 #include <sys/syscall.h>
 #include <unistd.h>
 #endif
@@ -45,7 +45,7 @@ unsigned saved_registers() {
 }
 
 constexpr unsigned kYmm = 0x6, kZmm = 0xe6;
-#if defined(PROSPARSE_AMX)
+#if defined(PROSPARSE_AMX) && !defined(PROSPARSE_EMULATED_TILES)
 constexpr unsigned kTileRegisters = 0x60000, kTileData = 18;
 #endif
 
@@ -106,7 +106,10 @@ unsigned family_of_amd() {
 bool is_zen2() { return family_of_amd() == 0x17; }
 bool is_zen5() { return family_of_amd() >= 0x1a; }
 
-#if defined(PROSPARSE_AMX)
+#if defined(PROSPARSE_AMX) && defined(PROSPARSE_EMULATED_TILES)
+bool request_amx() { return true; }
+bool has_amx() { return has_vnni(); }
+#elif defined(PROSPARSE_AMX)
 #if defined(_WIN32)
 namespace {
 // Windows 11 and Server 2022. Looked up when needed, so that the library loads on older systems.

@@ -3,6 +3,9 @@
 
 #if defined(PROSPARSE_AMX)
 #include <immintrin.h>
+#if defined(PROSPARSE_EMULATED_TILES)
+#include "../tests/emulated_tiles.h"
+#endif
 
 #define PROSPARSE_TARGET "avx512f,avx512bw,avx512dq,avx512vl,avx512vnni,avx2,fma,f16c,amx-tile,amx-bf16"
 #define PROSPARSE_SIMD "simd_avx512.inc"
