@@ -96,15 +96,16 @@ static bool is_made_by(const char* wanted) {
 
 bool is_intel() { return is_made_by("GenuineIntel"); }
 
-namespace {
-unsigned family_of_amd() {
+bool is_zen2() {  // family 17h from model 30h on; Zen and Zen+ are below
   const unsigned version = CpuId(1).a, family = (version >> 8 & 0xf) + (version >> 20 & 0xff);
-  return is_made_by("AuthenticAMD") ? family : 0;
+  const unsigned model = (version >> 12 & 0xf0) + (version >> 4 & 0xf);
+  return family == 0x17 && model >= 0x30 && is_made_by("AuthenticAMD");
 }
-}  // namespace
 
-bool is_zen2() { return family_of_amd() == 0x17; }
-bool is_zen5() { return family_of_amd() >= 0x1a; }
+bool is_zen5() {
+  const unsigned version = CpuId(1).a, family = (version >> 8 & 0xf) + (version >> 20 & 0xff);
+  return family >= 0x1a && is_made_by("AuthenticAMD");
+}
 
 #if defined(PROSPARSE_AMX) && defined(PROSPARSE_EMULATED_TILES)
 bool request_amx() { return true; }

@@ -14,7 +14,7 @@ bool has_avx512();  // F, BW, DQ, VL
 bool has_vnni();
 bool has_bf16();  // of AVX-512
 bool is_intel();
-bool is_zen2();  // or Zen, Zen+
+bool is_zen2();
 bool is_zen5();  // or AMD's later ones
 #if defined(PROSPARSE_AMX)
 bool has_amx();
