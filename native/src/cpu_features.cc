@@ -96,16 +96,15 @@ static bool is_made_by(const char* wanted) {
 
 bool is_intel() { return is_made_by("GenuineIntel"); }
 
-bool is_zen2() {  // family 17h from model 30h on; Zen and Zen+ are below
+// Family and model, as 0x1731 for family 17h, model 31h; 0 if not AMD's.
+static unsigned amd_model() {
   const unsigned version = CpuId(1).a, family = (version >> 8 & 0xf) + (version >> 20 & 0xff);
   const unsigned model = (version >> 12 & 0xf0) + (version >> 4 & 0xf);
-  return family == 0x17 && model >= 0x30 && is_made_by("AuthenticAMD");
+  return is_made_by("AuthenticAMD") ? family << 8 | model : 0;
 }
 
-bool is_zen5() {
-  const unsigned version = CpuId(1).a, family = (version >> 8 & 0xf) + (version >> 20 & 0xff);
-  return family >= 0x1a && is_made_by("AuthenticAMD");
-}
+bool is_zen2() { return amd_model() >= 0x1730 && amd_model() < 0x1800; }  // below: Zen and Zen+
+bool is_zen5() { return amd_model() >= 0x1a00; }
 
 #if defined(PROSPARSE_AMX) && defined(PROSPARSE_EMULATED_TILES)
 bool request_amx() { return true; }

@@ -1,5 +1,5 @@
 // AMX's tiles in software, to test the kernels that use them on processors with AVX-512 VNNI:
-// cmake -DPROSPARSE_EMULATED_TILES=ON. Tiles have 16 rows of 64 bytes, as TileConfig says. Unlike AMX, denormal numbers
+// cmake -DPROSPARSE_EMULATED_TILES=ON. Tiles must have 16 rows of 64 bytes. Unlike AMX, denormal numbers
 // are kept (Intel, Architecture Instruction Set Extensions Programming Reference, TDPBF16PS).
 #ifndef PROSPARSE_TESTS_EMULATED_TILES_H_
 #define PROSPARSE_TESTS_EMULATED_TILES_H_
@@ -28,7 +28,11 @@ inline uint8_t (&tile(int t)) [kTileRows][kTileRowBytes] {
   return tiles.data[t];
 }
 
-inline void tile_loadconfig(const void*) {
+inline void tile_loadconfig(const void* config) {
+  const uint8_t* const bytes = static_cast<const uint8_t*>(config);
+  for (int t = 0; t < kTiles; ++t) {
+    if (bytes[0] != 1 || bytes[16 + 2 * t] != kTileRowBytes || bytes[48 + t] != kTileRows) std::abort();
+  }
   tiles.configured = true;
   std::memset(tiles.data, 0, sizeof(tiles.data));
 }

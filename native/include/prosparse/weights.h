@@ -57,7 +57,7 @@ struct Panels {
   size_t panel_bytes;
   const uint8_t* out_of_range;  // [count()], 16-bit formats: whether a weight of the panel exceeds bf16_limit
   size_t prefetch_distance;     // bytes ahead of what gemm_panels of one token reads; 0: no prefetching
-  bool side_by_side;            // whether gemm_panels of one token reads several panels at once
+  bool side_by_side = false;    // whether gemm_panels of one token reads several panels at once
   size_t count() const { return (rows + kLanes - 1) / kLanes; }
 };
 
