@@ -46,7 +46,7 @@ size_t prefetch_distance(Format format) {
   // does not look far enough ahead by itself; f32 does not gain.
   const size_t bits = element_bits(format);
   if (bits == 32) return 0;
-  if (is_zen2()) return 512;  // farther slows it down; of panels side by side
+  if (is_zen2() && bits != 4) return 512;  // farther slows it down; of panels side by side
   return is_quantized(format) ? 4 * (64 + 128 * bits) : 1024;
 #else
   (void)format;
