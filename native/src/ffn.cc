@@ -162,10 +162,11 @@ void run_panels(const Kernels& kernels, const Panels& w, const float* x, size_t 
   }
 }
 
-// The DotKernels that take so many tokens at level 0, or null.
+// The DotKernels that take so many tokens at level 0, or null: AMX takes many.
 const DotKernels* by_dots(const Kernels& kernels, Format format, size_t tokens) {
   const FormatKernels& of = kernels.of[static_cast<size_t>(format)];
-  return of.exact.tokens != 0 && tokens >= of.exact.tokens ? &of.exact : nullptr;
+  const bool tiles = of.bf16x3_tokens != 0 && tokens >= of.bf16x3_tokens;
+  return of.exact.tokens != 0 && tokens >= of.exact.tokens && !tiles ? &of.exact : nullptr;
 }
 
 }  // namespace

@@ -1,6 +1,7 @@
 #include "rounded_ffn.h"
 
 #include <algorithm>
+#include <numeric>
 
 #include "dispatch.h"
 #include "dot_ffn.h"
@@ -13,6 +14,10 @@ namespace {
 
 constexpr size_t kPair = 2 * kLanes;  // rows of a step of down_proj
 constexpr size_t kStepPieces = 16;    // of an FFN: steps end with them, so that they must not depend on threads
+// Below this share of active neurons, few tokens are computed one by one: tiles compute what any of them needs.
+// Measured on a Xeon.
+constexpr size_t kFewPercent = 25;
+constexpr size_t kSampledPanels = 8;  // which tell the share
 
 const RoundedKernels& rounded(const Kernels& kernels, Format format) {
   return kernels.of[static_cast<size_t>(format)].rounded;
@@ -35,6 +40,25 @@ Bf16Tokens to_tiles(const RoundedKernels& run, const float* x, size_t count, siz
     run.to_tiles(rows, cols, steps, tiles, left + tile * kBf16Bytes, both ? right + tile * kBf16Bytes : nullptr);
   });
   return {count, cols, steps, left, right};
+}
+
+// Whether few neurons are active, by some of gate_proj's panels.
+bool few_are_active(const RoundedKernels& run, const Ffn& ffn, const Bf16Tokens& x, const Parallel& parallel) {
+  if (ffn.dense) return false;
+  const size_t panels = ffn.gate.count(), samples = std::min(panels, kSampledPanels);
+  size_t active[kSampledPanels] = {};
+  parallel_for(parallel, samples, [&](size_t i) {
+    alignas(kLineBytes) float z[kLanes * kMaxBf16Tokens], a[kMaxBf16Tokens];
+    const size_t panel = i * panels / samples, stride = round_up(x.count, kLanes);
+    const bool by_magnitude = ffn.activation == Activation::kSilu;
+    run.gate(ffn.gate, panel, panel + 1, x, z, stride);
+    for (size_t k = 0; k < std::min(kLanes, ffn.d_ff - panel * kLanes); ++k) {
+      if (by_magnitude) silu(z + k * stride, x.count);
+      run.activate(z + k * stride, x.count, ffn.threshold, by_magnitude, false, a);
+      active[i] += x.count - static_cast<size_t>(std::count(a, a + x.count, 0.0f));
+    }
+  });
+  return std::accumulate(active, active + samples, size_t{0}) * 100 < kFewPercent * samples * kLanes * x.count;
 }
 
 // Runs gate_proj and up_proj of a range of neurons, a block at a time so that activations stay in the cache.
@@ -103,6 +127,9 @@ void run_batch(const Kernels& kernels, const Ffn& ffn, const float* x, size_t co
                Scratch& scratch) {
   const RoundedKernels &run = rounded(kernels, ffn.gate.format), &down = rounded(kernels, ffn.down.format);
   const Bf16Tokens tokens = to_tiles(run, x, count, ffn.d_model, ffn.gated, parallel, scratch);
+  if (count < batch_tokens(dot_kernels(kernels, ffn.gate.format, &FormatKernels::dot)) &&
+      few_are_active(run, ffn, tokens, parallel))
+    return run_ffn_by_bytes(kernels, ffn, x, count, y, parallel, scratch);
   const size_t tiles = (count + kLanes - 1) / kLanes, a_stride = tiles * kLanes;
   const size_t pieces = kStepPieces, piece_panels = piece(ffn.gate.count(), pieces, 0, 2).end,
                piece_steps = (piece_panels + 1) / 2, steps = pieces * piece_steps,
@@ -123,7 +150,7 @@ void run_batch(const Kernels& kernels, const Ffn& ffn, const float* x, size_t co
   }
   const size_t columns = (ffn.d_model + kPadColumns - 1) / kPadColumns;
   float* const sums = scratch.amx_sums.get<float>(columns * kPadColumns * tiles * kLanes);
-  const size_t parts = std::min(columns, scratch.pieces());
+  const size_t parts = std::min(columns, 2 * scratch.threads);  // short parts of rows cost the memory system time
   parallel_for(parallel, parts, [&](size_t i) {
     const Range part = piece(columns, parts, i, 1);
     if (part.begin < part.end) down.down(ffn.down, h, part.begin, part.end, sums, y, ffn.d_model);

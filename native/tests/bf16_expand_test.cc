@@ -37,7 +37,7 @@ PROSPARSE_ATTRIBUTE void panel_tile(const uint8_t* panel, size_t c, uint8_t* til
 
 template <Format format>
 PROSPARSE_ATTRIBUTE void row_tiles(const uint8_t* in, const uint16_t* scales, uint8_t* tiles) {
-  expand_row<format>(in, scales, in, tiles);
+  expand_row<format>(in, scales, tiles);
 }
 
 template <Format format>

@@ -36,9 +36,9 @@ constexpr FormatSpec kFormatSpecs[] = {
     {Format::kF32, "F32", 1, 32, 0, 0, 0, 0, 0, 0},          // six products of parts cost more than float32's one
     {Format::kF16, "F16", 10, 16, 0, 0, 0x7c00, 2, 64, 0},   // limit: infinity
     {Format::kBF16, "BF16", 16, 16, 0, 0, 0x4cbe, 1, 8, 0},  // limit: 1e8
-    {Format::kI8, "I8", 3, 8, 128, 0, 0, 2, 16, 8},          // signed in the model file
-    {Format::kI4, "I4", 2, 4, 8, 8, 0, 2, 16, 24},           // unsigned in the model file
-    {Format::kNL4, "NL4", 2, 4, 8, 8, 0, 2, 16, 24, kNonlinearLevels},
+    {Format::kI8, "I8", 3, 8, 128, 0, 0, 2, 24, 8},          // signed in the model file
+    {Format::kI4, "I4", 2, 4, 8, 8, 0, 2, 24, 24},           // unsigned in the model file
+    {Format::kNL4, "NL4", 2, 4, 8, 8, 0, 2, 24, 24, kNonlinearLevels},
 };
 constexpr size_t kFormats = std::size(kFormatSpecs);
 
