@@ -87,6 +87,22 @@ void test_level_4_unused(const Kernels& k, FfnFormat format, size_t tokens) {
   CHECK(run_level_4(k, weights.ffn, x) == y, "%s %s level 4 reads rows that no token uses", k.isa, format.name());
 }
 
+// Few tokens with few active neurons are computed one by one, also where tiles take them otherwise.
+void test_level_4_few(const Kernels& k, FfnFormat format, size_t tokens) {
+  std::mt19937 rng(6);
+  Weights weights(format, 70, 400, true, Activation::kRelu, 0.0f, rng);
+  for (size_t r = 0; r < 400; ++r) weights.b_gate[r] += r % 10 == 0 ? 1e2f : -1e2f;
+  weights.pack();
+  const std::vector<float> x = normals(rng, tokens * 70), y = run_level_4(k, weights.ffn, x);
+  expect_ffn(k, weights, x, y, true);
+  Scratch scratch;
+  std::vector<float> one_by_one(x.size(), NAN);
+  unsigned seed = 0;
+  run_ffn_by_bytes(k, weights.ffn, x.data(), tokens, one_by_one.data(), {run_shuffled, &seed}, scratch);
+  CHECK(y == one_by_one, "%s %s level 4: %zu tokens with few active neurons go another way", k.isa, format.name(),
+        tokens);
+}
+
 // Sums of bytes that are as large as they can be: all weights the first or the last code, all activations one
 // magnitude.
 void test_level_4_largest(const Kernels& k, FfnFormat format, size_t tokens) {
@@ -129,6 +145,10 @@ int main(int argc, char** argv) {
       }
       if (!is_quantized(f.format)) continue;
       test_level_4_threads(*k, f, 1100, 33);
+      const DotKernels& dot = dot_kernels(*k, f.format, &FormatKernels::dot);
+      for (const size_t tokens : {8, 11}) {
+        if (tokens < batch_tokens(dot)) test_level_4_few(*k, f, tokens);
+      }
       if (f.format == Format::kI8) test_level_4_threads(*k, f, 43000, 33);  // more blocks of neurons than pieces
       for (const size_t tokens : {34, 35}) test_linear(*k, f.format, 80, 129, tokens, true);  // last groups of any size
       for (const size_t tokens : {16, 40}) {  // token by token, and in blocks of neurons
