@@ -162,17 +162,29 @@ void run_panels(const Kernels& kernels, const Panels& w, const float* x, size_t 
   }
 }
 
-// The DotKernels that take so many tokens at level 0, or null: AMX takes many.
+// The DotKernels that take so many tokens at level 0, or null, also where AMX takes over.
 const DotKernels* by_dots(const Kernels& kernels, Format format, size_t tokens) {
   const FormatKernels& of = kernels.of[static_cast<size_t>(format)];
   const bool tiles = of.bf16x3_tokens != 0 && tokens >= of.bf16x3_tokens;
   return of.exact.tokens != 0 && tokens >= of.exact.tokens && !tiles ? &of.exact : nullptr;
 }
 
+// Tokens of a last batch that is too small for AMX, but not for DotKernels: it is a call of its own.
+size_t rest_by_dots(const Kernels& kernels, Format format, size_t tokens) {
+  const size_t rest = tokens % kBatchTokens;
+  const bool own = tokens > kBatchTokens && by_dots(kernels, format, tokens) == nullptr;
+  return own && by_dots(kernels, format, rest) != nullptr ? rest : 0;
+}
+
 }  // namespace
 
 void run_ffn(const Kernels& kernels, const Ffn& ffn, const float* x, size_t tokens, float* y, const Parallel& parallel,
              Scratch& scratch) {
+  if (const size_t rest = rest_by_dots(kernels, ffn.gate.format, tokens)) {
+    const size_t whole = tokens - rest, at = whole * ffn.d_model;
+    run_ffn(kernels, ffn, x, whole, y, parallel, scratch);
+    return run_ffn(kernels, ffn, x + at, rest, y + at, parallel, scratch);
+  }
   const DotKernels* const dot = by_dots(kernels, ffn.gate.format, tokens);
   if (dot == nullptr || tokens < batch_tokens(*dot)) return run(kernels, ffn, x, tokens, y, parallel, scratch, dot);
   const size_t width = ffn.d_model;
@@ -192,6 +204,11 @@ void run_ffn_by_bytes(const Kernels& kernels, const Ffn& ffn, const float* x, si
 
 void run_linear(const Kernels& kernels, const Panels& w, const float* x, size_t tokens, size_t cols, float* y,
                 const Parallel& parallel, Scratch& scratch) {
+  if (const size_t rest = rest_by_dots(kernels, w.format, tokens)) {
+    const size_t whole = tokens - rest;
+    run_linear(kernels, w, x, whole, cols, y, parallel, scratch);
+    return run_linear(kernels, w, x + whole * cols, rest, cols, y + whole * w.rows, parallel, scratch);
+  }
   if (by_dots(kernels, w.format, tokens) == nullptr)
     return run_panels(kernels, w, x, tokens, cols, y, parallel, scratch);
   linear_in_batches(

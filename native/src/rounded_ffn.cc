@@ -46,7 +46,7 @@ Bf16Tokens to_tiles(const RoundedKernels& run, const float* x, size_t count, siz
 bool few_are_active(const RoundedKernels& run, const Ffn& ffn, const Bf16Tokens& x, const Parallel& parallel) {
   if (ffn.dense) return false;
   const size_t panels = ffn.gate.count(), samples = std::min(panels, kSampledPanels);
-  size_t active[kSampledPanels] = {};
+  size_t active[kSampledPanels] = {}, sampled[kSampledPanels] = {};
   parallel_for(parallel, samples, [&](size_t i) {
     alignas(kLineBytes) float z[kLanes * kMaxBf16Tokens], a[kMaxBf16Tokens];
     const size_t panel = i * panels / samples, stride = round_up(x.count, kLanes);
@@ -56,9 +56,11 @@ bool few_are_active(const RoundedKernels& run, const Ffn& ffn, const Bf16Tokens&
       if (by_magnitude) silu(z + k * stride, x.count);
       run.activate(z + k * stride, x.count, ffn.threshold, by_magnitude, false, a);
       active[i] += x.count - static_cast<size_t>(std::count(a, a + x.count, 0.0f));
+      sampled[i] += x.count;
     }
   });
-  return std::accumulate(active, active + samples, size_t{0}) * 100 < kFewPercent * samples * kLanes * x.count;
+  return std::accumulate(active, active + samples, size_t{0}) * 100 <
+         std::accumulate(sampled, sampled + samples, size_t{0}) * kFewPercent;
 }
 
 // Runs gate_proj and up_proj of a range of neurons, a block at a time so that activations stay in the cache.
@@ -128,8 +130,11 @@ void run_batch(const Kernels& kernels, const Ffn& ffn, const float* x, size_t co
   const RoundedKernels &run = rounded(kernels, ffn.gate.format), &down = rounded(kernels, ffn.down.format);
   const Bf16Tokens tokens = to_tiles(run, x, count, ffn.d_model, ffn.gated, parallel, scratch);
   if (count < batch_tokens(dot_kernels(kernels, ffn.gate.format, &FormatKernels::dot)) &&
-      few_are_active(run, ffn, tokens, parallel))
-    return run_ffn_by_bytes(kernels, ffn, x, count, y, parallel, scratch);
+      few_are_active(run, ffn, tokens, parallel)) {
+    run_ffn_by_bytes(kernels, ffn, x, count, y, parallel, scratch);
+    for (size_t t = 0; t < count; ++t) scratch.needs_fallback[t].store(false, std::memory_order_relaxed);  // done too
+    return;
+  }
   const size_t tiles = (count + kLanes - 1) / kLanes, a_stride = tiles * kLanes;
   const size_t pieces = kStepPieces, piece_panels = piece(ffn.gate.count(), pieces, 0, 2).end,
                piece_steps = (piece_panels + 1) / 2, steps = pieces * piece_steps,

@@ -1,5 +1,5 @@
 // The operators at accuracy level 4: by RoundedKernels or DotKernels where a variant has them for so many tokens, else
-// as at level 0.
+// as at level 0. RoundedKernels leave few tokens with few active neurons to DotKernels.
 #ifndef PROSPARSE_ROUNDED_FFN_H_
 #define PROSPARSE_ROUNDED_FFN_H_
 

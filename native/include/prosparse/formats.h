@@ -31,7 +31,7 @@ struct FormatSpec {
   const uint8_t* levels = nullptr;  // by field, as unsigned integers; null: the field itself
 };
 
-// bf16x3_tokens and widen_tokens were measured by benchmarks/tuning.py; those of NL4 are I4's.
+// Measured by benchmarks/tuning.py, bf16x3_tokens of integers by benchmarks/ffn.py --against; those of NL4 are I4's.
 constexpr FormatSpec kFormatSpecs[] = {
     {Format::kF32, "F32", 1, 32, 0, 0, 0, 0, 0, 0},          // six products of parts cost more than float32's one
     {Format::kF16, "F16", 10, 16, 0, 0, 0x7c00, 2, 64, 0},   // limit: infinity

@@ -127,7 +127,7 @@ struct Bf16Hidden {
 // step of 8 bits (1/254 of a group's largest magnitude) for activations. So the bound of bf16x3_tokens above with one
 // multiplication, and (2^-7 + 2^-16) * |w * a| instead of what it has for weights and steps.
 struct RoundedKernels {
-  size_t tokens;                                      // from which they are used; 0: never
+  size_t tokens;                                      // from which they may be used; 0: never
   bool (*is_in_range)(const float* x, size_t count);  // whether all magnitudes are below kMaxBf16x3X
   // 16 tokens as one of `tiles` tiles of Bf16Tokens: zeros for those that are null. right may be null.
   void (*to_tiles)(const float* const (&x)[kLanes], size_t cols, size_t steps, size_t tiles, uint8_t* left,
