@@ -64,5 +64,6 @@ def test_the_newest_measurement_of_a_workload_counts() -> None:
 def test_a_slower_result_is_bold() -> None:
     text = tables.render("summary", "xeon-amx")
     assert "| TinyLlama, i4, prefill of 512 |" in text
+    assert "| TinyLlama, i4 at level 4, prefill of 512 |" in text
     assert "**0." in text
-    assert len(text.splitlines()) == 2 + 8
+    assert len(text.splitlines()) == 2 + 11
