@@ -71,12 +71,17 @@ void test_level_4_threads(const Kernels& k, FfnFormat format, size_t d_ff, size_
   }
 }
 
+// Every token uses every `every`-th neuron and no other.
+void use_every(Weights& weights, size_t every) {
+  for (size_t r = 0; r < weights.b_gate.size(); ++r) weights.b_gate[r] += r % every == 0 ? 1e3f : -1e3f;
+  weights.pack();
+}
+
 // Rows that no token uses are never read: NaN and infinite scales there change nothing.
 void test_level_4_unused(const Kernels& k, FfnFormat format, size_t tokens) {
   std::mt19937 rng(3);
   Weights weights(format, 70, 200, true, Activation::kRelu, 0.0f, rng);
-  for (size_t r = 0; r < 200; ++r) weights.b_gate[r] += r % 3 == 0 ? 1e3f : -1e3f;
-  weights.pack();
+  use_every(weights, 3);
   const std::vector<float> x = normals(rng, tokens * 70), y = run_level_4(k, weights.ffn, x);
   for (size_t r = 0; r < 200; ++r) {
     if (r % 3 == 0) continue;
@@ -91,8 +96,7 @@ void test_level_4_unused(const Kernels& k, FfnFormat format, size_t tokens) {
 void test_level_4_few(const Kernels& k, FfnFormat format, size_t tokens) {
   std::mt19937 rng(6);
   Weights weights(format, 70, 400, true, Activation::kRelu, 0.0f, rng);
-  for (size_t r = 0; r < 400; ++r) weights.b_gate[r] += r % 10 == 0 ? 1e2f : -1e2f;
-  weights.pack();
+  use_every(weights, 10);
   const std::vector<float> x = normals(rng, tokens * 70), y = run_level_4(k, weights.ffn, x);
   expect_ffn(k, weights, x, y, true);
   Scratch scratch;
