@@ -14,7 +14,7 @@ _TOTAL = "past_sequence_length + sequence_length"
 
 
 class NameInterfacePass(ir.passes.InPlacePass):
-    """Rename what transformers' OnnxExporter calls ``input.past_key_values.layers.0.keys`` and ``s44``.
+    """Rename what transformers' OnnxExporter calls ``input.cache.layers.0.keys`` and ``s44``.
 
     Inputs become input_ids, attention_mask, position_ids, past_key_values.N.key/value; outputs logits,
     present.N.key/value; dimensions batch_size, sequence_length, past_sequence_length. optimum, onnxruntime-genai and
@@ -26,13 +26,12 @@ class NameInterfacePass(ir.passes.InPlacePass):
         graph = model.graph
         symbols = _symbols(graph)
         modified = False
-        has_cache = any("past_key_values" in (value.name or "") for value in graph.inputs)
-        for value in [*graph.inputs, *graph.outputs]:
-            match = CACHE_NAME.match(value.name or "")
-            if match:
-                prefix = "past_key_values" if match[1] == "input" else "present"
-                value.name = f"{prefix}.{match[2]}.{match[3].removesuffix('s')}"
-                modified = True
+        for values, prefix in ((graph.inputs, "past_key_values"), (graph.outputs, "present")):
+            for value in values:
+                if match := CACHE_NAME.match(value.name or ""):
+                    value.name = f"{prefix}.{match[2]}.{match[3].removesuffix('s')}"
+                    modified = True
+        has_cache = any((value.name or "").startswith("past_key_values.") for value in graph.inputs)
         for value in graph.inputs:
             if value.name == "attention_mask" and value.shape is not None and value.shape.rank() == 2:
                 wanted = ir.Shape(["batch_size", _TOTAL if has_cache else "sequence_length"])

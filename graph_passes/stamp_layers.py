@@ -184,7 +184,7 @@ def _cache_order(value: ir.Value) -> tuple[int, str]:
 
 
 def _cache_name(match: re.Match[str], layer: int) -> str:
-    return f"{match[1]}.past_key_values.layers.{layer}.{match[3]}"
+    return f"{match[1]}.{layer}.{match[3]}"
 
 
 def _set_scope(node: ir.Node, path: str, layer: int) -> None:

@@ -10,8 +10,9 @@ import onnx_ir as ir
 
 __all__ = ["CACHE_NAME", "SCOPES", "CannotStampError", "LayerGraph", "LayerTensor", "carried_value", "read_layers"]
 
-CACHE_NAME = re.compile(r"^(input|output)\.past_key_values\.layers\.(\d+)\.(keys|values)$")
-"""Names of KV cache inputs and outputs as transformers' OnnxExporter writes them."""
+CACHE_NAME = re.compile(r"^((?:(?:input|output)\.)?(?:past_key_values|cache)\.layers)\.(\d+)\.(keys|values)$")
+"""Names of KV cache inputs and outputs as transformers' OnnxExporter writes them: ``cache`` since transformers 5.24,
+without a prefix where the model calls input and output differently."""
 
 SCOPES = "pkg.torch.onnx.name_scopes"
 """Metadata of a node: the paths of the modules that it is part of, outermost first."""
@@ -140,7 +141,7 @@ def _check_owner(
             raise CannotStampError(f"{value.name}, of layer {owned[value].layer}, is read by another part: {node.name}")
         return
     match = CACHE_NAME.match(value.name or "")
-    if match is None or match[1] != "input" or int(match[2]) == position:
+    if match is None or not value.is_graph_input() or int(match[2]) == position:
         return
     # The rest of the graph may take the past length from the first or the last layer, which are always traced.
     if position is not None or int(match[2]) not in (0, len(traced) - 1):

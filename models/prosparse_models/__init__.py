@@ -6,6 +6,7 @@ Loads checkpoints with a ReLU-like FFN activation, including released sparse mod
 from prosparse_models.activation import FatReLU
 from prosparse_models.errors import CheckpointError, TrainingError
 from prosparse_models.ffns import Ffn, find_ffns
+from prosparse_models.kv_cache import cache_argument, cache_of
 from prosparse_models.layer_kinds import LayerPlan, few_layers, plan_layers
 from prosparse_models.loading.checkpoint import Checkpoint, load_checkpoint
 from prosparse_models.loading.file_weights import FileWeight, FileWeights
@@ -23,6 +24,8 @@ __all__ = [
     "LayerPlan",
     "Measurement",
     "TrainingError",
+    "cache_argument",
+    "cache_of",
     "few_layers",
     "find_ffns",
     "l1_coefficient",

@@ -28,7 +28,7 @@ from prosparse_export.export.rounded_reference import (
 from prosparse_export.quiet import quiet
 from prosparse_export.runtime.encoder_decoder import EncoderDecoder
 from prosparse_export.runtime.model import SparseModel
-from prosparse_models import Checkpoint
+from prosparse_models import Checkpoint, cache_argument
 
 __all__ = ["check_logits"]
 
@@ -90,16 +90,19 @@ def _decoder(checkpoint: Checkpoint, path: Path, *, library: bool) -> list[_Pair
     expected, rounding = _first_output(checkpoint.model, ids), 0.0
     if scales := cache_scales(read_graph(path), path.parent):
         unrounded = expected
-        expected = _first_output(checkpoint.model, ids, past_key_values=RoundedCache(scales), use_cache=True)
+        expected = _first_output(checkpoint.model, ids, RoundedCache(scales))
         rounding = cache_rounding(expected, unrounded)
     give_back()
     actual, _ = SparseModel.open(path, library=library).forward(ids, np.ones_like(ids))
     return [("logits", actual, expected, rounding)]
 
 
-def _first_output(model: PreTrainedModel, ids: NDArray[np.int64], **cache: Any) -> NDArray[np.float32]:
-    output: NDArray[np.float32] = next(iter(model(input_ids=torch.from_numpy(ids), **cache).values())).float().numpy()
-    return output
+def _first_output(
+    model: PreTrainedModel, ids: NDArray[np.int64], cache: RoundedCache | None = None
+) -> NDArray[np.float32]:
+    cached = {} if cache is None else {**cache_argument(model, cache), "use_cache": True}
+    output: torch.Tensor = next(iter(model(input_ids=torch.from_numpy(ids), **cached).values()))
+    return output.float().numpy()
 
 
 def _encoder_decoder(model: PreTrainedModel, path: Path, *, library: bool) -> list[_Pair]:

@@ -18,7 +18,7 @@ from prosparse_export.export.rounded_reference import as_stored
 from prosparse_export.progress import ProgressCallback
 from prosparse_export.quiet import quiet
 from prosparse_export.text import BUNDLED, default_text, tokenize
-from prosparse_models import Checkpoint, CheckpointError
+from prosparse_models import Checkpoint, CheckpointError, cache_argument
 from prosparse_models.loading.tokenizer import load_tokenizer
 
 __all__ = ["CacheScales", "find_cache_scales"]
@@ -115,7 +115,9 @@ def find_cache_scales(
         for first in range(0, len(text.rows), batch):
             progress("KV cache scales", first, len(text.rows))
             checkpoint.model.base_model(
-                input_ids=text.rows[first : first + batch], past_key_values=observer, use_cache=True
+                input_ids=text.rows[first : first + batch],
+                **cache_argument(checkpoint.model.base_model, observer),
+                use_cache=True,
             )
     per_channel = bool(text.texts)
     values = {}

@@ -8,17 +8,19 @@ from typing import Any
 
 import onnx_ir as ir
 import torch
+import transformers
 from torch.overrides import TorchFunctionMode
 from transformers import DynamicCache, PreTrainedModel
 from transformers.exporters import OnnxConfig, OnnxExporter
 
 from graph_passes import CannotStampError, StampLayersPass
+from graph_passes.patterns.layer_copies import CACHE_NAME
 from graph_passes.simplify_trace import merge_equal, simplify_trace
 from prosparse_export.collection import collection_paused
 from prosparse_export.errors import ProSparseError
 from prosparse_export.export.layer_tensors import LayerTensors
 from prosparse_export.export.tracing import tracing
-from prosparse_models import LayerPlan, few_layers, plan_layers
+from prosparse_models import LayerPlan, cache_argument, cache_of, few_layers, plan_layers
 
 __all__ = ["OPSET", "Trace", "trace", "trace_and_complete"]
 
@@ -124,7 +126,25 @@ def _export(model: PreTrainedModel) -> ir.Model:
             hint="check that this architecture is a decoder or an encoder that torch.export can trace",
         ) from error
     program = getattr(exported, "program", exported)  # transformers 5.20 returns torch's ONNXProgram itself
-    return program if isinstance(program, ir.Model) else program.model
+    graph: ir.Model = program if isinstance(program, ir.Model) else program.model
+    if model.get_output_embeddings() is not None:
+        _check_cache_names(graph)
+    return graph
+
+
+def _check_cache_names(graph: ir.Model) -> None:
+    """Raise if the exporter's names of the KV cache are not those that graph passes know."""
+    inputs, outputs = (
+        sum(CACHE_NAME.match(value.name or "") is not None for value in values)
+        for values in (graph.graph.inputs, graph.graph.outputs)
+    )
+    if inputs == 0 or inputs != outputs:
+        names = ", ".join(str(value.name) for value in graph.graph.outputs[:4])
+        raise ProSparseError(
+            f"export: names of the KV cache in transformers {transformers.__version__}: expected "
+            f"{max(inputs, 1)} outputs like cache.layers.0.keys, got {outputs}: {names}",
+            hint="install the tested versions: pip install -c constraints.txt .",
+        )
 
 
 class _NoLinear(TorchFunctionMode):
@@ -146,18 +166,18 @@ def _inputs(model: PreTrainedModel) -> dict[str, object]:
     mask[0, 0] = 0
     positions = (mask.cumsum(-1) - 1).clamp(min=0)
     with _NoLinear():  # only the cache's shapes matter
-        past = model(
+        output = model(
             input_ids=ids[:, :_PAST],
             attention_mask=mask[:, :_PAST],
             position_ids=positions[:, :_PAST],
-            past_key_values=DynamicCache(),  # full length, even where a sliding window attends to part of it
+            **cache_argument(model, DynamicCache()),  # full length, even where a sliding window attends to part of it
             use_cache=True,
-        ).past_key_values
+        )
     return {
         "input_ids": ids[:, _PAST:],
         "attention_mask": mask,
         "position_ids": positions[:, _PAST:],
-        "past_key_values": past,
+        **cache_argument(model, cache_of(output)),
     }
 
 

@@ -14,6 +14,7 @@ from transformers.modeling_outputs import BaseModelOutput
 from prosparse_export.errors import ProSparseError
 from prosparse_export.export.trace import OPSET
 from prosparse_export.export.tracing import tracing
+from prosparse_models import cache_argument, cache_of
 
 __all__ = ["trace_encoder_decoder"]
 
@@ -35,10 +36,10 @@ class _Encoder(nn.Module):
             input_ids=input_ids,
             attention_mask=attention_mask,
             decoder_input_ids=input_ids[:, :1],  # required; its logits are not used
-            past_key_values=cache,
+            **cache_argument(self.inner, cache),
             use_cache=True,
         )
-        layers = result.past_key_values.cross_attention_cache.layers
+        layers = cache_of(result).cross_attention_cache.layers
         return (result.encoder_last_hidden_state, *(t for layer in layers for t in (layer.keys, layer.values)))
 
 
@@ -68,10 +69,10 @@ class _Decoder(nn.Module):
             attention_mask=encoder_attention_mask,
             encoder_outputs=BaseModelOutput(last_hidden_state=states),
             decoder_input_ids=input_ids,
-            past_key_values=cache,
+            **cache_argument(self.inner, cache),
             use_cache=True,
         )
-        layers_after = result.past_key_values.self_attention_cache.layers
+        layers_after = cache_of(result).self_attention_cache.layers
         return (result.logits, *(t for layer in layers_after for t in (layer.keys, layer.values)))
 
 

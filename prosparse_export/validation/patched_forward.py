@@ -12,6 +12,7 @@ from numpy.typing import NDArray
 from transformers import DynamicCache, PreTrainedModel
 
 from prosparse_export.quiet import quiet
+from prosparse_models import cache_argument, cache_of
 
 __all__ = ["PatchedForward", "run_patched"]
 
@@ -109,8 +110,10 @@ def run_patched(
             hooks.callback(model.get_submodule(name).register_forward_pre_hook(watch(linear_inputs, i)).remove)
         with quiet():
             patched = _PatchedCache(*cache) if cache is not None else None
-            result = model(input_ids=torch.from_numpy(ids[None].copy()), past_key_values=patched, use_cache=True)
-    layers = getattr(result.past_key_values, "own", getattr(result.past_key_values, "layers", []))
+            tokens = torch.from_numpy(ids[None].copy())
+            result = model(input_ids=tokens, use_cache=True, **cache_argument(model, patched))
+    after = cache_of(result)
+    layers = getattr(after, "own", getattr(after, "layers", []))
     return PatchedForward(
         inputs,
         linear_inputs,

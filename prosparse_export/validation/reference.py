@@ -22,6 +22,7 @@ from prosparse_export.quiet import quiet
 from prosparse_export.runtime.model import SparseModel
 from prosparse_export.text import Document, Window
 from prosparse_export.validation.logit_file import LogitFile, LogitWriter
+from prosparse_models import cache_argument, cache_of
 
 __all__ = [
     "Continuation",
@@ -227,9 +228,11 @@ def torch_forward(model: PreTrainedModel, scales: Sequence[LayerScales] = ()) ->
             cache = RoundedCache(scales)
         with quiet(), torch.no_grad():
             result = model(
-                input_ids=torch.from_numpy(ids[None].copy()), past_key_values=cache, use_cache=keep or bool(scales)
+                input_ids=torch.from_numpy(ids[None].copy()),
+                **cache_argument(model, cache),
+                use_cache=keep or bool(scales),
             )
-        return result.logits[0].float().numpy(), result.past_key_values if keep else None
+        return result.logits[0].float().numpy(), cache_of(result) if keep else None
 
     return forward
 

@@ -36,7 +36,7 @@ from prosparse_export.runtime.model import SparseModel
 from prosparse_export.text import default_text
 from prosparse_export.validation import ValidationOptions, validate
 from prosparse_export.validation.exactness import generate_greedily, pad_left
-from prosparse_models import load_checkpoint
+from prosparse_models import cache_argument, load_checkpoint
 
 pytestmark = [
     pytest.mark.integration,
@@ -68,7 +68,7 @@ def pytorch(path: Path, ids: list[int]) -> tuple[NDArray[np.float32], float]:
     scales = cache_scales(read_graph(path), path.parent)
     model = load_checkpoint(DEMO).model
     with torch.no_grad():
-        found = model(input_ids=torch.tensor([ids]), past_key_values=RoundedCache(scales), use_cache=True)
+        found = model(input_ids=torch.tensor([ids]), **cache_argument(model, RoundedCache(scales)), use_cache=True)
         own = model(input_ids=torch.tensor([ids])).logits[0].numpy()
     logits = found.logits[0].numpy()
     return logits, format_bound({}, float(np.abs(logits).max())) + cache_rounding(logits, own)

@@ -22,7 +22,7 @@ from prosparse_export.export.rounded_cache import RoundedCache, cache_rounding
 from prosparse_export.export.rounded_reference import format_bound
 from prosparse_export.runtime.cache import Cache, cache_inputs
 from prosparse_export.runtime.model import SparseModel
-from prosparse_models import load_checkpoint
+from prosparse_models import cache_argument, load_checkpoint
 
 pytestmark = pytest.mark.integration
 CONTEXT = 131_072
@@ -70,9 +70,8 @@ def pytorch(path: Path, folder: Path, past: Cache, token: int, *, rounded: bool)
         filled.__class__ = RoundedCache
         filled._scales = cache_scales(read_graph(path), path.parent)
     with torch.no_grad():
-        return (
-            load_checkpoint(folder).model(input_ids=torch.tensor([[token]]), past_key_values=filled).logits[0].numpy()
-        )
+        model = load_checkpoint(folder).model
+        return model(input_ids=torch.tensor([[token]]), **cache_argument(model, filled)).logits[0].numpy()
 
 
 @pytest.mark.parametrize("kind", ["f32", "i8-token"])

@@ -11,7 +11,7 @@ import transformers as hf
 
 from prosparse_export.export.kv_cache_scales import find_cache_scales
 from prosparse_export.progress import no_progress
-from prosparse_models import load_checkpoint
+from prosparse_models import cache_of, load_checkpoint
 
 NAMES = {"past_key_values.0.key": 16, "past_key_values.1.key": 16}
 
@@ -37,7 +37,7 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def largest(folder: Path, ids: torch.Tensor) -> dict[str, np.ndarray]:
     """The largest key of each channel and layer, ``[kv_heads, head_dim]``."""
     with torch.no_grad():
-        cache = load_checkpoint(folder).model(input_ids=ids, use_cache=True).past_key_values
+        cache = cache_of(load_checkpoint(folder).model(input_ids=ids, use_cache=True))
     return {name: layer.keys.abs().amax((0, 2)).numpy() for name, layer in zip(NAMES, cache.layers, strict=True)}
 
 

@@ -3,23 +3,24 @@
 from __future__ import annotations
 
 import onnx_ir as ir
+import pytest
 from support.graphs import graph_of
 
 from graph_passes import NameInterfacePass
 
 
-def causal_lm() -> ir.Model:
+def causal_lm(past: str = "input.cache", present: str = "output.cache") -> ir.Model:
     model = graph_of(
         "y = Identity (ids)\nk1 = Identity (k)\nv1 = Identity (v)",
         "int64[s44, s70] ids, int64[s44, s9] mask, float[s44, 2, s5, 16] k, float[s44, 2, s5, 16] v",
         "int64[s44, s70] y, float[s44, 2, s5, 16] k1, float[s44, 2, s5, 16] v1",
     )
     names = ["input_ids", "attention_mask"]
-    names += [f"input.past_key_values.layers.3.{part}" for part in ("keys", "values")]
+    names += [f"{past}.layers.3.{part}" for part in ("keys", "values")]
     for value, name in zip(model.graph.inputs, names, strict=True):
         value.name = name
     for value, part in zip(model.graph.outputs[1:], ("keys", "values"), strict=True):
-        value.name = f"output.past_key_values.layers.3.{part}"
+        value.name = f"{present}.layers.3.{part}"
     return model
 
 
@@ -27,8 +28,16 @@ def dims(value: ir.Value) -> list[str]:
     return [str(dim) for dim in value.shape or ()]
 
 
-def test_renames_cache_and_dimensions() -> None:
-    model = causal_lm()
+@pytest.mark.parametrize(
+    ("past", "present"),
+    [
+        ("input.cache", "output.cache"),  # transformers 5.24
+        ("input.past_key_values", "output.past_key_values"),  # before
+        ("past_key_values", "cache"),  # 5.24, called by the old name
+    ],
+)
+def test_renames_cache_and_dimensions(past: str, present: str) -> None:
+    model = causal_lm(past, present)
     assert NameInterfacePass()(model).modified
     ids, mask, key, value = model.graph.inputs
     assert [v.name for v in (key, value)] == ["past_key_values.3.key", "past_key_values.3.value"]
