@@ -26,8 +26,8 @@ void add_amx(Kernels& kernels) {
     of.bf16x3_tokens = kTokens;
     of.gemm_panels = gemm_panels_amx<format>;
     if constexpr (is_quantized(format)) {
-      of.rounded = {rounded_tokens(format), is_in_bf16_range, to_bf16<format>, linear_bf16<format>, gate_bf16<format>,
-                    activate_bf16,          up_bf16<format>,  hidden_bf16,     down_bf16<format>};
+      of.rounded = {rounded_tokens(format), panels_are_left<format>, is_in_bf16_range, to_bf16,     linear_bf16<format>,
+                    gate_bf16<format>,      activate_bf16,           up_bf16<format>,  hidden_bf16, down_bf16<format>};
     }
     if constexpr (!is_quantized(format)) of.gather_gemm_bf16x3 = gather_gemm_bf16x3<format>;
   }

@@ -23,13 +23,13 @@ const RoundedKernels& rounded(const Kernels& kernels, Format format) {
   return kernels.of[static_cast<size_t>(format)].rounded;
 }
 
-// Tokens out of range are zeros here; the exact kernels compute them.
-Bf16Tokens to_tiles(const RoundedKernels& run, const float* x, size_t count, size_t cols, bool both,
+// Tokens out of range are zeros here; the exact kernels compute them. has_up: for up_proj too.
+Bf16Tokens to_tiles(const RoundedKernels& run, const float* x, size_t count, size_t cols, bool has_up,
                     const Parallel& parallel, Scratch& scratch) {
   const size_t steps = round_up(cols, kPadColumns) / kBf16Step, tiles = (count + kLanes - 1) / kLanes,
                bytes = bf16_tokens_bytes(steps, tiles);
-  uint8_t* left = scratch.bf16x3.get<uint8_t>(bytes);
-  uint8_t* right = both ? scratch.transposed.get<uint8_t>(bytes) : nullptr;
+  uint8_t* left = run.panels_are_left ? nullptr : scratch.bf16x3.get<uint8_t>(bytes);
+  uint8_t* right = has_up || run.panels_are_left ? scratch.transposed.get<uint8_t>(bytes) : nullptr;
   parallel_for(parallel, tiles, [&](size_t tile) {
     const float* rows[kLanes] = {};
     for (size_t t = tile * kLanes; t < std::min(count, (tile + 1) * kLanes); ++t) {
@@ -37,7 +37,8 @@ Bf16Tokens to_tiles(const RoundedKernels& run, const float* x, size_t count, siz
       scratch.needs_fallback[t].store(!in_range, std::memory_order_relaxed);
       if (in_range) rows[t % kLanes] = x + t * cols;
     }
-    run.to_tiles(rows, cols, steps, tiles, left + tile * kBf16Bytes, both ? right + tile * kBf16Bytes : nullptr);
+    run.to_tiles(rows, cols, steps, tiles, left != nullptr ? left + tile * kBf16Bytes : nullptr,
+                 right != nullptr ? right + tile * kBf16Bytes : nullptr);
   });
   return {count, cols, steps, left, right};
 }

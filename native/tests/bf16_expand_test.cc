@@ -55,22 +55,8 @@ void test_panel(const Stored& w) {
     panel_tile<format>(panels.data, c, tile);
     for (size_t pair = 0; pair < kGroupColumns / 2; ++pair) {
       for (size_t r = 0; r < kRows; ++r) {
-        const size_t column = c + 2 * pair;
-        check_pair(format, "panel", tile + pair * kLineBytes, r, w.at(r, column), w.at(r, column + 1));
-      }
-    }
-  }
-}
-
-// Every word of a line, with the words that share a lane and their columns: put(line, lane, n, first, second).
-template <Format format, class Put>
-void each_lane(RowOrder order, const Put& put) {
-  constexpr size_t kLineColumns = fields(format) * kGroupColumns;
-  for (size_t line = 0; line < kPadColumns / kLineColumns; ++line) {
-    for (size_t lane = 0; lane < kLanes; ++lane) {
-      for (size_t n = 0; n < fields(format); ++n) {
-        put(line, lane, n, line * kLineColumns + word_column(order, format, 2 * lane, n),
-            line * kLineColumns + word_column(order, format, 2 * lane + 1, n));
+        const size_t column = c + 2 * pair, line = panels_are_left<format> ? r : pair, lane = r + pair - line;
+        check_pair(format, "panel", tile + line * kLineBytes, lane, w.at(r, column), w.at(r, column + 1));
       }
     }
   }
@@ -87,10 +73,10 @@ void test_row(const Stored& w) {
     for (size_t c = 0; c < kCols; c += kPadColumns) {
       const uint8_t* const in = rows.data + r * rows.row_bytes + c / kGroupColumns / N * kLineBytes;
       row_tiles<format>(in, rows.scales(r) + c / kGroupColumns, tiles);
-      each_lane<format>(RowOrder::kDot, [&](size_t line, size_t lane, size_t n, size_t first, size_t second) {
-        check_pair(format, "row", tiles + (line * N + n) * kAmxTileBytes, lane, w.at(r, c + first),
-                   w.at(r, c + second));
-      });
+      for (size_t column = 0; column < kPadColumns; column += 2) {
+        check_pair(format, "row", tiles + column / kGroupColumns * kAmxTileBytes, column % kGroupColumns / 2,
+                   w.at(r, c + column), w.at(r, c + column + 1));
+      }
     }
   }
 }

@@ -100,8 +100,8 @@ constexpr size_t bf16_tokens_bytes(size_t steps, size_t tiles) {
 // where bf16_place has its step, [tiles of 16 tokens] kBf16Bytes apart.
 struct Bf16Tokens {
   size_t count, cols, steps;  // steps of 32 columns: cols rounded up to kPadColumns
-  const uint8_t* left;        // a row for each token
-  const uint8_t* right;       // transposed, with the columns in the order of Rows' lines in kDot order; FFNs only
+  const uint8_t* left;        // a row for each token; null if panels are left operands
+  const uint8_t* right;       // transposed; null where neither panels nor up_proj's rows are left operands
 };
 
 // 32 neurons that tokens use, as a step of down_proj.
@@ -128,8 +128,9 @@ struct Bf16Hidden {
 // multiplication, and (2^-7 + 2^-16) * |w * a| instead of what it has for weights and steps.
 struct RoundedKernels {
   size_t tokens;                                      // from which they may be used; 0: never
+  bool panels_are_left;                               // operands, so that linear and gate read Bf16Tokens::right
   bool (*is_in_range)(const float* x, size_t count);  // whether all magnitudes are below kMaxBf16x3X
-  // 16 tokens as one of `tiles` tiles of Bf16Tokens: zeros for those that are null. right may be null.
+  // 16 tokens as one of `tiles` tiles of Bf16Tokens: zeros for those that are null. left or right may be null.
   void (*to_tiles)(const float* const (&x)[kLanes], size_t cols, size_t steps, size_t tiles, uint8_t* left,
                    uint8_t* right);
   // As gemm_panels.
