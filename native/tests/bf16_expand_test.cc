@@ -15,7 +15,7 @@ using namespace prosparse::testing;
 
 namespace {
 
-constexpr size_t kRows = 16, kCols = 3 * kPadColumns;
+constexpr size_t kRows = 16, kCols = 3 * kPadColumns, kRowTiles = kCols / kGroupColumns;
 size_t cases = 0;
 
 // Lane `index` of a line holds two bfloat16, the first one low. Rounding to nearest errs by up to 2^-8.
@@ -37,7 +37,9 @@ PROSPARSE_ATTRIBUTE void panel_tile(const uint8_t* panel, size_t c, uint8_t* til
 
 template <Format format>
 PROSPARSE_ATTRIBUTE void row_tiles(const uint8_t* in, const uint16_t* scales, uint8_t* tiles) {
-  expand_row<format>(in, scales, tiles);
+  for (size_t group = 0; group < kRowTiles; ++group)
+    expand_group<format>(in + group * kRowGroupBytes<format>, f16_to_float(scales[group]),
+                         tiles + group * kAmxTileBytes);
 }
 
 template <Format format>
@@ -64,19 +66,15 @@ void test_panel(const Stored& w) {
 
 template <Format format>
 void test_row(const Stored& w) {
-  constexpr size_t N = fields(format), kTiles = kPadColumns / kGroupColumns;
   const std::vector<float> bias(kCols);
   Arena arena(rows_bytes(w.matrix));
   const Rows rows = pack_rows(w.matrix, bias.data(), RowOrder::kDot, arena, 1);
-  alignas(kLineBytes) uint8_t tiles[kTiles * kAmxTileBytes];
+  alignas(kLineBytes) uint8_t tiles[kRowTiles * kAmxTileBytes];
   for (size_t r = 0; r < kRows; ++r) {
-    for (size_t c = 0; c < kCols; c += kPadColumns) {
-      const uint8_t* const in = rows.data + r * rows.row_bytes + c / kGroupColumns / N * kLineBytes;
-      row_tiles<format>(in, rows.scales(r) + c / kGroupColumns, tiles);
-      for (size_t column = 0; column < kPadColumns; column += 2) {
-        check_pair(format, "row", tiles + column / kGroupColumns * kAmxTileBytes, column % kGroupColumns / 2,
-                   w.at(r, c + column), w.at(r, c + column + 1));
-      }
+    row_tiles<format>(rows.data + r * rows.row_bytes, rows.scales(r), tiles);
+    for (size_t column = 0; column < kCols; column += 2) {
+      check_pair(format, "row", tiles + column / kGroupColumns * kAmxTileBytes, column % kGroupColumns / 2,
+                 w.at(r, column), w.at(r, column + 1));
     }
   }
 }

@@ -72,12 +72,14 @@ __attribute__((target("avx512f"))) inline void tile_dpbf16ps(int sums, int a, in
 #undef _tile_release
 #undef _tile_zero
 #undef _tile_loadd
+#undef _tile_stream_loadd
 #undef _tile_stored
 #undef _tile_dpbf16ps
 #define _tile_loadconfig prosparse::testing::tile_loadconfig
 #define _tile_release prosparse::testing::tile_release
 #define _tile_zero prosparse::testing::tile_zero
 #define _tile_loadd prosparse::testing::tile_loadd
+#define _tile_stream_loadd prosparse::testing::tile_loadd
 #define _tile_stored prosparse::testing::tile_stored
 #define _tile_dpbf16ps prosparse::testing::tile_dpbf16ps
 
