@@ -189,7 +189,7 @@ void run_ffn(const Kernels& kernels, const Ffn& ffn, const float* x, size_t toke
   if (dot == nullptr || tokens < batch_tokens(*dot)) return run(kernels, ffn, x, tokens, y, parallel, scratch, dot);
   const size_t width = ffn.d_model;
   in_batches(
-      tokens, scratch,
+      tokens, kBatchTokens, scratch,
       [&](size_t first, size_t count) {
         run_dot_batch(kernels, &FormatKernels::exact, ffn, x + first * width, count, y + first * width, parallel,
                       scratch);
@@ -212,7 +212,7 @@ void run_linear(const Kernels& kernels, const Panels& w, const float* x, size_t 
   if (by_dots(kernels, w.format, tokens) == nullptr)
     return run_panels(kernels, w, x, tokens, cols, y, parallel, scratch);
   linear_in_batches(
-      w, x, tokens, cols, y, scratch,
+      w, x, tokens, kBatchTokens, cols, y, scratch,
       [&](const float* in, size_t count, float* z, size_t z_stride) {
         multiply_dot_batch(kernels, &FormatKernels::exact, w, in, count, cols, z, z_stride, parallel, scratch);
       },

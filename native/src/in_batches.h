@@ -8,11 +8,12 @@
 
 namespace prosparse {
 
-// batch(first, count) for all tokens, then alone(token) for those that it marked in scratch.needs_fallback.
+// batch(first, count) for all tokens, up to `most` at a time, then alone(token) for those that it marked in
+// scratch.needs_fallback.
 template <class Batch, class Alone>
-void in_batches(size_t tokens, const Scratch& scratch, const Batch& batch, const Alone& alone) {
-  for (size_t first = 0; first < tokens; first += kBatchTokens) {
-    const size_t count = std::min(kBatchTokens, tokens - first);
+void in_batches(size_t tokens, size_t most, const Scratch& scratch, const Batch& batch, const Alone& alone) {
+  for (size_t first = 0; first < tokens; first += most) {
+    const size_t count = std::min(most, tokens - first);
     batch(first, count);
     const LeftOut others = scratch.left_out(count);  // `alone` uses scratch again
     for (size_t t = 0; t < count && others.any(); ++t) {
@@ -24,12 +25,12 @@ void in_batches(size_t tokens, const Scratch& scratch, const Batch& batch, const
 // The same for y = x . w^T, [tokens, w.rows]: multiply(x, count, z, z_stride), with room for whole panels in z, then
 // alone(x, y) for one token.
 template <class Multiply, class Alone>
-void linear_in_batches(const Panels& w, const float* x, size_t tokens, size_t cols, float* y, Scratch& scratch,
-                       const Multiply& multiply, const Alone& alone) {
+void linear_in_batches(const Panels& w, const float* x, size_t tokens, size_t most, size_t cols, float* y,
+                       Scratch& scratch, const Multiply& multiply, const Alone& alone) {
   const size_t padded = w.count() * kLanes;
-  float* const z = padded != w.rows ? scratch.z.get<float>(std::min(tokens, kBatchTokens) * padded) : nullptr;
+  float* const z = padded != w.rows ? scratch.z.get<float>(std::min(tokens, most) * padded) : nullptr;
   in_batches(
-      tokens, scratch,
+      tokens, most, scratch,
       [&](size_t first, size_t count) {
         float* const out = y + first * w.rows;
         multiply(x + first * cols, count, z != nullptr ? z : out, padded);

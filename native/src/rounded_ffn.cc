@@ -163,7 +163,7 @@ void run_batch(const Kernels& kernels, const Ffn& ffn, const float* x, size_t co
   });
 }
 
-// z[t * z_stride + r] of up to kBatchTokens tokens by tiles.
+// z[t * z_stride + r] of up to kMaxBf16Tokens tokens by tiles.
 void multiply_batch(const Kernels& kernels, const Panels& w, const float* x, size_t count, size_t cols, float* z,
                     size_t z_stride, const Parallel& parallel, Scratch& scratch) {
   const RoundedKernels& run = rounded(kernels, w.format);
@@ -188,7 +188,7 @@ void run_rounded_ffn(const Kernels& kernels, const Ffn& ffn, const float* x, siz
   if (!tiles && dot.tokens == 0) return run_ffn(kernels, ffn, x, tokens, y, parallel, scratch);
   const size_t width = ffn.d_model;
   in_batches(
-      tokens, scratch,
+      tokens, tiles ? kMaxBf16Tokens : kBatchTokens, scratch,
       [&](size_t first, size_t count) {
         const float* const in = x + first * width;
         float* const out = y + first * width;
@@ -204,7 +204,7 @@ void run_rounded_linear(const Kernels& kernels, const Panels& w, const float* x,
   if (!tiles && dot_kernels(kernels, w.format, &FormatKernels::dot).tokens == 0)
     return run_linear(kernels, w, x, tokens, cols, y, parallel, scratch);
   linear_in_batches(
-      w, x, tokens, cols, y, scratch,
+      w, x, tokens, tiles ? kMaxBf16Tokens : kBatchTokens, cols, y, scratch,
       [&](const float* in, size_t count, float* z, size_t z_stride) {
         if (tiles) return multiply_batch(kernels, w, in, count, cols, z, z_stride, parallel, scratch);
         multiply_dot_batch(kernels, &FormatKernels::dot, w, in, count, cols, z, z_stride, parallel, scratch);

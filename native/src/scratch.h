@@ -15,9 +15,9 @@ namespace prosparse {
 
 constexpr size_t kBatchTokens = 128;  // tokens that share one pass over the weights
 static_assert(kBatchTokens <= kMaxBf16x3Tokens && kBatchTokens <= kMaxBf16Tokens && kBatchTokens <= kMaxDotTokens);
-using LeftOut = std::bitset<kBatchTokens>;
-constexpr size_t kLeastPieces = 16;  // of gate_proj: keep a few threads busy to the end
-constexpr size_t kMostPieces = 256;  // of any step
+using LeftOut = std::bitset<kMaxBf16Tokens>;  // whose batches are the largest
+constexpr size_t kLeastPieces = 16;           // of gate_proj: keep a few threads busy to the end
+constexpr size_t kMostPieces = 256;           // of any step
 
 // Aligned memory that grows and is not cleared: pages that no call needs are never touched.
 class Buffer {
@@ -37,14 +37,14 @@ class Buffer {
   size_t size_ = 0;
 };
 
-// Bounded by kBatchTokens tokens.
+// Bounded by kBatchTokens tokens, at accuracy level 4 by kMaxBf16Tokens.
 struct Scratch {
   Buffer x, q, q_dot, scale, starts, sums, grouped, bf16x3, amx_sums, transposed;  // x as the kernels read it
   Buffer z, active, a, h, y, work, tile_integers, tile_floats, lists, attention;
-  size_t counts[kBatchTokens];                     // active neurons
-  std::atomic<bool> needs_fallback[kBatchTokens];  // quantized formats: the scalar kernels; float formats: no AMX
-  bool is_nan[kBatchTokens];                       // quantized formats: x has a NaN, so that all results are NaN
-  size_t threads = 1;                              // the most seen to share a loop
+  size_t counts[kBatchTokens];                       // active neurons
+  std::atomic<bool> needs_fallback[kMaxBf16Tokens];  // quantized formats: the scalar kernels; float formats: no AMX
+  bool is_nan[kBatchTokens];                         // quantized formats: x has a NaN, so that all results are NaN
+  size_t threads = 1;                                // the most seen to share a loop
 
   // Parts that threads claim one after another, so that all end at almost the same time: of work that is better not cut
   // for a single thread, and of gate_proj.

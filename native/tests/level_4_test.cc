@@ -129,11 +129,12 @@ int main(int argc, char** argv) {
   const bool brief = is_brief(argc, argv);
   for (const Kernels* k : variants_to_test(argc, argv)) {
     for (const FfnFormat f : kFfnFormats) {
-      for (const size_t tokens : {0, 1, 2, 4, 9, 17, 33, 131}) {
+      for (const size_t tokens : {0, 1, 2, 4, 9, 17, 33, 131, 259}) {
         if (!is_quantized(f.format)) continue;
         const FormatKernels& of = k->of[static_cast<size_t>(f.format)];
         const bool own_kernels = of.rounded.tokens != 0 || of.dot.tokens != 0;
-        if (tokens > 17 && !own_kernels) continue;  // those of level 0: several_tokens_test
+        if (tokens > 17 && !own_kernels) continue;             // those of level 0: several_tokens_test
+        if (tokens > 131 && of.rounded.tokens == 0) continue;  // tiles have batches of 256
         if (brief && tokens != 1 && tokens != 4 && tokens != 33) continue;
         for (const Activation activation :
              {Activation::kRelu, Activation::kRelu2, Activation::kDrelu, Activation::kSilu}) {
@@ -149,6 +150,10 @@ int main(int argc, char** argv) {
       }
       if (!is_quantized(f.format)) continue;
       test_level_4_threads(*k, f, 1100, 33);
+      if (brief && k->of[static_cast<size_t>(f.format)].rounded.tokens != 0) {
+        test_level_4(*k, f, 33, 60, 259, true, Activation::kRelu, 1.5f);
+        test_linear(*k, f.format, 37, 64, 259, true);
+      }
       const DotKernels& dot = dot_kernels(*k, f.format, &FormatKernels::dot);
       for (const size_t tokens : {8, 11}) {
         if (tokens < batch_tokens(dot)) test_level_4_few(*k, f, tokens);

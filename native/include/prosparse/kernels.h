@@ -85,7 +85,7 @@ struct ScatterList {
 
 constexpr size_t kBf16Step = 32, kBf16Parts = 3, kAmxTileBytes = 1024;
 
-constexpr size_t kMaxBf16Tokens = 128;  // of Bf16Tokens
+constexpr size_t kMaxBf16Tokens = 256;  // of Bf16Tokens
 // Steps of 32 columns at a time: two tiles' weights, and their sums, stay in the L1 cache.
 constexpr size_t kBf16Steps = 8, kBf16Bytes = kBf16Steps * kAmxTileBytes;
 // Where step s of the first of `tiles` tiles of tokens begins: [steps / 8][tiles][8].
