@@ -94,6 +94,8 @@ def measure(
     model = {"model": made["shape"], "layers": made["layers"], "weights": weights, "threads": threads}
     if manifest.accuracy_level == 4:
         model["accuracy_level"] = 4
+    if manifest.kv_cache is not None:
+        model["kv_cache"] = manifest.kv_cache.format
     longest = max(workload.capacity, *workload.prefill) + 8
     engines = [opened(name, path, threads, longest, llama_repacked=llama_repacked) for name, path in models.items()]
     memory: list[Run] = []

@@ -17,7 +17,7 @@ from typing import Any
 
 SCHEMA = 1
 RESULTS = Path(__file__).parent / "results"
-KEY = ("model", "layers", "weights", "threads", "phase", "context", "tokens", "sparsity", "accuracy_level")
+KEY = ("model", "layers", "weights", "threads", "phase", "context", "tokens", "sparsity", "accuracy_level", "kv_cache")
 
 
 @dataclass(frozen=True)

@@ -67,7 +67,8 @@ def _threads(run: Run) -> str:
 
 
 def _weights(run: Run) -> str:
-    return f"{run['weights']} at level {run['accuracy_level']}" if "accuracy_level" in run else str(run["weights"])
+    level = f" at level {run['accuracy_level']}" if "accuracy_level" in run else ""
+    return run["weights"] + level + (", 8-bit cache" if "kv_cache" in run else "")
 
 
 def _phase(run: Run) -> str:
@@ -153,6 +154,7 @@ def _order(row: Workload) -> tuple[Any, ...]:
         size,
         key["threads"],
         key.get("accuracy_level", 0),
+        key.get("kv_cache", ""),
         -key.get("sparsity", 0.0),
     )
 
