@@ -56,10 +56,13 @@ class Table:
     brief: bool = False
 
 
+def _is_cut(run: Run) -> bool:
+    return bool(run.get("layers", LAYERS.get(run["model"])) != LAYERS.get(run["model"]))
+
+
 def _model(run: Run) -> str:
     name = MODELS.get(run["model"], run["model"])
-    cut = run.get("layers", LAYERS.get(run["model"])) != LAYERS.get(run["model"])
-    return f"{name}, {run['layers']} layers" if cut else name
+    return f"{name}, {run['layers']} layers" if _is_cut(run) else name
 
 
 def _threads(run: Run) -> str:
@@ -90,7 +93,11 @@ SUMMARY = {
 TABLES = {
     "summary": Table(
         ("engines", "bench"),
-        lambda run: (run["model"], run["weights"], run["phase"], run["context"]) in SUMMARY and run["threads"] == 2,
+        lambda run: (
+            (run["model"], run["weights"], run["phase"], run["context"]) in SUMMARY
+            and run["threads"] == 2
+            and not _is_cut(run)
+        ),
         lambda run: f"{_model(run)}, {_weights(run)}, {_phase(run)}",
         SPEED,
         engines=tuple(engine for engine in ENGINES if engine != "onnxruntime"),

@@ -66,4 +66,4 @@ def test_a_slower_result_is_bold() -> None:
     assert "| TinyLlama, i4, prefill of 512 |" in text
     assert "| TinyLlama, i4 at level 4, prefill of 512 |" in text
     assert "**0." in text
-    assert len(text.splitlines()) == 2 + 11
+    assert len(text.splitlines()) == 2 + 14
