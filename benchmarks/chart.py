@@ -74,7 +74,8 @@ def engines_figure(
         ]
         places = range(len(names), 0, -1)
         axes.barh(places, speeds, color=colors, height=0.68)
-        axes.set_yticks(places, [ENGINES[name] or name for name in names])
+        labels = [ENGINES[name] or name for name in names]
+        axes.set_yticks(places, [label.replace(", ", ",\n") if stacked else label for label in labels])
         for place, speed in zip(places, speeds, strict=True):
             axes.text(speed + max(speeds) * 0.02, place, f"{speed:.0f}", va="center", color=theme["text"], fontsize=10)
         axes.set_title(f"{title.format(context)}, tokens/s", loc="left", color=theme["text"], fontsize=11)
