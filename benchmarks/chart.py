@@ -25,10 +25,10 @@ from matplotlib.figure import Figure
 from measurements import read, sparsity_sweep, workloads
 
 IMAGES = Path(__file__).parent.parent / "docs" / "images"
-ROUNDED = "ours, 8-bit"
+ROUNDED = "ours, level 4"
 ENGINES = {
     "ours": "prosparse-export",
-    ROUNDED: "prosparse-export, 8-bit",
+    ROUNDED: "level 4, 8-bit cache",
     "onnxruntime-genai": None,
     "llama.cpp": None,
     "OpenVINO": None,
@@ -48,24 +48,21 @@ def engines_figure(
     rows = workloads(
         results, ("engines",), lambda run: run["model"] == model and run["weights"] == weights and run["threads"] == 2
     )
-    exact, rounded = (
-        {
-            phase: max((row for row in kind if row.key["phase"] == phase), key=lambda row: row.key["context"])
-            for phase in ("decode", "prefill")
-        }
-        for kind in (
-            [row for row in rows if not {"accuracy_level", "kv_cache"} & row.key.keys()],
-            [row for row in rows if {"accuracy_level", "kv_cache"} <= row.key.keys()],
-        )
-    )
+    exact = [row for row in rows if not {"accuracy_level", "kv_cache"} & row.key.keys()]
+    rounded = {
+        (row.key["phase"], row.key["context"]): row.engines["ours"]
+        for row in rows
+        if {"accuracy_level", "kv_cache"} <= row.key.keys()
+    }
     lines, columns = (2, 1) if stacked else (1, 2)
     figure, panels = plt.subplots(lines, columns, figsize=(4.2, 5.0) if stacked else (8.4, 2.6))
     for axes, phase, title in (
         (panels[0], "decode", "Decode at {} tokens"),
         (panels[1], "prefill", "Prefill of {} tokens"),
     ):
-        context = exact[phase].key["context"]
-        engines = {**exact[phase].engines, ROUNDED: rounded[phase].engines["ours"]}
+        row = max((row for row in exact if row.key["phase"] == phase), key=lambda row: row.key["context"])
+        context = row.key["context"]
+        engines = {**row.engines, ROUNDED: rounded[phase, context]}
         names = [name for name in ENGINES if name in engines]
         speeds = [float(engines[name]["tokens_per_second"]["median"]) for name in names]
         colors = [

@@ -134,17 +134,20 @@ def _export(model: PreTrainedModel) -> ir.Model:
 
 def _check_cache_names(graph: ir.Model) -> None:
     """Raise if the exporter's names of the KV cache are not those that graph passes know."""
-    inputs, outputs = (
-        sum(CACHE_NAME.match(value.name or "") is not None for value in values)
-        for values in (graph.graph.inputs, graph.graph.outputs)
+    names = {
+        side: [str(value.name) for value in values]
+        for side, values in (("inputs", graph.graph.inputs), ("outputs", graph.graph.outputs))
+    }
+    known = {side: sum(CACHE_NAME.match(name) is not None for name in those) for side, those in names.items()}
+    if known["inputs"] != 0 and known["inputs"] == known["outputs"]:
+        return
+    side = min(known, key=lambda each: known[each])
+    raise ProSparseError(
+        f"export: {side} of the graph by transformers {transformers.__version__}: expected names like "
+        f"cache.layers.0.keys for the KV cache, {known['inputs']} and {known['outputs']} of inputs and outputs have "
+        f"them, got {', '.join(names[side][:6])}",
+        hint="install the tested versions: pip install -c constraints.txt .",
     )
-    if inputs == 0 or inputs != outputs:
-        names = ", ".join(str(value.name) for value in graph.graph.outputs[:4])
-        raise ProSparseError(
-            f"export: names of the KV cache in transformers {transformers.__version__}: expected "
-            f"{max(inputs, 1)} outputs like cache.layers.0.keys, got {outputs}: {names}",
-            hint="install the tested versions: pip install -c constraints.txt .",
-        )
 
 
 class _NoLinear(TorchFunctionMode):

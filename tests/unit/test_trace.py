@@ -35,5 +35,9 @@ def test_an_exporter_that_names_the_cache_otherwise_is_refused() -> None:
     model = layered([0, 1])
     _check_cache_names(model)
     model.graph.outputs[1].name = "state.0.keys"
-    with pytest.raises(ProSparseError, match=r"expected 2 outputs like .*, got 1: y, .*state\.0\.keys"):
+    with pytest.raises(ProSparseError, match=r"^export: outputs .*, 2 and 1 of inputs .*, got y, .*state\.0\.keys"):
+        _check_cache_names(model)
+    for value in model.graph.inputs[1:]:
+        value.name = f"state.{value.name}"
+    with pytest.raises(ProSparseError, match=r"^export: inputs .*, 0 and 1 of inputs .*, got x, state\.input"):
         _check_cache_names(model)

@@ -86,7 +86,7 @@ struct ScatterList {
 constexpr size_t kBf16Step = 32, kBf16Parts = 3, kAmxTileBytes = 1024;
 
 constexpr size_t kMaxBf16Tokens = 256;  // of Bf16Tokens
-// Steps of 32 columns at a time: two tiles' weights, and their sums, stay in the L1 cache.
+// Steps of 32 columns at a time: two tiles' weights stay in the L1 cache, and sums of 128 tokens with them.
 constexpr size_t kBf16Steps = 8, kBf16Bytes = kBf16Steps * kAmxTileBytes;
 // Where step s of the first of `tiles` tiles of tokens begins: [steps / 8][tiles][8].
 constexpr size_t bf16_place(size_t s, size_t tiles) {
