@@ -1,4 +1,4 @@
-"""Attention of a decode step or of a chunk of a prompt, alone: ours with an 8-bit cache against onnxruntime's.
+"""Attention of a decode step or of a chunk of a prompt, alone: ours against onnxruntime's, by KV cache.
 
     python benchmarks/attention.py --tokens 3900
     python benchmarks/attention.py --tokens 3900 --new 512
@@ -20,11 +20,13 @@ from common import in_turns, machine, paired_ratio
 from onnx import TensorProto, helper, numpy_helper
 
 from graph_passes.cached_rows import cache_row_bytes
-from graph_passes.custom_ops import DOMAIN, ROTARY_CACHED_ATTENTION
+from graph_passes.custom_ops import DOMAIN, cached_attention
 from prosparse_export import register
 
 _PAUSE = 0.05  # seconds between operators: threads of the one before stop spinning
-OURS, FLOAT32, INT8 = "ours, int8", "onnxruntime, float32", "onnxruntime, int8"
+OURS_FLOAT32, OURS_INT8 = "ours, float32", "ours, int8"
+FLOAT32, INT8 = "onnxruntime, float32", "onnxruntime, int8"
+OURS = {OURS_FLOAT32: cached_attention("F32", rotary=True), OURS_INT8: cached_attention("I8", rotary=True)}
 
 
 @dataclass(frozen=True)
@@ -47,8 +49,8 @@ SHAPES = {
 def graph(kind: str, shape: Shape, positions: int) -> onnx.ModelProto:
     """Return a graph of ``shape.layers`` attention nodes that share one input."""
     value = helper.make_tensor_value_info
-    cache_type = TensorProto.FLOAT if kind == FLOAT32 else TensorProto.INT8
-    width = cache_row_bytes(shape.dim) if kind == OURS else shape.dim
+    cache_type = TensorProto.FLOAT if kind in (FLOAT32, OURS_FLOAT32) else TensorProto.INT8
+    width = cache_row_bytes(shape.dim) if kind == OURS_INT8 else shape.dim
     cache = ["b", shape.kv_heads, "slots", width]
     inputs = [
         value("qkv", TensorProto.FLOAT, ["b", "s", (shape.heads + 2 * shape.kv_heads) * shape.dim]),
@@ -58,8 +60,8 @@ def graph(kind: str, shape: Shape, positions: int) -> onnx.ModelProto:
     angles = np.arange(positions)[:, None] * 10000.0 ** (-np.arange(shape.dim // 2) / (shape.dim // 2))
     arrays = {"cos": np.cos(angles), "sin": np.sin(angles), "step": np.full((1, shape.kv_heads, 1, shape.dim), 0.03)}
     attributes = {"num_heads": shape.heads, "kv_num_heads": shape.kv_heads, "scale": shape.dim**-0.5}
-    if kind == OURS:
-        attributes |= {"domain": DOMAIN, "local_window_size": 0}
+    if kind in OURS:
+        attributes |= {"domain": DOMAIN, "local_window_size": 0 if kind == OURS_INT8 else -1}
     else:
         attributes |= {"domain": "com.microsoft", "do_rotary": 1}
     if kind == INT8:
@@ -70,9 +72,9 @@ def graph(kind: str, shape: Shape, positions: int) -> onnx.ModelProto:
         inputs += [value(name, cache_type, cache) for name in names[:2]]
         outputs += [value(names[2], TensorProto.FLOAT, None), *(value(name, cache_type, cache) for name in names[3:])]
         first, last = (
-            (["qkv"], []) if kind == OURS else (["qkv", "", ""], ["", "", "", "step", "step"] if kind == INT8 else [])
+            (["qkv"], []) if kind in OURS else (["qkv", "", ""], ["", "", "", "step", "step"] if kind == INT8 else [])
         )
-        op = ROTARY_CACHED_ATTENTION if kind == OURS else "GroupQueryAttention"
+        op = OURS.get(kind, "GroupQueryAttention")
         nodes.append(
             helper.make_node(op, [*first, *names[:2], "seqlens", "total", "cos", "sin", *last], names[2:], **attributes)
         )
@@ -101,12 +103,11 @@ def bound_step(kind: str, shape: Shape, tokens: int, new: int, threads: int) -> 
     for layer in range(shape.layers):
         io.bind_output(f"y.{layer}", "cpu")
         for part in "kv":
-            width = cache_row_bytes(shape.dim) if kind == OURS else shape.dim
-            array = np.empty((1, shape.kv_heads, tokens + new, width), np.float32 if kind == FLOAT32 else np.int8)
-            array[:] = (
-                rng.integers(-100, 100, array.shape[2:]) if kind != FLOAT32 else rng.standard_normal(array.shape[2:])
-            )
-            if kind == OURS:  # scales of about 0.03: bfloat16 0x3cf6
+            width = cache_row_bytes(shape.dim) if kind == OURS_INT8 else shape.dim
+            is_float = kind in (FLOAT32, OURS_FLOAT32)
+            array = np.empty((1, shape.kv_heads, tokens + new, width), np.float32 if is_float else np.int8)
+            array[:] = rng.standard_normal(array.shape[2:]) if is_float else rng.integers(-100, 100, array.shape[2:])
+            if kind == OURS_INT8:  # scales of about 0.03: bfloat16 0x3cf6
                 array[..., shape.dim :: 2], array[..., shape.dim + 1 :: 2] = -10, 0x3C
             total += array.nbytes
             buffer = onnxruntime.OrtValue.ortvalue_from_numpy(array)
@@ -121,22 +122,29 @@ def bound_step(kind: str, shape: Shape, tokens: int, new: int, threads: int) -> 
 @click.option("--new", type=int, default=1, show_default=True, help="New tokens.")
 @click.option("--threads", type=int, default=2, show_default=True)
 @click.option("--rounds", type=int, default=9, show_default=True)
+@click.option("--ours", type=click.Choice(list(OURS)), default=OURS_FLOAT32, show_default=True, help="To compare with.")
 @click.option("--without", multiple=True, help="Operators to skip, by name.")
 def main(
-    shapes: tuple[str, ...], tokens: tuple[int, ...], new: int, threads: int, rounds: int, without: tuple[str, ...]
+    shapes: tuple[str, ...],
+    tokens: tuple[int, ...],
+    new: int,
+    threads: int,
+    rounds: int,
+    ours: str,
+    without: tuple[str, ...],
 ) -> None:
     """Parse, time, print."""
     click.echo(", ".join(f"{key} {value}" for key, value in machine().items()))
     for name in shapes or SHAPES:
         for count in tokens:
-            kinds = [kind for kind in (OURS, INT8, FLOAT32) if kind not in without]
+            kinds = [kind for kind in (*OURS, INT8, FLOAT32) if kind not in without]
             steps = {kind: bound_step(kind, SHAPES[name], count, new, threads) for kind in kinds}
             times = in_turns({kind: step for kind, (step, _) in steps.items()}, rounds, pause=_PAUSE)
             for kind, seconds in times.items():
                 milliseconds = 1e3 * sorted(seconds)[len(seconds) // 2]
                 click.echo(
                     f"{name:22}{count:6} tokens, {new} new  {kind:22}{milliseconds:9.2f} ms  "
-                    f"{steps[kind][1] / 1e6:8.1f} MB  {paired_ratio(seconds, times[OURS])}"
+                    f"{steps[kind][1] / 1e6:8.1f} MB  {paired_ratio(seconds, times[ours])}"
                 )
 
 

@@ -1,4 +1,4 @@
-"""The function bodies of the attention operators; docs/reference/operators.md describes the operators and their cache.
+"""The function bodies of attention over an 8-bit KV cache; docs/reference/operators.md describes operators and cache.
 
 A cached row is ``head_dim`` int8 values, then the two bytes of a bfloat16 scale per group of 32. ONNX cannot
 reinterpret bits, so a body takes and makes bfloat16 numbers by arithmetic: exponent and mantissa, powers of two from a
@@ -291,7 +291,7 @@ _ATTEND = """
 
 
 def attention_body(*, rotary: bool) -> str:
-    """Return the nodes of a body as ONNX text, for the inputs and outputs of the operators, with RoPE or without."""
+    """Return the body over a cache in 8 bits as ONNX text, for the inputs and outputs of the operators."""
     parts = [_CONSTANTS, _SHAPES, _ROPE if rotary else _NO_ROPE, _PADDING]
     parts += [_ROUND.format("k", "nan_low", "f127"), _ROUND.format("v", "f0", "f0"), _UPDATE]
     parts += [_READ.format("k", "key_pool"), _READ.format("v", "value_pool"), _ATTEND]

@@ -11,16 +11,16 @@ if TYPE_CHECKING:
 
 __all__ = [
     "ATTENTION",
-    "CACHED_ATTENTION",
     "DOMAIN",
     "GATED_ACTIVATIONS",
     "OPSET",
-    "ROTARY_CACHED_ATTENTION",
     "SCALE_OUTPUTS",
     "UNGATED_ACTIVATIONS",
     "VERSION",
     "AccuracyLevel",
+    "CacheFormat",
     "accuracy_level",
+    "cached_attention",
     "format_in",
     "linear",
     "names",
@@ -41,9 +41,17 @@ SCALE_OUTPUTS = ".scale_outputs"
 UNGATED_ACTIVATIONS = frozenset({"relu", "relu2", "fatrelu"})
 GATED_ACTIVATIONS = UNGATED_ACTIVATIONS | {"drelu", "silu"}
 
-CACHED_ATTENTION, ROTARY_CACHED_ATTENTION = "CachedAttentionI8", "RotaryCachedAttentionI8"
-ATTENTION = frozenset({CACHED_ATTENTION, ROTARY_CACHED_ATTENTION})
-"""Attention over a KV cache in 8 bits; the second applies RoPE."""
+CacheFormat = Literal["F32", "I8"]
+
+
+def cached_attention(cache: CacheFormat, *, rotary: bool) -> str:
+    """Return the name of the operator for attention over a KV cache, with RoPE or without."""
+    return f"{'Rotary' if rotary else ''}CachedAttention{cache}"
+
+
+_CACHES: tuple[CacheFormat, ...] = ("I8", "F32")
+ATTENTION = tuple(cached_attention(cache, rotary=rotary) for cache in _CACHES for rotary in (False, True))
+"""The operators for attention over a KV cache."""
 
 
 AccuracyLevel = Literal[0, 4]
@@ -75,7 +83,7 @@ def names() -> tuple[str, ...]:
     levels: tuple[AccuracyLevel, ...] = (0, 4)
     ffns = [k(weights, level) for k in (sparse_gated_ffn, sparse_ffn) for weights in FFN_FORMATS for level in levels]
     linears = [linear(weights, level) for weights in FORMATS for level in levels]
-    return (*dict.fromkeys(ffns + linears), CACHED_ATTENTION, ROTARY_CACHED_ATTENTION)
+    return (*dict.fromkeys(ffns + linears), *ATTENTION)
 
 
 def operators_of(*models: ir.Model) -> tuple[str, ...]:

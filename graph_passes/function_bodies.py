@@ -20,7 +20,6 @@ from graph_passes.custom_ops import (
     ATTENTION,
     DOMAIN,
     OPSET,
-    ROTARY_CACHED_ATTENTION,
     accuracy_level,
     format_in,
     names,
@@ -231,22 +230,27 @@ def _body(name: str, opset: int, activation: str) -> str:
     return head + "\n{\n" + "".join(lines) + "}\n"
 
 
+def _float_attention(*, rotary: bool) -> str:
+    """Return attention over a cache in float32: onnxruntime's operator, so that it is as fast without our library."""
+    return f"""
+  y, present_key, present_value = com.microsoft.GroupQueryAttention <num_heads: int = @num_heads,
+      kv_num_heads: int = @kv_num_heads, scale: float = @scale, local_window_size: int = @local_window_size{
+        ", do_rotary = 1" if rotary else ""
+    }> (qkv, , , past_key, past_value, seqlens_k, total_sequence_length{", cos, sin" if rotary else ""})
+"""
+
+
 def _attention(name: str, opset: int) -> str:
     if opset < _OLDEST_ATTENTION:
         raise OpsetError(f"opset {opset} is too old; expected {_OLDEST_ATTENTION} or newer")
-    rotary = name == ROTARY_CACHED_ATTENTION
-    inputs = [
-        "qkv",
-        "past_key",
-        "past_value",
-        "seqlens_k",
-        "total_sequence_length",
-        *(["cos", "sin"] if rotary else []),
-    ]
+    rotary, is_float = name.startswith("Rotary"), name.endswith("F32")
+    angles = ["cos", "sin"] if rotary else []
+    inputs = ["qkv", "past_key", "past_value", "seqlens_k", "total_sequence_length", *angles]
+    imports = f'"" : {opset}' + (', "com.microsoft" : 1' if is_float else "")
     return (
-        f'<domain: "{DOMAIN}", opset_import: ["" : {opset}]>\n{name} <num_heads, kv_num_heads, scale, '
+        f'<domain: "{DOMAIN}", opset_import: [{imports}]>\n{name} <num_heads, kv_num_heads, scale, '
         f"local_window_size> ({', '.join(inputs)}) => (y, present_key, present_value)\n{{"
-        f"{attention_body(rotary=rotary)}}}\n"
+        f"{_float_attention(rotary=rotary) if is_float else attention_body(rotary=rotary)}}}\n"
     )
 
 

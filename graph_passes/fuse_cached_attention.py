@@ -1,4 +1,4 @@
-"""Replace GroupQueryAttention by the operator that keeps an 8-bit KV cache with a scale per token."""
+"""Replace GroupQueryAttention by our operators: over a KV cache in float32, or in 8 bits with a scale per token."""
 
 from __future__ import annotations
 
@@ -9,6 +9,7 @@ from onnx_ir import tape
 
 from graph_passes import custom_ops, function_bodies
 from graph_passes.cached_rows import WINDOWS, cache_row_bytes
+from graph_passes.custom_ops import CacheFormat
 
 __all__ = ["FuseCachedAttentionPass"]
 
@@ -17,19 +18,31 @@ _KNOWN = frozenset({"num_heads", "kv_num_heads", "scale", "local_window_size", "
 
 
 class FuseCachedAttentionPass(ir.passes.InPlacePass):
-    """Turn every ``GroupQueryAttention`` into ``CachedAttentionI8``, or ``RotaryCachedAttentionI8`` if it applies RoPE.
+    """Turn every ``GroupQueryAttention`` into ``CachedAttention``, or ``RotaryCachedAttention`` if it applies RoPE.
 
-    Cache inputs and outputs become int8, with ``cache_row_bytes(head_dim)`` elements per key or value. Separate q, k
-    and v are concatenated. The function bodies of the operators are added to the model, and its metadata say which
-    cache inputs may be as short as a sliding window.
+    Separate q, k and v are concatenated. The function bodies of the operators are added to the model. In 8 bits, cache
+    inputs and outputs become int8, with ``cache_row_bytes(head_dim)`` elements per key or value, and the model's
+    metadata say which cache inputs may be as short as a sliding window. In float32, attention with attributes that our
+    operators lack stays as it is; in 8 bits, it raises ValueError.
+
+    Args:
+        cache: format of the KV cache.
     """
+
+    def __init__(self, cache: CacheFormat) -> None:
+        super().__init__()
+        self._cache = cache
 
     def call(self, model: ir.Model) -> ir.passes.PassResult:
         """Rewrite ``model``."""
         found = [n for n in model.graph if n.op_type == "GroupQueryAttention" and n.domain == "com.microsoft"]
-        windows = {name: window for node in found for name, window in _windows(node).items()}
+        if self._cache == "F32":
+            found = [node for node in found if not _unknown(node) and _is_float(node)]
+            windows = {}
+        else:
+            windows = {name: window for node in found for name, window in _windows(node).items()}
         for node in found:
-            _rewrite(model, node)
+            _rewrite(model, node, self._cache)
         if windows:
             model.metadata_props[WINDOWS] = json.dumps(windows)
         if found:
@@ -43,8 +56,17 @@ def _windows(node: ir.Node) -> dict[str, int]:
     return {str(value.name): window for value in node.inputs[3:5] if window and value is not None}
 
 
-def _rewrite(model: ir.Model, node: ir.Node) -> None:
-    if unknown := set(node.attributes) - _KNOWN:
+def _unknown(node: ir.Node) -> set[str]:
+    return set(node.attributes) - _KNOWN
+
+
+def _is_float(node: ir.Node) -> bool:
+    types = {value.dtype for value in (node.inputs[0], *node.inputs[3:5]) if value is not None}
+    return types <= {ir.DataType.FLOAT}
+
+
+def _rewrite(model: ir.Model, node: ir.Node, cache: CacheFormat) -> None:
+    if unknown := _unknown(node):
         raise ValueError(f"{node.name}: cannot replace GroupQueryAttention with {', '.join(sorted(unknown))}")
     past_k, past_v = node.inputs[3], node.inputs[4]
     assert past_k is not None
@@ -56,7 +78,8 @@ def _rewrite(model: ir.Model, node: ir.Node) -> None:
     if node.inputs[1] is not None:
         qkv = new.op("Concat", node.inputs[:3], {"axis": -1})
     rotary = bool(node.attributes.get_int("do_rotary", 0))
-    name = custom_ops.ROTARY_CACHED_ATTENTION if rotary else custom_ops.CACHED_ATTENTION
+    name = custom_ops.cached_attention(cache, rotary=rotary)
+    window = max(node.attributes.get_int("local_window_size", 0), 0)
     results = new.op_multi_out(
         name,
         [qkv, past_k, past_v, *node.inputs[_LENGTHS : _TOTAL + 1], *(node.inputs[_COS : _SIN + 1] if rotary else [])],
@@ -64,7 +87,7 @@ def _rewrite(model: ir.Model, node: ir.Node) -> None:
             "num_heads": node.attributes.get_int("num_heads", 0),
             "kv_num_heads": node.attributes.get_int("kv_num_heads", 0),
             "scale": node.attributes.get_float("scale", 0.0) or head_dim**-0.5,  # the operator takes 0 as its default
-            "local_window_size": max(node.attributes.get_int("local_window_size", 0), 0),
+            "local_window_size": window or (-1 if cache == "F32" else 0),
         },
         num_outputs=3,
         domain=custom_ops.DOMAIN,
@@ -73,7 +96,7 @@ def _rewrite(model: ir.Model, node: ir.Node) -> None:
     ir.convenience.replace_nodes_and_values(
         model.graph, node, [node], list(new.nodes), list(node.outputs), list(results)
     )
-    for value in (past_k, past_v, *results[1:]):  # new objects: copies of layers share theirs
+    for value in (past_k, past_v, *results[1:]) if cache == "I8" else ():  # new objects: copies of layers share theirs
         value.type = ir.TensorType(ir.DataType.INT8)
         assert value.shape is not None
         value.shape = ir.Shape([*value.shape[:3], cache_row_bytes(head_dim)])

@@ -15,7 +15,7 @@ import onnx
 from onnx import TensorProto, helper
 
 from graph_passes import FORMAT_SPECS, Format, dequantize, format_of, is_quantized, quantize
-from graph_passes.custom_ops import DOMAIN, format_in
+from graph_passes.custom_ops import ATTENTION, DOMAIN, format_in
 from prosparse_export.analysis.ffn_nodes import initializer, read_graph
 
 _GROUP = 32
@@ -96,6 +96,22 @@ class _DenseGraph:
             hidden = f"{name}.g"
         self.matmul(hidden, f"{name}.down", matrices[-1], op, node.output[0], is_down=True)
 
+    def attention(self, node: onnx.NodeProto) -> None:
+        """Add onnxruntime's attention in place of ours over a float32 cache."""
+        attributes = {attribute.name: helper.get_attribute_value(attribute) for attribute in node.attribute}
+        qkv, *others = node.input
+        self.nodes.append(
+            helper.make_node(
+                "GroupQueryAttention",
+                [qkv, "", "", *others],
+                node.output,
+                name=node.name,
+                domain="com.microsoft",
+                do_rotary=int(node.op_type.startswith("Rotary")),
+                **attributes,
+            )
+        )
+
     def kept(self) -> list[TensorProto]:
         """Return the artifact's initializers that the dense nodes still read."""
         read = {name for node in self.nodes for name in node.input} | {"logits_to_keep"}
@@ -121,6 +137,8 @@ def write_dense(source: Path, folder: Path, accuracy_level: int = 4) -> Path:
     for node in model.graph.node:
         if node.domain != DOMAIN:
             dense.nodes.append(node)
+        elif node.op_type in ATTENTION:
+            dense.attention(node)
         elif node.op_type.startswith("Linear"):
             dense.matmul(node.input[0], node.name, node.input[1], node.op_type, node.output[0])
         else:

@@ -34,16 +34,20 @@ class Node : public Kernel {
     const int64_t kv_heads = int_attribute(table, info, "kv_num_heads", where_);
     const int64_t window = int_attribute(table, info, "local_window_size", where_);
     attention_.scale = float_attribute(table, info, "scale", where_);
-    if (kv_heads < 1 || heads < kv_heads || heads % kv_heads != 0 || window < 0 || !std::isfinite(attention_.scale)) {
-      throw InvalidArgument(where_ +
-                            ": expected num_heads a multiple of kv_num_heads, local_window_size 0 or more and scale "
-                            "finite, got " +
-                            std::to_string(heads) + ", " + std::to_string(kv_heads) + ", " + std::to_string(window) +
-                            " and " + std::to_string(attention_.scale));
+    attention_.format = op.format == Format::kF32 ? CacheFormat::kF32 : CacheFormat::kI8;
+    const int64_t no_window = is_float() ? -1 : 0;
+    const bool has_scale = std::isfinite(attention_.scale) && (attention_.scale != 0.0f || !is_float());
+    if (kv_heads < 1 || heads < kv_heads || heads % kv_heads != 0 || (window < 1 && window != no_window) ||
+        !has_scale) {
+      throw InvalidArgument(where_ + ": expected num_heads a multiple of kv_num_heads, local_window_size " +
+                            std::to_string(no_window) + " or more" + (is_float() ? ", not 0," : "") +
+                            " and scale finite" + (is_float() ? " and not 0" : "") + ", got " + std::to_string(heads) +
+                            ", " + std::to_string(kv_heads) + ", " + std::to_string(window) + " and " +
+                            std::to_string(attention_.scale));
     }
     attention_.heads = static_cast<size_t>(heads);
     attention_.kv_heads = static_cast<size_t>(kv_heads);
-    attention_.window = static_cast<size_t>(window);
+    attention_.window = static_cast<size_t>(std::max<int64_t>(window, 0));
   }
 
   void compute(KernelContext* context) override {
@@ -56,7 +60,8 @@ class Node : public Kernel {
     }
     of.head_dim = static_cast<size_t>(qkv.shape[2]) / all_heads;
     if (rotary_) read_angles(context, of);
-    const Tensor past[] = {input(context, kKeys, kInt8, "past_key"), input(context, kValues, kInt8, "past_value")};
+    const ElementType cache = is_float() ? kFloat : kInt8;
+    const Tensor past[] = {input(context, kKeys, cache, "past_key"), input(context, kValues, cache, "past_value")};
     check_cache(past[0], qkv.shape[0], of, "past_key");
     check_cache(past[1], qkv.shape[0], of, "past_value");
     const size_t past_slots = static_cast<size_t>(past[0].shape[2]);
@@ -68,7 +73,7 @@ class Node : public Kernel {
     batch.qkv = static_cast<const float*>(qkv.data);
     batch.rows = static_cast<size_t>(qkv.shape[0]);
     batch.tokens = static_cast<size_t>(qkv.shape[1]);
-    const bool keeps_window = of.window != 0 && past_slots >= of.window;
+    const bool keeps_window = !is_float() && of.window != 0 && past_slots >= of.window;
     batch.slots = keeps_window ? past_slots : std::max(past_slots, total(context));
     const std::vector<size_t> lengths = read_lengths(context, batch, of, past_slots, keeps_window);
     batch.lengths = lengths.data();
@@ -76,17 +81,19 @@ class Node : public Kernel {
         output(context, 0, {qkv.shape[0], qkv.shape[1], static_cast<int64_t>(of.heads * of.head_dim)}));
     std::vector<int64_t> shape = past[0].shape;
     shape[2] = static_cast<int64_t>(batch.slots);
-    batch.keys = static_cast<int8_t*>(output(context, 1, shape));
-    batch.values = static_cast<int8_t*>(output(context, 2, shape));
+    batch.keys = static_cast<uint8_t*>(output(context, 1, shape));
+    batch.values = static_cast<uint8_t*>(output(context, 2, shape));
     Call call(api, context, *pool_, threads_);
     const Parallel parallel = call.parallel();
-    copy_past(static_cast<const int8_t*>(past[0].data), past_slots, of, batch, parallel, batch.keys);
-    copy_past(static_cast<const int8_t*>(past[1].data), past_slots, of, batch, parallel, batch.values);
+    copy_past(static_cast<const uint8_t*>(past[0].data), past_slots, of, batch, parallel, batch.keys);
+    copy_past(static_cast<const uint8_t*>(past[1].data), past_slots, of, batch, parallel, batch.values);
     run_attention(*kernels_, of, batch, parallel, call.scratch());
     check(call.take_failure());
   }
 
  private:
+  bool is_float() const { return attention_.format == CacheFormat::kF32; }
+
   Tensor input(KernelContext* context, size_t index, ElementType type, const char* name) const {
     const Value* value = nullptr;
     check(api.KernelContext_GetInput(context, index, &value));
@@ -117,7 +124,7 @@ class Node : public Kernel {
 
   void check_cache(const Tensor& past, int64_t rows, const Attention& of, const char* name) const {
     const int64_t kv_heads = static_cast<int64_t>(of.kv_heads),
-                  width = static_cast<int64_t>(cache_row_bytes(of.head_dim));
+                  width = static_cast<int64_t>(is_float() ? of.head_dim : cache_row_bytes(of.head_dim));
     if (past.shape.size() != 4 || past.shape[0] != rows || past.shape[1] != kv_heads || past.shape[3] != width) {
       throw InvalidArgument(where_ + ": " + name + ": expected shape [" + std::to_string(rows) + ", " +
                             std::to_string(kv_heads) + ", past, " + std::to_string(width) + "], got " +
@@ -156,12 +163,12 @@ class Node : public Kernel {
   }
 
   // Where past and present share a buffer, the past tokens are in place.
-  void copy_past(const int8_t* past, size_t past_slots, const Attention& of, const AttentionBatch& batch,
-                 const Parallel& parallel, int8_t* present) const {
-    const size_t row = cache_row_bytes(of.head_dim);
+  void copy_past(const uint8_t* past, size_t past_slots, const Attention& of, const AttentionBatch& batch,
+                 const Parallel& parallel, uint8_t* present) const {
+    const size_t row = cache_row_bytes(of.format, of.head_dim);
     if (present == past) return;
     parallel_for(parallel, batch.rows * of.kv_heads, [&](size_t i) {
-      int8_t* to = present + i * batch.slots * row;
+      uint8_t* to = present + i * batch.slots * row;
       std::memcpy(to, past + i * past_slots * row, past_slots * row);
       std::memset(to + past_slots * row, 0, (batch.slots - past_slots) * row);
     });

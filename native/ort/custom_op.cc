@@ -58,12 +58,14 @@ Operator make_operator(Kind kind, Format format, Format down, bool rounded) {
   return op;
 }
 
-Operator make_attention_operator(Kind kind) {
+Operator make_attention_operator(Kind kind, Format cache) {
   Operator op = make_operator(kind);
-  op.name = kind == Kind::kRotaryAttention ? "RotaryCachedAttentionI8" : "CachedAttentionI8";
-  op.inputs = {kFloat, kInt8, kInt8, kInt32, kInt32};
+  op.name = std::string(kind == Kind::kRotaryAttention ? "Rotary" : "") + "CachedAttention" + spec(cache).name;
+  op.format = cache;
+  const ElementType type = cache == Format::kF32 ? kFloat : kInt8;
+  op.inputs = {kFloat, type, type, kInt32, kInt32};
   if (kind == Kind::kRotaryAttention) op.inputs.insert(op.inputs.end(), {kFloat, kFloat});
-  op.outputs = {kFloat, kInt8, kInt8};
+  op.outputs = {kFloat, type, type};
   return op;
 }
 
@@ -83,7 +85,9 @@ const CustomOp* const* custom_ops() {
         for (const bool rounded : {false, true}) all.push_back(make_operator(kind, f.gate_up, f.down, rounded));
       }
     }
-    for (const Kind kind : {Kind::kAttention, Kind::kRotaryAttention}) all.push_back(make_attention_operator(kind));
+    for (const Kind kind : {Kind::kAttention, Kind::kRotaryAttention}) {
+      for (const Format cache : {Format::kI8, Format::kF32}) all.push_back(make_attention_operator(kind, cache));
+    }
     return all;
   }();
   static const std::vector<const CustomOp*> pointers = [] {

@@ -17,7 +17,7 @@ constexpr bool is_attention(Kind kind) { return kind >= Kind::kAttention; }
 struct Operator : CustomOp {
   std::string name;  // SparseGatedFFNI4
   Kind kind;
-  Format format;  // of all matrices but down_proj; attention has none
+  Format format;  // of all matrices but down_proj; of attention's KV cache: kF32 or kI8
   Format down;    // the same, or of kMixedFormats
   bool rounded;   // accuracy level 4
   std::vector<ElementType> inputs, outputs;

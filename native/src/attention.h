@@ -1,4 +1,4 @@
-// One call of attention over an 8-bit KV cache, cut into tasks.
+// One call of attention over a KV cache, cut into tasks.
 #ifndef PROSPARSE_ATTENTION_CALL_H_
 #define PROSPARSE_ATTENTION_CALL_H_
 
@@ -9,6 +9,7 @@
 namespace prosparse {
 
 struct Attention {
+  CacheFormat format;
   size_t heads, kv_heads, head_dim;
   float scale;       // of the scores
   size_t window;     // keys that a query sees, its own included; 0: all
@@ -23,10 +24,10 @@ struct AttentionBatch {
   const float* qkv;  // [rows][tokens][(heads + 2 * kv_heads) * head_dim]
   size_t rows, tokens;
   const size_t* lengths;
-  int8_t* keys;    // [rows][kv_heads][slots][cache_row_bytes(head_dim)], position p in slot p % slots
-  int8_t* values;  // likewise
-  size_t slots;    // at least the tokens of a row, or the window
-  float* y;        // [rows][tokens][heads * head_dim]
+  uint8_t* keys;    // [rows][kv_heads][slots] rows of the cache's format, position p in slot p % slots
+  uint8_t* values;  // likewise
+  size_t slots;     // at least the tokens of a row, or the window
+  float* y;         // [rows][tokens][heads * head_dim]
 };
 
 // Appends the new keys and values to the cache and computes y. Each result has one order of operations, which does not

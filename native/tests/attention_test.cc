@@ -15,8 +15,13 @@ namespace {
 size_t cases = 0;
 
 // By the words of attention.h.
-double cached(const std::vector<int8_t>& rows, size_t head_dim, size_t t, size_t d) {
-  const int8_t* row = &rows[t * cache_row_bytes(head_dim)];
+double cached(CacheFormat format, const std::vector<uint8_t>& rows, size_t head_dim, size_t t, size_t d) {
+  if (format == CacheFormat::kF32) {
+    float value;
+    std::memcpy(&value, &rows[(t * head_dim + d) * sizeof(float)], sizeof(float));
+    return value;
+  }
+  const int8_t* row = reinterpret_cast<const int8_t*>(&rows[t * cache_row_bytes(head_dim)]);
   const int8_t* scale = row + head_dim + 2 * (d / 32);
   const uint32_t bits = static_cast<uint32_t>(static_cast<uint8_t>(scale[0])) << 16 |
                         static_cast<uint32_t>(static_cast<uint8_t>(scale[1])) << 24;
@@ -26,19 +31,25 @@ double cached(const std::vector<int8_t>& rows, size_t head_dim, size_t t, size_t
 }
 
 struct Rows {
-  std::vector<int8_t> keys, values;  // exactly as many bytes as the tokens have: reading beyond shows
-  Rows(size_t head_dim, size_t count, std::mt19937& rng)
-      : keys(count * cache_row_bytes(head_dim)), values(keys.size()) {
+  std::vector<uint8_t> keys, values;  // exactly as many bytes as the tokens have: reading beyond shows
+  Rows(CacheFormat format, size_t head_dim, size_t count, std::mt19937& rng)
+      : keys(count * cache_row_bytes(format, head_dim)), values(keys.size()) {
     for (size_t t = 0; t < count; ++t) {
       const std::vector<float> key = normals(rng, head_dim), value = normals(rng, head_dim);
-      const size_t at = t * cache_row_bytes(head_dim);
-      store_rows(key.data(), value.data(), head_dim, &keys[at], &values[at]);
+      const size_t at = t * cache_row_bytes(format, head_dim);
+      if (format == CacheFormat::kF32) {
+        std::memcpy(&keys[at], key.data(), head_dim * sizeof(float));
+        std::memcpy(&values[at], value.data(), head_dim * sizeof(float));
+        continue;
+      }
+      store_rows(key.data(), value.data(), head_dim, reinterpret_cast<int8_t*>(&keys[at]),
+                 reinterpret_cast<int8_t*>(&values[at]));
       for (size_t d = 0; d < head_dim; ++d) {
         ++cases;
-        const double step = std::abs(cached(keys, head_dim, t, d) / std::max<int>(1, std::abs(keys[at + d])));
-        const double off = std::abs(cached(keys, head_dim, t, d) - key[d]);
-        CHECK(keys[at + d] == 0 || off <= step * (0.5 + 1e-5), "key %zu of %zu: off by %g steps", d, head_dim,
-              off / step);
+        const int byte = static_cast<int8_t>(keys[at + d]);
+        const double stored = cached(format, keys, head_dim, t, d);
+        const double step = std::abs(stored / std::max(1, std::abs(byte))), off = std::abs(stored - key[d]);
+        CHECK(byte == 0 || off <= step * (0.5 + 1e-5), "key %zu of %zu: off by %g steps", d, head_dim, off / step);
       }
     }
   }
@@ -50,27 +61,28 @@ void check_near(const char* isa, const char* kernel, double actual, double exact
         head_dim, exact, actual, bound);
 }
 
-void test_kernels(const Kernels& k, size_t head_dim, size_t rows, size_t count) {
+void test_kernels(const Kernels& k, CacheFormat format, size_t head_dim, size_t rows, size_t count) {
   std::mt19937 rng(static_cast<unsigned>(head_dim * 100 + rows * 10 + count));
-  const Rows cache(head_dim, count, rng);
-  const size_t padded = round_up(head_dim, kLanes), stride = round_up(count, 4) + 4;
+  const Rows cache(format, head_dim, count, rng);
+  const CacheKernels& kernels = k.attention.cache[static_cast<size_t>(format)];
+  const size_t padded = round_up(head_dim, kLanes), stride = round_up(count, kKeyTile) + 4;
   std::vector<float> q(rows * padded), tile(kKeyTile * padded), scores(rows * stride, -7.0f), y(rows * padded);
   for (size_t r = 0; r < rows; ++r) {
     const std::vector<float> x = normals(rng, head_dim);
     std::copy(x.begin(), x.end(), &q[r * padded]);
   }
-  k.attention.scores(q.data(), rows, {cache.keys.data(), head_dim, count}, tile.data(), scores.data(), stride);
+  kernels.scores(q.data(), rows, {cache.keys.data(), head_dim, count}, tile.data(), scores.data(), stride);
   for (size_t r = 0; r < rows; ++r) {
     for (size_t t = 0; t < count; ++t) {
       double exact = 0.0, size = 0.0, rounded = 0.0;
       for (size_t d = 0; d < head_dim; ++d) {
-        const double key = cached(cache.keys, head_dim, t, d);
+        const double key = cached(format, cache.keys, head_dim, t, d);
         float most = 0.0f;
         for (size_t i = d / 32 * 32; i < std::min(head_dim, d / 32 * 32 + 32); ++i)
           most = std::max(most, std::abs(q[r * padded + i]));
         exact += key * q[r * padded + d];
         size += std::abs(key * q[r * padded + d]);
-        rounded += std::abs(key) * most / kSteps / 2;
+        rounded += format == CacheFormat::kI8 ? std::abs(key) * most / kSteps / 2 : 0.0;
       }
       const double bound = gamma_bound(head_dim + 4) * (size + rounded) + (rows == 1 ? rounded * 1.01 : 0.0);
       check_near(k.isa, "scores", scores[r * stride + t], exact, bound, head_dim);
@@ -78,12 +90,12 @@ void test_kernels(const Kernels& k, size_t head_dim, size_t rows, size_t count) 
     CHECK(scores[r * stride + stride - 1] == -7.0f, "%s: wrote beyond the scores", k.isa);
   }
   std::vector<float> weights = normals(rng, rows * stride);
-  k.attention.values(weights.data(), stride, rows, {cache.values.data(), head_dim, count}, tile.data(), y.data());
+  kernels.values(weights.data(), stride, rows, {cache.values.data(), head_dim, count}, tile.data(), y.data());
   for (size_t r = 0; r < rows; ++r) {
     for (size_t d = 0; d < head_dim; ++d) {
       double exact = 0.0, size = 0.0;
       for (size_t t = 0; t < count; ++t) {
-        const double product = cached(cache.values, head_dim, t, d) * weights[r * stride + t];
+        const double product = cached(format, cache.values, head_dim, t, d) * weights[r * stride + t];
         exact += product;
         size += std::abs(product);
       }
@@ -115,15 +127,15 @@ void test_softmax(const Kernels& k, size_t count) {
 }
 
 // One order of operations, whatever runs first: rows of different lengths, prompts and a step.
-void test_order(const Kernels& k, size_t group, size_t tokens) {
+void test_order(const Kernels& k, CacheFormat format, size_t group, size_t tokens) {
   std::mt19937 rng(7);
-  const Attention attention{2 * group, 2, 64, 0.125f, 0, nullptr, nullptr, 0, 0};
-  const size_t lengths[] = {600, 530}, slots = 601, bytes = 2 * 2 * slots * cache_row_bytes(64);
-  const Rows past(64, 2 * 2 * slots, rng);
+  const Attention attention{format, 2 * group, 2, 64, 0.125f, 0, nullptr, nullptr, 0, 0};
+  const size_t lengths[] = {600, 530}, slots = 601, bytes = 2 * 2 * slots * cache_row_bytes(format, 64);
+  const Rows past(format, 64, 2 * 2 * slots, rng);
   const std::vector<float> qkv = normals(rng, 2 * tokens * (2 * group + 4) * 64);
   std::vector<float> y[3];
   for (unsigned seed = 0; seed < 3; ++seed) {
-    std::vector<int8_t> keys = past.keys, values = past.values;
+    std::vector<uint8_t> keys = past.keys, values = past.values;
     y[seed].resize(2 * tokens * 2 * group * 64);
     const AttentionBatch batch{qkv.data(), 2, tokens, lengths, keys.data(), values.data(), slots, y[seed].data()};
     Scratch scratch;
@@ -135,15 +147,15 @@ void test_order(const Kernels& k, size_t group, size_t tokens) {
 }
 
 // The scores of a prompt take memory for some tasks of 64 queries and 512 slots, not for the whole context.
-void test_memory(const Kernels& k) {
+void test_memory(const Kernels& k, CacheFormat format) {
   std::mt19937 rng(8);
-  const Attention attention{4, 4, 64, 0.125f, 0, nullptr, nullptr, 0, 0};
+  const Attention attention{format, 4, 4, 64, 0.125f, 0, nullptr, nullptr, 0, 0};
   const size_t tokens = 40;
   const std::vector<float> qkv = normals(rng, tokens * 12 * 64);
   size_t sizes[2] = {};
   for (const size_t many : {0, 1}) {
     const size_t length = many ? 9000 : 600;
-    Rows cache(64, 4 * length, rng);
+    Rows cache(format, 64, 4 * length, rng);
     std::vector<float> y(tokens * 4 * 64);
     unsigned seed = 0;
     Scratch scratch;
@@ -163,15 +175,17 @@ void test_memory(const Kernels& k) {
 int main(int argc, char** argv) {
   const bool brief = is_brief(argc, argv);
   for (const Kernels* k : variants_to_test(argc, argv)) {
-    for (const size_t head_dim : {8, 40, 64, 96, 128, 256}) {
-      for (const size_t rows : {1, 3, 8}) {
-        for (const size_t count : brief ? std::vector<size_t>{35} : std::vector<size_t>{1, 3, 31, 70})
-          test_kernels(*k, head_dim, rows, count);
+    for (const CacheFormat format : {CacheFormat::kI8, CacheFormat::kF32}) {
+      for (const size_t head_dim : {8, 40, 64, 96, 128, 256}) {
+        for (const size_t rows : {1, 3, 8, 64}) {
+          for (const size_t count : brief ? std::vector<size_t>{35} : std::vector<size_t>{1, 3, 31, 32, 70})
+            test_kernels(*k, format, head_dim, rows, count);
+        }
       }
+      for (const size_t group : {1, 3}) test_order(*k, format, group, 1), test_order(*k, format, group, 40);
+      test_memory(*k, format);
     }
     for (const size_t count : {1, 15, 16, 100}) test_softmax(*k, count);
-    for (const size_t group : {1, 3}) test_order(*k, group, 1), test_order(*k, group, 40);
-    test_memory(*k);
   }
   return report(cases);
 }

@@ -40,6 +40,6 @@ def cache_scales(model: onnx.ModelProto, folder: Path) -> list[LayerScales]:
         if node.op_type == "GroupQueryAttention" and len(node.input) > _VALUE and node.input[_KEY]:
             keys, values = (initializer(model, folder, node.input[place]) for place in (_KEY, _VALUE))
             scales.append((keys.astype(np.float32), values.astype(np.float32)))
-        elif node.domain == DOMAIN and node.op_type in ATTENTION:
+        elif node.domain == DOMAIN and node.op_type in ATTENTION and not node.op_type.endswith("F32"):
             scales.append((None, None))
     return scales

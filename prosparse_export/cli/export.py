@@ -59,7 +59,7 @@ Examples:
     type=click.Choice(["fused", "unfused"]),
     default="fused",
     show_default=True,
-    help="fused: GroupQueryAttention and fused norms, onnxruntime >= 1.20. unfused: standard operators, >= 1.18.",
+    help="fused: one operator per attention and per norm, onnxruntime >= 1.20. unfused: standard operators, >= 1.18.",
 )
 @click.option(
     "--weights",
@@ -106,8 +106,8 @@ Examples:
     default="f32",
     show_default=True,
     help="Storage format of the KV cache. i8 and i8-token: about a quarter of the memory and faster at long contexts, "
-    "but rounded. i8: onnxruntime's operator (>= 1.27), scales from --profile-text or a bundled text. i8-token: ours, "
-    "a scale per token, faster with the operator library.",
+    "but rounded. i8: onnxruntime's operator (>= 1.27), scales from --profile-text or a bundled text. i8-token: "
+    "a scale per token, faster, but only with the operator library.",
 )
 @accuracy_level_option()
 @click.option(

@@ -78,7 +78,7 @@ def rewrite_decoder(
         warnings=warnings,
         level=options.accuracy_level,
     )(graph)
-    kv_cache = _quantize_cache(graph, checkpoint, folder, options, texts, attention, progress)
+    kv_cache = _choose_cache(graph, checkpoint, folder, options, texts, attention, progress)
     result = RewrittenModel(
         checkpoint,
         [graph],
@@ -109,7 +109,7 @@ def _check_approximation(folder: Path, result: RewrittenModel) -> None:
         )
 
 
-def _quantize_cache(
+def _choose_cache(
     graph: ir.Model,
     checkpoint: Checkpoint,
     folder: Path,
@@ -118,8 +118,9 @@ def _quantize_cache(
     not_fused: Sequence[str],
     progress: ProgressCallback,
 ) -> KvCacheRecord | None:
-    """Store the KV cache in 8 bits if asked for; the manifest's record is the result."""
+    """Give attention the KV cache that was asked for; the manifest's record of one in 8 bits is the result."""
     if options.kv_cache == "f32":
+        FuseCachedAttentionPass("F32")(graph)
         return None
     rotated = rotated_dims(graph.graph)
     if not rotated:
@@ -129,7 +130,7 @@ def _quantize_cache(
             hint="use --kv-cache f32 for this model",
         )
     if options.kv_cache == "i8-token":
-        FuseCachedAttentionPass()(graph)
+        FuseCachedAttentionPass("I8")(graph)
         return KvCacheRecord("i8-token", "token", len(rotated), {}, 0)
     if not texts and options.approximate is not None:
         texts = [(path.name, read_text(path)) for path in options.approximate.texts]

@@ -50,7 +50,7 @@ def export_manifest(
     """Return the manifest of ``model``, exported from ``folder`` to ``output``; hashes of its files come later."""
     checkpoint, graph = model.checkpoint, model.graphs[0]
     found = {node.op_type for model_graph in model.graphs for node in model_graph.graph}
-    attention = next((name for name in (FUSED, *sorted(ATTENTION), FUSED_WITHOUT_CACHE) if name in found), "unfused")
+    attention = next((name for name in (FUSED, *ATTENTION, FUSED_WITHOUT_CACHE) if name in found), "unfused")
     return Manifest(
         source=ModelFolderSource(
             model_type=checkpoint.config.get("model_type"),

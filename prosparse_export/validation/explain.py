@@ -18,10 +18,11 @@ from numpy.typing import NDArray
 
 from graph_passes import is_quantized, parts_of
 from graph_passes.cached_rows import group_scales
-from graph_passes.custom_ops import accuracy_level
+from graph_passes.custom_ops import ATTENTION, accuracy_level
 from graph_passes.quantize_kv_cache import CACHE_LEVELS
 from prosparse_export.analysis.ffn_nodes import FfnNode
 from prosparse_export.artifact.accuracy_level import LEVEL_4_ERROR
+from prosparse_export.artifact.manifest import FUSED
 from prosparse_export.export.rounded_reference import INTEGER_STEP, as_stored, with_stored_weights
 from prosparse_export.progress import ProgressCallback, no_progress
 from prosparse_export.validation.activation_capture import ActivationCapture, CapturedActivations
@@ -139,7 +140,8 @@ class _Search:
         self._checkpoint, self._target, self._nodes, self._linears = checkpoint, target, nodes, linears
         ends = [*(node.output for node in nodes), *(linear.y for linear in linears)]
         self._between = OpsBetween(target.graph, ends)
-        self._attention = "GroupQueryAttention" if target.fused_attention else "attention"
+        fused = (node.op_type for node in target.graph.graph.node if node.op_type in (FUSED, *ATTENTION))
+        self._attention = next(fused, "attention")
         places = {node.name: place for place, node in enumerate(target.graph.graph.node)}
         order = [(places[node.module], "ffn", i) for i, node in enumerate(nodes)]
         order += [(linear.position, "linear", i) for i, linear in enumerate(linears)]

@@ -165,5 +165,5 @@ def test_bodies_pass_the_checker() -> None:
         inputs, _ = make(kind, weights, 40, 32, np.random.default_rng(0))
         attributes = {} if kind == "linear" else {"activation": "relu", "threshold": 0.0}
         onnx.checker.check_model(weights_model(KINDS[kind](weights), inputs, 2, **attributes), full_check=True)
-    assert len(set(custom_ops.names())) == 37
+    assert len(set(custom_ops.names())) == 39
     assert [custom_ops.format_in(KINDS[kind](weights)) for kind, weights in CASES] == [weights for _, weights in CASES]

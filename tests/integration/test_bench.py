@@ -121,7 +121,7 @@ def test_bytes_and_ceiling(result: BenchResult, demo_artifact: Path) -> None:
     assert [(t.name, t.tokens) for t in result.timings] == [("decode", 8), ("prefill", 4)]
     assert all(t.sparse.median > 0 and t.ratio is not None for t in result.timings)
     assert all(layer.microseconds > 0 for layer in result.layers)
-    assert "GroupQueryAttention" in result.other_microseconds
+    assert "RotaryCachedAttentionF32" in result.other_microseconds
     assert "SparseGatedFFNBF16" not in result.other_microseconds
 
 

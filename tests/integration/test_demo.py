@@ -134,7 +134,7 @@ def test_artifact_is_complete(demo_artifact: Path) -> None:
     model = onnx.load(demo_artifact, load_external_data=False)
     assert [n.op_type for n in model.graph.node].count("SparseGatedFFNBF16") == 5
     assert [n.op_type for n in model.graph.node].count("LinearBF16") == 5 * 2 + 1  # q, k and v in one, o; lm_head
-    assert {f.name for f in model.functions} == {"SparseGatedFFNBF16", "LinearBF16"}
+    assert {f.name for f in model.functions} == {"SparseGatedFFNBF16", "LinearBF16", "RotaryCachedAttentionF32"}
     assert not any(n.op_type == "MatMul" and n.input[1].endswith("weight") for n in model.graph.node)
     for initializer in model.graph.initializer:  # those above 64 KiB begin at a page: they are mapped, not copied
         entries = {e.key: e.value for e in initializer.external_data}

@@ -18,6 +18,7 @@ from support.pytorch_reference import Encoded, Reference, Translated, rounding_b
 from support.relu_shapes import count_relu_shapes
 
 from graph_passes import FfnOutcome
+from graph_passes.custom_ops import ATTENTION
 from prosparse_export import ExportOptions, ProSparseError, export_model, load
 from prosparse_export.runtime.encoder_decoder import EncoderDecoder, encoder_path
 from prosparse_models import load_checkpoint
@@ -77,8 +78,9 @@ def measure(family: Family) -> Measured:
 
 def all_are_packed(graph: ir.Graph) -> bool:
     """Return whether every attention takes q, k and v from one projection."""
-    attentions = [node for node in graph if node.op_type == "GroupQueryAttention"]
-    return bool(attentions) and all(node.inputs[1] is None and node.inputs[2] is None for node in attentions)
+    attentions = [node for node in graph if node.op_type in ATTENTION]
+    qkv = [node.inputs[0].producer() if node.inputs[0] is not None else None for node in attentions]
+    return bool(attentions) and all(node is not None and node.op_type != "Concat" for node in qkv)
 
 
 EXPORTED = [family for family in FAMILIES if not family.error]

@@ -26,7 +26,7 @@ from prosparse_models import cache_argument, load_checkpoint
 
 pytestmark = pytest.mark.integration
 CONTEXT = 131_072
-OPERATORS = {"f32": "GroupQueryAttention", "i8-token": "RotaryCachedAttentionI8"}
+OPERATORS = {"f32": "RotaryCachedAttentionF32", "i8-token": "RotaryCachedAttentionI8"}
 
 
 @pytest.fixture(scope="module", params=[64, 128], ids=["head_dim 64", "head_dim 128"])

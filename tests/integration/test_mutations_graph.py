@@ -31,15 +31,15 @@ def off_by_one_past_length(model: onnx.ModelProto) -> None:
     node = attention(model)
     one = helper.make_tensor("f.one", onnx.TensorProto.INT64, [1], [1])
     new = [
-        helper.make_node("Shape", [node.input[3]], ["f.past"], start=2, end=3),
+        helper.make_node("Shape", [node.input[1]], ["f.past"], start=2, end=3),
         helper.make_node("Constant", [], ["f.one"], value=one),
         helper.make_node("Min", ["f.past", "f.one"], ["f.some"]),
         helper.make_node("Cast", ["f.some"], ["f.some32"], to=onnx.TensorProto.INT32),
-        helper.make_node("Sub", [node.input[5], "f.some32"], ["f.lengths"]),
+        helper.make_node("Sub", [node.input[3], "f.some32"], ["f.lengths"]),
     ]
     insert_before(model, node, new)
     node = attention(model)
-    node.input[5] = "f.lengths"
+    node.input[3] = "f.lengths"
 
 
 def stale_slot(model: onnx.ModelProto) -> None:
@@ -49,19 +49,19 @@ def stale_slot(model: onnx.ModelProto) -> None:
         helper.make_node("Constant", [], [n], value=helper.make_tensor(n, onnx.TensorProto.INT64, [1], [v]))
         for n, v in constants.items()
     ]
-    past = node.input[3]
+    past = node.input[1]
     new += [
         helper.make_node("Slice", [past, "f.1", "f.end", "f.axis"], ["f.rest"]),
         helper.make_node("Slice", [past, "f.0", "f.1", "f.axis"], ["f.first"]),
         helper.make_node("Concat", ["f.rest", "f.first"], ["f.rotated"], axis=2),
     ]
     insert_before(model, node, new)
-    attention(model).input[3] = "f.rotated"
+    attention(model).input[1] = "f.rotated"
 
 
 def attention_window_too_short(model: onnx.ModelProto) -> None:
     """Only tokens after the fiftieth are affected."""
-    attention(model).attribute.append(helper.make_attribute("local_window_size", 50))
+    next(a for a in attention(model).attribute if a.name == "local_window_size").i = 50
 
 
 def padding_ignored(model: onnx.ModelProto) -> None:
@@ -78,9 +78,9 @@ GRAPH_FAULTS: dict[str, tuple[Edit, int, str]] = {
     "wrong threshold": (wrong_threshold, LAYER, "SparseGatedFFNBF16"),
     "swapped gate and up": (swapped_gate_and_up, LAYER, "SparseGatedFFNBF16"),
     "ReLU on the wrong branch": (relu_on_the_wrong_branch, LAYER, "SparseGatedFFNBF16"),
-    "off by one past length": (off_by_one_past_length, LAYER, "GroupQueryAttention"),
-    "stale KV slot": (stale_slot, LAYER, "GroupQueryAttention"),
-    "attention window too short": (attention_window_too_short, LAYER, "GroupQueryAttention"),
+    "off by one past length": (off_by_one_past_length, LAYER, "RotaryCachedAttentionF32"),
+    "stale KV slot": (stale_slot, LAYER, "RotaryCachedAttentionF32"),
+    "attention window too short": (attention_window_too_short, LAYER, "RotaryCachedAttentionF32"),
     "padding ignored": (padding_ignored, 0, "from input_ids, attention_mask"),
 }
 

@@ -24,6 +24,7 @@ class Case:
     pairs: int = 0
     window: int = 0
     positions: int = 2048
+    cache: custom_ops.CacheFormat = "I8"
 
     @property
     def scale(self) -> float:
@@ -31,8 +32,13 @@ class Case:
 
     @property
     def row(self) -> int:
-        """Bytes of a cached key, from the documentation: the values, and two bytes for each 32 of them."""
-        return self.dim + 2 * ((self.dim + 31) // 32)
+        """Elements of a cached key: in 8 bits, the values and two bytes for each 32 of them, by the documentation."""
+        return self.dim + (2 * ((self.dim + 31) // 32) if self.cache == "I8" else 0)
+
+    @property
+    def dtype(self) -> type[np.generic]:
+        """The cache's."""
+        return np.int8 if self.cache == "I8" else np.float32
 
     def angles(self) -> tuple[NDArray[np.float32], NDArray[np.float32]]:
         """The cos/sin cache, ``[positions, pairs]``."""
@@ -41,19 +47,20 @@ class Case:
 
     def model(self) -> onnx.ModelProto:
         """The operator alone, with dynamic batch, tokens and slots."""
-        op = custom_ops.ROTARY_CACHED_ATTENTION if self.pairs else custom_ops.CACHED_ATTENTION
+        op = custom_ops.cached_attention(self.cache, rotary=self.pairs > 0)
         cache = ["batch", self.kv_heads, "past", self.row]
         present = ["batch", self.kv_heads, "slots", self.row]
-        value, f32, i8, i32 = helper.make_tensor_value_info, TensorProto.FLOAT, TensorProto.INT8, TensorProto.INT32
+        value, f32, i32 = helper.make_tensor_value_info, TensorProto.FLOAT, TensorProto.INT32
+        kind = helper.np_dtype_to_tensor_dtype(np.dtype(self.dtype))
         inputs = [
             value("qkv", f32, ["batch", "tokens", (self.heads + 2 * self.kv_heads) * self.dim]),
-            value("past_key", i8, cache),
-            value("past_value", i8, cache),
+            value("past_key", kind, cache),
+            value("past_value", kind, cache),
             value("seqlens_k", i32, ["batch"]),
             value("total_sequence_length", i32, []),
         ]
         outputs = [value("y", f32, ["batch", "tokens", self.heads * self.dim])]
-        outputs += [value("present_key", i8, present), value("present_value", i8, present)]
+        outputs += [value("present_key", kind, present), value("present_value", kind, present)]
         constants = dict(zip(("cos", "sin"), self.angles(), strict=True)) if self.pairs else {}
         node = helper.make_node(
             op,
@@ -64,25 +71,27 @@ class Case:
             num_heads=self.heads,
             kv_num_heads=self.kv_heads,
             scale=self.scale,
-            local_window_size=self.window,
+            local_window_size=self.window or (0 if self.cache == "I8" else -1),
         )
         graph = helper.make_graph(
             [node], "g", inputs, outputs, [numpy_helper.from_array(array, name) for name, array in constants.items()]
         )
         opsets = [helper.make_opsetid("", custom_ops.OPSET), helper.make_opsetid(custom_ops.DOMAIN, custom_ops.VERSION)]
+        opsets += [helper.make_opsetid("com.microsoft", 1)] if self.cache == "F32" else []
         return helper.make_model(
             graph, opset_imports=opsets, functions=[function_bodies.function_proto(op)], ir_version=9
         )
 
     def feeds(
-        self, rng: np.random.Generator, lengths: list[int], tokens: int, past: list[NDArray[np.int8]] | None
+        self, rng: np.random.Generator, lengths: list[int], tokens: int, past: list[NDArray[np.generic]] | None
     ) -> Feeds:
         """Random projections of ``tokens`` new tokens; ``lengths`` with them; ``past`` as returned, or None.
 
         With a window, the past gets room for the new tokens, so that slots are positions.
         """
-        empty = [np.zeros((len(lengths), self.kv_heads, 0, self.row), np.int8)] * 2
-        more = max(0, max(lengths) - past[0].shape[2]) if past and self.window else 0
+        empty = [np.zeros((len(lengths), self.kv_heads, 0, self.row), self.dtype)] * 2
+        grows = past is not None and self.window > 0 and self.cache == "I8"
+        more = max(0, max(lengths) - past[0].shape[2]) if grows and past else 0
         key, value = (np.pad(rows, ((0, 0), (0, 0), (0, more), (0, 0))) for rows in past or empty)
         width = (self.heads + 2 * self.kv_heads) * self.dim
         return {
@@ -94,8 +103,10 @@ class Case:
         }
 
 
-def stored(rows: NDArray[np.int8], dim: int) -> NDArray[np.float64]:
+def stored(rows: NDArray[np.generic], dim: int) -> NDArray[np.float64]:
     """Keys or values in a cache, decoded by the documentation's words."""
+    if rows.dtype == np.float32:
+        return rows.astype(np.float64)
     groups = (dim + 31) // 32
     scales = np.zeros((*rows.shape[:-1], groups))
     for group in range(groups):
@@ -104,7 +115,9 @@ def stored(rows: NDArray[np.int8], dim: int) -> NDArray[np.float64]:
     return rows[..., :dim] * np.repeat(scales, 32, -1)[..., :dim]
 
 
-def exact(case: Case, feeds: Feeds, present: list[NDArray[np.int8]]) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
+def exact(
+    case: Case, feeds: Feeds, present: list[NDArray[np.generic]]
+) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
     """``y`` in float64 from the cache as it is now, and a bound on float32's error (forward error analysis)."""
     qkv = feeds["qkv"].astype(np.float64)
     batch, tokens = qkv.shape[:2]
@@ -129,7 +142,7 @@ def exact(case: Case, feeds: Feeds, present: list[NDArray[np.int8]]) -> tuple[ND
             scores = np.einsum("hd,htd->ht", q, k) * case.scale
             # RoPE and scale: 4 roundings; a query alone is rounded to 16 bits; then a sum of dim products.
             sizes = np.abs(k).sum(-1) * turned * case.scale
-            off = ((case.dim + 8) * u + 0.5 / 32639) * sizes
+            off = ((case.dim + 8) * u + (0.5 / 32639 if case.cache == "I8" else 0.0)) * sizes
             weights = np.exp(scores - scores.max(-1, keepdims=True))
             total = weights.sum(-1, keepdims=True)
             y[row, token] = np.einsum("ht,htd->hd", weights / total, v)

@@ -13,6 +13,7 @@ import numpy as np
 import onnx
 from onnx import numpy_helper
 
+from graph_passes.custom_ops import ATTENTION
 from prosparse_export.analysis.activation_counts import measure_activity
 from prosparse_export.analysis.ffn_nodes import ffn_nodes
 from prosparse_export.text import default_text
@@ -64,7 +65,7 @@ def ffn_node(model: onnx.ModelProto, layer: int = LAYER) -> onnx.NodeProto:
 
 
 def attention(model: onnx.ModelProto, layer: int = LAYER) -> onnx.NodeProto:
-    return [n for n in model.graph.node if n.op_type == "GroupQueryAttention"][layer]
+    return [n for n in model.graph.node if n.op_type in ATTENTION][layer]
 
 
 def insert_before(model: onnx.ModelProto, node: onnx.NodeProto, new: list[onnx.NodeProto]) -> None:
