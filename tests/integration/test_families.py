@@ -61,7 +61,7 @@ def measure(family: Family) -> Measured:
         for path in (output, encoder_path(output)) if family.encoder_decoder else (output,):
             graph = ir.load(path).graph
             packed = packed or all_are_packed(graph)
-            shapes += count_relu_shapes(graph) + sum(node.domain == "com.prosparse" for node in graph)
+            shapes += count_relu_shapes(graph) + sum("FFN" in node.op_type for node in graph)
         return Measured(
             result.rewritten,
             result.not_rewritten,

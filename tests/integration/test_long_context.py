@@ -80,7 +80,7 @@ def test_decode_up_to_the_last_token(folder: Path, kind: Literal["f32", "i8-toke
     head_dim = json.loads((folder / "config.json").read_text())["head_dim"]
     graph = read_graph(path).graph
     (attention,) = (node for node in graph.node if node.op_type == OPERATORS[kind])
-    assert attention.input[1] == ("" if kind == "f32" else "past_key_values.0.key")  # one projection: packed
+    assert attention.input[1] == "past_key_values.0.key"  # after one projection: packed
     shapes = [list(tensor.dims) for tensor in graph.initializer if tensor.name in attention.input[-4:]]
     assert shapes == [[CONTEXT, head_dim // 2]] * 2
     models = {library: load(path, threads=1, library=library) for library in (True, False)}

@@ -63,7 +63,10 @@ const char* prosparse_ops_info(void) {  /* names of lacking operators get anothe
 """
 
 
-@pytest.mark.parametrize(("lacks", "unknown"), [("Linear", {"LinearBF16"}), ("", {"LinearBF16", "SparseGatedFFNBF16"})])
+@pytest.mark.parametrize(
+    ("lacks", "unknown"),
+    [("Linear", {"LinearBF16"}), ("", {"LinearBF16", "RotaryCachedAttentionF32", "SparseGatedFFNBF16"})],
+)
 def test_library_of_an_older_version(
     lacks: str,
     unknown: set[str],
