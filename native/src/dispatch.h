@@ -27,8 +27,9 @@ struct Choice {
 // error, never another variant. `forced` is PROSPARSE_ISA's value; null or "" for none.
 Choice choose_variant(const char* forced);
 
-// How far gemm_panels of one token prefetches, in bytes; 0: the processor does that well itself.
-size_t prefetch_distance(Format format);
+// How far gemm_panels of one token prefetches, in bytes; 0: the processor does that well itself. rounded: at accuracy
+// level 4.
+size_t prefetch_distance(Format format, bool rounded);
 
 // Whether one token should read several panels at once: some processors read several streams faster than one.
 bool reads_side_by_side(size_t panel_bytes);
