@@ -82,7 +82,7 @@ void run_dot_batch(const Kernels& kernels, DotLevel level, const Ffn& ffn, const
                    const Parallel& parallel, Scratch& scratch) {
   const DotKernels& down = dot_kernels(kernels, ffn.down.format, level);
   const DotKernels& run = dot_kernels(kernels, ffn.gate.format, level);
-  const DotUse use = !ffn.gated ? DotUse::kPanels : run.up_panel != nullptr ? DotUse::kSharedRows : DotUse::kRows;
+  const DotUse use = !ffn.gated ? DotUse::kPanels : run.up_panels != nullptr ? DotUse::kSharedRows : DotUse::kRows;
   const DotTokens tokens = round_to_bytes(run, x, count, ffn.d_model, use, parallel, scratch);
   const LeftOut others = scratch.left_out(count);
   const size_t blocks = (ffn.gate.count() + kBlockPanels - 1) / kBlockPanels,

@@ -40,7 +40,7 @@ class Neurons {
         v_(a_ + x.count * kDotStride),
         slots_(reinterpret_cast<int32_t*>(v_ + x.count * kDotStride)),
         rare_(slots_ + x.count * kDotStride),
-        shares_(run_.up_panel != nullptr),
+        shares_(run_.up_panels != nullptr),
         out_(out),
         scratch_(scratch) {}
 
@@ -93,10 +93,7 @@ class Neurons {
       count += is_shared_[i];
     }
     count = count / kLanes * kLanes;
-    for (size_t i = 0; i < count; i += kLanes) {
-      const int32_t* const next = i + kLanes < count ? shared + i + kLanes : nullptr;
-      run_.up_panel(ffn_.up, x_, shared + i, next, z_ + i, kDotBlock);
-    }
+    if (count != 0) run_.up_panels(ffn_.up, x_, shared, count, z_, kDotBlock);
     const auto is_rare = [&](int32_t slot) { return static_cast<size_t>(place[slot]) >= count; };
     DotList rare[kMaxDotTokens];
     for (size_t t = 0; t < x_.count; ++t) {
