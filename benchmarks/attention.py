@@ -137,7 +137,7 @@ def main(
     click.echo(", ".join(f"{key} {value}" for key, value in machine().items()))
     for name in shapes or SHAPES:
         for count in tokens:
-            kinds = [kind for kind in (*OURS, INT8, FLOAT32) if kind not in without]
+            kinds = [kind for kind in (*OURS, INT8, FLOAT32) if kind == ours or kind not in without]
             steps = {kind: bound_step(kind, SHAPES[name], count, new, threads) for kind in kinds}
             times = in_turns({kind: step for kind, (step, _) in steps.items()}, rounds, pause=_PAUSE)
             for kind, seconds in times.items():

@@ -20,6 +20,8 @@ __all__ = [
     "AccuracyLevel",
     "CacheFormat",
     "accuracy_level",
+    "applies_rope",
+    "cache_format",
     "cached_attention",
     "format_in",
     "linear",
@@ -49,7 +51,17 @@ def cached_attention(cache: CacheFormat, *, rotary: bool) -> str:
     return f"{'Rotary' if rotary else ''}CachedAttention{cache}"
 
 
-_CACHES: tuple[CacheFormat, ...] = ("I8", "F32")
+def cache_format(op: str) -> CacheFormat:
+    """Return the format of the KV cache of the attention operator named ``op``."""
+    return "F32" if op.endswith("F32") else "I8"
+
+
+def applies_rope(op: str) -> bool:
+    """Return whether the attention operator named ``op`` applies RoPE."""
+    return op.startswith("Rotary")
+
+
+_CACHES: tuple[CacheFormat, ...] = ("F32", "I8")
 ATTENTION = tuple(cached_attention(cache, rotary=rotary) for cache in _CACHES for rotary in (False, True))
 """The operators for attention over a KV cache."""
 

@@ -21,6 +21,8 @@ from graph_passes.custom_ops import (
     DOMAIN,
     OPSET,
     accuracy_level,
+    applies_rope,
+    cache_format,
     format_in,
     names,
     without_format,
@@ -243,7 +245,7 @@ def _float_attention(*, rotary: bool) -> str:
 def _attention(name: str, opset: int) -> str:
     if opset < _OLDEST_ATTENTION:
         raise OpsetError(f"opset {opset} is too old; expected {_OLDEST_ATTENTION} or newer")
-    rotary, is_float = name.startswith("Rotary"), name.endswith("F32")
+    rotary, is_float = applies_rope(name), cache_format(name) == "F32"
     angles = ["cos", "sin"] if rotary else []
     inputs = ["qkv", "past_key", "past_value", "seqlens_k", "total_sequence_length", *angles]
     imports = f'"" : {opset}' + (', "com.microsoft" : 1' if is_float else "")

@@ -22,8 +22,8 @@ class FuseCachedAttentionPass(ir.passes.InPlacePass):
 
     Separate q, k and v are concatenated. The function bodies of the operators are added to the model. In 8 bits, cache
     inputs and outputs become int8, with ``cache_row_bytes(head_dim)`` elements per key or value, and the model's
-    metadata say which cache inputs may be as short as a sliding window. In float32, attention with attributes that our
-    operators lack stays as it is; in 8 bits, it raises ValueError.
+    metadata say which cache inputs may be as short as a sliding window. In float32, attention with attributes or inputs
+    that our operators lack stays as it is; in 8 bits, it raises ValueError.
 
     Args:
         cache: format of the KV cache.
@@ -37,7 +37,7 @@ class FuseCachedAttentionPass(ir.passes.InPlacePass):
         """Rewrite ``model``."""
         found = [n for n in model.graph if n.op_type == "GroupQueryAttention" and n.domain == "com.microsoft"]
         if self._cache == "F32":
-            found = [node for node in found if not _unknown(node) and _is_float(node)]
+            found = [node for node in found if not _unknown(node) and _has_float_cache(node)]
             windows = {}
         else:
             windows = {name: window for node in found for name, window in _windows(node).items()}
@@ -57,12 +57,13 @@ def _windows(node: ir.Node) -> dict[str, int]:
 
 
 def _unknown(node: ir.Node) -> set[str]:
-    return set(node.attributes) - _KNOWN
+    """Return the attributes, and the places of inputs, that our operators lack."""
+    places = {f"input {i}" for i, value in enumerate(node.inputs) if i > _SIN and value is not None}
+    return set(node.attributes) - _KNOWN | places
 
 
-def _is_float(node: ir.Node) -> bool:
-    types = {value.dtype for value in (node.inputs[0], *node.inputs[3:5]) if value is not None}
-    return types <= {ir.DataType.FLOAT}
+def _has_float_cache(node: ir.Node) -> bool:
+    return all(value is not None and value.dtype == ir.DataType.FLOAT for value in node.inputs[3:5])
 
 
 def _rewrite(model: ir.Model, node: ir.Node, cache: CacheFormat) -> None:

@@ -15,7 +15,7 @@ import onnx
 from onnx import TensorProto, helper
 
 from graph_passes import FORMAT_SPECS, Format, dequantize, format_of, is_quantized, quantize
-from graph_passes.custom_ops import ATTENTION, DOMAIN, format_in
+from graph_passes.custom_ops import ATTENTION, DOMAIN, applies_rope, cache_format, format_in
 from prosparse_export.analysis.ffn_nodes import initializer, read_graph
 
 _GROUP = 32
@@ -98,6 +98,8 @@ class _DenseGraph:
 
     def attention(self, node: onnx.NodeProto) -> None:
         """Add onnxruntime's attention in place of ours over a float32 cache."""
+        if cache_format(node.op_type) != "F32":
+            raise ValueError(f"{node.name}: expected a float32 KV cache, got {node.op_type}")
         attributes = {attribute.name: helper.get_attribute_value(attribute) for attribute in node.attribute}
         qkv, *others = node.input
         self.nodes.append(
@@ -107,7 +109,7 @@ class _DenseGraph:
                 node.output,
                 name=node.name,
                 domain="com.microsoft",
-                do_rotary=int(node.op_type.startswith("Rotary")),
+                do_rotary=int(applies_rope(node.op_type)),
                 **attributes,
             )
         )

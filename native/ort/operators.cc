@@ -119,8 +119,7 @@ class Node : public Kernel {
   void repack(const std::vector<Weight>& weights, size_t bytes) {
     const unsigned threads = std::clamp(std::thread::hardware_concurrency(), 1u, 8u);
     arena_ = std::make_unique<Arena>(bytes);
-    ffn_.gate = pack_panels(weights[0].matrix, weights[0].bias, *arena_, threads);
-    ffn_.gate.prefetch_distance = prefetch_distance(ffn_.gate.format, rounded_);
+    ffn_.gate = pack_panels(weights[0].matrix, weights[0].bias, *arena_, threads, rounded_);
     drop(weights[0]);
     for (size_t i = 1; i < weights.size(); ++i) {
       const bool is_down = i + 1 == weights.size();

@@ -224,11 +224,11 @@ size_t rows_bytes(const Matrix& w) {
          round_up(w.rows, kLineBytes);
 }
 
-Panels pack_panels(const Matrix& w, const void* bias, Arena& arena, unsigned threads) {
+Panels pack_panels(const Matrix& w, const void* bias, Arena& arena, unsigned threads, bool rounded) {
   Panels p{w.format, nullptr,
            nullptr,  w.rows,
            w.cols,   panel_bytes(w.format, w.cols),
-           nullptr,  prefetch_distance(w.format, false)};
+           nullptr,  prefetch_distance(w.format, rounded)};
   p.side_by_side = reads_side_by_side(p.panel_bytes);
   uint8_t* data = arena.take(p.count() * p.panel_bytes + kSlack);
   uint8_t* out_of_range = has_limit(w.format) ? arena.take(p.count()) : nullptr;

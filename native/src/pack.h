@@ -13,7 +13,8 @@ size_t rows_bytes(const Matrix& w);
 
 // Pack with up to `threads` threads. `bias` has w.rows (panels, kDot) or w.cols (kAxpy) floats and is copied. Inputs
 // need not be aligned. Throw std::bad_alloc when no memory or no thread is left.
-Panels pack_panels(const Matrix& w, const void* bias, Arena& arena, unsigned threads);
+// rounded: for operators of accuracy level 4.
+Panels pack_panels(const Matrix& w, const void* bias, Arena& arena, unsigned threads, bool rounded = false);
 Rows pack_rows(const Matrix& w, const void* bias, RowOrder order, Arena& arena, unsigned threads);
 
 }  // namespace prosparse

@@ -9,7 +9,7 @@ import onnx
 from numpy.typing import NDArray
 
 from graph_passes.cached_rows import read_rows
-from graph_passes.custom_ops import ATTENTION, DOMAIN
+from graph_passes.custom_ops import ATTENTION, DOMAIN, cache_format
 from prosparse_export.analysis.ffn_nodes import initializer
 
 __all__ = ["LayerScales", "cache_scales", "cached_values"]
@@ -40,6 +40,6 @@ def cache_scales(model: onnx.ModelProto, folder: Path) -> list[LayerScales]:
         if node.op_type == "GroupQueryAttention" and len(node.input) > _VALUE and node.input[_KEY]:
             keys, values = (initializer(model, folder, node.input[place]) for place in (_KEY, _VALUE))
             scales.append((keys.astype(np.float32), values.astype(np.float32)))
-        elif node.domain == DOMAIN and node.op_type in ATTENTION and not node.op_type.endswith("F32"):
+        elif node.domain == DOMAIN and node.op_type in ATTENTION and cache_format(node.op_type) == "I8":
             scales.append((None, None))
     return scales

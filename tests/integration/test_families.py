@@ -60,6 +60,7 @@ def measure(family: Family) -> Measured:
         shapes, packed = 0, False
         for path in (output, encoder_path(output)) if family.encoder_decoder else (output,):
             graph = ir.load(path).graph
+            assert "GroupQueryAttention" not in {node.op_type for node in graph}  # ours takes its place everywhere
             packed = packed or all_are_packed(graph)
             shapes += count_relu_shapes(graph) + sum("FFN" in node.op_type for node in graph)
         return Measured(

@@ -88,3 +88,24 @@ def test_float32_leaves_what_it_cannot_express() -> None:
         if value.name in ("past_k", "past_v"):
             value.type = ir.TensorType(ir.DataType.INT8)
     assert not FuseCachedAttentionPass("F32")(model).modified
+
+
+def test_float32_does_not_need_the_types_of_queries() -> None:
+    """What other passes insert between projections and attention has none."""
+    model = attention()
+    (node,) = (node for node in model.graph if node.op_type == "GroupQueryAttention")
+    query = ir.node("Identity", [node.inputs[0]])
+    model.graph.insert_before(node, query)
+    node.replace_input_with(0, query.outputs[0])
+    assert query.outputs[0].dtype is None
+    assert FuseCachedAttentionPass("F32")(model).modified
+
+
+def test_other_inputs_are_not_dropped() -> None:
+    model = attention()
+    (node,) = (node for node in model.graph if node.op_type == "GroupQueryAttention")
+    node.resize_inputs(11)
+    node.replace_input_with(10, node.inputs[0])  # attention_bias
+    assert not FuseCachedAttentionPass("F32")(model).modified
+    with pytest.raises(ValueError, match="input 10"):
+        FuseCachedAttentionPass("I8")(model)
