@@ -1,4 +1,4 @@
-// Writing rows of an 8-bit KV cache: RoPE and rounding, the same bits on every processor.
+// RoPE, and rounding to rows of an 8-bit KV cache: the same bits on every processor.
 #ifndef PROSPARSE_CACHE_ROWS_H_
 #define PROSPARSE_CACHE_ROWS_H_
 

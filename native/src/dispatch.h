@@ -27,7 +27,7 @@ struct Choice {
 // error, never another variant. `forced` is PROSPARSE_ISA's value; null or "" for none.
 Choice choose_variant(const char* forced);
 
-// How far gemm_panels of one token prefetches, in bytes; 0: the processor does that well itself. rounded: at accuracy
+// How far a token's linear stream is prefetched, in bytes; 0: the processor does that well itself. rounded: at accuracy
 // level 4.
 size_t prefetch_distance(Format format, bool rounded);
 

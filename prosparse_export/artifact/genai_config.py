@@ -36,7 +36,7 @@ def genai_config(
         config: config.json.
         generation: generation_config.json.
         library: file name of the operator library next to the graph, or None.
-        in_place: past and present may share one buffer (every attention is GroupQueryAttention).
+        in_place: past and present may share one buffer (every attention is fused).
     """
     text = {**config, **(config.get("text_config") or {})}
     context, heads, cache = context_in(config), text.get("num_attention_heads"), _cache(graph)

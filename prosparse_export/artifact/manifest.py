@@ -21,9 +21,9 @@ from prosparse_export.atomic_write import atomic_write
 from prosparse_export.errors import ProSparseError
 
 __all__ = [
-    "FUSED",
-    "FUSED_WITHOUT_CACHE",
+    "GROUP_QUERY_ATTENTION",
     "MANIFEST",
+    "MULTI_HEAD_ATTENTION",
     "FfnRecord",
     "FileRecord",
     "LibraryRecord",
@@ -38,8 +38,8 @@ __all__ = [
 ]
 
 MANIFEST = "prosparse.json"
-FUSED = "GroupQueryAttention"
-FUSED_WITHOUT_CACHE = "MultiHeadAttention"
+GROUP_QUERY_ATTENTION = "GroupQueryAttention"
+MULTI_HEAD_ATTENTION = "MultiHeadAttention"
 _FORMAT = 2
 
 
@@ -231,8 +231,8 @@ class Manifest:
 
     @property
     def fused_attention(self) -> bool:
-        """Whether every attention is GroupQueryAttention or ours, whose KV cache may stay in one buffer."""
-        return self.attention in (FUSED, *ATTENTION)
+        """Whether every attention is ours or GroupQueryAttention, whose KV cache may stay in one buffer."""
+        return self.attention in (GROUP_QUERY_ATTENTION, *ATTENTION)
 
     def to_dict(self) -> dict[str, Any]:
         """Return the object that prosparse.json holds."""

@@ -14,8 +14,8 @@ from prosparse_export.artifact.genai_config import GENAI_CONFIG, genai_config
 from prosparse_export.artifact.json_records import from_json
 from prosparse_export.artifact.libraries import library_in_artifact
 from prosparse_export.artifact.manifest import (
-    FUSED,
-    FUSED_WITHOUT_CACHE,
+    GROUP_QUERY_ATTENTION,
+    MULTI_HEAD_ATTENTION,
     FfnRecord,
     LinearRecord,
     Manifest,
@@ -50,7 +50,9 @@ def export_manifest(
     """Return the manifest of ``model``, exported from ``folder`` to ``output``; hashes of its files come later."""
     checkpoint, graph = model.checkpoint, model.graphs[0]
     found = {node.op_type for model_graph in model.graphs for node in model_graph.graph}
-    attention = next((name for name in (FUSED, *ATTENTION, FUSED_WITHOUT_CACHE) if name in found), "unfused")
+    attention = next(
+        (name for name in (GROUP_QUERY_ATTENTION, *ATTENTION, MULTI_HEAD_ATTENTION) if name in found), "unfused"
+    )
     return Manifest(
         source=ModelFolderSource(
             model_type=checkpoint.config.get("model_type"),

@@ -1,6 +1,6 @@
 """Decode with inputs and outputs that are bound once, and the KV cache in place.
 
-GroupQueryAttention appends keys and values in place if past and present share one buffer. A decode step then allocates,
+Fused attention appends keys and values in place if past and present share one buffer. A decode step then allocates,
 copies, and binds nothing: it writes a token, a position, and one element of the mask, and runs the session. The mask is
 as long as the buffer; the operator takes the sum of a row as its number of tokens and ignores everything beyond. A full
 buffer grows (cache.py) and is bound anew. That of a sliding window stops growing: new tokens overwrite the oldest ones.
@@ -43,7 +43,7 @@ class Decoder:
         path: the graph's file, for error messages.
         batch: number of rows.
         capacity: maximum number of tokens per row.
-        in_place: every attention is GroupQueryAttention.
+        in_place: every attention is fused.
     """
 
     def __init__(

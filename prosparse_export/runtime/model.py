@@ -55,7 +55,7 @@ class SparseModel:
         tokenizer: from tokenizer.json next to it, or None.
         stop: token ids that end a sequence.
         context: maximum number of tokens in a sequence, prompt included (max_position_embeddings); None if unknown.
-        in_place: the KV cache can stay in one buffer, because every attention is GroupQueryAttention.
+        in_place: the KV cache can stay in one buffer, because every attention is fused.
     """
 
     session: onnxruntime.InferenceSession
@@ -156,7 +156,7 @@ class SparseModel:
         """
         cache = cache or Cache.empty(self._past, len(ids))
         if self.in_place and len(ids) > 1 and ids.shape[1] > 1 and cache.length > 0:
-            # GroupQueryAttention continues a batch by one token only
+            # without our library, onnxruntime's operator continues a batch by one token only
             rows = [self.forward(ids[i : i + 1], mask[i : i + 1], cache.row(i)) for i in range(len(ids))]
             return np.concatenate([logits for logits, _ in rows]), Cache.stacked([longer for _, longer in rows])
         positions = np.maximum(mask.cumsum(-1) - 1, 0)[:, cache.length :]

@@ -1,6 +1,6 @@
 """Independent texts in the rows of one KV cache: prompts run alone, decode steps run all rows together.
 
-GroupQueryAttention counts each row's tokens separately, so rows of different lengths decode in one step. Several new
+Fused attention counts each row's tokens separately, so rows of different lengths decode in one step. Several new
 tokens after a non-empty cache need a batch of 1, but a row of ``[rows, kv_heads, slots, head_dim]`` is contiguous
 memory: a prompt runs as a batch of 1 in its row. A step runs the first rows, so running texts occupy rows without gaps.
 """

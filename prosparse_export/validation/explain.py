@@ -22,7 +22,7 @@ from graph_passes.custom_ops import ATTENTION, accuracy_level
 from graph_passes.quantize_kv_cache import CACHE_LEVELS
 from prosparse_export.analysis.ffn_nodes import FfnNode
 from prosparse_export.artifact.accuracy_level import LEVEL_4_ERROR
-from prosparse_export.artifact.manifest import FUSED
+from prosparse_export.artifact.manifest import GROUP_QUERY_ATTENTION
 from prosparse_export.export.rounded_reference import INTEGER_STEP, as_stored, with_stored_weights
 from prosparse_export.progress import ProgressCallback, no_progress
 from prosparse_export.validation.activation_capture import ActivationCapture, CapturedActivations
@@ -140,7 +140,9 @@ class _Search:
         self._checkpoint, self._target, self._nodes, self._linears = checkpoint, target, nodes, linears
         ends = [*(node.output for node in nodes), *(linear.y for linear in linears)]
         self._between = OpsBetween(target.graph, ends)
-        fused = (node.op_type for node in target.graph.graph.node if node.op_type in (FUSED, *ATTENTION))
+        fused = (
+            node.op_type for node in target.graph.graph.node if node.op_type in (GROUP_QUERY_ATTENTION, *ATTENTION)
+        )
         self._attention = next(fused, "attention")
         places = {node.name: place for place, node in enumerate(target.graph.graph.node)}
         order = [(places[node.module], "ffn", i) for i, node in enumerate(nodes)]

@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 
 from prosparse_export.artifact.manifest import (
-    FUSED,
+    GROUP_QUERY_ATTENTION,
     FfnRecord,
     FileRecord,
     LibraryRecord,
@@ -45,7 +45,7 @@ FULL = Manifest(
     ffns=(SPARSE, DENSE),
     decomposed=True,
     onnxruntime=">=1.20",
-    attention=FUSED,
+    attention=GROUP_QUERY_ATTENTION,
     attention_not_fused=("layer 1: no RoPE",),
     already_sparse={"f32": 2},
     linears=LinearRecord("i4", ("lm_head", "q"), {"lm_head": "i8"}),

@@ -12,7 +12,7 @@ import pytest
 from support.manifests import SPARSE
 
 from prosparse_export import ProSparseError
-from prosparse_export.artifact.manifest import FUSED, Manifest, ModelFolderSource
+from prosparse_export.artifact.manifest import GROUP_QUERY_ATTENTION, Manifest, ModelFolderSource
 from prosparse_export.export import check_logits
 
 FATRELU = Manifest(ModelFolderSource("float32", {}), {}, {"": 20}, ffns=(replace(SPARSE, linears=()),))
@@ -40,7 +40,7 @@ def test_the_hint_names_unfused_attention_only_where_it_is_fused(
     difference: float, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     for change, found in [
-        ({"attention": FUSED}, True),
+        ({"attention": GROUP_QUERY_ATTENTION}, True),
         ({"attention": "unfused"}, False),
         ({"attention": "unfused", "encoder": "m.encoder.onnx"}, False),
     ]:
