@@ -50,9 +50,8 @@ def export_manifest(
     """Return the manifest of ``model``, exported from ``folder`` to ``output``; hashes of its files come later."""
     checkpoint, graph = model.checkpoint, model.graphs[0]
     found = {node.op_type for model_graph in model.graphs for node in model_graph.graph}
-    attention = next(
-        (name for name in (GROUP_QUERY_ATTENTION, *ATTENTION, MULTI_HEAD_ATTENTION) if name in found), "unfused"
-    )
+    fused = (GROUP_QUERY_ATTENTION, *ATTENTION, MULTI_HEAD_ATTENTION)
+    attention = next((name for name in fused if name in found), "unfused")
     return Manifest(
         source=ModelFolderSource(
             model_type=checkpoint.config.get("model_type"),

@@ -140,10 +140,8 @@ class _Search:
         self._checkpoint, self._target, self._nodes, self._linears = checkpoint, target, nodes, linears
         ends = [*(node.output for node in nodes), *(linear.y for linear in linears)]
         self._between = OpsBetween(target.graph, ends)
-        fused = (
-            node.op_type for node in target.graph.graph.node if node.op_type in (GROUP_QUERY_ATTENTION, *ATTENTION)
-        )
-        self._attention = next(fused, "attention")
+        ops = {node.op_type for node in target.graph.graph.node}
+        self._attention = next((op for op in (GROUP_QUERY_ATTENTION, *ATTENTION) if op in ops), "attention")
         places = {node.name: place for place, node in enumerate(target.graph.graph.node)}
         order = [(places[node.module], "ffn", i) for i, node in enumerate(nodes)]
         order += [(linear.position, "linear", i) for i, linear in enumerate(linears)]

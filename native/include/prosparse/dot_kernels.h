@@ -78,7 +78,7 @@ struct DotKernels {
   // values[i] = bias + sum over c of w[rows[slots[i]]][c] * x[c], for every token's list. Without `rows`, slots are
   // rows. No other rows are read. prefetches: see FormatKernels::gather_dot.
   void (*up)(const Rows& w, const DotTokens& x, const int32_t* rows, int prefetches, const DotList* lists);
-  // v[t * v_stride + r] = bias + sum over c of w[rows[r]][c] * x[c], for `count` rows, a multiple of 16, and all tokens.
+  // v[t * v_stride + r] = bias + sum over c of w[rows[r]][c] * x[c], for all tokens and `count` rows, a multiple of 16.
   // Null at level 0: tokens would change how others are rounded.
   void (*up_panels)(const Rows& w, const DotTokens& x, const int32_t* rows, size_t count, float* v, size_t v_stride);
   bool has_pairs;  // in DotEntry
