@@ -122,7 +122,13 @@ def bound_step(kind: str, shape: Shape, tokens: int, new: int, threads: int) -> 
 @click.option("--new", type=int, default=1, show_default=True, help="New tokens.")
 @click.option("--threads", type=int, default=2, show_default=True)
 @click.option("--rounds", type=int, default=9, show_default=True)
-@click.option("--ours", type=click.Choice(list(OURS)), default=OURS_FLOAT32, show_default=True, help="To compare with.")
+@click.option(
+    "--ours",
+    type=click.Choice(list(OURS)),
+    default=OURS_FLOAT32,
+    show_default=True,
+    help="Our operator that the others are compared with.",
+)
 @click.option("--without", multiple=True, help="Operators to skip, by name.")
 def main(
     shapes: tuple[str, ...],

@@ -39,11 +39,11 @@ class Node : public Kernel {
     const bool has_scale = std::isfinite(attention_.scale) && (attention_.scale != 0.0f || !is_float());
     if (kv_heads < 1 || heads < kv_heads || heads % kv_heads != 0 || (window < 1 && window != no_window) ||
         !has_scale) {
-      throw InvalidArgument(where_ + ": expected num_heads a multiple of kv_num_heads, local_window_size " +
-                            std::to_string(no_window) + " or more" + (is_float() ? ", not 0," : "") +
-                            " and scale finite" + (is_float() ? " and not 0" : "") + ", got " + std::to_string(heads) +
-                            ", " + std::to_string(kv_heads) + ", " + std::to_string(window) + " and " +
-                            std::to_string(attention_.scale));
+      throw InvalidArgument(
+          where_ + ": expected num_heads to be a multiple of kv_num_heads, local_window_size " +
+          (is_float() ? "-1 or at least 1, and scale finite and nonzero" : "0 or more, and scale finite") + "; got " +
+          std::to_string(heads) + ", " + std::to_string(kv_heads) + ", " + std::to_string(window) + ", and " +
+          std::to_string(attention_.scale));
     }
     attention_.heads = static_cast<size_t>(heads);
     attention_.kv_heads = static_cast<size_t>(kv_heads);

@@ -173,8 +173,8 @@ class Manifest:
         ffns: every FFN found in the graph.
         decomposed: written in standard ONNX operators (``--decomposed``).
         onnxruntime: version range that runs it; None if unknown.
-        attention: an operator of ours, ``GroupQueryAttention`` (``--kv-cache i8``), ``MultiHeadAttention`` (encoders,
-            encoder-decoders) or ``unfused``; None if it was not examined.
+        attention: an operator of ours, ``GroupQueryAttention`` (``--kv-cache i8``, or what ours does not cover),
+            ``MultiHeadAttention`` (encoders, encoder-decoders) or ``unfused``; None if it was not examined.
         attention_not_fused: one line for each attention that was not fused.
         already_sparse: sparse operators that ``prosparse optimize`` found in its input, counted by weight format.
         linears: the other matrices; None if they stay as in the source.

@@ -118,7 +118,7 @@ def _choose_cache(
     not_fused: Sequence[str],
     progress: ProgressCallback,
 ) -> KvCacheRecord | None:
-    """Give attention the KV cache that was asked for; the manifest's record of one in 8 bits is the result."""
+    """Give attention the requested KV cache; return the manifest's record of an 8-bit cache, or None."""
     if options.kv_cache == "f32":
         FuseCachedAttentionPass("F32")(graph)
         return None

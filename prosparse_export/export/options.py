@@ -56,7 +56,7 @@ class ExportOptions:
         max_ppl_increase: with i4 or nl4: likewise, up to this relative increase of perplexity.
         accuracy_level: 4 lets the kernels of integer formats hold activations with 8 bits. LOSSY, faster prompts.
         kv_cache: storage format of the KV cache. i8: onnxruntime's operator, >= 1.27, with scales found on text;
-            i8-token: ours, with a scale per token. Both need fused attention, whose operator is ours for f32 too.
+            i8-token: ours, with a scale per token. Both need fused attention. f32 uses our operator too.
         activation: the FFNs' activation (relu, relu2, fatrelu, drelu), if config.json states another one.
         threshold: FATReLU threshold, to set or override config.json's.
         decomposed: write standard ONNX operators instead of com.prosparse ones; attention is not fused either.
