@@ -138,7 +138,7 @@ int main(int argc, char** argv) {
       if (is_quantized(f.format) && !f.mixed()) {  // with AMX the last 12 tokens are a call of their own
         test_ffn(*k, f, 33, 60, 140, true, Activation::kRelu, 1.5f);
         test_linear(*k, f.format, 37, 64, 140);
-        if (k != &kScalarKernels) test_linear(*k, f.format, 1100, 144, 33);  // 9 panels, 3 blocks of columns
+        if (k != &kScalarKernels) test_linear(*k, f.format, 144, 1100, 33);  // 9 panels, 3 blocks of columns
       }
       test_extremes(*k, f, 70, 130, 1);
       test_extremes(*k, f, 70, 130, 5);

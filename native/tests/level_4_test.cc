@@ -152,7 +152,7 @@ int main(int argc, char** argv) {
       test_level_4_threads(*k, f, 1100, 33);
       if (k != &kScalarKernels)
         test_level_4(*k, f, 1100, 144, 33, true, Activation::kRelu, 0.0f);  // 9 panels, 3 blocks
-      if (k != &kScalarKernels && !f.mixed()) test_linear(*k, f.format, 1100, 144, 33, true);
+      if (k != &kScalarKernels && !f.mixed()) test_linear(*k, f.format, 144, 1100, 33, true);
       if (brief && k->of[static_cast<size_t>(f.format)].rounded.tokens != 0) {
         test_level_4(*k, f, 33, 60, 259, true, Activation::kRelu, 1.5f);
         test_linear(*k, f.format, 37, 64, 259, true);
