@@ -27,16 +27,6 @@ inline void merge(Partial& into, const Partial& other, size_t padded) {
   into.top = top;
 }
 
-inline bool is_finite(const float* x, size_t count) {
-  uint32_t largest = 0;
-  for (size_t i = 0; i < count; ++i) {
-    uint32_t bits;
-    std::memcpy(&bits, x + i, 4);
-    largest = std::max(largest, bits & 0x7fffffffu);
-  }
-  return largest < 0x7f800000u;
-}
-
 // Queries of one KV head and consecutive tokens: query r is head r % group of the KV head, token first + r / group.
 struct Queries {
   size_t row, kv_head, first, count;

@@ -67,9 +67,11 @@ void rotate(const float* x, size_t head_dim, const float* cos, const float* sin,
   if (y != x) std::copy(x + 2 * pairs, x + head_dim, y + 2 * pairs);
 }
 
+bool is_finite(const float* x, size_t count) { return largest_bits(x, count) < kInfinite; }
+
 void store_rows(const float* key, const float* value, size_t head_dim, int8_t* key_row, int8_t* value_row) {
   constexpr uint16_t kNan = 0x7fc0;
-  if (std::max(largest_bits(key, head_dim), largest_bits(value, head_dim)) < kInfinite) {
+  if (is_finite(key, head_dim) && is_finite(value, head_dim)) {
     store_row(key, head_dim, key_row);
     store_row(value, head_dim, value_row);
   } else {

@@ -9,6 +9,9 @@ namespace prosparse {
 // y = x rotated by the angles of one position: pairs (d, d + pairs) for d < pairs, the rest copied. y may be x.
 void rotate(const float* x, size_t head_dim, const float* cos, const float* sin, size_t pairs, float* y);
 
+// Whether all elements are.
+bool is_finite(const float* x, size_t count);
+
 // Stores a token's key and value, [head_dim] each, as rows of the cache; see attention.h.
 void store_rows(const float* key, const float* value, size_t head_dim, int8_t* key_row, int8_t* value_row);
 

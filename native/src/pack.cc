@@ -225,10 +225,8 @@ size_t rows_bytes(const Matrix& w) {
 }
 
 Panels pack_panels(const Matrix& w, const void* bias, Arena& arena, unsigned threads, bool rounded) {
-  Panels p{w.format, nullptr,
-           nullptr,  w.rows,
-           w.cols,   panel_bytes(w.format, w.cols),
-           nullptr,  prefetch_distance(w.format, rounded)};
+  const size_t distance = prefetch_distance(w.format, rounded);
+  Panels p{w.format, nullptr, nullptr, w.rows, w.cols, panel_bytes(w.format, w.cols), nullptr, distance};
   p.side_by_side = reads_side_by_side(p.panel_bytes);
   uint8_t* data = arena.take(p.count() * p.panel_bytes + kSlack);
   uint8_t* out_of_range = has_limit(w.format) ? arena.take(p.count()) : nullptr;

@@ -96,9 +96,9 @@ void test_kernels(const Kernels& k, CacheFormat format, size_t head_dim, size_t 
     for (size_t d = 0; d < head_dim; ++d) {
       double exact = 0.0, size = 0.0;
       for (size_t t = 0; t < count; ++t) {
-        const double product = cached(format, cache.values, head_dim, t, d) * weights[r * stride + t];
-        exact += product;
-        size += std::abs(product);
+        const double term = cached(format, cache.values, head_dim, t, d) * weights[r * stride + t];
+        exact += term;
+        size += std::abs(term);
       }
       check_near(k.isa, "values", y[r * padded + d], exact, gamma_bound(count + 2) * size, head_dim);
     }

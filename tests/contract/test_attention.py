@@ -1,16 +1,19 @@
-"""Attention over an 8-bit KV cache: the kernel in onnxruntime, its function body, and float64."""
+"""Attention over an 8-bit KV cache, and partly over float32: kernel in onnxruntime, function body, and float64."""
 
 from __future__ import annotations
 
 import os
+from dataclasses import replace
 
 import numpy as np
 import onnx
 import onnxruntime
 import pytest
 from numpy.typing import NDArray
-from support.attention_model import Case, exact, stored
+from support.attention_model import Case, assert_within, exact, run, stored
 from support.kernels import session
+
+from graph_passes.custom_ops import CacheFormat
 
 CASES = {
     "a head each": Case(4, 4, 64, pairs=32),
@@ -24,17 +27,6 @@ CASES = {
     "a window, a head each": Case(2, 2, 128, window=600),
 }
 Caches = list[NDArray[np.int8]]
-
-
-def run(one: onnxruntime.InferenceSession, feeds: dict) -> tuple[NDArray[np.float32], Caches]:
-    y, *present = one.run(None, feeds)
-    return y, present
-
-
-def assert_within(actual: NDArray[np.float32], expected: NDArray[np.float64], bound: NDArray[np.float64]) -> None:
-    assert actual.shape == expected.shape
-    worst = np.abs(actual - expected) - bound
-    assert not (~(worst <= 0)).any(), f"{worst.max()} beyond the bound"  # a NaN counts
 
 
 @pytest.mark.parametrize("case", CASES.values(), ids=CASES)
@@ -58,8 +50,10 @@ def test_equals_body_and_float64(case: Case) -> None:
 @pytest.mark.parametrize(
     "case", [Case(2, 2, 64, pairs=32), Case(6, 2, 64, pairs=32), Case(2, 2, 128, window=600)], ids=str
 )
-def test_long_caches(case: Case) -> None:
+@pytest.mark.parametrize("cache", ["I8", "F32"])
+def test_long_caches(case: Case, cache: CacheFormat) -> None:
     """More slots than are computed at once, by prompt, by chunk, and by token."""
+    case = replace(case, cache=cache)
     one, rng = session(case.model(), library=True), np.random.default_rng(1)
     whole = case.feeds(rng, [1200], 1200, None)
     y, present = run(one, whole)
@@ -70,8 +64,8 @@ def test_long_caches(case: Case) -> None:
         feeds = case.feeds(rng, [end], end - begin, caches) | {"qkv": whole["qkv"][:, begin:end]}
         part, caches = run(one, feeds)
         assert_within(part, expected[:, begin:end], bound[:, begin:end])
-    for cache, alike in zip(caches or [], present, strict=True):
-        np.testing.assert_array_equal(cache, alike)
+    for rows, alike in zip(caches or [], present, strict=True):
+        np.testing.assert_array_equal(rows, alike)
 
 
 @pytest.mark.parametrize(("window", "slots"), [(7, 7), (7, 9), (7, 40), (600, 1024), (520, 700)])
@@ -140,11 +134,12 @@ def test_a_shared_buffer(library: bool, window: int) -> None:
 
 
 @pytest.mark.parametrize("window", [0, 530])
-def test_same_bits_for_any_threads_and_beside_other_rows(window: int) -> None:
-    case = Case(4, 2, 64, pairs=32, window=window)
+@pytest.mark.parametrize("cache", ["I8", "F32"])
+def test_same_bits_for_any_threads_and_beside_other_rows(window: int, cache: CacheFormat) -> None:
+    case = Case(4, 2, 64, pairs=32, window=window, cache=cache)
     feeds = case.feeds(np.random.default_rng(4), [1100, 700], 1100, None)
-    if window:  # the first row leaves its slots, the second does not
-        feeds |= {f"past_{part}": np.zeros((2, 2, 800, case.row), np.int8) for part in ("key", "value")}
+    if window and cache == "I8":  # the first row leaves its slots, the second does not
+        feeds |= {f"past_{part}": np.zeros((2, 2, 800, case.row), case.dtype) for part in ("key", "value")}
     one = session(case.model(), library=True, threads=1)
     y, present = run(one, feeds)
     step = case.feeds(np.random.default_rng(5), [1101, 701], 1, present)

@@ -1,4 +1,7 @@
-"""Attention over a float32 KV cache: the kernel in onnxruntime, float64, and its body, which is GroupQueryAttention."""
+"""Attention over a float32 KV cache: the kernel in onnxruntime, float64, and its body, which is GroupQueryAttention.
+
+What it has in common with an 8-bit cache is in test_attention.py.
+"""
 
 from __future__ import annotations
 
@@ -10,7 +13,7 @@ import onnx
 import onnxruntime
 import pytest
 from numpy.typing import NDArray
-from support.attention_model import Case, Feeds, exact
+from support.attention_model import Case, Feeds, assert_within, exact, run
 from support.kernels import session
 
 CASES = {
@@ -29,20 +32,9 @@ ONLY_KERNEL = {  # sizes that onnxruntime's operator rejects
 Caches = list[NDArray[np.float32]]
 
 
-def run(one: onnxruntime.InferenceSession, feeds: Feeds) -> tuple[NDArray[np.float32], Caches]:
-    y, *present = one.run(None, feeds)
-    return y, present
-
-
 def by_row(feeds: Feeds) -> Iterator[Feeds]:
     for row in range(len(feeds["seqlens_k"])):
         yield {name: value[row : row + 1] if value.ndim else value for name, value in feeds.items()}
-
-
-def assert_within(actual: NDArray[np.floating], expected: NDArray[np.float64], bound: NDArray[np.float64]) -> None:
-    assert actual.shape == expected.shape
-    worst = np.abs(actual - expected) - bound
-    assert not (~(worst <= 0)).any(), f"{worst.max()} beyond the bound"  # a NaN counts
 
 
 def assert_appended(case: Case, feeds: Feeds, present: Caches) -> None:
@@ -95,25 +87,6 @@ def test_the_body_computes_the_same(case: Case) -> None:
                 assert cache[row].shape == alike[0].shape
 
 
-@pytest.mark.parametrize(
-    "case", [CASES["a head each"], CASES["grouped heads"], CASES["a window, a head each"]], ids=str
-)
-def test_long_caches(case: Case) -> None:
-    """More slots than are computed at once, by prompt, by chunk, and by token."""
-    one, rng = session(case.model(), library=True), np.random.default_rng(2)
-    whole = case.feeds(rng, [1200], 1200, None)
-    y, present = run(one, whole)
-    expected, bound = exact(case, whole, present)
-    assert_within(y, expected, bound)
-    caches: Caches | None = None
-    for begin, end in [(0, 700), (700, 1198), (1198, 1199), (1199, 1200)]:
-        feeds = case.feeds(rng, [end], end - begin, caches) | {"qkv": whole["qkv"][:, begin:end]}
-        part, caches = run(one, feeds)
-        assert_within(part, expected[:, begin:end], bound[:, begin:end])
-    for cache, alike in zip(caches or [], present, strict=True):
-        np.testing.assert_array_equal(cache, alike)
-
-
 @pytest.mark.parametrize("library", [True, False])
 @pytest.mark.parametrize("window", [0, 4])
 def test_a_shared_buffer(library: bool, window: int) -> None:
@@ -141,22 +114,6 @@ def test_a_shared_buffer(library: bool, window: int) -> None:
         assert_within(io.get_outputs()[0].numpy(), expected, bound)
         for buffer, cache in zip(buffers, caches, strict=True):
             np.testing.assert_array_equal(buffer[:, :, :length], cache)
-
-
-def test_same_bits_for_any_threads_and_beside_other_rows() -> None:
-    case = CASES["grouped heads"]
-    feeds = case.feeds(np.random.default_rng(4), [1100, 700], 1100, None)
-    one = session(case.model(), library=True, threads=1)
-    y, present = run(one, feeds)
-    step = case.feeds(np.random.default_rng(5), [1101, 701], 1, present)
-    next_y, _ = run(one, step)
-    for threads in (2, 3, 4):
-        other = session(case.model(), library=True, threads=threads)
-        np.testing.assert_array_equal(run(other, feeds)[0], y)
-        np.testing.assert_array_equal(run(other, step)[0], next_y)
-    for together, result in ((feeds, y), (step, next_y)):
-        *_, alone = by_row(together)
-        np.testing.assert_array_equal(run(one, alone)[0], result[1:])
 
 
 @pytest.mark.parametrize("part", ["key", "value"])

@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 import onnx
+import onnxruntime
 from numpy.typing import NDArray
 from onnx import TensorProto, helper, numpy_helper
 
@@ -101,6 +103,19 @@ class Case:
             "seqlens_k": np.array(lengths, np.int32) - 1,
             "total_sequence_length": np.array(max(*lengths, key.shape[2]), np.int32),
         }
+
+
+def run(session: onnxruntime.InferenceSession, feeds: Feeds) -> tuple[NDArray[np.float32], list[Any]]:
+    """Return ``y``, and keys and values."""
+    y, *present = session.run(None, feeds)
+    return y, present
+
+
+def assert_within(actual: NDArray[np.generic], expected: NDArray[np.float64], bound: NDArray[np.float64]) -> None:
+    """Check every element; a NaN fails."""
+    assert actual.shape == expected.shape
+    worst = np.abs(actual - expected) - bound
+    assert not (~(worst <= 0)).any(), f"{worst.max()} beyond the bound"
 
 
 def stored(rows: NDArray[np.generic], dim: int) -> NDArray[np.float64]:
