@@ -3,6 +3,7 @@
 #include <algorithm>
 #include <cmath>
 #include <cstring>
+#include <utility>
 
 #include "dispatch.h"
 #include "quantize_activations.h"
@@ -11,10 +12,10 @@
 namespace prosparse {
 namespace {
 
-// A neuron that this share of the tokens uses is computed for all of them, 16 neurons at a time, which takes less time
-// for each. Measured by benchmarks/tuning.py, which builds others.
+// 16 neurons that on average this share of the tokens uses are computed for all of them, which takes less time for
+// each. Measured by benchmarks/tuning.py, which builds others.
 #ifndef PROSPARSE_SHARED_PERCENT
-#define PROSPARSE_SHARED_PERCENT 50
+#define PROSPARSE_SHARED_PERCENT 38
 #endif
 constexpr size_t kSharedPercent = PROSPARSE_SHARED_PERCENT;
 
@@ -73,9 +74,10 @@ class Neurons {
     for (size_t k = 0; k < width; ++k) {
       place[k] = static_cast<int32_t>(used);
       used_[used] = static_cast<int32_t>(k);
-      is_shared_[used] = shares_ && uses[k] * size_t{100} >= x_.count * kSharedPercent;
+      uses[used] = uses[k];
       used += uses[k] != 0;
     }
+    if (shares_) choose_shared(uses, used);
     for (size_t t = 0; t < x_.count && used != width; ++t) {
       int32_t* const slots = slots_ + t * kDotStride;
       for (size_t i = 0; i < lists_[t].count; ++i) slots[i] = place[slots[i]];
@@ -83,37 +85,55 @@ class Neurons {
     return used;
   }
 
+  // Finds the neurons that are computed for all tokens: the most used ones.
+  void choose_shared(const uint8_t* uses, size_t used) {
+    size_t ends[kMaxDotTokens + 1] = {}, order[kDotBlock];  // ends: by tokens, of the neurons that fewer use
+    for (size_t i = 0; i < used; ++i) ++ends[uses[i]];
+    for (size_t n = kMaxDotTokens, end = 0; n != 0; --n) end += std::exchange(ends[n], end);
+    for (size_t i = 0; i < used; ++i) order[ends[uses[i]]++] = i;
+    std::fill_n(is_shared_, used, false);
+    for (size_t first = 0; first + kLanes <= used; first += kLanes) {
+      size_t pairs = 0;
+      for (size_t i = first; i < first + kLanes; ++i) pairs += uses[order[i]];
+      if (pairs * 100 < kLanes * x_.count * kSharedPercent) return;
+      for (size_t i = first; i < first + kLanes; ++i) is_shared_[order[i]] = true;
+    }
+  }
+
   // v of the lists, from the first `used` of used_. What is computed for all tokens replaces z_.
   void up(size_t used) {
-    int32_t shared[kDotBlock], place[kDotBlock];
-    size_t count = 0;
-    for (size_t i = 0; i < used; ++i) {
-      place[i] = is_shared_[i] ? static_cast<int32_t>(count) : -1;
-      shared[count] = used_[i];
-      count += is_shared_[i];
+    int32_t rows[kDotBlock], place[kDotBlock];  // shared ones first
+    size_t shared = 0;
+    for (size_t i = 0; i < used; ++i) shared += shares_ && is_shared_[i];
+    if (shared == 0) return run_.up(ffn_.up, x_, used_, row_prefetches(ffn_.d_model), lists_);
+    for (size_t i = 0, next = 0, rare = shared; i < used; ++i) {
+      place[i] = static_cast<int32_t>(is_shared_[i] ? next++ : rare++);
+      rows[place[i]] = used_[i];
     }
-    count = count / kLanes * kLanes;
-    if (count != 0) run_.up_panels(ffn_.up, x_, shared, count, z_, kDotBlock);
-    const auto is_rare = [&](int32_t slot) { return static_cast<size_t>(place[slot]) >= count; };
-    DotList rare[kMaxDotTokens];
+    run_.up_panels(ffn_.up, x_, rows, shared, z_, kDotBlock);
+    if (shared != used) up_rare(rows, place, shared);
     for (size_t t = 0; t < x_.count; ++t) {
-      rare[t] = lists_[t];
-      if (count == 0) continue;
+      const float* const v = z_ + t * kDotBlock;
+      for (size_t i = 0; i < lists_[t].count; ++i) lists_[t].values[i] = v[place[lists_[t].slots[i]]];
+    }
+  }
+
+  // v of the others, in z_ too.
+  void up_rare(const int32_t* rows, const int32_t* place, size_t shared) {
+    DotList lists[kMaxDotTokens];
+    for (size_t t = 0; t < x_.count; ++t) {
       int32_t* const slots = rare_ + t * kDotStride;
       size_t n = 0;
       for (size_t i = 0; i < lists_[t].count; ++i) {
-        slots[n] = lists_[t].slots[i];
-        n += is_rare(slots[n]);
+        slots[n] = place[lists_[t].slots[i]];
+        n += static_cast<size_t>(slots[n]) >= shared;
       }
-      rare[t] = {slots, lists_[t].values, n};
+      lists[t] = {slots, lists_[t].values, n};
     }
-    run_.up(ffn_.up, x_, used_, row_prefetches(ffn_.d_model), rare);
-    for (size_t t = 0; t < x_.count && count != 0; ++t) {
-      const DotList& list = lists_[t];
-      for (size_t i = list.count, n = rare[t].count; i-- > 0;) {  // rare ones move up to their places
-        const int32_t slot = list.slots[i];
-        list.values[i] = is_rare(slot) ? list.values[--n] : z_[t * kDotBlock + static_cast<size_t>(place[slot])];
-      }
+    run_.up(ffn_.up, x_, rows, row_prefetches(ffn_.d_model), lists);
+    for (size_t t = 0; t < x_.count; ++t) {
+      for (size_t i = 0; i < lists[t].count; ++i)
+        z_[t * kDotBlock + static_cast<size_t>(lists[t].slots[i])] = lists[t].values[i];
     }
   }
 
@@ -205,7 +225,7 @@ class Neurons {
   float *z_, *a_, *v_;  // of a block
   int32_t *slots_, *rare_;
   const bool shares_;
-  bool is_shared_[kDotBlock + 1];  // by place in used_
+  bool is_shared_[kDotBlock];  // by place in used_
   DotList lists_[kMaxDotTokens];
   int32_t used_[kDotBlock + 1];  // the last neuron of a block is written in any case
   DotPiece& out_;
