@@ -123,8 +123,8 @@ class Node : public Kernel {
     drop(weights[0]);
     for (size_t i = 1; i < weights.size(); ++i) {
       const bool is_down = i + 1 == weights.size();
-      (is_down ? ffn_.down : ffn_.up) =
-          pack_rows(weights[i].matrix, weights[i].bias, is_down ? RowOrder::kAxpy : RowOrder::kDot, *arena_, threads);
+      (is_down ? ffn_.down : ffn_.up) = pack_rows(weights[i].matrix, weights[i].bias,
+                                                  is_down ? RowOrder::kAxpy : kernels_->up_order, *arena_, threads);
       drop(weights[i]);
     }
   }

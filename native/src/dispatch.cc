@@ -83,6 +83,13 @@ int row_prefetches(size_t d_model) {
 #endif
 }
 
+bool is_worth_prefetching(size_t fresh, size_t rows) {
+#ifndef PROSPARSE_FRESH_PERCENT
+#define PROSPARSE_FRESH_PERCENT 10
+#endif
+  return fresh * 100 > rows * PROSPARSE_FRESH_PERCENT;
+}
+
 size_t batch_tokens(const DotKernels& dot) {
 #if defined(__x86_64__)
   static const bool zen5 = is_zen5();

@@ -37,6 +37,9 @@ bool reads_side_by_side(size_t panel_bytes);
 // How often upcoming rows of up_proj and down_proj are prefetched: 0, 1 or 2 times.
 int row_prefetches(size_t d_model);
 
+// Whether a token's rows are prefetched if `fresh` of its `rows` have not been read by the tokens before it.
+bool is_worth_prefetching(size_t fresh, size_t rows);
+
 // From how many tokens an FFN uses all of DotKernels.
 size_t batch_tokens(const DotKernels& dot);
 

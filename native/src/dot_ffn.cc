@@ -83,7 +83,7 @@ void run_dot_batch(const Kernels& kernels, DotLevel level, const Ffn& ffn, const
   const DotKernels& down = dot_kernels(kernels, ffn.down.format, level);
   const DotKernels& run = dot_kernels(kernels, ffn.gate.format, level);
   const DotUse use = !ffn.gated ? DotUse::kPanels : run.up_panels != nullptr ? DotUse::kSharedRows : DotUse::kRows;
-  const DotTokens tokens = round_to_bytes(run, x, count, ffn.d_model, use, parallel, scratch);
+  const DotTokens tokens = round_to_bytes(run, x, count, ffn.d_model, use, ffn.up.lane_groups, parallel, scratch);
   const LeftOut others = scratch.left_out(count);
   const size_t blocks = (ffn.gate.count() + kBlockPanels - 1) / kBlockPanels,
                pieces = std::min({2 * scratch.pieces(), blocks, kMostPieces});
@@ -104,11 +104,11 @@ void run_dot_batch(const Kernels& kernels, DotLevel level, const Ffn& ffn, const
 void multiply_dot_batch(const Kernels& kernels, DotLevel level, const Panels& w, const float* x, size_t count,
                         size_t cols, float* z, size_t z_stride, const Parallel& parallel, Scratch& scratch) {
   const DotKernels& run = dot_kernels(kernels, w.format, level);
-  const DotTokens prepared = round_to_bytes(run, x, count, cols, DotUse::kPanels, parallel, scratch);
+  const DotTokens prepared = round_to_bytes(run, x, count, cols, DotUse::kPanels, 0, parallel, scratch);
   const size_t pieces = scratch.pieces();
   parallel_for(parallel, pieces, [&](size_t i) {
     const Range panels = piece(w.count(), pieces, i, 2);
-    run.multiply(w, panels.begin, panels.end, prepared, z + panels.begin * kLanes, z_stride);
+    run.multiply(w, panels.begin, panels.end, prepared, {nullptr, 0}, z + panels.begin * kLanes, z_stride);
   });
 }
 

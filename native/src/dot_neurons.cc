@@ -18,6 +18,9 @@ namespace {
 #define PROSPARSE_SHARED_PERCENT 38
 #endif
 constexpr size_t kSharedPercent = PROSPARSE_SHARED_PERCENT;
+// Where tokens use so many of a block's neurons, the next block's rows of up_proj are prefetched before it is known
+// which are used, while gate_proj keeps the processor busy.
+constexpr size_t kMostPercent = 70;
 
 uint32_t to_bf16(float value) {
   uint32_t bits;
@@ -42,6 +45,7 @@ class Neurons {
         slots_(reinterpret_cast<int32_t*>(v_ + x.count * kDotStride)),
         rare_(slots_ + x.count * kDotStride),
         shares_(run_.up_panels != nullptr),
+        prefetches_(row_prefetches(ffn.d_model)),
         out_(out),
         scratch_(scratch) {}
 
@@ -49,8 +53,10 @@ class Neurons {
     out_.count = 0;
     for (size_t panel = panels.begin; panel < panels.end; panel += kDotBlock / kLanes) {
       const size_t last = std::min(panels.end, panel + kDotBlock / kLanes), first_row = panel * kLanes;
-      run_.multiply(ffn_.gate, panel, last, x_, z_, kDotBlock);
-      const size_t used = list(std::min(ffn_.d_ff, last * kLanes) - first_row);
+      const size_t width = std::min(ffn_.d_ff, last * kLanes) - first_row;
+      run_.multiply(ffn_.gate, panel, last, x_, upcoming_rows(first_row, width), z_, kDotBlock);
+      const size_t used = list(width);
+      most_are_used_ = used * 100 >= width * kMostPercent;
       for (size_t i = 0; i < used; ++i) used_[i] += static_cast<int32_t>(first_row);
       if (ffn_.gated) up(used);
       for (size_t t = 0; t < x_.count; ++t) finish(t);
@@ -59,6 +65,12 @@ class Neurons {
   }
 
  private:
+  // The block's rows of up_proj, if most of the last block's were used.
+  MemoryRange upcoming_rows(size_t first, size_t count) const {
+    if (!ffn_.gated || !most_are_used_ || prefetches_ == 0) return {nullptr, 0};
+    return {ffn_.up.row(first), count * ffn_.up.row_bytes};
+  }
+
   // Lists the active neurons of each token among the block's `width`, and in used_ those of any.
   size_t list(size_t width) {
     uint8_t uses[kDotBlock] = {};
@@ -66,8 +78,10 @@ class Neurons {
       int32_t* const slots = slots_ + t * kDotStride;
       float* const a = a_ + t * kDotStride;
       const size_t count = others_[t] ? 0 : list_token(z_ + t * kDotBlock, width, slots, a);
-      lists_[t] = {slots, ffn_.gated ? v_ + t * kDotStride : a, count};
-      for (size_t i = 0; i < count; ++i) ++uses[slots[i]];
+      lists_[t] = {slots, ffn_.gated ? v_ + t * kDotStride : a, count, 0};
+      size_t first = 0;  // uses of a neuron
+      for (size_t i = 0; i < count; ++i) first += uses[slots[i]]++ == 0;
+      if (!most_are_used_ && is_worth_prefetching(first, count)) lists_[t].prefetches = prefetches_;
     }
     int32_t place[kDotBlock];
     size_t used = 0;
@@ -105,7 +119,7 @@ class Neurons {
     int32_t rows[kDotBlock], place[kDotBlock];  // shared ones first
     size_t shared = 0;
     for (size_t i = 0; i < used; ++i) shared += shares_ && is_shared_[i];
-    if (shared == 0) return run_.up(ffn_.up, x_, used_, row_prefetches(ffn_.d_model), lists_);
+    if (shared == 0) return run_.up(ffn_.up, x_, used_, lists_);
     for (size_t i = 0, next = 0, rare = shared; i < used; ++i) {
       place[i] = static_cast<int32_t>(is_shared_[i] ? next++ : rare++);
       rows[place[i]] = used_[i];
@@ -128,9 +142,9 @@ class Neurons {
         slots[n] = place[lists_[t].slots[i]];
         n += static_cast<size_t>(slots[n]) >= shared;
       }
-      lists[t] = {slots, lists_[t].values, n};
+      lists[t] = {slots, lists_[t].values, n, lists_[t].prefetches};
     }
-    run_.up(ffn_.up, x_, rows, row_prefetches(ffn_.d_model), lists);
+    run_.up(ffn_.up, x_, rows, lists);
     for (size_t t = 0; t < x_.count; ++t) {
       for (size_t i = 0; i < lists[t].count; ++i)
         z_[t * kDotBlock + static_cast<size_t>(lists[t].slots[i])] = lists[t].values[i];
@@ -225,7 +239,9 @@ class Neurons {
   float *z_, *a_, *v_;  // of a block
   int32_t *slots_, *rare_;
   const bool shares_;
-  bool is_shared_[kDotBlock];  // by place in used_
+  const int prefetches_;
+  bool most_are_used_ = false;  // of the last block, so that all rows of this one are prefetched
+  bool is_shared_[kDotBlock];   // by place in used_
   DotList lists_[kMaxDotTokens];
   int32_t used_[kDotBlock + 1];  // the last neuron of a block is written in any case
   DotPiece& out_;

@@ -2,6 +2,7 @@
 
 #include <algorithm>
 #include <limits>
+#include <utility>
 
 #include "dispatch.h"
 #include "dot_ffn.h"
@@ -23,6 +24,25 @@ constexpr size_t kUpRows = 32;            // least rows of a part of up_proj
 constexpr size_t kCachedRows = 256;
 constexpr size_t kCachedBytes = size_t{512} << 10;
 
+// Rows that tokens of a call have read, of kCachedRows from `first` on.
+class RowsRead {
+ public:
+  explicit RowsRead(size_t first) : first_(first) {}
+
+  // How often to prefetch the rows of a range of a token's list, which it reads next.
+  int prefetches(const TokenBatch& batch, size_t token, Range list) {
+    const int32_t* const rows = batch.active + token * batch.list_stride;
+    size_t fresh = 0;
+    for (size_t i = list.begin; i < list.end; ++i)
+      fresh += !std::exchange(is_read_[static_cast<size_t>(rows[i]) - first_], true);
+    return is_worth_prefetching(fresh, list.end - list.begin) ? batch.prefetches : 0;
+  }
+
+ private:
+  size_t first_;
+  bool is_read_[kCachedRows] = {};
+};
+
 void run_up(const TokenBatch& batch) {
   const Ffn& ffn = batch.ffn;
   const Scratch& scratch = batch.scratch;
@@ -30,15 +50,16 @@ void run_up(const TokenBatch& batch) {
   if (tokens == 1) {  // cut by count, so that clusters of active neurons do not matter
     const size_t count = scratch.counts[0], pieces = std::clamp<size_t>(count / kUpRows, 1, scratch.parts_to_claim());
     parallel_for(batch.parallel, pieces,
-                 [&](size_t i) { batch.compute_up(0, piece(count, pieces, i, 4), 0, ffn.d_model); });
+                 [&](size_t i) { batch.compute_up(0, piece(count, pieces, i, 4), 0, ffn.d_model, batch.prefetches); });
   } else {
     const size_t part = std::max<size_t>(kCachedBytes / kCachedRows * 8 / element_bits(ffn.up.format), kPadColumns),
                  cols = batch.bytes != nullptr ? ffn.d_model : part;
     parallel_for(batch.parallel, (ffn.d_ff + kCachedRows - 1) / kCachedRows, [&](size_t i) {
       for (size_t col = 0; col < ffn.d_model; col += cols) {
+        RowsRead read(i * kCachedRows);
         for (size_t t = 0; t < tokens; ++t) {
-          batch.compute_up(t, batch.list_range(t, i * kCachedRows, (i + 1) * kCachedRows), col,
-                           std::min(cols, ffn.d_model - col));
+          const Range list = batch.list_range(t, i * kCachedRows, (i + 1) * kCachedRows);
+          batch.compute_up(t, list, col, std::min(cols, ffn.d_model - col), read.prefetches(batch, t, list));
         }
       }
     });
@@ -53,10 +74,12 @@ void run_down(const TokenBatch& batch, size_t pieces, size_t column_multiple) {
     const Range columns = piece(batch.ffn.d_model, pieces, i, column_multiple);
     if (columns.begin == columns.end) return;
     batch.start_down(columns);
-    if (tokens == 1) return batch.add_down(0, {0, batch.scratch.counts[0]}, columns, i);
+    if (tokens == 1) return batch.add_down(0, {0, batch.scratch.counts[0]}, columns, i, batch.prefetches);
     for (size_t first = 0; first < batch.ffn.d_ff; first += kCachedRows) {
+      RowsRead read(first);
       for (size_t t = 0; t < tokens; ++t) {
-        batch.add_down(t, batch.list_range(t, first, first + kCachedRows), columns, i);
+        const Range list = batch.list_range(t, first, first + kCachedRows);
+        batch.add_down(t, list, columns, i, read.prefetches(batch, t, list));
       }
     }
   });
@@ -112,16 +135,17 @@ void run(const Kernels& kernels, const Ffn& ffn, const float* x, size_t tokens, 
     const float* const in = x + first * ffn.d_model;
     DotTokens bytes{};
     if (dot != nullptr)
-      bytes =
-          round_to_bytes(*dot, in, count, ffn.d_model, ffn.gated ? DotUse::kRows : DotUse::kPanels, parallel, scratch);
+      bytes = round_to_bytes(*dot, in, count, ffn.d_model, ffn.gated ? DotUse::kRows : DotUse::kPanels,
+                             ffn.up.lane_groups, parallel, scratch);
     TokenBatch batch{kernels,
                      ffn,
                      parallel,
                      scratch,
                      pieces,
-                     dot != nullptr ? plain_tokens(in, count, ffn.d_model)
-                                    : quantize_activations(kernels, ffn.gate.format, ffn.gate.count(), in, count,
-                                                           ffn.d_model, parallel, scratch),
+                     dot != nullptr
+                         ? plain_tokens(in, count, ffn.d_model)
+                         : quantize_activations(kernels, ffn.gate.format, ffn.gate.count(), ffn.up.lane_groups, in,
+                                                count, ffn.d_model, parallel, scratch),
                      y_padded != nullptr ? y_padded : out,
                      padded,
                      z_stride,
@@ -150,7 +174,7 @@ void run_panels(const Kernels& kernels, const Panels& w, const float* x, size_t 
   for (size_t first = 0; first < tokens; first += kBatchTokens) {
     const size_t count = std::min(kBatchTokens, tokens - first);
     const Tokens prepared =
-        quantize_activations(kernels, w.format, w.count(), x + first * cols, count, cols, parallel, scratch);
+        quantize_activations(kernels, w.format, w.count(), 0, x + first * cols, count, cols, parallel, scratch);
     float* out = y + first * w.rows;
     const size_t pieces = scratch.pieces();
     parallel_for(parallel, pieces, [&](size_t i) {

@@ -6,7 +6,7 @@ void gate_gemm(const Kernels& kernels, const Panels& w, size_t first, size_t las
                const DotTokens* bytes, const Scratch& scratch, float* z, size_t z_stride) {
   const size_t format = static_cast<size_t>(w.format);
   if (bytes != nullptr) {
-    bytes->kernels->multiply(w, first, last, *bytes, z + first * kLanes, z_stride);
+    bytes->kernels->multiply(w, first, last, *bytes, {nullptr, 0}, z + first * kLanes, z_stride);
   } else {
     kernels.of[format].gemm_panels(w, first, last, x, z, z_stride);
   }

@@ -37,6 +37,7 @@ template <size_t... f>
 Kernels with_amx(std::index_sequence<f...>) {
   Kernels kernels = avx512_vnni_kernels();
   kernels.isa = "avx512-amx";
+  kernels.up_order = RowOrder::kDot;  // a group's words become a row of a tile
   kernels.to_bf16x3 = to_bf16x3;
   kernels.vnni_transpose = vnni_transpose;
   (add_amx<static_cast<Format>(f)>(kernels), ...);

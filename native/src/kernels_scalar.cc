@@ -65,7 +65,7 @@ void scatter_gemm(const Rows& w, size_t, const int32_t*, size_t, size_t col, siz
 }
 
 // No kernel here reads rounded activations.
-void quantize(const float*, size_t, Format, int16_t*, int16_t*, float*, int32_t*, int32_t*) {}
+void quantize(const float*, size_t, Format, size_t, int16_t*, int16_t*, float*, int32_t*, int32_t*) {}
 
 #include "attention_scalar.inc"
 #include "compact.inc"
@@ -74,7 +74,8 @@ template <size_t... f>
 constexpr Kernels scalar_table(std::index_sequence<f...>) {
   constexpr FormatKernels kAny = {0,       0,  gemm_panels, gather_dot, scatter_axpy, gather_gemm, scatter_gemm,
                                   nullptr, {}, {},          {}};
-  return {"scalar", 1, 1, false, quantize, compact, kAttention, {(static_cast<void>(f), kAny)...}, nullptr, nullptr};
+  return {"scalar", 1,      1, false, RowOrder::kLane, quantize, compact, kAttention, {(static_cast<void>(f), kAny)...},
+          nullptr,  nullptr};
 }
 
 }  // namespace

@@ -27,6 +27,8 @@ size_t panel_bytes(Format format, size_t cols) {
   return (cols + kPanelColumns - 1) / kPanelColumns * panel_step_bytes(format);
 }
 
+size_t lane_groups(size_t cols) { return groups_of(cols) / kLanes * kLanes; }
+
 size_t line_columns(Format format) { return is_quantized(format) ? fields(format) * kGroupColumns : kLanes; }
 
 // Bytes of a row's lines.
@@ -158,6 +160,20 @@ void lay_row(const Matrix& w, size_t row, uint8_t* out) {
   }
 }
 
+// From kDot to kLane, 16 groups at a time.
+template <Format format>
+void give_lanes(size_t groups, uint8_t* row) {
+  constexpr size_t kLines = group_lanes(format);
+  for (size_t g = 0; g < groups; g += kLanes, row += kLines * kLineBytes) {
+    uint32_t in[kLines * kLanes], out[kLines * kLanes];
+    std::memcpy(in, row, sizeof(in));
+    for (size_t line = 0; line < kLines; ++line) {
+      for (size_t lane = 0; lane < kLanes; ++lane) out[line * kLanes + lane] = in[lane * kLines + line];
+    }
+    std::memcpy(row, out, sizeof(out));
+  }
+}
+
 template <Format format>
 void pack_panel(const Matrix& w, size_t panel, uint8_t* out) {
   if constexpr (is_quantized(format)) {
@@ -171,8 +187,9 @@ void pack_panel(const Matrix& w, size_t panel, uint8_t* out) {
 template <Format format>
 void pack_row(const Matrix& w, RowOrder order, size_t row, uint8_t* out) {
   if constexpr (is_quantized(format)) {
-    return order == RowOrder::kDot ? lay_row<format, RowOrder::kDot>(w, row, out)
-                                   : lay_row<format, RowOrder::kAxpy>(w, row, out);
+    if (order == RowOrder::kAxpy) return lay_row<format, RowOrder::kAxpy>(w, row, out);
+    lay_row<format, RowOrder::kDot>(w, row, out);
+    if (order == RowOrder::kLane) give_lanes<format>(lane_groups(w.cols), out);
   } else {
     const size_t bytes = stored_row_bytes(format, w.cols);
     std::memcpy(out, static_cast<const uint8_t*>(w.data) + row * bytes, bytes);
@@ -250,9 +267,10 @@ Rows pack_rows(const Matrix& w, const void* bias, RowOrder order, Arena& arena, 
   p.padded_cols = round_up(w.cols, line_columns(w.format));
   p.row_bytes = row_bytes(w.format, w.cols);
   p.scales_at = data_bytes(w.format, w.cols);
+  p.lane_groups = order == RowOrder::kLane && is_quantized(w.format) ? lane_groups(w.cols) : 0;
   uint8_t* data = arena.take(w.rows * p.row_bytes + kSlack);
   const size_t scale_bytes = groups_of(w.cols) * sizeof(uint16_t);
-  uint8_t* out_of_range = has_limit(w.format) && order == RowOrder::kDot ? arena.take(w.rows) : nullptr;
+  uint8_t* out_of_range = has_limit(w.format) && order != RowOrder::kAxpy ? arena.take(w.rows) : nullptr;
   const Packer packer = packer_for(w.format);
   in_parallel(w.rows, threads, [&](size_t r) {
     uint8_t* out = data + r * p.row_bytes;
@@ -263,8 +281,8 @@ Rows pack_rows(const Matrix& w, const void* bias, RowOrder order, Arena& arena, 
   });
   p.data = data;
   p.out_of_range = out_of_range;
-  p.bias = order == RowOrder::kDot ? copy_bias(bias, w.rows, w.rows, arena)
-                                   : copy_bias(bias, w.cols, round_up(w.cols, 128), arena);
+  p.bias = order == RowOrder::kAxpy ? copy_bias(bias, w.cols, round_up(w.cols, 128), arena)
+                                    : copy_bias(bias, w.rows, w.rows, arena);
   return p;
 }
 

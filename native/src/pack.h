@@ -11,7 +11,7 @@ namespace prosparse {
 size_t panels_bytes(const Matrix& w);
 size_t rows_bytes(const Matrix& w);
 
-// Pack with up to `threads` threads. `bias` has w.rows (panels, kDot) or w.cols (kAxpy) floats and is copied. Inputs
+// Pack with up to `threads` threads. `bias` has w.rows or, for kAxpy, w.cols floats and is copied. Inputs
 // need not be aligned. Throw std::bad_alloc when no memory or no thread is left.
 // rounded: for operators of accuracy level 4.
 Panels pack_panels(const Matrix& w, const void* bias, Arena& arena, unsigned threads, bool rounded = false);

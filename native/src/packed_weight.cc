@@ -36,7 +36,7 @@ size_t place_of(RowOrder order, Format format, size_t column) {
     }
     return all;
   }();
-  return places[order == RowOrder::kDot][static_cast<size_t>(format)][column];
+  return places[order != RowOrder::kAxpy][static_cast<size_t>(format)][column];
 }
 
 }  // namespace
@@ -59,7 +59,12 @@ double row_weight(const Rows& w, RowOrder order, size_t row, size_t col) {
   if (!is_quantized(w.format)) return float_weight(w.format, data, col);
   const size_t N = fields(w.format), group = col / kGroupColumns;
   const size_t place = place_of(order, w.format, col % (N * kGroupColumns));
-  const uint16_t word = reinterpret_cast<const uint16_t*>(data + group / N * kLineBytes)[place / N];
+  size_t lane = group / N * kLanes + place / N / 2;  // of the row
+  if (group < w.lane_groups) {
+    const size_t lines = group_lanes(w.format), own = lane % lines;
+    lane = (group / kLanes * lines + own) * kLanes + group % kLanes;
+  }
+  const uint16_t word = reinterpret_cast<const uint16_t*>(data)[2 * lane + place / N % 2];
   return quantized_weight(w.format, w.scales(row)[group],
                           static_cast<uint32_t>(word) >> (place % N * element_bits(w.format)));
 }

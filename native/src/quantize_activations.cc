@@ -30,13 +30,14 @@ bool mark_range(const float* row, size_t count, size_t t, Scratch& scratch) {
 }
 
 // Token t, whose values begin at `row`. Zeros where it needs the fallback.
-void quantize_token(const Kernels& kernels, Format format, const float* row, size_t stride, size_t t,
-                    const Quantized& out, Scratch& scratch) {
+void quantize_token(const Kernels& kernels, Format format, size_t lane_groups, const float* row, size_t stride,
+                    size_t t, const Quantized& out, Scratch& scratch) {
   const size_t groups = stride / kGroupColumns;
   int16_t *q = out.q + t * stride, *q_dot = out.q_dot + t * stride;
   float* scale = out.scale + t * groups;
   int32_t *starts = out.starts + t * stride / 2, *sums = out.sums + t * groups;
-  if (mark_range(row, stride, t, scratch)) return kernels.quantize(row, stride, format, q, q_dot, scale, starts, sums);
+  if (mark_range(row, stride, t, scratch))
+    return kernels.quantize(row, stride, format, lane_groups, q, q_dot, scale, starts, sums);
   std::memset(q, 0, stride * sizeof(*q));
   std::memset(scale, 0, groups * sizeof(*scale));
   std::memset(q_dot, 0, stride * sizeof(*q_dot));
@@ -121,8 +122,8 @@ bool is_in_range(const float* values, size_t count) {
   return in_range;
 }
 
-Tokens quantize_activations(const Kernels& kernels, Format format, size_t panels, const float* x, size_t count,
-                            size_t cols, const Parallel& parallel, Scratch& scratch) {
+Tokens quantize_activations(const Kernels& kernels, Format format, size_t panels, size_t lane_groups, const float* x,
+                            size_t count, size_t cols, const Parallel& parallel, Scratch& scratch) {
   const bool quantized = is_quantized(format);
   Tokens tokens{};
   tokens.count = count;
@@ -144,7 +145,7 @@ Tokens quantize_activations(const Kernels& kernels, Format format, size_t panels
     }
     const float* row = tokens.x + t * stride;
     if (quantized) {
-      quantize_token(kernels, format, row, stride, t, out, scratch);
+      quantize_token(kernels, format, lane_groups, row, stride, t, out, scratch);
     } else if (bf16x3 && !is_in_range(row, cols)) {
       scratch.needs_fallback[t].store(true, std::memory_order_relaxed);
     }
@@ -164,7 +165,7 @@ Tokens quantize_activations(const Kernels& kernels, Format format, size_t panels
 }
 
 DotTokens round_to_bytes(const DotKernels& run, const float* x, size_t count, size_t cols, DotUse use,
-                         const Parallel& parallel, Scratch& scratch) {
+                         size_t lane_groups, const Parallel& parallel, Scratch& scratch) {
   const bool rows = use != DotUse::kPanels, shared = use == DotUse::kSharedRows;
   const size_t group = group_size(count, run.group), groups = groups_of(cols),
                row_bytes = rows ? run.row_bytes(cols) : 0;
@@ -180,8 +181,8 @@ DotTokens round_to_bytes(const DotKernels& run, const float* x, size_t count, si
       const bool in_range = mark_range(x + t * cols, cols, t, scratch);
       if (in_range) in[t - first] = x + t * cols;
     }
-    run.to_bytes(in, own, cols, q + first * groups * run.group_bytes, scale + first * groups, start + first * groups,
-                 rows ? wide + first * row_bytes : nullptr,
+    run.to_bytes(in, own, cols, lane_groups, q + first * groups * run.group_bytes, scale + first * groups,
+                 start + first * groups, rows ? wide + first * row_bytes : nullptr,
                  shared ? row_q + first * groups * run.group_bytes : nullptr);
   });
   return {&run, count, group, groups, q, scale, start, wide, row_bytes, row_q};

@@ -16,16 +16,17 @@ constexpr size_t kL1WayFloats = 1024;
 // Whether all magnitudes are below kFallbackFrom; false for a NaN.
 bool is_in_range(const float* values, size_t count);
 
-// Prepares x, [count, cols], for the kernels of one format and a matrix of `panels` panels; count <= kBatchTokens.
+// Prepares x, [count, cols], for the kernels of one format, a matrix of `panels` panels, and Rows with lane_groups;
+// count <= kBatchTokens.
 // Sets scratch.needs_fallback and is_nan. May throw std::bad_alloc.
-Tokens quantize_activations(const Kernels& kernels, Format format, size_t panels, const float* x, size_t count,
-                            size_t cols, const Parallel& parallel, Scratch& scratch);
+Tokens quantize_activations(const Kernels& kernels, Format format, size_t panels, size_t lane_groups, const float* x,
+                            size_t count, size_t cols, const Parallel& parallel, Scratch& scratch);
 
 enum class DotUse { kPanels, kRows, kSharedRows };  // each has DotTokens' members for those before it
 
 // The same for `run`.
 DotTokens round_to_bytes(const DotKernels& run, const float* x, size_t count, size_t cols, DotUse use,
-                         const Parallel& parallel, Scratch& scratch);
+                         size_t lane_groups, const Parallel& parallel, Scratch& scratch);
 
 }  // namespace prosparse
 

@@ -59,17 +59,17 @@ void TokenBatch::mark_fallback(size_t token, const float* values, size_t count) 
   scratch.needs_fallback[token].store(true, std::memory_order_relaxed);
 }
 
-void TokenBatch::compute_up(size_t token, Range list, size_t col, size_t cols) const {
+void TokenBatch::compute_up(size_t token, Range list, size_t col, size_t cols, int times) const {
   const size_t at = token * list_stride + list.begin, count = list.end - list.begin;
   if (count == 0) return;
   if (bytes != nullptr && !needs_scalar(*this, ffn.up, token)) {
     DotTokens one = *bytes;
     one.count = 1;
     one.rows += token * one.row_bytes;
-    const DotList all = {active + at, h + at, count};
-    one.kernels->up(ffn.up, one, nullptr, prefetches, &all);
+    const DotList all = {active + at, h + at, count, times};
+    one.kernels->up(ffn.up, one, nullptr, &all);
   } else {
-    kernels_for(*this, ffn.up, token).gather_dot(ffn.up, x, token, active + at, count, col, cols, prefetches, h + at);
+    kernels_for(*this, ffn.up, token).gather_dot(ffn.up, x, token, active + at, count, col, cols, times, h + at);
   }
   if (col + cols < ffn.d_model) return;
   if (ffn.activation == Activation::kDrelu) {
@@ -84,11 +84,11 @@ void TokenBatch::start_down(Range columns) const {
   }
 }
 
-void TokenBatch::add_down(size_t token, Range list, Range columns, size_t piece_index) const {
+void TokenBatch::add_down(size_t token, Range list, Range columns, size_t piece_index, int times) const {
   const size_t at = token * list_stride + list.begin;
   kernels_for(*this, ffn.down, token)
       .scatter_axpy(ffn.down, active + at, (ffn.gated ? h : a) + at, list.end - list.begin, columns.begin,
-                    columns.end - columns.begin, prefetches, y + token * y_stride + columns.begin,
+                    columns.end - columns.begin, times, y + token * y_stride + columns.begin,
                     work + piece_index * work_bytes);
 }
 

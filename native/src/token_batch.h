@@ -20,7 +20,7 @@ struct TokenBatch {
   float *z, *a, *h;
   int32_t* active;
   uint8_t* work;
-  int prefetches;                       // of rows, see FormatKernels::gather_dot
+  int prefetches;                       // of rows that no token has read, see FormatKernels::gather_dot
   const Tiles* tiles;                   // null: one token, or a quantized format
   const DotTokens* bytes;               // x for DotKernels, or null
   const uint8_t* transposed = nullptr;  // x in bfloat16 parts as gather_gemm_bf16x3 reads them, or null
@@ -31,12 +31,13 @@ struct TokenBatch {
   void list_active(size_t token) const;
   // Sets needs_fallback if values that a quantized down_proj reads are out of range.
   void mark_fallback(size_t token, const float* values, size_t count) const;
-  // h = a * v for a range of one token's list; v has been summed over the columns before `col`.
-  void compute_up(size_t token, Range list, size_t col, size_t cols) const;
+  // h = a * v for a range of one token's list; v has been summed over the columns before `col`. times: of `prefetches`,
+  // as many as these rows need.
+  void compute_up(size_t token, Range list, size_t col, size_t cols, int times) const;
   // Results begin as the bias.
   void start_down(Range columns) const;
   // Adds a range of one token's list to some columns of its result.
-  void add_down(size_t token, Range list, Range columns, size_t piece_index) const;
+  void add_down(size_t token, Range list, Range columns, size_t piece_index, int times) const;
   // The range of a token's list within neurons [first, last).
   Range list_range(size_t token, size_t first, size_t last) const;
 };

@@ -140,7 +140,7 @@ void test_tokens(const Kernels& k, FfnFormat format, size_t d_in, size_t d_out, 
 void test_ffn(const Kernels& k, FfnFormat format, size_t d_model, size_t d_ff, size_t tokens, bool gated,
               Activation activation, float threshold) {
   std::mt19937 rng(static_cast<unsigned>(d_model + d_ff + tokens));
-  const Weights weights(format, d_model, d_ff, gated, activation, threshold, rng);
+  const Weights weights(k, format, d_model, d_ff, gated, activation, threshold, rng);
   const bool rounds = is_quantized(format.down) && &k != &kScalarKernels;
   // Which neurons up_proj computes for all tokens of a float format depends on how many of them it is active for.
   const bool apart = tokens <= 4 || !gated || is_quantized(format.down);

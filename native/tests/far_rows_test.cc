@@ -60,7 +60,8 @@ void test_gemm_panels(const Kernels& k, Format f, const Far& far, const std::vec
   const SparseMemory z(2 * kRows * sizeof(float));
   for (const size_t tokens : {size_t{1}, size_t{2}}) {
     Scratch scratch;
-    const Tokens prepared = quantize_activations(k, f, far.panels.count(), x.data(), tokens, kCols, kSerial, scratch);
+    const Tokens prepared =
+        quantize_activations(k, f, far.panels.count(), 0, x.data(), tokens, kCols, kSerial, scratch);
     k.of[static_cast<size_t>(f)].gemm_panels(far.panels, kFirst / kLanes, kRows / kLanes, prepared, z.as<float>(),
                                              kRows);
     for (size_t r = 0; r < kFew * tokens; ++r) {
@@ -75,7 +76,8 @@ void test_gemm_panels(const Kernels& k, Format f, const Far& far, const std::vec
 void test_gather_dot(const Kernels& k, Format f, const Far& far, const std::vector<float>& x,
                      const std::vector<int32_t>& active) {
   Scratch scratch;
-  const Tokens prepared = quantize_activations(k, f, 0, x.data(), kTokens, kCols, kSerial, scratch);
+  const Tokens prepared =
+      quantize_activations(k, f, 0, far.dot.lane_groups, x.data(), kTokens, kCols, kSerial, scratch);
   for (const int prefetches : {0, 1, 2}) {
     std::vector<float> u(active.size());
     k.of[static_cast<size_t>(f)].gather_dot(far.dot, prepared, 1, active.data(), active.size(), 0, kCols, prefetches,

@@ -10,7 +10,7 @@ namespace {
 void test_ffn(const Kernels& k, FfnFormat format, size_t d_model, size_t d_ff, size_t tokens, bool gated,
               Activation activation, float threshold) {
   std::mt19937 rng(static_cast<unsigned>(d_model + tokens));
-  const Weights weights(format, d_model, d_ff, gated, activation, threshold, rng);
+  const Weights weights(k, format, d_model, d_ff, gated, activation, threshold, rng);
   const std::vector<float> x = normals(rng, tokens * d_model);
   const std::vector<float> y = run(k, weights.ffn, x);
   expect_ffn(k, weights, x, y);
@@ -27,7 +27,7 @@ void test_ffn(const Kernels& k, FfnFormat format, size_t d_model, size_t d_ff, s
 void test_wide(const Kernels& k, FfnFormat format) {
   constexpr size_t kModel = 2100, kTokens = 128;
   std::mt19937 rng(7);
-  const Weights weights(format, kModel, 50 * kTileRows + 5, true, Activation::kRelu, 35.0f, rng);
+  const Weights weights(k, format, kModel, 50 * kTileRows + 5, true, Activation::kRelu, 35.0f, rng);
   const std::vector<float> x = normals(rng, kTokens * kModel), y = run(k, weights.ffn, x);
   CHECK(run(k, weights.ffn, x, 1) == y, "%s: the order of tasks changes the bits of many wide tokens", k.isa);
   for (const std::ptrdiff_t t : {0, 62, 127}) {
@@ -42,7 +42,7 @@ void test_wide(const Kernels& k, FfnFormat format) {
 // Every neuron active, none active, or as it comes.
 void test_extremes(const Kernels& k, FfnFormat format, size_t d_model, size_t d_ff, size_t tokens) {
   std::mt19937 rng(static_cast<unsigned>(d_model + d_ff));
-  Weights weights(format, d_model, d_ff, true, Activation::kRelu, 0.0f, rng);
+  Weights weights(k, format, d_model, d_ff, true, Activation::kRelu, 0.0f, rng);
   const std::vector<float> x = normals(rng, tokens * d_model), bias = weights.b_gate;
   for (const float shift : {-1e4f, 0.0f, 1e4f}) {
     for (size_t r = 0; r < d_ff; ++r) weights.b_gate[r] = bias[r] + shift;
@@ -59,7 +59,7 @@ void test_extremes(const Kernels& k, FfnFormat format, size_t d_model, size_t d_
 void test_boundary(const Kernels& k) {
   std::mt19937 rng(1);
   const float t = 0.25f;
-  Weights w(kFfnFormats[0], 1, 1, true, Activation::kRelu, t, rng);
+  Weights w(k, kFfnFormats[0], 1, 1, true, Activation::kRelu, t, rng);
   const float one = 1.0f;
   for (Stored* s : {&w.gate, &w.up, &w.down}) std::memcpy(s->data.data(), &one, 4);
   w.b_gate = w.b_up = w.b_down = {0.0f};
@@ -101,7 +101,7 @@ void test_silu(const Kernels& k) {
   CHECK(found == 3 && active[0] == 2 && active[1] == 3 && active[2] == 4, "magnitudes: %zu are active", found);
 
   std::mt19937 rng(1);
-  Weights w(kFfnFormats[0], 1, 1, true, Activation::kSilu, 0.25f, rng);
+  Weights w(k, kFfnFormats[0], 1, 1, true, Activation::kSilu, 0.25f, rng);
   const float one = 1.0f;
   for (Stored* s : {&w.gate, &w.up, &w.down}) std::memcpy(s->data.data(), &one, 4);
   w.b_gate = w.b_up = w.b_down = {0.0f};
@@ -129,6 +129,7 @@ int main(int argc, char** argv) {
           test_ffn(*k, f, 33, 100, tokens, true, activation, 1.5f);
         }
         test_ffn(*k, f, 24, 100, tokens, false, Activation::kRelu, 0.5f);
+        if (is_quantized(f.format)) test_ffn(*k, f, 600, 50, tokens, true, Activation::kRelu, 20.0f);  // kLane
         if (tokens < 33) test_ffn(*k, f, 520, 267, tokens, false, Activation::kRelu2, 0.0f);
         test_ffn(*k, f, 1, 1, tokens, true, Activation::kRelu, 0.0f);
         if (f.mixed()) continue;

@@ -28,8 +28,8 @@ void test_hidden_rows(const Kernels& k, FfnFormat format, size_t tokens, bool ga
   std::mt19937 rng(static_cast<unsigned>(tokens));
   const size_t d_model = 96, d_ff = 130;
   const bool rounds = is_quantized(format.down) && &k != &kScalarKernels;
-  const Weights weights(format, d_model, d_ff, gated, Activation::kRelu, 0.0f, rng);
-  Weights broken(format, d_model, d_ff, gated, Activation::kRelu, 0.0f, rng);
+  const Weights weights(k, format, d_model, d_ff, gated, Activation::kRelu, 0.0f, rng);
+  Weights broken(k, format, d_model, d_ff, gated, Activation::kRelu, 0.0f, rng);
   const std::vector<float> x = normals(rng, tokens * d_model), expected_y = run(k, weights.ffn, x);
   for (const size_t row : {size_t{0}, size_t{64}, d_ff - 1}) {
     for (size_t which = 0; which < 3; ++which) {

@@ -16,11 +16,12 @@ size_t cases = 0;
 struct Packed {
   Arena arena;
   Panels panels;
-  Rows dot, axpy;
+  Rows dot, lane, axpy;
   Packed(const Stored& w, const std::vector<float>& bias, unsigned threads)
-      : arena(panels_bytes(w.matrix) + 2 * rows_bytes(w.matrix)),
+      : arena(panels_bytes(w.matrix) + 3 * rows_bytes(w.matrix)),
         panels(pack_panels(w.matrix, bias.data(), arena, threads)),
         dot(pack_rows(w.matrix, bias.data(), RowOrder::kDot, arena, threads)),
+        lane(pack_rows(w.matrix, bias.data(), RowOrder::kLane, arena, threads)),
         axpy(pack_rows(w.matrix, bias.data(), RowOrder::kAxpy, arena, threads)) {}
 };
 
@@ -30,6 +31,7 @@ void expect_packed(const Stored& w, const Packed& packed) {
       ++cases;
       CHECK(panel_weight(packed.panels, r, c) == w.at(r, c) &&
                 row_weight(packed.dot, RowOrder::kDot, r, c) == w.at(r, c) &&
+                row_weight(packed.lane, RowOrder::kLane, r, c) == w.at(r, c) &&
                 row_weight(packed.axpy, RowOrder::kAxpy, r, c) == w.at(r, c),
             "row %zu column %zu is packed wrongly", r, c);
     }
@@ -39,8 +41,8 @@ void expect_packed(const Stored& w, const Packed& packed) {
 // Memory runs out in the threads that pack alone, or in the one that starts them.
 void test_threads(Format format) {
   std::mt19937 rng(2);
-  const Stored w(format, 90, 70, rng);
-  const std::vector<float> bias(128, 0.0f);
+  const Stored w(format, 90, 545, rng);
+  const std::vector<float> bias(545, 0.0f);
   bool thrown = false;
   fail(Where::kElsewhere, 0, false);
   try {
@@ -82,8 +84,8 @@ void test_no_threads(Format format) {
   }
   CHECK(!started, "a thread had 2^50 bytes of stack");
   std::mt19937 rng(3);
-  const Stored w(format, 90, 70, rng);
-  const std::vector<float> bias(128, 0.0f);
+  const Stored w(format, 90, 545, rng);
+  const std::vector<float> bias(545, 0.0f);
   expect_packed(w, Packed(w, bias, 4));
   pthread_setattr_default_np(&usual);
 #else

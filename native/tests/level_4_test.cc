@@ -20,7 +20,7 @@ std::vector<float> run_level_4(const Kernels& k, const Ffn& ffn, const std::vect
 void test_level_4(const Kernels& k, FfnFormat format, size_t d_model, size_t d_ff, size_t tokens, bool gated,
                   Activation activation, float threshold) {
   std::mt19937 rng(static_cast<unsigned>(d_model * 3 + tokens));
-  Weights weights(format, d_model, d_ff, gated, activation, threshold, rng);
+  Weights weights(k, format, d_model, d_ff, gated, activation, threshold, rng);
   std::vector<float> x = normals(rng, tokens * d_model);
   const std::vector<float> y = run_level_4(k, weights.ffn, x);
   expect_ffn(k, weights, x, y, true);
@@ -63,7 +63,7 @@ void test_level_4(const Kernels& k, FfnFormat format, size_t d_model, size_t d_f
 // So many neurons that the number of threads decides how they are cut.
 void test_level_4_threads(const Kernels& k, FfnFormat format, size_t d_ff, size_t tokens) {
   std::mt19937 rng(5);
-  const Weights weights(format, 40, d_ff, true, Activation::kRelu, 0.0f, rng);
+  const Weights weights(k, format, 40, d_ff, true, Activation::kRelu, 0.0f, rng);
   const std::vector<float> x = normals(rng, tokens * 40), y = run_level_4(k, weights.ffn, x);
   for (const unsigned threads : {3u, 5u, 16u, 128u}) {
     CHECK(run_level_4(k, weights.ffn, x, threads, threads) == y, "%s %s level 4: %u threads change the bits", k.isa,
@@ -80,7 +80,7 @@ void use_every(Weights& weights, size_t every) {
 // Rows that no token uses are never read: NaN and infinite scales there change nothing.
 void test_level_4_unused(const Kernels& k, FfnFormat format, size_t tokens) {
   std::mt19937 rng(3);
-  Weights weights(format, 70, 200, true, Activation::kRelu, 0.0f, rng);
+  Weights weights(k, format, 70, 200, true, Activation::kRelu, 0.0f, rng);
   use_every(weights, 3);
   const std::vector<float> x = normals(rng, tokens * 70), y = run_level_4(k, weights.ffn, x);
   for (size_t r = 0; r < 200; ++r) {
@@ -95,7 +95,7 @@ void test_level_4_unused(const Kernels& k, FfnFormat format, size_t tokens) {
 // Few tokens with few active neurons are computed one by one, also where tiles take them otherwise.
 void test_level_4_few(const Kernels& k, FfnFormat format, size_t tokens) {
   std::mt19937 rng(6);
-  Weights weights(format, 70, 400, true, Activation::kRelu, 0.0f, rng);
+  Weights weights(k, format, 70, 400, true, Activation::kRelu, 0.0f, rng);
   use_every(weights, 10);
   const std::vector<float> x = normals(rng, tokens * 70), y = run_level_4(k, weights.ffn, x);
   expect_ffn(k, weights, x, y, true);
@@ -113,7 +113,7 @@ void test_level_4_largest(const Kernels& k, FfnFormat format, size_t tokens) {
   std::mt19937 rng(4);
   for (const bool last : {false, true}) {
     for (const bool alternate : {false, true}) {
-      Weights weights(format, 96, 64, true, Activation::kRelu, 0.0f, rng);
+      Weights weights(k, format, 96, 64, true, Activation::kRelu, 0.0f, rng);
       for (Stored* w : {&weights.gate, &weights.up, &weights.down}) w->use_one_code(last);
       weights.pack();
       std::vector<float> x(tokens * 96);
@@ -143,6 +143,7 @@ int main(int argc, char** argv) {
         }
         test_level_4(*k, f, brief ? 140 : 300, brief ? 130 : 267, tokens, true, Activation::kRelu, 0.0f);
         test_level_4(*k, f, 24, 100, tokens, false, Activation::kRelu2, 0.5f);
+        test_level_4(*k, f, 600, 50, tokens, true, Activation::kRelu, 20.0f);  // RowOrder::kLane
         test_level_4(*k, f, 1, 1, tokens, true, Activation::kRelu, 0.0f);
         if (f.mixed()) continue;
         test_linear(*k, f.format, 37, 129, tokens, true);

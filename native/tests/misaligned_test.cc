@@ -51,7 +51,7 @@ void expect_same_bits(const Kernels& k, FfnFormat format, const char* what, cons
 
 void test_ffn(const Kernels& k, FfnFormat format, bool gated, size_t d_model, size_t tokens) {
   std::mt19937 rng(static_cast<unsigned>(d_model + tokens));
-  const Weights weights(format, d_model, 90, gated, Activation::kRelu, 0.0f, rng);
+  const Weights weights(k, format, d_model, 90, gated, Activation::kRelu, 0.0f, rng);
   const std::vector<float> x = normals(rng, tokens * d_model);
   expect_same_bits(k, format, gated ? "gated" : "ungated", x, x.size(), [&](const float* from, float* to) {
     Scratch scratch;
@@ -77,7 +77,7 @@ void test_linear(const Kernels& k, Format format, size_t cols, size_t tokens) {
 // Weights, scales and biases one byte further.
 void test_file(const Kernels& k, FfnFormat format) {
   std::mt19937 rng(4);
-  Weights weights(format, 70, 90, true, Activation::kRelu, 0.0f, rng);
+  Weights weights(k, format, 70, 90, true, Activation::kRelu, 0.0f, rng);
   const std::vector<float> x = normals(rng, 3 * 70), expected = run(k, weights.ffn, x);
   std::vector<uint8_t> copies[9];
   const auto shifted = [&](const auto& from, size_t place) {
@@ -95,7 +95,7 @@ void test_file(const Kernels& k, FfnFormat format) {
   weights.arena = std::make_unique<Arena>(panels_bytes(weights.gate.matrix) + rows_bytes(weights.up.matrix) +
                                           rows_bytes(weights.down.matrix));
   weights.ffn.gate = pack_panels(weights.gate.matrix, shifted(weights.b_gate, 6), *weights.arena, 2);
-  weights.ffn.up = pack_rows(weights.up.matrix, shifted(weights.b_up, 7), RowOrder::kDot, *weights.arena, 2);
+  weights.ffn.up = pack_rows(weights.up.matrix, shifted(weights.b_up, 7), k.up_order, *weights.arena, 2);
   weights.ffn.down = pack_rows(weights.down.matrix, shifted(weights.b_down, 8), RowOrder::kAxpy, *weights.arena, 2);
   ++cases;
   CHECK(run(k, weights.ffn, x) == expected, "%s %s: a file's weights at odd addresses change the bits", k.isa,

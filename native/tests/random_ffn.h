@@ -21,17 +21,19 @@ inline void run_shuffled(void* seed, size_t count, void (*task)(void*, size_t), 
 struct Weights {  // of one FFN
   Stored gate, up, down;
   std::vector<float> b_gate, b_up, b_down;
+  RowOrder up_order;
   std::unique_ptr<Arena> arena;
   Ffn ffn{};
   FfnFormat format() const { return {gate.matrix.format, down.matrix.format}; }
-  Weights(FfnFormat f, size_t d_model, size_t d_ff, bool gated, Activation activation, float threshold,
-          std::mt19937& rng)
+  Weights(const Kernels& k, FfnFormat f, size_t d_model, size_t d_ff, bool gated, Activation activation,
+          float threshold, std::mt19937& rng)
       : gate(f.format, d_ff, d_model, rng),
         up(f.format, d_ff, d_model, rng),
         down(f.down, d_ff, d_model, rng),
         b_gate(normals(rng, d_ff)),
         b_up(normals(rng, d_ff)),
-        b_down(normals(rng, d_model)) {
+        b_down(normals(rng, d_model)),
+        up_order(k.up_order) {
     ffn.gated = gated;
     ffn.d_model = d_model;
     ffn.d_ff = d_ff;
@@ -42,7 +44,7 @@ struct Weights {  // of one FFN
   void pack() {
     arena = std::make_unique<Arena>(panels_bytes(gate.matrix) + rows_bytes(up.matrix) + rows_bytes(down.matrix));
     ffn.gate = pack_panels(gate.matrix, b_gate.data(), *arena, 2);
-    ffn.up = pack_rows(up.matrix, b_up.data(), RowOrder::kDot, *arena, 2);
+    ffn.up = pack_rows(up.matrix, b_up.data(), up_order, *arena, 2);
     ffn.down = pack_rows(down.matrix, b_down.data(), RowOrder::kAxpy, *arena, 2);
   }
 };

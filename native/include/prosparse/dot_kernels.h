@@ -25,11 +25,18 @@ struct DotTokens {
   const uint8_t* row_q;  // as q, but columns as they meet a line of Rows; see DotUse
 };
 
+// Memory that is read soon.
+struct MemoryRange {
+  const uint8_t* at;
+  size_t bytes;
+};
+
 // One token's active neurons among some rows.
 struct DotList {
   const int32_t* slots;  // which of the rows
   float* values;
   size_t count;
+  int prefetches;  // of upcoming rows, see FormatKernels::gather_dot
 };
 
 // Of one token: one of a tile's rows, and down_proj's input for it in float32; or two rows, and that for them in
@@ -70,14 +77,15 @@ struct DotKernels {
   size_t group_bytes;  // of DotTokens::q, by token and group of columns
   size_t (*row_bytes)(size_t cols);
   // `count` tokens, interleaved, and rows and row_q unless they are null: zeros for those that are null. All magnitudes
-  // are below 1e30.
-  void (*to_bytes)(const float* const* x, size_t count, size_t cols, uint8_t* q, float* scale, int32_t* start,
-                   uint8_t* rows, uint8_t* row_q);
-  // As gemm_panels, but z begins at row 16 * first.
-  void (*multiply)(const Panels& w, size_t first, size_t last, const DotTokens& x, float* z, size_t z_stride);
+  // are below 1e30. lane_groups: of Rows.
+  void (*to_bytes)(const float* const* x, size_t count, size_t cols, size_t lane_groups, uint8_t* q, float* scale,
+                   int32_t* start, uint8_t* rows, uint8_t* row_q);
+  // As gemm_panels, but z begins at row 16 * first. then: what to prefetch meanwhile, if there are many tokens.
+  void (*multiply)(const Panels& w, size_t first, size_t last, const DotTokens& x, const MemoryRange& then, float* z,
+                   size_t z_stride);
   // values[i] = bias + sum over c of w[rows[slots[i]]][c] * x[c], for every token's list. Without `rows`, slots are
-  // rows. No other rows are read. prefetches: see FormatKernels::gather_dot.
-  void (*up)(const Rows& w, const DotTokens& x, const int32_t* rows, int prefetches, const DotList* lists);
+  // rows. No other rows are read.
+  void (*up)(const Rows& w, const DotTokens& x, const int32_t* rows, const DotList* lists);
   // v[t * v_stride + r] = bias + sum over c of w[rows[r]][c] * x[c], for all tokens and `count` rows, a multiple of 16.
   // Null at level 0: tokens would change how others are rounded.
   void (*up_panels)(const Rows& w, const DotTokens& x, const int32_t* rows, size_t count, float* v, size_t v_stride);

@@ -39,7 +39,8 @@ struct Tokens {
   const int16_t* q;       // [tokens][stride]
   const int16_t* q_dot;   // [tokens][stride], per line of Rows by field, then by word
   const float* scale;     // [tokens][stride / 32]
-  const int32_t* starts;  // [tokens][stride / 2], 16 per line: -level_offset times the sum of q_dot's pairs
+  const int32_t* starts;  // [tokens][stride / 2], 16 per line: -level_offset times the sum of q_dot's pairs; for
+                          // groups with lanes in the first of their lines, of all of them
   const int32_t* sums;    // [tokens][stride / 32]: -level_offset times the sum of a group
   // x and q interleaved by token in groups of group_size(): gemm_panels reads these.
   const float* grouped_x;
@@ -157,14 +158,15 @@ struct FormatKernels {
   void (*gemm_panels)(const Panels& w, size_t first, size_t last, const Tokens& x, float* z, size_t z_stride);
 
   // u[k] (+)= sum over c in [col, col + cols) of w[active[k]][c] * x[token][c], for k in [0, count). Starts from the
-  // bias where col is 0, else from u[k]. col and cols are multiples of a line's columns (16 for float formats), except
-  // at the end of the row. Rows that are not listed are never read. prefetches: how often upcoming rows are prefetched,
-  // 0, 1 or 2.
+  // bias where col is 0, else from u[k]. col and cols are multiples of 16 for float formats, else of 512, except at the
+  // end of the row. Rows that are not listed are never read. prefetches: how often upcoming rows are prefetched, 0, 1
+  // or 2.
   void (*gather_dot)(const Rows& w, const Tokens& x, size_t token, const int32_t* active, size_t count, size_t col,
                      size_t cols, int prefetches, float* u);
 
   // y[j] += sum over k of h[k] * w[active[k]][col + j] for j in [0, cols), in the order of the list. h is finite for
-  // quantized formats. col and cols as above. work: scatter_axpy_work_bytes(cols), aligned to 64.
+  // quantized formats. col and cols are multiples of a line's columns (16 for float formats), except at the end of the
+  // row. work: scatter_axpy_work_bytes(cols), aligned to 64.
   void (*scatter_axpy)(const Rows& w, const int32_t* active, const float* h, size_t count, size_t col, size_t cols,
                        int prefetches, float* y, void* work);
 
@@ -203,9 +205,10 @@ struct Kernels {
   // (0 and 1 of I8; 0 and 2, 1 and 3 of I4) the low bytes a0 b0 a1 b1 replace a, the high bytes replace b; for I4 both
   // low ones come first.
   bool low_high_bytes;
-  // Rounds one token of `stride` columns and fills in its part of Tokens. x is finite.
-  void (*quantize)(const float* x, size_t stride, Format format, int16_t* q, int16_t* q_dot, float* scale,
-                   int32_t* starts, int32_t* sums);
+  RowOrder up_order;  // of up_proj's rows, as a variant reads them best; those without AMX read both
+  // Rounds one token of `stride` columns and fills in its part of Tokens. x is finite. lane_groups: of Rows.
+  void (*quantize)(const float* x, size_t stride, Format format, size_t lane_groups, int16_t* q, int16_t* q_dot,
+                   float* scale, int32_t* starts, int32_t* sums);
   // Lists the neurons k < count with !(z[k] <= threshold), in order, and packs their z. Writes up to 16 entries beyond
   // the result. active, a: room for count + 16. Returns how many.
   size_t (*compact)(const float* z, size_t count, float threshold, int32_t* active, float* a);

@@ -14,9 +14,10 @@
 //
 // Rows (up_proj, down_proj): row-major, so that a row is read or skipped whole. Float formats: as stored, padded to 16
 // columns. I8 and I4: lines of 64 bytes, 32 words of 2 or 4 fields, 2 or 4 groups. kDot: each group has its own 16 or
-// 8 words, so that one sum per line serves all its groups. kAxpy: each group has its own field, in the order
-// that interleaving two rows' words within 128 bits turns into columns 0 to 31. A row's scales follow its lines, so
-// that a scattered row is one place in memory.
+// 8 words, so that one sum per line serves all its groups. kLane: in each 16 groups, group g has lane g (32 bits) of
+// every line, so that one sum serves 16 groups; lines of the groups left over are as in kDot. kAxpy: each group has its
+// own field, in the order that interleaving two rows' words within 128 bits turns into columns 0 to 31. A row's scales
+// follow its lines, so that a scattered row is one place in memory.
 #ifndef PROSPARSE_WEIGHTS_H_
 #define PROSPARSE_WEIGHTS_H_
 
@@ -61,23 +62,27 @@ struct Panels {
   size_t count() const { return (rows + kLanes - 1) / kLanes; }
 };
 
-enum class RowOrder { kDot, kAxpy };
+enum class RowOrder { kDot, kLane, kAxpy };
 
 struct Rows {
   Format format;
   const uint8_t* data;
-  const float* bias;  // kDot: [rows]; kAxpy: [cols, rounded up to padded_cols]
+  const float* bias;  // kDot, kLane: [rows]; kAxpy: [cols, rounded up to padded_cols]
   size_t rows, cols;
   size_t padded_cols;  // multiple of 16; quantized: of a line's columns
   size_t row_bytes;
   size_t scales_at;             // quantized only: bytes from a row's beginning to its scales, one per group
-  const uint8_t* out_of_range;  // [rows], 16-bit formats in kDot order: see Panels
+  size_t lane_groups;           // a multiple of 16: the first so many groups have lanes, see kLane
+  const uint8_t* out_of_range;  // [rows], 16-bit formats but for kAxpy: see Panels
 
   const uint8_t* row(size_t of) const { return data + of * row_bytes; }
   const uint16_t* scales(size_t of) const { return reinterpret_cast<const uint16_t*>(row(of) + scales_at); }
 };
 
-// Column within its line of field `field` of word `word` (0 to 31).
+// Lines of 16 groups, and lanes of a line that a group has in kDot order.
+constexpr size_t group_lanes(Format format) { return kGroupColumns / 2 / fields(format); }
+
+// Column within its line of field `field` of word `word` (0 to 31), but in kLane order.
 constexpr size_t word_column(RowOrder order, Format format, size_t word, size_t field) {
   const size_t words = kGroupColumns / fields(format);  // per group, kDot
   if (order == RowOrder::kDot) return word / words * kGroupColumns + field * words + word % words;
