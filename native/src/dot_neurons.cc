@@ -12,12 +12,6 @@
 namespace prosparse {
 namespace {
 
-// 16 neurons that on average this share of the tokens uses are computed for all of them, which takes less time for
-// each. Measured by benchmarks/tuning.py, which builds others.
-#ifndef PROSPARSE_SHARED_PERCENT
-#define PROSPARSE_SHARED_PERCENT 38
-#endif
-constexpr size_t kSharedPercent = PROSPARSE_SHARED_PERCENT;
 // Where tokens use so many of a block's neurons, the next block's rows of up_proj are prefetched before it is known
 // which are used, while gate_proj keeps the processor busy.
 constexpr size_t kMostPercent = 70;
@@ -99,7 +93,7 @@ class Neurons {
     return used;
   }
 
-  // Finds the neurons that are computed for all tokens: the most used ones.
+  // Finds the neurons that are computed for all tokens: of the most used ones, 16 at a time.
   void choose_shared(const uint8_t* uses, size_t used) {
     size_t ends[kMaxDotTokens + 1] = {}, order[kDotBlock];  // ends: by tokens, of the neurons that fewer use
     for (size_t i = 0; i < used; ++i) ++ends[uses[i]];
@@ -109,7 +103,7 @@ class Neurons {
     for (size_t first = 0; first + kLanes <= used; first += kLanes) {
       size_t pairs = 0;
       for (size_t i = first; i < first + kLanes; ++i) pairs += uses[order[i]];
-      if (pairs * 100 < kLanes * x_.count * kSharedPercent) return;
+      if (pairs * 100 < kLanes * x_.count * run_.shared_percent) return;
       for (size_t i = first; i < first + kLanes; ++i) is_shared_[order[i]] = true;
     }
   }
