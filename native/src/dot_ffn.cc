@@ -91,11 +91,12 @@ void run_dot_batch(const Kernels& kernels, DotLevel level, const Ffn& ffn, const
   const size_t floats = dot_work_floats(count);
   const size_t most = std::min(pieces, WorkSlots::kMost);
   WorkSlots slots(most);
+  bool most_are_used[WorkSlots::kMost] = {};
   float* const work = scratch.a.get<float>(most * floats);
   parallel_for(parallel, pieces, [&](size_t i) {
     const size_t slot = slots.take();
     run_dot_neurons(kernels, level, ffn, tokens, neuron_panels(ffn, pieces, i), others, work + slot * floats,
-                    hidden.pieces[i], scratch);
+                    most_are_used[slot], hidden.pieces[i], scratch);
     slots.give_back(slot);
   });
   run_down(down, ffn, hidden, count, y, parallel, scratch);

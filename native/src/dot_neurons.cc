@@ -26,7 +26,7 @@ uint32_t to_bf16(float value) {
 class Neurons {
  public:
   Neurons(const Kernels& kernels, DotLevel level, const Ffn& ffn, const DotTokens& x, const LeftOut& others,
-          float* work, DotPiece& out, Scratch& scratch)
+          float* work, bool& most_are_used, DotPiece& out, Scratch& scratch)
       : kernels_(kernels),
         run_(dot_kernels(kernels, ffn.gate.format, level)),
         down_(dot_kernels(kernels, ffn.down.format, level)),
@@ -40,6 +40,7 @@ class Neurons {
         rare_(slots_ + x.count * kDotStride),
         shares_(run_.up_panels != nullptr),
         prefetches_(row_prefetches(ffn.d_model)),
+        most_are_used_(most_are_used),
         out_(out),
         scratch_(scratch) {}
 
@@ -48,7 +49,9 @@ class Neurons {
     for (size_t panel = panels.begin; panel < panels.end; panel += kDotBlock / kLanes) {
       const size_t last = std::min(panels.end, panel + kDotBlock / kLanes), first_row = panel * kLanes;
       const size_t width = std::min(ffn_.d_ff, last * kLanes) - first_row;
-      run_.multiply(ffn_.gate, panel, last, x_, upcoming_rows(first_row, width), z_, kDotBlock);
+      const MemoryRange then = rows_to_prefetch(first_row, width);
+      run_.multiply(ffn_.gate, panel, last, x_, then, z_, kDotBlock);
+      block_prefetches_ = then.bytes == 0 ? prefetches_ : 0;
       const size_t used = list(width);
       most_are_used_ = used * 100 >= width * kMostPercent;
       for (size_t i = 0; i < used; ++i) used_[i] += static_cast<int32_t>(first_row);
@@ -60,8 +63,8 @@ class Neurons {
 
  private:
   // The block's rows of up_proj, if most of the last block's were used.
-  MemoryRange upcoming_rows(size_t first, size_t count) const {
-    if (!ffn_.gated || !most_are_used_ || prefetches_ == 0) return {nullptr, 0};
+  MemoryRange rows_to_prefetch(size_t first, size_t count) const {
+    if (!ffn_.gated || !most_are_used_ || prefetches_ == 0 || x_.count <= run_.direct_tokens) return {nullptr, 0};
     return {ffn_.up.row(first), count * ffn_.up.row_bytes};
   }
 
@@ -73,9 +76,9 @@ class Neurons {
       float* const a = a_ + t * kDotStride;
       const size_t count = others_[t] ? 0 : list_token(z_ + t * kDotBlock, width, slots, a);
       lists_[t] = {slots, ffn_.gated ? v_ + t * kDotStride : a, count, 0};
-      size_t first = 0;  // uses of a neuron
-      for (size_t i = 0; i < count; ++i) first += uses[slots[i]]++ == 0;
-      if (!most_are_used_ && is_worth_prefetching(first, count)) lists_[t].prefetches = prefetches_;
+      size_t fresh = 0;
+      for (size_t i = 0; i < count; ++i) fresh += uses[slots[i]]++ == 0;
+      if (is_worth_prefetching(fresh, count)) lists_[t].prefetches = block_prefetches_;
     }
     int32_t place[kDotBlock];
     size_t used = 0;
@@ -93,9 +96,9 @@ class Neurons {
     return used;
   }
 
-  // Finds the neurons that are computed for all tokens: of the most used ones, 16 at a time.
+  // Finds the neurons that are computed for all tokens: the most used ones, 16 at a time.
   void choose_shared(const uint8_t* uses, size_t used) {
-    size_t ends[kMaxDotTokens + 1] = {}, order[kDotBlock];  // ends: by tokens, of the neurons that fewer use
+    size_t ends[kMaxDotTokens + 1] = {}, order[kDotBlock];  // ends: by tokens, of the neurons that more use
     for (size_t i = 0; i < used; ++i) ++ends[uses[i]];
     for (size_t n = kMaxDotTokens, end = 0; n != 0; --n) end += std::exchange(ends[n], end);
     for (size_t i = 0; i < used; ++i) order[ends[uses[i]]++] = i;
@@ -119,7 +122,7 @@ class Neurons {
       rows[place[i]] = used_[i];
     }
     run_.up_panels(ffn_.up, x_, rows, shared, z_, kDotBlock);
-    if (shared != used) up_rare(rows, place, shared);
+    if (shared != used) up_rare(rows, place, shared, used);
     for (size_t t = 0; t < x_.count; ++t) {
       const float* const v = z_ + t * kDotBlock;
       for (size_t i = 0; i < lists_[t].count; ++i) lists_[t].values[i] = v[place[lists_[t].slots[i]]];
@@ -127,8 +130,10 @@ class Neurons {
   }
 
   // v of the others, in z_ too.
-  void up_rare(const int32_t* rows, const int32_t* place, size_t shared) {
+  void up_rare(const int32_t* rows, const int32_t* place, size_t shared, size_t used) {
     DotList lists[kMaxDotTokens];
+    bool is_read[kDotBlock];
+    std::fill_n(is_read, used, false);
     for (size_t t = 0; t < x_.count; ++t) {
       int32_t* const slots = rare_ + t * kDotStride;
       size_t n = 0;
@@ -136,7 +141,9 @@ class Neurons {
         slots[n] = place[lists_[t].slots[i]];
         n += static_cast<size_t>(slots[n]) >= shared;
       }
-      lists[t] = {slots, lists_[t].values, n, lists_[t].prefetches};
+      size_t fresh = 0;
+      for (size_t i = 0; i < n; ++i) fresh += !std::exchange(is_read[slots[i]], true);
+      lists[t] = {slots, lists_[t].values, n, is_worth_prefetching(fresh, n) ? block_prefetches_ : 0};
     }
     run_.up(ffn_.up, x_, rows, lists);
     for (size_t t = 0; t < x_.count; ++t) {
@@ -234,8 +241,9 @@ class Neurons {
   int32_t *slots_, *rare_;
   const bool shares_;
   const int prefetches_;
-  bool most_are_used_ = false;  // of the last block, so that all rows of this one are prefetched
-  bool is_shared_[kDotBlock];   // by place in used_
+  int block_prefetches_ = 0;   // of rows that no token has read
+  bool& most_are_used_;        // of the last block, so that all rows of this one are prefetched
+  bool is_shared_[kDotBlock];  // by place in used_
   DotList lists_[kMaxDotTokens];
   int32_t used_[kDotBlock + 1];  // the last neuron of a block is written in any case
   DotPiece& out_;
@@ -245,8 +253,8 @@ class Neurons {
 }  // namespace
 
 void run_dot_neurons(const Kernels& kernels, DotLevel level, const Ffn& ffn, const DotTokens& x, Range panels,
-                     const LeftOut& others, float* work, DotPiece& out, Scratch& scratch) {
-  Neurons(kernels, level, ffn, x, others, work, out, scratch).compute(panels);
+                     const LeftOut& others, float* work, bool& most_are_used, DotPiece& out, Scratch& scratch) {
+  Neurons(kernels, level, ffn, x, others, work, most_are_used, out, scratch).compute(panels);
 }
 
 }  // namespace prosparse

@@ -52,7 +52,7 @@ void run_up(const TokenBatch& batch) {
     parallel_for(batch.parallel, pieces,
                  [&](size_t i) { batch.compute_up(0, piece(count, pieces, i, 4), 0, ffn.d_model, batch.prefetches); });
   } else {
-    const size_t part = std::max<size_t>(kCachedBytes / kCachedRows * 8 / element_bits(ffn.up.format), kPadColumns),
+    const size_t part = round_up(kCachedBytes / kCachedRows * 8 / element_bits(ffn.up.format), kLanes * kGroupColumns),
                  cols = batch.bytes != nullptr ? ffn.d_model : part;
     parallel_for(batch.parallel, (ffn.d_ff + kCachedRows - 1) / kCachedRows, [&](size_t i) {
       for (size_t col = 0; col < ffn.d_model; col += cols) {

@@ -23,10 +23,10 @@ void poison(const Weights& weights, size_t row, size_t which, Weights& broken) {
   broken.pack();
 }
 
-void test_hidden_rows(const Kernels& k, FfnFormat format, size_t tokens, bool gated) {
+void test_hidden_rows(const Kernels& k, FfnFormat format, size_t d_model, size_t tokens, bool gated) {
   static const char* const kinds[] = {"NaN", "+Inf", "-Inf"};
   std::mt19937 rng(static_cast<unsigned>(tokens));
-  const size_t d_model = 96, d_ff = 130;
+  const size_t d_ff = 130;
   const bool rounds = is_quantized(format.down) && &k != &kScalarKernels;
   const Weights weights(k, format, d_model, d_ff, gated, Activation::kRelu, 0.0f, rng);
   Weights broken(k, format, d_model, d_ff, gated, Activation::kRelu, 0.0f, rng);
@@ -65,7 +65,8 @@ int main(int argc, char** argv) {
       for (const bool gated : {true, false}) {
         for (const size_t tokens : {1, 3, 14, 67}) {
           if (tokens > 14 && k->of[static_cast<size_t>(format.format)].bf16x3_tokens == 0) continue;
-          if (k != &kScalarKernels || tokens == 3) test_hidden_rows(*k, format, tokens, gated);
+          if (k != &kScalarKernels || tokens == 3) test_hidden_rows(*k, format, 96, tokens, gated);
+          if (is_quantized(format.format) && gated && tokens == 14) test_hidden_rows(*k, format, 512, tokens, gated);
         }
       }
     }

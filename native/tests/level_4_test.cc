@@ -109,15 +109,15 @@ void test_level_4_few(const Kernels& k, FfnFormat format, size_t tokens) {
 
 // Sums of bytes that are as large as they can be: all weights the first or the last code, all activations one
 // magnitude.
-void test_level_4_largest(const Kernels& k, FfnFormat format, size_t tokens) {
+void test_level_4_largest(const Kernels& k, FfnFormat format, size_t d_model, size_t tokens) {
   std::mt19937 rng(4);
   for (const bool last : {false, true}) {
     for (const bool alternate : {false, true}) {
-      Weights weights(k, format, 96, 64, true, Activation::kRelu, 0.0f, rng);
+      Weights weights(k, format, d_model, 64, true, Activation::kRelu, 0.0f, rng);
       for (Stored* w : {&weights.gate, &weights.up, &weights.down}) w->use_one_code(last);
       weights.pack();
-      std::vector<float> x(tokens * 96);
-      for (size_t i = 0; i < x.size(); ++i) x[i] = i / 96 % 2 == 0 || (alternate && i % 2 == 0) ? 1.0f : -1.0f;
+      std::vector<float> x(tokens * d_model);
+      for (size_t i = 0; i < x.size(); ++i) x[i] = i / d_model % 2 == 0 || (alternate && i % 2 == 0) ? 1.0f : -1.0f;
       expect_ffn(k, weights, x, run_level_4(k, weights.ffn, x), true);
     }
   }
@@ -143,7 +143,8 @@ int main(int argc, char** argv) {
         }
         test_level_4(*k, f, brief ? 140 : 300, brief ? 130 : 267, tokens, true, Activation::kRelu, 0.0f);
         test_level_4(*k, f, 24, 100, tokens, false, Activation::kRelu2, 0.5f);
-        test_level_4(*k, f, 600, 50, tokens, true, Activation::kRelu, 20.0f);  // RowOrder::kLane
+        for (const size_t d_model : {500, 512, 600})  // RowOrder::kLane
+          test_level_4(*k, f, d_model, 50, tokens, true, Activation::kRelu, 0.0f);
         test_level_4(*k, f, 1, 1, tokens, true, Activation::kRelu, 0.0f);
         if (f.mixed()) continue;
         test_linear(*k, f.format, 37, 129, tokens, true);
@@ -166,7 +167,8 @@ int main(int argc, char** argv) {
       for (const size_t tokens : {34, 35}) test_linear(*k, f.format, 80, 129, tokens, true);  // last groups of any size
       for (const size_t tokens : {16, 40}) {  // token by token, and in blocks of neurons
         test_level_4_unused(*k, f, tokens);
-        test_level_4_largest(*k, f, tokens);
+        test_level_4_largest(*k, f, 96, tokens);
+        test_level_4_largest(*k, f, 512, tokens);
       }
     }
     std::printf("%s done\n", k->isa);

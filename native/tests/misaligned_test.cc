@@ -116,6 +116,7 @@ int main(int argc, char** argv) {
           if (!format.mixed()) test_linear(*k, format.format, cols, tokens);
         }
       }
+      if (is_quantized(format.format)) test_ffn(*k, format, true, 512, 2);
     }
     std::printf("%s done\n", k->isa);
   }

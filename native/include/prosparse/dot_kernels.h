@@ -80,15 +80,17 @@ struct DotKernels {
   // are below 1e30. lane_groups: of Rows.
   void (*to_bytes)(const float* const* x, size_t count, size_t cols, size_t lane_groups, uint8_t* q, float* scale,
                    int32_t* start, uint8_t* rows, uint8_t* row_q);
-  // As gemm_panels, but z begins at row 16 * first. then: what to prefetch meanwhile, if there are many tokens.
+  // As gemm_panels, but z begins at row 16 * first. then: what to prefetch meanwhile, with more than
+  // direct_tokens tokens.
   void (*multiply)(const Panels& w, size_t first, size_t last, const DotTokens& x, const MemoryRange& then, float* z,
                    size_t z_stride);
+  size_t direct_tokens;
   // values[i] = bias + sum over c of w[rows[slots[i]]][c] * x[c], for every token's list. Without `rows`, slots are
   // rows. No other rows are read.
   void (*up)(const Rows& w, const DotTokens& x, const int32_t* rows, const DotList* lists);
   // v[t * v_stride + r] = bias + sum over c of w[rows[r]][c] * x[c], for all tokens and `count` rows, a multiple of 16.
-  // Null at level 0: tokens would change how others are rounded. For 16 rows that on average shared_percent of the
-  // tokens use, it takes less time than `up`.
+  // Null at level 0: tokens would change how others are rounded. For 16 rows that on average at least shared_percent of
+  // the tokens use, it takes less time than `up`.
   void (*up_panels)(const Rows& w, const DotTokens& x, const int32_t* rows, size_t count, float* v, size_t v_stride);
   size_t shared_percent;
   bool has_pairs;  // in DotEntry

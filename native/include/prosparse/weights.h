@@ -82,7 +82,7 @@ struct Rows {
 // Lines of 16 groups, and lanes of a line that a group has in kDot order.
 constexpr size_t group_lanes(Format format) { return kGroupColumns / 2 / fields(format); }
 
-// Column within its line of field `field` of word `word` (0 to 31), but in kLane order.
+// Column within its line of field `field` of word `word` (0 to 31); not for kLane.
 constexpr size_t word_column(RowOrder order, Format format, size_t word, size_t field) {
   const size_t words = kGroupColumns / fields(format);  // per group, kDot
   if (order == RowOrder::kDot) return word / words * kGroupColumns + field * words + word % words;
