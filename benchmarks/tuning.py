@@ -6,9 +6,9 @@
 Several tokens in float formats (native/src/tiles.cc): up_proj computes a neuron for all tokens if it is active for one
 in `common` of them; up to `memory` tokens it always does. One token (native/src/dispatch.cc): rows are prefetched from
 d_model = `prefetch` on; gate_proj and Linear prefetch `distance` bytes ahead, and with AVX2 read several panels of at
-least `side` bytes at once. Many tokens in I8 and I4: blocks of neurons from `dot` tokens on
-and, at accuracy level 4, for all tokens those neurons that `shared` percent of them use
-(native/src/kernel_table.inc); without those kernels, panels are widened to float32 from `widen` tokens on
+least `side` bytes at once. Many tokens in I8 and I4 (native/src/kernel_table.inc): blocks of neurons from `dot` tokens
+on; in those, at accuracy level 4, 16 neurons that on average `shared` percent of the tokens use are computed for all
+tokens. Without those kernels, panels are widened to float32 from `widen` tokens on
 (native/src/gemm_panels_int.inc); AMX is used from `bf16x3` tokens on (native/src/amx_kernels.inc). Prints, per layer,
 the milliseconds of the build in the second column and the other builds' times as multiples of it, medians of paired
 ratios: above 1 is slower. Needs cmake.

@@ -98,7 +98,7 @@ class Neurons {
 
   // Finds the neurons that are computed for all tokens: the most used ones, 16 at a time.
   void choose_shared(const uint8_t* uses, size_t used) {
-    size_t ends[kMaxDotTokens + 1] = {}, order[kDotBlock];  // ends: by tokens, of the neurons that more use
+    size_t ends[kMaxDotTokens + 1] = {}, order[kDotBlock];  // ends[n]: in order, of neurons that more use
     for (size_t i = 0; i < used; ++i) ++ends[uses[i]];
     for (size_t n = kMaxDotTokens, end = 0; n != 0; --n) end += std::exchange(ends[n], end);
     for (size_t i = 0; i < used; ++i) order[ends[uses[i]]++] = i;
@@ -241,7 +241,7 @@ class Neurons {
   int32_t *slots_, *rare_;
   const bool shares_;
   const int prefetches_;
-  int block_prefetches_ = 0;   // of rows that no token has read
+  int block_prefetches_ = 0;   // of its rows of up_proj: 0 if all are prefetched
   bool& most_are_used_;        // of the last block, so that all rows of this one are prefetched
   bool is_shared_[kDotBlock];  // by place in used_
   DotList lists_[kMaxDotTokens];

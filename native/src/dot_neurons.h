@@ -22,7 +22,8 @@ constexpr size_t kDotStride = kDotBlock + kLanes;
 constexpr size_t dot_work_floats(size_t tokens) { return tokens * (kDotBlock + 4 * kDotStride); }
 
 // Computes the neurons of some panels. Tokens in `others` have none; those whose h is out of range are marked in
-// scratch.needs_fallback. most_are_used: of the neurons of a block before, by any token; and of the last block.
+// scratch.needs_fallback. most_are_used: whether any tokens use most neurons of the block before; then of the last
+// block.
 void run_dot_neurons(const Kernels& kernels, DotLevel level, const Ffn& ffn, const DotTokens& x, Range panels,
                      const LeftOut& others, float* work, bool& most_are_used, DotPiece& out, Scratch& scratch);
 

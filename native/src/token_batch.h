@@ -31,8 +31,8 @@ struct TokenBatch {
   void list_active(size_t token) const;
   // Sets needs_fallback if values that a quantized down_proj reads are out of range.
   void mark_fallback(size_t token, const float* values, size_t count) const;
-  // h = a * v for a range of one token's list; v has been summed over the columns before `col`. times: of `prefetches`,
-  // as many as these rows need.
+  // h = a * v for a range of one token's list; v has been summed over the columns before `col`. times: how
+  // often to prefetch these rows.
   void compute_up(size_t token, Range list, size_t col, size_t cols, int times) const;
   // Results begin as the bias.
   void start_down(Range columns) const;

@@ -5,7 +5,7 @@
 // two weights per byte, the even column in the low half, each plus 8, rows padded to whole groups of 32 columns. I8 and
 // I4 have one float16 scale per row and group: weight = scale * integer.
 //
-// Packed, the same for every ISA but for the order of up_proj's rows (Kernels::up_order):
+// Packed, the same for every ISA except for the order of up_proj's rows (Kernels::up_order):
 //
 // Panels (gate_proj, Linear): 16 rows side by side, so that a lane is a row and no sum runs across lanes. Float
 // formats: [cols][16]. I8 and I4, per 64 columns: scales [2][16] as float16, then lines of 64 bytes; lane r of a line
@@ -79,7 +79,7 @@ struct Rows {
   const uint16_t* scales(size_t of) const { return reinterpret_cast<const uint16_t*>(row(of) + scales_at); }
 };
 
-// Lines of 16 groups, and lanes of a line that a group has in kDot order.
+// Lines that 16 groups take in kLane order, and lanes of a line that a group takes in kDot order.
 constexpr size_t group_lanes(Format format) { return kGroupColumns / 2 / fields(format); }
 
 // Column within its line of field `field` of word `word` (0 to 31); not for kLane.
