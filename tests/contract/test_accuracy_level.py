@@ -74,7 +74,7 @@ def test_random_cases_of_level_4() -> None:
         rng = np.random.default_rng(20_000 + seed)
         kind, weights = CASES[rng.integers(len(CASES))]
         activation = str(rng.choice(["relu", "relu2", "fatrelu", *(["drelu", "silu"] if kind == "gated" else [])]))
-        sizes = tuple(int(v) for v in np.exp(rng.uniform(0, np.log([200, 200, 150]))))
+        sizes = tuple(int(v) for v in np.exp(rng.uniform(0, np.log([1200, 200, 150]))))
         check(kind, weights, (sizes[0], sizes[1], sizes[2]), activation, float(rng.choice([0.0, 0.01, 1.0])), seed)
 
 

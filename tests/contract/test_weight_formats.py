@@ -113,7 +113,7 @@ def test_random_cases() -> None:
         kind = str(rng.choice(list(KINDS)))
         weights = KIND_FORMATS[kind][rng.integers(len(KIND_FORMATS[kind]))]
         activation = str(rng.choice(ACTIVATIONS[kind]))
-        d_model, d_ff, tokens = (int(v) for v in np.exp(rng.uniform(0, np.log([200, 200, 40]))))
+        d_model, d_ff, tokens = (int(v) for v in np.exp(rng.uniform(0, np.log([1200, 200, 40]))))
         check(kind, weights, d_model, d_ff, tokens, activation, float(rng.choice([0.0, 0.01, 1.0])), seed)
 
 
